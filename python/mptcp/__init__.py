@@ -1,0 +1,1 @@
+"""Control and measurement of Multipath TCP, subflow by subflow."""

@@ -1,0 +1,4 @@
+#![deny(unsafe_code)]
+
+#[cfg(feature = "python")]
+mod py;
