@@ -1,4 +1,29 @@
+//! Control and measurement of Multipath TCP, subflow by subflow: the core, which knows nothing of Python.
+//!
+//! Data flows one way: [`connection`] and [`open`] (what a caller asks for) use [`namespace`] (the netlink
+//! sockets of one network namespace), which uses the marshalling ([`info`], [`tcp_info`], [`subflow`],
+//! [`diag`], [`pm`], [`event`], [`route`]: pure functions over bytes), which uses [`wire`], [`address`] and
+//! [`uapi`]. Only [`sys`] talks to the kernel.
 #![deny(unsafe_code)]
+
+pub mod address;
+pub mod connection;
+pub mod diag;
+pub mod error;
+pub mod event;
+mod fields;
+pub mod info;
+pub mod namespace;
+pub mod netlink;
+pub mod open;
+pub mod pm;
+pub mod reader;
+pub mod route;
+pub mod subflow;
+pub mod sys;
+pub mod tcp_info;
+pub mod uapi;
+pub mod wire;
 
 #[cfg(feature = "python")]
 mod py;

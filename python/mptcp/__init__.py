@@ -1,1 +1,33 @@
-"""Control and measurement of Multipath TCP, subflow by subflow."""
+"""Control and measurement of Multipath TCP, subflow by subflow, on stock Linux kernels.
+
+    import mptcp
+    sock = mptcp.create_connection(("10.0.1.2", 5000), path_manager="userspace")
+    sock.sendall(b"hello"); sock.recv(5)
+    sf = sock.open_subflow(local=("10.0.2.1", 12345), remote=("10.0.2.2", 5000))
+    print(sf.id, sf.tcp_info.rtt, [s.local for s in sock.subflows()])
+    sock.close_subflow(sf)
+"""
+
+from ._core import Info, Subflow, TcpInfo
+from ._errors import NotMultipathError, PathManagerError, SubflowError, UnsupportedError
+from ._path_manager import get_path_manager, set_path_manager, use_path_manager
+from ._socket import Socket, create_connection, create_server, wrap
+
+Socket.__module__ = "mptcp"
+
+__all__ = [
+    "Info",
+    "NotMultipathError",
+    "PathManagerError",
+    "Socket",
+    "Subflow",
+    "SubflowError",
+    "TcpInfo",
+    "UnsupportedError",
+    "create_connection",
+    "create_server",
+    "get_path_manager",
+    "set_path_manager",
+    "use_path_manager",
+    "wrap",
+]

@@ -1,0 +1,363 @@
+"""Multipath TCP sockets: everything a socket.socket does, and the subflows of its connection."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Callable
+from typing import Any, TypeAlias, cast
+
+from . import _core
+from ._core import Info, Subflow
+from ._path_manager import check_path_manager
+
+Address: TypeAlias = "str | tuple[str, int] | tuple[str, int, int, int]"
+
+_DEFAULT_TIMEOUT = object()
+
+IPPROTO_MPTCP = 262
+"""<linux/in.h>; socket.IPPROTO_MPTCP is there only if Python was built with headers that know it."""
+
+
+class Socket(socket.socket):
+    """A socket.socket of Multipath TCP, with its subflows.
+
+    ``path_manager="userspace"`` latches the userspace path manager for this socket, which opening subflows needs.
+    It needs CAP_NET_ADMIN in the user namespace that owns the network namespace, whose sysctl
+    net.mptcp.path_manager is changed for some microseconds and put back: sockets that other programs make in that
+    moment latch it too. ``path_manager="kernel"`` likewise. None leaves the namespace's choice.
+
+    While a Socket under the userspace path manager lives, listening ones included, this process is subscribed to
+    the path manager events of its network namespace: without a subscriber the kernel refuses subflows that the
+    peer opens. That is left out, silently, where the privilege is missing.
+
+    A Socket belongs to the network namespace that it was made in, whatever namespace the caller is in later.
+
+    Raises UnsupportedError where the kernel has no Multipath TCP or net.mptcp.enabled is 0, PermissionError where
+    ``path_manager`` cannot be set.
+    """
+
+    def __init__(
+        self,
+        family: int = socket.AF_INET,
+        type: int = socket.SOCK_STREAM,
+        proto: int = IPPROTO_MPTCP,
+        fileno: int | None = None,
+        *,
+        path_manager: str | None = None,
+    ) -> None:
+        self._handle = _core.Handle()
+        if path_manager is not None:
+            check_path_manager(path_manager)
+            if fileno is not None:
+                raise ValueError("path_manager is latched when a socket is made: it cannot be chosen with fileno")
+        if fileno is not None:
+            # As socket.socket does, what is not given is read from the descriptor.
+            super().__init__(-1, -1, -1, fileno)
+        else:
+            fd = _core.create_socket(family, type, proto, path_manager)
+            try:
+                super().__init__(family, type, proto, fd)
+            except BaseException:
+                os.close(fd)
+                raise
+            # The class does this for descriptors that it makes itself.
+            if (timeout := socket.getdefaulttimeout()) is not None:
+                self.settimeout(timeout)
+        self._hold_events(path_manager)
+
+    def _hold_events(self, path_manager: str | None) -> None:
+        """Subscribes to path manager events if joins of this socket's connections depend on it."""
+        try:
+            if path_manager is None:
+                try:
+                    path_manager = self._handle.path_manager(self.fileno())
+                except OSError:  # not connected: what it will latch, or has latched, is the namespace's choice
+                    path_manager = self._handle.namespace_path_manager(self.fileno())
+            if path_manager == "userspace":
+                self._handle.hold_events(self.fileno())
+        except OSError:
+            pass  # unprivileged, or another namespace, or no MPTCP: whoever asks for more is told
+
+    # What socket.socket makes of itself is a Socket too.
+
+    def accept(self) -> tuple[Socket, Any]:
+        """As socket.socket.accept; the connection is a Socket. It may have fallen back: see is_mptcp."""
+        fd, address = cast("tuple[int, Any]", self._accept())  # type: ignore[attr-defined]
+        accepted = type(self)(fileno=fd)
+        # As socket.socket.accept does.
+        if socket.getdefaulttimeout() is None and self.gettimeout():
+            accepted.setblocking(True)
+        return accepted, address
+
+    def listen(self, backlog: int | None = None, /) -> None:
+        """As socket.socket.listen."""
+        if backlog is None:
+            super().listen()
+        else:
+            super().listen(backlog)
+        # The namespace's path manager may have changed since the socket was made.
+        self._hold_events(None)
+
+    def _real_close(self, *args: Any) -> None:
+        super()._real_close(*args)  # type: ignore[misc]
+        self._handle.release()
+
+    def detach(self) -> int:
+        """As socket.socket.detach. The subscription to path manager events ends with the Socket."""
+        fd = super().detach()
+        self._handle.release()
+        return fd
+
+    # The connection.
+
+    @property
+    def is_mptcp(self) -> bool:
+        """True unless the socket is plain TCP or its connection fell back to TCP. Never raises on a live socket.
+
+        TCP_IS_MPTCP, before Linux 6.10 MPTCP_INFO. No privilege.
+        """
+        return _core.is_multipath(self.fileno())
+
+    @property
+    def token(self) -> int:
+        """The connection's token on this host, which path manager commands and events name it by.
+
+        mptcpi_token of MPTCP_INFO. No privilege. Raises NotMultipathError, and OSError (ENOTCONN) before the
+        connection has one.
+        """
+        token = self.info().token
+        if not token:
+            raise OSError(errno.ENOTCONN, "the socket is not connected: it has no token yet")
+        return token
+
+    @property
+    def path_manager(self) -> str:
+        """The path manager that the connection latched: "kernel" or "userspace".
+
+        Learned by a SUBFLOW_DESTROY that can hit nothing (CAP_NET_ADMIN); without privilege by GET_ADDR with the
+        connection's token, which tells since Linux 6.10.
+
+        Raises NotMultipathError, OSError (ENOTCONN) before the connection has a token, PermissionError where the
+        kernel tells only the privileged.
+        """
+        return self._handle.path_manager(self.fileno())
+
+    def info(self) -> Info:
+        """struct mptcp_info of the connection, by MPTCP_INFO (getsockopt at SOL_MPTCP). No privilege.
+
+        Fields carry the kernel's names without the prefix; one that this kernel lacks is None. Waits for the
+        connection's lock, which a sender at full speed may hold for milliseconds.
+
+        Raises NotMultipathError.
+        """
+        return _core.info(self.fileno())
+
+    def subflows(self) -> list[Subflow]:
+        """One consistent snapshot of the subflows, oldest first, in every state but CLOSE.
+
+        Ids, addresses and tcp_info are one atomic reading by MPTCP_FULL_INFO (before Linux 6.5 by MPTCP_TCPINFO and
+        MPTCP_SUBFLOW_ADDRS, repeated until they agree); cookie, address ids, initial and the backup flags are a
+        second, by exact inet_diag look-ups, and None if the subflow was gone by then. No privilege, except for a
+        Socket of another network namespace than the caller's: CAP_NET_ADMIN and CAP_SYS_ADMIN over that one.
+
+        Raises NotMultipathError, and PermissionError where the Socket's network namespace cannot be entered.
+        """
+        return self._handle.subflows(self.fileno(), self)
+
+    def open_subflow(
+        self,
+        local: Address | None = None,
+        remote: Address | None = None,
+        *,
+        backup: bool = False,
+        interface: str | None = None,
+        timeout: float | None = 5.0,
+    ) -> Subflow | None:
+        """Opens a subflow and returns it once the peer has accepted it, which is the fourth ACK of its handshake.
+
+        ``local`` and ``remote`` are a host or ``(host, port)``. Without ``local`` the address is that of the route
+        to ``remote``; port 0 lets the kernel choose. Without ``remote``, or with port 0, it is the connection's own
+        remote address or port: on an accepted connection the client's, which refuses unless it listens there.
+        ``backup`` asks the peer to use the subflow only when no other is left. ``interface`` binds it to an
+        interface. ``timeout`` is in seconds: None waits as long as the kernel does, 0 returns None at once and
+        leaves the outcome to the events. The descriptor's own timeout and blocking mode play no part.
+
+        SUBFLOW_CREATE of the generic netlink family mptcp_pm, the events of mptcp_pm_events and exact inet_diag
+        look-ups. Needs CAP_NET_ADMIN in the user namespace that owns the Socket's network namespace.
+
+        Raises SubflowError with the cause, see there: nothing is left of the subflow, and the connection is as it
+        was. PathManagerError under the in-kernel path manager, NotMultipathError, PermissionError. TypeError and
+        ValueError, before any system call, for what cannot be an endpoint.
+        """
+        if interface is not None and not isinstance(interface, str):
+            raise TypeError(f"interface must be the name of an interface, not {type(interface).__name__}")
+        if timeout is not None:
+            timeout = float(timeout)
+        return self._handle.open_subflow(
+            self.fileno(), self, local, remote, bool(backup), interface, timeout
+        )
+
+    def close_subflow(self, subflow: Subflow | int, *, force: bool = False) -> None:
+        """Closes one subflow at once; data that it had not delivered goes over the others.
+
+        The last one may be closed too: what is sent then waits for a new one, for net.mptcp.close_timeout seconds.
+        Under the in-kernel path manager, where nothing could open a new one, that is refused without ``force``.
+
+        SUBFLOW_DESTROY of the generic netlink family mptcp_pm, under the in-kernel path manager SOCK_DESTROY of
+        sock_diag (which that path manager may answer with a new subflow). Needs CAP_NET_ADMIN in the user namespace
+        that owns the Socket's network namespace.
+
+        Raises SubflowError (ENOTCONN) if the subflow is closed already, ValueError for a Subflow of another
+        connection, PathManagerError for the last one without ``force``, NotMultipathError, PermissionError.
+        """
+        self._handle.close_subflow(self.fileno(), subflow, bool(force))
+
+
+MakeSocket: TypeAlias = Callable[[int, int, int], Socket]
+
+
+def create_connection(
+    address: tuple[str | None, int],
+    timeout: float | None | object = _DEFAULT_TIMEOUT,
+    source_address: tuple[str, int] | None = None,
+    *,
+    all_errors: bool = False,
+    path_manager: str | None = None,
+) -> Socket:
+    """As socket.create_connection, over Multipath TCP; ``path_manager`` as for Socket.
+
+    The connection may fall back to TCP, which is no error: see Socket.is_mptcp. Until the peer has acknowledged
+    data it is not fully established and takes no further subflows.
+
+    Raises what socket.create_connection and Socket raise.
+    """
+
+    def make(family: int, type: int, proto: int) -> Socket:
+        return Socket(family, type, proto, path_manager=path_manager)
+
+    return _connect(make, address, timeout, source_address, all_errors)
+
+
+def _connect(
+    make: MakeSocket,
+    address: tuple[str | None, int],
+    timeout: float | None | object,
+    source_address: tuple[str, int] | None,
+    all_errors: bool,
+) -> Socket:
+    """create_connection with the sockets of ``make``."""
+    host, port = address
+    errors: list[OSError] = []
+    for family, kind, _, _, target in socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM):
+        sock = None
+        try:
+            sock = make(family, kind, IPPROTO_MPTCP)
+            if timeout is not _DEFAULT_TIMEOUT:
+                sock.settimeout(cast("float | None", timeout))
+            if source_address:
+                sock.bind(source_address)
+            sock.connect(target)
+        except OSError as error:
+            errors.append(error)
+            if sock is not None:
+                sock.close()
+        except BaseException:
+            if sock is not None:
+                sock.close()
+            raise
+        else:
+            errors.clear()
+            return sock
+    try:
+        if not errors:
+            raise OSError("getaddrinfo returns an empty list")
+        if all_errors:
+            raise ExceptionGroup("create_connection failed", errors)
+        raise errors[0]
+    finally:
+        errors.clear()  # an exception that holds its own frame is a cycle
+
+
+def create_server(
+    address: tuple[str, int],
+    *,
+    family: int = socket.AF_INET,
+    backlog: int | None = None,
+    reuse_port: bool = False,
+    dualstack_ipv6: bool = False,
+) -> Socket:
+    """As socket.create_server, over Multipath TCP. Clients without Multipath TCP are accepted as plain TCP.
+
+    Accepted sockets latch the network namespace's path manager at each handshake: to accept and open subflows
+    under the userspace path manager, hold ``use_path_manager("userspace")`` for the server's life.
+
+    Raises what socket.create_server and Socket raise.
+    """
+
+    def make(family: int, type: int, proto: int) -> Socket:
+        return Socket(family, type, proto)
+
+    return _listen(make, address, family, backlog, reuse_port, dualstack_ipv6)
+
+
+def _listen(
+    make: MakeSocket,
+    address: tuple[str, int],
+    family: int,
+    backlog: int | None,
+    reuse_port: bool,
+    dualstack_ipv6: bool,
+) -> Socket:
+    """create_server with the sockets of ``make``."""
+    if dualstack_ipv6 and family != socket.AF_INET6:
+        raise ValueError("dualstack_ipv6 requires AF_INET6 family")
+    sock = make(family, socket.SOCK_STREAM, IPPROTO_MPTCP)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if dualstack_ipv6 else 1)
+        try:
+            sock.bind(address)
+        except OSError as error:
+            raise OSError(error.errno, f"{error.strerror} (while attempting to bind on address {address!r})") from None
+        sock.listen(backlog)
+        return sock
+    except BaseException:
+        sock.close()
+        raise
+
+
+def wrap(sock: Any) -> Socket:
+    """A Socket of the same connection, with a duplicate of the descriptor.
+
+    ``sock`` is a descriptor or anything with fileno(): a socket.socket, an ssl.SSLSocket, an asyncio transport's
+    socket. The duplicate keeps the connection open: the peer sees no end until both are closed. Reading data from
+    it takes them from the other. No privilege.
+
+    Raises TypeError for what has no descriptor, OSError (ENOTSOCK) for one that is no socket.
+    """
+    if isinstance(sock, bool) or not (isinstance(sock, int) or hasattr(sock, "fileno")):
+        raise TypeError(f"wrap() takes a socket or a descriptor, not {type(sock).__name__}")
+    fd = sock if isinstance(sock, int) else sock.fileno()
+    duplicate = socket.dup(fd)
+    try:
+        # The blocking mode belongs to the connection, not to the descriptor: it must stay as it is.
+        blocking = os.get_blocking(duplicate)
+        wrapped = Socket(fileno=duplicate)
+    except BaseException:
+        os.close(duplicate)
+        raise
+    # Each of these sets the mode that the connection has already.
+    wrapped.settimeout(None if blocking else getattr(sock, "gettimeout", lambda: 0.0)())
+    return wrapped
+
+
+os.register_at_fork(
+    before=_core.before_fork,
+    after_in_parent=lambda: _core.after_fork(False),
+    after_in_child=lambda: _core.after_fork(True),
+)

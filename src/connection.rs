@@ -1,0 +1,428 @@
+//! What can be asked of one connection through its descriptor.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use crate::diag::{self, Entry, Tuple};
+use crate::error::{describe, Error, Result};
+use crate::info::{self, Info};
+use crate::namespace::Namespace;
+use crate::open::AddressIds;
+use crate::pm;
+use crate::reader::{lock, Reader};
+use crate::subflow::{self, FullInfo, Reading};
+use crate::sys;
+use crate::tcp_info::{self, TcpInfo};
+use crate::uapi::{self, full_info, subflow_data, subflow_info, tcp_state};
+
+/// A snapshot of one subflow. `entry` is a second reading, by inet_diag: absent if the subflow was gone by then.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subflow {
+    pub token: u32,
+    /// The kernel's subflow id; before 6.5 our own count. Absent where neither is known.
+    pub id: Option<u32>,
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+    pub tcp_info: TcpInfo,
+    pub entry: Option<Entry>,
+}
+
+/// What this process knows of one connection beyond what the kernel tells.
+#[derive(Debug)]
+pub struct Shared {
+    pub token: u32,
+    /// Held while a subflow is created, and while its place in the list is found.
+    pub opening: Mutex<AddressIds>,
+    ordinals: Mutex<Ordinals>,
+    /// The interfaces of bound subflows, which an exact look-up has to name.
+    pub interfaces: Mutex<HashMap<(SocketAddr, SocketAddr), u32>>,
+}
+
+/// Subflow ids for kernels that have none: a count in order of appearance, kept by cookie.
+#[derive(Debug, Default)]
+struct Ordinals {
+    last: u32,
+    by_cookie: HashMap<u64, u32>,
+}
+
+impl Shared {
+    pub fn new(token: u32) -> Shared {
+        Shared { token, opening: Mutex::default(), ordinals: Mutex::default(), interfaces: Mutex::default() }
+    }
+
+    /// Our ids of the subflows with these cookies. Those that are not among them are forgotten: a cookie is never
+    /// used again, and neither is the count.
+    fn ordinals(&self, entries: &[Option<Entry>]) -> Vec<Option<u32>> {
+        let mut ordinals = lock(&self.ordinals);
+        let Ordinals { last, by_cookie } = &mut *ordinals;
+        let ids = entries.iter().map(|entry| {
+            entry.map(|entry| {
+                *by_cookie.entry(entry.cookie).or_insert_with(|| {
+                    *last += 1;
+                    *last
+                })
+            })
+        });
+        let ids = ids.collect();
+        if by_cookie.len() > 2 * entries.len() {
+            by_cookie.retain(|cookie, _| entries.iter().flatten().any(|entry| entry.cookie == *cookie));
+        }
+        ids
+    }
+
+    pub fn tuple(&self, local: SocketAddr, remote: SocketAddr) -> Tuple {
+        let interface = lock(&self.interfaces).get(&(local, remote)).copied().unwrap_or(0);
+        Tuple { local, remote, interface }
+    }
+}
+
+/// The path manager that a connection latched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PathManager {
+    Kernel,
+    Userspace,
+}
+
+/// Which subflow is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Which {
+    Id(u32),
+    Endpoints { local: SocketAddr, remote: SocketAddr },
+}
+
+/// True for a connection, or a socket, that is Multipath TCP and has not fallen back.
+pub fn is_multipath(fd: RawFd) -> Result<bool> {
+    match sys::getsockopt_i32(fd, libc::IPPROTO_TCP, uapi::TCP_IS_MPTCP) {
+        Ok(value) => return Ok(value != 0),
+        Err(error) => match error.raw_os_error() {
+            // Before 6.10, or not a TCP socket at all.
+            Some(libc::ENOPROTOOPT | libc::EOPNOTSUPP) => {}
+            _ => return Err(Error::call("getsockopt(TCP_IS_MPTCP)", &error)),
+        },
+    }
+    match read_info(fd) {
+        Ok(_) => Ok(true),
+        Err(Error::NotMultipath { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// MPTCP_INFO.
+pub fn read_info(fd: RawFd) -> Result<Info> {
+    let mut reply = [0; info::SIZE];
+    match sys::getsockopt(fd, uapi::SOL_MPTCP, uapi::MPTCP_INFO, &mut reply) {
+        Ok(length) => Ok(Info::decode(&reply[..length])),
+        Err(error) => Err(not_multipath("getsockopt(MPTCP_INFO)", &error)),
+    }
+}
+
+/// After a fallback the kernel answers EOPNOTSUPP for IPv4 and ENOPROTOOPT for IPv6.
+fn not_multipath(call: &str, error: &std::io::Error) -> Error {
+    match error.raw_os_error() {
+        Some(libc::EOPNOTSUPP | libc::ENOPROTOOPT) => Error::NotMultipath {
+            message: format!(
+                "the connection is not Multipath TCP: a plain TCP socket, or it fell back since the peer or the path \
+                 does not support it ({call})"
+            ),
+        },
+        _ => Error::call(call, error),
+    }
+}
+
+/// MPTCP_FULL_INFO: everything in one reading, of any number of subflows.
+pub fn read_full_info(fd: RawFd) -> std::io::Result<FullInfo> {
+    let mut room = 8;
+    loop {
+        let mut header = [0; full_info::MPTCP_INFO + info::SIZE];
+        let mut subflows = vec![0; room * subflow_info::SIZE];
+        let mut tcp_infos = vec![0; room * tcp_info::SIZE];
+        let length =
+            sys::getsockopt_full_info(fd, &mut header, &mut subflows, &mut tcp_infos, tcp_info::SIZE)?;
+        let Some(reply) = subflow::decode_full_info(&header[..length], &subflows, &tcp_infos, tcp_info::SIZE)
+        else {
+            return Err(std::io::Error::from_raw_os_error(libc::EBADMSG));
+        };
+        if reply.total <= room {
+            return Ok(reply);
+        }
+        room = reply.total + 8;
+    }
+}
+
+/// The same from MPTCP_SUBFLOW_ADDRS and MPTCP_TCPINFO, for kernels before 6.5. The two are separate readings:
+/// they are repeated until the addresses before and after agree, so that each tcp_info has its own addresses.
+pub fn read_by_parts(fd: RawFd) -> std::io::Result<FullInfo> {
+    const ADDRS: usize = 2 * uapi::SOCKADDR_STORAGE;
+    let array = |name, element_size: usize, room: usize| {
+        let mut buffer = vec![0; subflow_data::SIZE + room * element_size];
+        let (head, _) = buffer.split_at_mut(subflow_data::SIZE);
+        subflow::encode_subflow_data(head, element_size);
+        sys::getsockopt(fd, uapi::SOL_MPTCP, name, &mut buffer).map(|length| {
+            buffer.truncate(length);
+            buffer
+        })
+    };
+    let bad_message = || std::io::Error::from_raw_os_error(libc::EBADMSG);
+    let mut room = 8;
+    loop {
+        let addrs = array(uapi::MPTCP_SUBFLOW_ADDRS, ADDRS, room)?;
+        let tcp_infos = array(uapi::MPTCP_TCPINFO, tcp_info::SIZE, room)?;
+        let again = array(uapi::MPTCP_SUBFLOW_ADDRS, ADDRS, room)?;
+        let (total, addrs_read) = subflow::decode_subflow_data(&addrs, ADDRS).ok_or_else(bad_message)?;
+        let (_, infos_read) =
+            subflow::decode_subflow_data(&tcp_infos, tcp_info::SIZE).ok_or_else(bad_message)?;
+        if total > room {
+            room = total + 8;
+            continue;
+        }
+        if addrs != again || infos_read.len() != addrs_read.len() {
+            continue;
+        }
+        let info = read_info(fd).map_err(|error| std::io::Error::from_raw_os_error(error.errno()))?;
+        let subflows = addrs_read.iter().zip(&infos_read).filter_map(|(element, tcp_info)| {
+            let (local, remote) = subflow::decode_subflow_addrs(element)?;
+            Some(Reading { id: None, local, remote, tcp_info: TcpInfo::decode(tcp_info) })
+        });
+        return Ok(FullInfo { info, total, subflows: subflows.collect() });
+    }
+}
+
+/// The subflows of a connection, ghosts left out: a closed initial subflow stays in the kernel's list.
+pub fn read(fd: RawFd) -> Result<FullInfo> {
+    let mut read = read_with_closed(fd)?;
+    read.subflows.retain(|reading| reading.tcp_info.state() != tcp_state::CLOSE);
+    Ok(read)
+}
+
+/// All that the kernel lists, by the best call that it has.
+pub fn read_with_closed(fd: RawFd) -> Result<FullInfo> {
+    static NO_FULL_INFO: AtomicBool = AtomicBool::new(false);
+    let read = if NO_FULL_INFO.load(Ordering::Relaxed) {
+        read_by_parts(fd)
+    } else {
+        match read_full_info(fd) {
+            // Before 6.5, or fallen back: the older calls tell which.
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                let by_parts = read_by_parts(fd);
+                if by_parts.is_ok() {
+                    NO_FULL_INFO.store(true, Ordering::Relaxed);
+                }
+                by_parts
+            }
+            result => result,
+        }
+    };
+    read.map_err(|error| not_multipath("getsockopt(MPTCP_FULL_INFO)", &error))
+}
+
+/// One descriptor of a connection: its namespace, found when it is first needed, and what is held for it.
+#[derive(Debug, Default)]
+pub struct Handle {
+    namespace: Mutex<Option<Arc<Namespace>>>,
+    shared: Mutex<Option<Arc<Shared>>>,
+    events: Mutex<Option<Arc<Reader>>>,
+}
+
+impl Handle {
+    /// The namespace of the socket; found anew after a fork.
+    pub fn namespace(&self, fd: RawFd) -> Result<Arc<Namespace>> {
+        let mut namespace = lock(&self.namespace);
+        if let Some(found) = namespace.as_ref().filter(|found| found.is_ours()) {
+            return Ok(Arc::clone(found));
+        }
+        let found = Namespace::of_socket(fd)?;
+        *namespace = Some(Arc::clone(&found));
+        Ok(found)
+    }
+
+    /// What this process knows of the connection with this token.
+    pub fn shared(&self, namespace: &Namespace, token: u32) -> Arc<Shared> {
+        let mut shared = lock(&self.shared);
+        match shared.as_ref().filter(|shared| shared.token == token) {
+            Some(shared) => Arc::clone(shared),
+            None => Arc::clone(shared.insert(namespace.connection(token))),
+        }
+    }
+
+    /// The path manager that the connection latched, from the connection itself.
+    pub fn path_manager(&self, fd: RawFd) -> Result<PathManager> {
+        let info = read_info(fd)?;
+        if info.token() == 0 {
+            return Err(Error::os(libc::ENOTCONN, "the socket is not connected: it has no token yet"));
+        }
+        let namespace = self.namespace(fd)?;
+        latched(&namespace, &info)
+    }
+
+    /// Holds the event subscription of the socket's namespace for as long as this handle lives.
+    pub fn hold_events(&self, fd: RawFd) -> Result<()> {
+        let reader = self.namespace(fd)?.reader()?;
+        *lock(&self.events) = Some(reader);
+        Ok(())
+    }
+
+    /// Lets go of the subscription and of the namespace: the socket is closed.
+    pub fn release(&self) {
+        *lock(&self.events) = None;
+        *lock(&self.shared) = None;
+        *lock(&self.namespace) = None;
+    }
+
+    /// A snapshot of every subflow but closed ones, oldest first.
+    pub fn subflows(&self, fd: RawFd) -> Result<Vec<Subflow>> {
+        let read = read(fd)?;
+        if read.subflows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let namespace = self.namespace(fd)?;
+        let shared = self.shared(&namespace, read.info.token());
+        let entries = entries(&namespace, &shared, &read.subflows)?;
+        let ids = match read.subflows.first() {
+            Some(Reading { id: Some(_), .. }) => read.subflows.iter().map(|reading| reading.id).collect(),
+            _ => shared.ordinals(&entries),
+        };
+        Ok(read
+            .subflows
+            .into_iter()
+            .zip(entries)
+            .zip(ids)
+            .map(|((reading, entry), id)| Subflow {
+                token: shared.token,
+                id,
+                // inet_diag knows the interface of a link-local address.
+                local: entry.map_or(reading.local, |entry| entry.tuple.local),
+                remote: entry.map_or(reading.remote, |entry| entry.tuple.remote),
+                tcp_info: reading.tcp_info,
+                entry,
+            })
+            .collect())
+    }
+
+    /// Closes one subflow: SUBFLOW_DESTROY under the userspace path manager, SOCK_DESTROY under another.
+    /// Needs CAP_NET_ADMIN.
+    pub fn close_subflow(&self, fd: RawFd, which: Which, force: bool) -> Result<()> {
+        let subflows = self.subflows(fd)?;
+        let gone = || {
+            let name = match which {
+                Which::Id(id) => format!("no subflow {id}"),
+                Which::Endpoints { local, remote } => format!("no subflow {local} -> {remote}"),
+            };
+            Error::subflow(libc::ENOTCONN, format!("the connection has {name}: it is closed already"))
+        };
+        let is_meant = |subflow: &&Subflow| match which {
+            Which::Id(id) => subflow.id == Some(id),
+            Which::Endpoints { local, remote } => subflow.local == local && subflow.remote == remote,
+        };
+        let subflow = subflows.iter().find(is_meant).ok_or_else(gone)?;
+        let namespace = self.namespace(fd)?;
+        let ends = (pm::Address::new(subflow.local), pm::Address::new(subflow.remote));
+        match namespace.pm_command(&pm::encode_destroy(subflow.token, &ends.0, &ends.1))? {
+            Ok(()) => return Ok(()),
+            Err(failure) => match failure.errno {
+                libc::ESRCH => return Err(gone()),
+                libc::EINVAL => {} // not under the userspace path manager
+                libc::EPERM => return Err(needs_net_admin("closing a subflow")),
+                errno => {
+                    return Err(Error::subflow(errno, format!("SUBFLOW_DESTROY: {}", failure.describe())));
+                }
+            },
+        }
+        if subflows.len() == 1 && !force {
+            return Err(Error::PathManager {
+                message: "this is the last subflow, and under the in-kernel path manager nothing could open another: \
+                          pass force=True to close it all the same, or close the socket"
+                    .to_owned(),
+            });
+        }
+        let entry = subflow.entry.ok_or_else(gone)?;
+        let destroyed = diag::destroy(&mut lock(&namespace.diag), &entry.tuple, entry.cookie);
+        destroyed.map_err(|failure| {
+            match failure.errno {
+                libc::ENOENT => gone(),
+                libc::EPERM => needs_net_admin("closing a subflow"),
+                libc::EOPNOTSUPP => Error::unsupported(
+                    "this kernel has no SOCK_DESTROY (CONFIG_INET_DIAG_DESTROY), which closes subflows under the \
+                     in-kernel path manager",
+                ),
+                errno => Error::subflow(errno, format!("SOCK_DESTROY: {}", failure.describe())),
+            }
+        })
+    }
+}
+
+pub fn needs_net_admin(what: &str) -> Error {
+    Error::permission(format!(
+        "{what} needs CAP_NET_ADMIN in the user namespace that owns the connection's network namespace"
+    ))
+}
+
+/// Which path manager a connection latched. Nothing says so directly: a command that names a subflow which cannot
+/// exist fails with ESRCH under the userspace path manager and with EINVAL under any other, and changes nothing.
+pub fn latched(namespace: &Namespace, info: &Info) -> Result<PathManager> {
+    match latched_of_token(namespace, info.token()) {
+        Err(error) if error.errno() == libc::EPERM => {
+            // Without privilege: GET_ADDR minds the token since 6.10, the kernel whose mptcp_info ends in
+            // last_ack_recv, and refuses one that is not under the userspace path manager.
+            if info::field::last_ack_recv.read(info.bytes()).is_none() {
+                return Err(error);
+            }
+            let family = namespace.family()?;
+            match lock(&namespace.pm).dump(family.id, &pm::encode_get_addr(info.token()), |_| {}) {
+                Ok(()) => Ok(PathManager::Userspace),
+                Err(_) => Ok(PathManager::Kernel),
+            }
+        }
+        result => result,
+    }
+}
+
+/// The part of `latched` that needs CAP_NET_ADMIN and works on every kernel.
+pub fn latched_of_token(namespace: &Namespace, token: u32) -> Result<PathManager> {
+    let nobody = pm::Address::new(SocketAddr::from(([127, 0, 0, 1], 1)));
+    match namespace.pm_command(&pm::encode_destroy(token, &nobody, &nobody))?.map_err(|failure| failure.errno)
+    {
+        Err(libc::EINVAL) => Ok(PathManager::Kernel),
+        Err(libc::EPERM) => Err(needs_net_admin("telling a connection's path manager on this kernel")),
+        _ => Ok(PathManager::Userspace),
+    }
+}
+
+/// The inet_diag entries of subflows, by exact look-ups. One that is bound to an interface which we do not know
+/// is found in a dump, and remembered.
+fn entries(namespace: &Namespace, shared: &Shared, readings: &[Reading]) -> Result<Vec<Option<Entry>>> {
+    let tuples: Vec<Tuple> = {
+        let mut interfaces = lock(&shared.interfaces);
+        if interfaces.len() > readings.len() {
+            interfaces.retain(|ends, _| readings.iter().any(|r| (r.local, r.remote) == *ends));
+        }
+        let interface = |r: &Reading| interfaces.get(&(r.local, r.remote)).copied().unwrap_or(0);
+        readings.iter().map(|r| Tuple { local: r.local, remote: r.remote, interface: interface(r) }).collect()
+    };
+    let mut channel = lock(&namespace.diag);
+    let failed = |failure: crate::netlink::Failure| {
+        Error::os(failure.errno, format!("inet_diag: {}", describe(failure.errno)))
+    };
+    let mut entries = diag::look_up(&mut channel, &tuples).map_err(failed)?;
+    // The same tuple may by now belong to another connection.
+    let is_ours = |entry: &Entry| entry.subflow.is_some_and(|subflow| subflow.token == shared.token);
+    for entry in &mut entries {
+        *entry = entry.filter(is_ours);
+    }
+    if entries.iter().any(Option::is_none) {
+        diag::dump(&mut channel, |entry| {
+            if is_ours(&entry) {
+                let found = tuples.iter().position(|tuple| tuple.same_endpoints(&entry.tuple));
+                if let Some(index) = found.filter(|index| entries[*index].is_none()) {
+                    let reading = &readings[index];
+                    lock(&shared.interfaces).insert((reading.local, reading.remote), entry.tuple.interface);
+                    entries[index] = Some(entry);
+                }
+            }
+        })
+        .map_err(failed)?;
+    }
+    Ok(entries)
+}

@@ -1,0 +1,250 @@
+//! inet_diag: exact look-ups of subflows, a dump of them, and SOCK_DESTROY. `<linux/inet_diag.h>`,
+//! `<linux/sock_diag.h>`. Nothing here takes a connection's lock; only SOCK_DESTROY needs CAP_NET_ADMIN.
+
+use std::net::{IpAddr, SocketAddr};
+
+use crate::address;
+use crate::netlink::{attributes, find, Channel, Failure};
+use crate::uapi::{diag, tcp_state, ulp};
+use crate::wire;
+
+/// Look-ups sent in one message: their replies have to fit into the socket's receive buffer.
+const BATCH: usize = 64;
+
+/// The four-tuple of a subflow, and the interface that it is bound to or 0: the kernel's exact look-up does not
+/// find a bound socket without it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Tuple {
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+    pub interface: u32,
+}
+
+impl Tuple {
+    /// The same four-tuple, whatever the interface and the scope.
+    pub fn same_endpoints(&self, other: &Tuple) -> bool {
+        let key = |a: &SocketAddr| (a.ip(), a.port());
+        key(&self.local) == key(&other.local) && key(&self.remote) == key(&other.remote)
+    }
+}
+
+/// What inet_diag tells of one subflow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry {
+    pub tuple: Tuple,
+    pub state: u8,
+    pub cookie: u64,
+    pub uid: u32,
+    pub inode: u32,
+    /// Absent for a socket that is not a subflow.
+    pub subflow: Option<Ulp>,
+}
+
+/// The MPTCP part, INET_ULP_INFO_MPTCP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ulp {
+    pub token: u32,
+    pub local_id: u8,
+    pub remote_id: u8,
+    pub flags: u32,
+}
+
+impl Ulp {
+    /// The subflow that MP_CAPABLE opened; the others joined.
+    pub fn initial(&self) -> bool {
+        self.flags & (ulp::FLAG_JOIN_LOC | ulp::FLAG_JOIN_REM) == 0
+    }
+
+    /// Backup by our choice.
+    pub fn backup(&self) -> bool {
+        self.flags & ulp::FLAG_BKUP_LOC != 0
+    }
+
+    /// Backup by the peer's choice.
+    pub fn peer_backup(&self) -> bool {
+        self.flags & ulp::FLAG_BKUP_REM != 0
+    }
+
+    /// The peer has accepted the subflow: for one that joins, by the fourth ACK.
+    pub fn fully_established(&self) -> bool {
+        self.flags & ulp::FLAG_FULLY_ESTABLISHED != 0
+    }
+}
+
+/// `struct inet_diag_req_v2` for one TCP socket.
+pub fn encode_request(tuple: &Tuple, cookie: u64) -> [u8; diag::REQUEST_SIZE] {
+    let mut bytes = encode_dump(address::family(tuple.local.ip()));
+    wire::put(&mut bytes, 8, &tuple.local.port().to_be_bytes());
+    wire::put(&mut bytes, 10, &tuple.remote.port().to_be_bytes());
+    for (at, ip) in [(12, tuple.local.ip()), (28, tuple.remote.ip())] {
+        match ip {
+            IpAddr::V4(v4) => wire::put(&mut bytes, at, &v4.octets()),
+            IpAddr::V6(v6) => wire::put(&mut bytes, at, &v6.octets()),
+        }
+    }
+    wire::put(&mut bytes, 44, &tuple.interface.to_ne_bytes());
+    wire::put(&mut bytes, 48, &cookie.to_ne_bytes());
+    bytes
+}
+
+/// `struct inet_diag_req_v2` for all TCP sockets of a family in any state.
+pub fn encode_dump(family: u8) -> [u8; diag::REQUEST_SIZE] {
+    let mut bytes = [0; diag::REQUEST_SIZE];
+    bytes[0] = family;
+    bytes[1] = libc::IPPROTO_TCP as u8;
+    // The kernel adds INET_DIAG_ULP_INFO only where tcp_info is asked for too: it has no bit of its own here.
+    bytes[2] = 1 << (diag::INET_DIAG_INFO - 1);
+    wire::put(&mut bytes, 4, &u32::MAX.to_ne_bytes());
+    bytes
+}
+
+/// Decodes `struct inet_diag_msg` and the attributes behind it.
+pub fn decode(payload: &[u8]) -> Option<Entry> {
+    let interface = wire::u32(payload, 40)?;
+    let ip = |at| match i32::from(payload[0]) {
+        libc::AF_INET => wire::ipv4(payload, at).map(IpAddr::V4),
+        libc::AF_INET6 => wire::ipv6(payload, at).map(IpAddr::V6),
+        _ => None,
+    };
+    let tuple = Tuple {
+        local: address::with_scope(SocketAddr::new(ip(8)?, wire::be16(payload, 4)?), interface),
+        remote: address::with_scope(SocketAddr::new(ip(24)?, wire::be16(payload, 6)?), interface),
+        interface,
+    };
+    Some(Entry {
+        tuple,
+        state: wire::u8(payload, 1)?,
+        cookie: wire::u64(payload, 44)?,
+        uid: wire::u32(payload, 64)?,
+        inode: wire::u32(payload, 68)?,
+        subflow: find(payload.get(diag::MESSAGE_SIZE..)?, diag::INET_DIAG_ULP_INFO)
+            .and_then(|info| find(info, diag::INET_ULP_INFO_MPTCP))
+            .and_then(decode_ulp),
+    })
+}
+
+fn decode_ulp(bytes: &[u8]) -> Option<Ulp> {
+    let (mut token, mut local_id, mut remote_id, mut flags) = (None, 0, 0, 0);
+    for (kind, value) in attributes(bytes) {
+        match kind {
+            ulp::ATTR_TOKEN_LOC => token = wire::u32(value, 0),
+            ulp::ATTR_ID_LOC => local_id = wire::u8(value, 0)?,
+            ulp::ATTR_ID_REM => remote_id = wire::u8(value, 0)?,
+            ulp::ATTR_FLAGS => flags = wire::u32(value, 0)?,
+            _ => {}
+        }
+    }
+    Some(Ulp { token: token?, local_id, remote_id, flags })
+}
+
+/// Looks subflows up by their exact four-tuples. One that does not exist, or whose tuple belongs to a listener
+/// or to a socket in TIME_WAIT, is `None`.
+pub fn look_up(channel: &mut Channel, tuples: &[Tuple]) -> Result<Vec<Option<Entry>>, Failure> {
+    let mut entries = Vec::with_capacity(tuples.len());
+    let mut failed = None;
+    for batch in tuples.chunks(BATCH) {
+        let start = entries.len();
+        entries.resize(start + batch.len(), None);
+        let mut requests = [[0; diag::REQUEST_SIZE]; BATCH];
+        for (request, tuple) in requests.iter_mut().zip(batch) {
+            *request = encode_request(tuple, diag::NOCOOKIE);
+        }
+        let requests = &requests[..batch.len()];
+        channel.exchange(diag::SOCK_DIAG_BY_FAMILY, 0, requests, |index, reply| match reply {
+            Ok(payload) => {
+                entries[start + index] =
+                    decode(payload).filter(|e| e.subflow.is_some() && e.tuple.same_endpoints(&batch[index]));
+            }
+            Err(failure) if failure.errno == libc::ENOENT => {}
+            Err(failure) => failed = Some(failure),
+        })?;
+    }
+    match failed {
+        None => Ok(entries),
+        Some(failure) => Err(failure),
+    }
+}
+
+/// Every subflow of the namespace, of all connections.
+pub fn dump(channel: &mut Channel, mut on_entry: impl FnMut(Entry)) -> Result<(), Failure> {
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        let request = encode_dump(family as u8);
+        channel.dump(diag::SOCK_DIAG_BY_FAMILY, &request, |payload| {
+            if let Some(entry) =
+                decode(payload).filter(|e| e.subflow.is_some() && e.state != tcp_state::LISTEN)
+            {
+                on_entry(entry);
+            }
+        })?;
+    }
+    Ok(())
+}
+
+/// SOCK_DESTROY, as `ss -K`: aborts exactly the socket with this cookie. Needs CAP_NET_ADMIN.
+pub fn destroy(channel: &mut Channel, tuple: &Tuple, cookie: u64) -> Result<(), Failure> {
+    channel.command(diag::SOCK_DESTROY, &encode_request(tuple, cookie))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netlink::{attribute, emit, nested};
+
+    fn reply() -> Vec<u8> {
+        let mut bytes = vec![0; diag::MESSAGE_SIZE];
+        bytes[0] = 2;
+        bytes[1] = 1;
+        bytes[4..6].copy_from_slice(&12345u16.to_be_bytes());
+        bytes[6..8].copy_from_slice(&5000u16.to_be_bytes());
+        bytes[8..12].copy_from_slice(&[10, 0, 2, 1]);
+        bytes[24..28].copy_from_slice(&[10, 0, 2, 2]);
+        bytes[44..52].copy_from_slice(&77u64.to_ne_bytes());
+        let mptcp = nested(
+            diag::INET_ULP_INFO_MPTCP,
+            &[
+                attribute(ulp::ATTR_TOKEN_LOC, &9u32.to_ne_bytes()),
+                attribute(ulp::ATTR_ID_LOC, &[3]),
+                attribute(ulp::ATTR_FLAGS, &(ulp::FLAG_JOIN_LOC | ulp::FLAG_BKUP_LOC).to_ne_bytes()),
+            ],
+        );
+        bytes.extend(emit(&[nested(diag::INET_DIAG_ULP_INFO, &[mptcp])]));
+        bytes
+    }
+
+    #[test]
+    fn a_subflow_decodes() {
+        let entry = decode(&reply()).unwrap();
+        assert_eq!(entry.tuple.local, "10.0.2.1:12345".parse().unwrap());
+        assert_eq!(entry.tuple.remote, "10.0.2.2:5000".parse().unwrap());
+        assert_eq!(entry.cookie, 77);
+        let subflow = entry.subflow.unwrap();
+        assert_eq!((subflow.token, subflow.local_id, subflow.remote_id), (9, 3, 0));
+        assert!(subflow.backup() && !subflow.peer_backup());
+        assert!(!subflow.initial() && !subflow.fully_established());
+    }
+
+    #[test]
+    fn cut_replies_never_panic() {
+        let reply = reply();
+        for length in 0..reply.len() {
+            if let Some(entry) = decode(&reply[..length]) {
+                assert!(entry.subflow.is_none_or(|s| s.token == 9));
+            }
+        }
+    }
+
+    #[test]
+    fn a_request_has_the_kernels_layout() {
+        let tuple = Tuple {
+            local: "[fd00::1]:1".parse().unwrap(),
+            remote: "[fd00::2]:65535".parse().unwrap(),
+            interface: 7,
+        };
+        let bytes = encode_request(&tuple, diag::NOCOOKIE);
+        assert_eq!(bytes[..4], [10, 6, 2, 0]);
+        assert_eq!(bytes[8..12], [0, 1, 255, 255]);
+        assert_eq!((bytes[12], bytes[27], bytes[43]), (0xfd, 1, 2));
+        assert_eq!(wire::u32(&bytes, 44), Some(7));
+        assert_eq!(bytes[48..], [255; 8]);
+    }
+}

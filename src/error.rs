@@ -1,0 +1,87 @@
+//! The one error type: one variant a cause, errno kept, and a sentence that says what to do.
+
+use std::io;
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// A value that is refused before any system call.
+    #[error("{message}")]
+    Value { message: String },
+    /// A failed call with no cause of its own in this list.
+    #[error("{message}")]
+    Os { errno: i32, message: String },
+    /// Plain TCP, or a connection that fell back to it.
+    #[error("{message}")]
+    NotMultipath { message: String },
+    /// A subflow that could not be opened, closed or changed.
+    #[error("{message}")]
+    Subflow { errno: i32, message: String, reset_reason: Option<u32> },
+    /// The connection is under the in-kernel path manager.
+    #[error("{message}")]
+    PathManager { message: String },
+    /// This kernel or host lacks a feature.
+    #[error("{message}")]
+    Unsupported { message: String },
+}
+
+impl Error {
+    pub fn value(message: impl Into<String>) -> Error {
+        Error::Value { message: message.into() }
+    }
+
+    pub fn os(errno: i32, message: impl Into<String>) -> Error {
+        Error::Os { errno, message: message.into() }
+    }
+
+    /// A failed call, by its name.
+    pub fn call(call: &str, error: &io::Error) -> Error {
+        let errno = error.raw_os_error().unwrap_or(libc::EIO);
+        Error::os(errno, format!("{call}: {}", describe(errno)))
+    }
+
+    pub fn subflow(errno: i32, message: impl Into<String>) -> Error {
+        Error::Subflow { errno, message: message.into(), reset_reason: None }
+    }
+
+    pub fn unsupported(message: impl Into<String>) -> Error {
+        Error::Unsupported { message: message.into() }
+    }
+
+    pub fn permission(message: impl Into<String>) -> Error {
+        Error::os(libc::EPERM, message)
+    }
+
+    /// The errno that the exception carries.
+    pub fn errno(&self) -> i32 {
+        match self {
+            Error::Value { .. } => libc::EINVAL,
+            Error::Os { errno, .. } | Error::Subflow { errno, .. } => *errno,
+            Error::NotMultipath { .. } => libc::EOPNOTSUPP,
+            Error::PathManager { .. } => libc::EBUSY,
+            Error::Unsupported { .. } => libc::ENOSYS,
+        }
+    }
+}
+
+/// strerror() of an errno.
+pub fn describe(errno: i32) -> String {
+    let text = io::Error::from_raw_os_error(errno).to_string();
+    match text.rfind(" (os error") {
+        Some(end) => text[..end].to_owned(),
+        None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_call_keeps_errno_and_name() {
+        let error = Error::call("getsockopt(MPTCP_INFO)", &io::Error::from_raw_os_error(libc::EBADF));
+        assert_eq!(error.errno(), libc::EBADF);
+        assert_eq!(error.to_string(), "getsockopt(MPTCP_INFO): Bad file descriptor");
+    }
+}

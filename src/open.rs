@@ -1,0 +1,640 @@
+//! Opening a subflow: from the request to the peer's acceptance, or to the cause of the failure with nothing left
+//! behind.
+//!
+//! SUBFLOW_CREATE returns when the SYN is out. What follows is watched from two sides. The exact inet_diag look-up
+//! shows the acceptance, which is the fourth ACK (RFC 8684, section 3.2) and raises no event. The events show why
+//! a subflow that vanished did so.
+
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::address::{self, Endpoint, Scope};
+use crate::connection::{self, needs_net_admin, Handle, PathManager, Shared, Subflow};
+use crate::diag::{self, Tuple};
+use crate::error::{describe, Error, Result};
+use crate::event::Event;
+use crate::namespace::Namespace;
+use crate::netlink::Failure;
+use crate::pm;
+use crate::reader::{lock, Notice, Reader, Subscription};
+use crate::route;
+use crate::subflow::Reading;
+use crate::sys;
+use crate::uapi::{self, event, tcp_state};
+
+/// How long the events of a subflow that vanished may take to say why.
+const CAUSE: Duration = Duration::from_millis(500);
+
+/// What a caller asks for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Request {
+    /// Absent: by the route to the remote end. Port 0: the kernel's choice.
+    pub local: Option<Endpoint>,
+    /// Absent: the connection's own. Port 0: the connection's own.
+    pub remote: Option<Endpoint>,
+    pub backup: bool,
+    /// The interface to bind the subflow to.
+    pub interface: Option<String>,
+}
+
+impl Request {
+    /// What can be refused before any system call.
+    pub fn check(&self) -> Result<()> {
+        if let (Some(local), Some(remote)) = (&self.local, &self.remote) {
+            if local.ip.is_ipv4() != remote.ip.is_ipv4()
+                && !local.is_unspecified()
+                && !remote.is_unspecified()
+            {
+                return Err(Error::value(format!(
+                    "local {} and remote {} are of different families",
+                    local.ip, remote.ip
+                )));
+            }
+        }
+        for endpoint in [&self.local, &self.remote].into_iter().flatten() {
+            let needs_scope = address::is_link_local(endpoint.ip) && endpoint.scope.is_none();
+            if needs_scope && self.interface.is_none() {
+                return Err(Error::value(format!(
+                    "{} is a link-local address: say on which interface, as in \"{0}%eth0\" or by interface=",
+                    endpoint.ip
+                )));
+            }
+            if endpoint.ip.is_multicast() {
+                return Err(Error::value(format!("{} is a multicast address", endpoint.ip)));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The local address ids that this process used on a connection: for each address and port, its id. Kernels from
+/// 6.10 list them (GET_ADDR); on older ones this memory saves most of the search.
+#[derive(Debug, Default)]
+pub struct AddressIds {
+    by_pair: HashMap<(IpAddr, u16), u8>,
+}
+
+/// The ends of a request after everything left open was filled in; the local port may still be 0.
+#[derive(Debug, Clone, Copy)]
+struct Ends {
+    local: SocketAddr,
+    remote: SocketAddr,
+    interface: u32,
+    backup: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// The connection may not be fully established yet.
+    NotSent,
+    /// The SYN is out.
+    Sent,
+    /// Accepted, failed, or left to itself.
+    Settled,
+}
+
+/// A subflow on its way. Dropped before it is settled, it is closed.
+#[derive(Debug)]
+pub struct Opening {
+    namespace: Arc<Namespace>,
+    shared: Arc<Shared>,
+    /// Keeps the subscription alive, without which no event comes.
+    _reader: Arc<Reader>,
+    events: Arc<Subscription>,
+    ends: Ends,
+    state: State,
+    /// The four-tuple that the kernel gave. Absent if the subflow was gone before it could be seen.
+    tuple: Option<Tuple>,
+    started: Instant,
+    /// The SYN/ACK has come.
+    answered: bool,
+    closed: Option<Event>,
+}
+
+impl Opening {
+    /// Fills the request in and subscribes to the connection's events. Sends nothing yet.
+    pub fn new(handle: &Handle, fd: RawFd, request: &Request) -> Result<Opening> {
+        request.check()?;
+        let info = connection::read_info(fd)?;
+        let peer = sys::peer_address(fd).map_err(|error| match error.raw_os_error() {
+            Some(libc::ENOTCONN) => Error::os(libc::ENOTCONN, "the socket is not connected"),
+            _ => Error::call("getpeername", &error),
+        })?;
+        let namespace = handle.namespace(fd)?;
+        let ends = ends(&namespace, request, peer)?;
+        let reader = namespace.reader().map_err(|error| match error.errno() {
+            libc::EPERM => needs_net_admin("opening a subflow"),
+            _ => error,
+        })?;
+        let shared = handle.shared(&namespace, info.token());
+        Ok(Opening {
+            events: reader.subscribe(Some(shared.token)),
+            _reader: reader,
+            namespace,
+            shared,
+            ends,
+            state: State::NotSent,
+            tuple: None,
+            started: Instant::now(),
+            answered: false,
+            closed: None,
+        })
+    }
+
+    /// Goes on until `until`; true when the peer has accepted the subflow. After an error nothing is left of it.
+    pub fn advance(&mut self, fd: RawFd, until: Instant) -> Result<bool> {
+        loop {
+            let outcome = match self.state {
+                State::NotSent => match self.send(fd) {
+                    Ok(()) => Ok(false),
+                    Err(Error::Subflow { errno: libc::ENOTCONN, .. }) if Instant::now() < until => Ok(false),
+                    Err(error) => Err(error),
+                },
+                State::Sent => self.look(),
+                State::Settled => Ok(true),
+            };
+            match outcome {
+                Ok(true) => {
+                    self.state = State::Settled;
+                    return Ok(true);
+                }
+                Ok(false) => {}
+                Err(error) => {
+                    self.abandon();
+                    return Err(error);
+                }
+            }
+            let now = Instant::now();
+            if now >= until {
+                return Ok(false);
+            }
+            // Looking again costs microseconds: wait an eighth of the time that has passed, so that the delay
+            // added to any handshake stays a small part of it.
+            let pause =
+                (self.started.elapsed() / 8).clamp(Duration::from_micros(20), Duration::from_millis(5));
+            if let Some(notice) = self.events.next(until.min(now + pause)) {
+                self.take(&notice);
+            }
+        }
+    }
+
+    /// Sends the SYN if it is not out and leaves the subflow to itself.
+    pub fn detach(mut self, fd: RawFd) -> Result<()> {
+        let sent = if self.state == State::NotSent { self.send(fd) } else { Ok(()) };
+        self.state = State::Settled;
+        sent
+    }
+
+    /// The subflow that was accepted.
+    pub fn accepted(&self, handle: &Handle, fd: RawFd) -> Result<Subflow> {
+        let is_it = |subflow: &Subflow| {
+            let ends = Tuple { local: subflow.local, remote: subflow.remote, interface: 0 };
+            self.tuple.is_some_and(|tuple| tuple.same_endpoints(&ends))
+        };
+        handle.subflows(fd)?.into_iter().find(is_it).ok_or_else(|| {
+            Error::subflow(
+                libc::ECONNABORTED,
+                format!("{} was accepted and closed again at once", self.name()),
+            )
+        })
+    }
+
+    /// The error of a deadline that has passed.
+    pub fn timed_out(&mut self) -> Error {
+        let message = match self.state {
+            State::NotSent => return not_fully_established(),
+            _ if self.answered => format!("{}: the peer answered but did not accept it in time", self.name()),
+            _ => format!("{}: no answer in time; a filter on the path or a host that is down", self.name()),
+        };
+        self.abandon();
+        Error::subflow(libc::ETIMEDOUT, message)
+    }
+
+    fn name(&self) -> String {
+        format!("subflow {} -> {}", self.ends.local, self.ends.remote)
+    }
+
+    /// SUBFLOW_CREATE with an address id of its own, and finding the new subflow in the connection's list.
+    fn send(&mut self, fd: RawFd) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let mut ids = lock(&shared.opening);
+        let before = self.read(fd)?;
+        self.create(&mut ids, &before)?;
+        let known: HashSet<_> = before.iter().map(|reading| (reading.local, reading.remote)).collect();
+        let ends = self.ends;
+        let is_new = |reading: &&Reading| {
+            !known.contains(&(reading.local, reading.remote))
+                && reading.local.ip() == ends.local.ip()
+                && (ends.local.port() == 0 || reading.local.port() == ends.local.port())
+                && (reading.remote.ip(), reading.remote.port()) == (ends.remote.ip(), ends.remote.port())
+        };
+        self.tuple = self.read(fd)?.iter().find(is_new).map(|reading| {
+            if ends.interface != 0 {
+                lock(&shared.interfaces).insert((reading.local, reading.remote), ends.interface);
+            }
+            Tuple { local: reading.local, remote: reading.remote, interface: ends.interface }
+        });
+        if let Some(tuple) = self.tuple {
+            self.ends.local = tuple.local;
+        }
+        self.state = State::Sent;
+        Ok(())
+    }
+
+    /// The connection's subflows, closed ones too: one that was refused at once is still listed for a moment.
+    fn read(&self, fd: RawFd) -> Result<Vec<Reading>> {
+        let read = connection::read_with_closed(fd)?;
+        if read.info.token() != self.shared.token {
+            return Err(Error::os(libc::EBADF, "the socket was closed while a subflow was being opened"));
+        }
+        Ok(read.subflows)
+    }
+
+    fn create(&self, ids: &mut AddressIds, before: &[Reading]) -> Result<()> {
+        let pair = (self.ends.local.ip(), self.ends.local.port());
+        let mut refused = None;
+        for round in 0..2 {
+            let listed = self.listed();
+            let live = self.live(before)?;
+            for id in candidates(pair, &listed, ids, &live) {
+                match self.command(id)? {
+                    Ok(()) => {
+                        ids.by_pair.insert(pair, id);
+                        return Ok(());
+                    }
+                    // Usually an id in use, but the kernel says EINVAL to nearly everything.
+                    Err(failure) if failure.errno == libc::EINVAL => {
+                        if refused.is_none() {
+                            self.explain_einval()?;
+                        }
+                        refused = Some(failure);
+                    }
+                    Err(failure) => return Err(self.refused(&failure)),
+                }
+            }
+            // All ids are taken, by pairs whose subflows failed or were lost, which the kernel keeps.
+            if round == 0 {
+                self.reclaim(&listed, ids, &live);
+            }
+        }
+        let text = refused.map_or_else(|| "no address id is free".to_owned(), |failure| failure.describe());
+        Err(Error::subflow(libc::EINVAL, format!("{}: SUBFLOW_CREATE: {text}", self.name())))
+    }
+
+    fn command(&self, id: u8) -> Result<std::result::Result<(), Failure>> {
+        let local = pm::Address {
+            id,
+            flags: if self.ends.backup { uapi::pm::FLAG_BACKUP } else { 0 },
+            interface: self.ends.interface,
+            ..pm::Address::new(self.ends.local)
+        };
+        let remote = pm::Address::new(self.ends.remote);
+        self.namespace.pm_command(&pm::encode_create(self.shared.token, &local, &remote))
+    }
+
+    /// The connection's list of local addresses. Empty on kernels that cannot tell.
+    fn listed(&self) -> Vec<pm::Address> {
+        let mut listed = Vec::new();
+        if let Ok(family) = self.namespace.family() {
+            let request = pm::encode_get_addr(self.shared.token);
+            // A refusal means the in-kernel path manager, which SUBFLOW_CREATE will tell.
+            let _ = lock(&self.namespace.pm).dump(family.id, &request, |payload| {
+                listed.extend(pm::decode_get_addr(payload));
+            });
+        }
+        listed
+    }
+
+    /// The addresses and local ids of the live subflows.
+    fn live(&self, before: &[Reading]) -> Result<Vec<(IpAddr, u8)>> {
+        let tuples: Vec<Tuple> = before
+            .iter()
+            .filter(|reading| reading.tcp_info.state() != tcp_state::CLOSE)
+            .map(|reading| self.shared.tuple(reading.local, reading.remote))
+            .collect();
+        let entries = diag::look_up(&mut lock(&self.namespace.diag), &tuples)
+            .map_err(|failure| Error::os(failure.errno, format!("inet_diag: {}", failure.describe())))?;
+        let live = |entry: diag::Entry| Some((entry.tuple.local.ip(), entry.subflow?.local_id));
+        Ok(entries.into_iter().flatten().filter_map(live).collect())
+    }
+
+    /// Frees ids that no subflow uses. REMOVE sends RM_ADDR for them, which is harmless exactly because no
+    /// subflow uses them and they were never announced.
+    fn reclaim(&self, listed: &[pm::Address], ids: &mut AddressIds, live: &[(IpAddr, u8)]) {
+        let in_use = |id: u8| live.iter().any(|(_, live)| *live == id);
+        let mut unused: Vec<u8> = ids.by_pair.values().copied().filter(|id| !in_use(*id)).collect();
+        for address in listed {
+            let announced = address.flags & uapi::pm::FLAG_SIGNAL != 0;
+            match (announced, in_use(address.id)) {
+                (true, _) => unused.retain(|id| *id != address.id),
+                (false, false) => unused.push(address.id),
+                (false, true) => {}
+            }
+        }
+        for id in unused {
+            let _ = self.namespace.pm_command(&pm::encode_remove(self.shared.token, id));
+        }
+        ids.by_pair.retain(|_, id| in_use(*id));
+    }
+
+    /// Errors that hide behind EINVAL.
+    fn explain_einval(&self) -> Result<()> {
+        let info = connection::latched_of_token(&self.namespace, self.shared.token)?;
+        if info == PathManager::Kernel {
+            return Err(under_kernel_path_manager());
+        }
+        let route = route::look_up(&mut lock(&self.namespace.route), self.ends.local.ip(), 0);
+        match route {
+            Ok(route) if route.is_local => Ok(()),
+            _ => Err(self.not_local()),
+        }
+    }
+
+    fn not_local(&self) -> Error {
+        Error::subflow(
+            libc::EADDRNOTAVAIL,
+            format!("{} is not an address of the connection's network namespace", self.ends.local.ip()),
+        )
+    }
+
+    /// The error of a SUBFLOW_CREATE that failed at once.
+    fn refused(&self, failure: &Failure) -> Error {
+        let name = self.name();
+        match failure.errno {
+            libc::EPERM => needs_net_admin("opening a subflow"),
+            libc::ENOTCONN => not_fully_established(),
+            libc::EADDRNOTAVAIL => self.not_local(),
+            libc::EADDRINUSE => Error::subflow(
+                libc::EADDRINUSE,
+                format!(
+                    "{name}: the local port is in use, perhaps by this four-tuple's last subflow, which stays in \
+                     TIME_WAIT for 60 s"
+                ),
+            ),
+            errno => Error::subflow(errno, format!("{name}: SUBFLOW_CREATE: {}", failure.describe())),
+        }
+    }
+
+    /// One look at the subflow: accepted, on its way, or gone.
+    fn look(&mut self) -> Result<bool> {
+        while let Some(notice) = self.events.next(Instant::now()) {
+            self.take(&notice);
+        }
+        if let Some(tuple) = self.tuple.filter(|_| self.closed.is_none()) {
+            let entries = diag::look_up(&mut lock(&self.namespace.diag), &[tuple]);
+            let entry = entries
+                .map_err(|failure| Error::os(failure.errno, format!("inet_diag: {}", failure.describe())))?
+                .pop()
+                .flatten();
+            let token = self.shared.token;
+            if let Some(entry) = entry.filter(|entry| entry.state != tcp_state::CLOSE) {
+                if let Some(subflow) = entry.subflow.filter(|subflow| subflow.token == token) {
+                    return Ok(subflow.fully_established());
+                }
+            }
+        }
+        // Gone. The event that says why may still be on its way from the kernel's worker.
+        let deadline = Instant::now() + CAUSE;
+        while self.closed.is_none() {
+            match self.events.next(deadline) {
+                Some(notice) => self.take(&notice),
+                None => break,
+            }
+        }
+        Err(self.cause())
+    }
+
+    fn take(&mut self, notice: &Notice) {
+        let Notice::Event(event) = notice else { return };
+        if event.kind == event::CLOSED {
+            self.closed.get_or_insert(event.clone());
+        }
+        let Some((local, remote)) = event.local.zip(event.remote) else { return };
+        let ends = &self.ends;
+        // After a reset the event may have lost the remote port.
+        let is_ours = local.ip() == ends.local.ip()
+            && (ends.local.port() == 0 || local.port() == ends.local.port())
+            && remote.ip() == ends.remote.ip()
+            && (remote.port() == 0 || remote.port() == ends.remote.port());
+        match event.kind {
+            event::SUB_ESTABLISHED if is_ours => self.answered = true,
+            event::SUB_CLOSED if is_ours && self.state != State::NotSent => {
+                self.closed.get_or_insert(event.clone());
+            }
+            _ => {}
+        }
+    }
+
+    /// Why the subflow is gone.
+    fn cause(&self) -> Error {
+        let name = self.name();
+        let Some(closed) = &self.closed else {
+            let message = format!("{name} was closed before the peer accepted it, and no event said why");
+            return Error::subflow(libc::ECONNABORTED, message);
+        };
+        if closed.kind == event::CLOSED {
+            return Error::subflow(libc::ENOTCONN, format!("{name}: the connection ended meanwhile"));
+        }
+        let reason = match closed.reset_reason {
+            Some(reason) => format!(" (reset reason {reason}: {})", reset_reason(reason)),
+            None => String::new(),
+        };
+        let (errno, message) = match (closed.error, self.answered) {
+            (None | Some(0 | libc::ECONNRESET), true) => (
+                libc::ECONNABORTED,
+                format!(
+                    "{name} was refused after the SYN/ACK: the peer is at its limit of subflows, or nobody is subscribed \
+                     to path manager events there{reason}"
+                ),
+            ),
+            (None | Some(0), false) => (
+                libc::EPROTO,
+                format!("{name}: answered without MP_JOIN; that is no Multipath TCP listener of this connection{reason}"),
+            ),
+            (Some(libc::ECONNREFUSED), _) => {
+                (libc::ECONNREFUSED, format!("{name} was refused: nobody listens there{reason}"))
+            }
+            (Some(errno), _) => (errno, format!("{name}: {}{reason}", describe(errno))),
+        };
+        Error::Subflow { errno, message, reset_reason: closed.reset_reason }
+    }
+
+    /// Closes what is on its way.
+    fn abandon(&mut self) {
+        if let (State::Sent, Some(tuple)) = (self.state, self.tuple) {
+            let (local, remote) = (pm::Address::new(tuple.local), pm::Address::new(tuple.remote));
+            // ESRCH if it is gone already, which is what is wanted.
+            let _ = self.namespace.pm_command(&pm::encode_destroy(self.shared.token, &local, &remote));
+        }
+        self.state = State::Settled;
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        self.abandon();
+    }
+}
+
+/// Fills in what a request leaves open.
+fn ends(namespace: &Namespace, request: &Request, peer: SocketAddr) -> Result<Ends> {
+    let given_remote = request.remote.as_ref();
+    let remote_ip = given_remote.map(|remote| remote.ip).filter(|ip| !ip.is_unspecified());
+    let remote_port = given_remote.map(|remote| remote.port).filter(|port| *port != 0);
+    // An IPv4 peer of a dual-stack socket: the subflow itself is IPv4.
+    let remote_ip = remote_ip.unwrap_or(peer.ip()).to_canonical();
+    let mut interface = match &request.interface {
+        Some(name) => namespace.interface_index(name)?,
+        None => 0,
+    };
+    for endpoint in [&request.local, &request.remote].into_iter().flatten() {
+        let scope = match &endpoint.scope {
+            Some(Scope::Index(index)) => *index,
+            Some(Scope::Name(name)) => namespace.interface_index(name)?,
+            None => continue,
+        };
+        if interface != 0 && interface != scope {
+            return Err(Error::value("local, remote and interface name different interfaces"));
+        }
+        interface = scope;
+    }
+    if let (0, SocketAddr::V6(v6)) = (interface, peer) {
+        if given_remote.is_none() {
+            interface = v6.scope_id();
+        }
+    }
+    let local = request.local.as_ref().map(|local| (local.ip.to_canonical(), local.port));
+    let local = match local.filter(|(ip, _)| !ip.is_unspecified()) {
+        Some((ip, port)) if ip.is_ipv4() == remote_ip.is_ipv4() => SocketAddr::new(ip, port),
+        Some((ip, _)) => {
+            return Err(Error::value(format!(
+                "local {ip} and the connection's remote {remote_ip} are of different families: give remote as well"
+            )));
+        }
+        None => {
+            let route = route::look_up(&mut lock(&namespace.route), remote_ip, interface);
+            let unreachable = |errno, text: String| {
+                Error::subflow(errno, format!("no local address to reach {remote_ip} from: {text}"))
+            };
+            let route = route.map_err(|failure| unreachable(failure.errno, failure.describe()))?;
+            let source = route
+                .source
+                .ok_or_else(|| unreachable(libc::EADDRNOTAVAIL, "the route has none".to_owned()))?;
+            SocketAddr::new(source, request.local.as_ref().map_or(0, |local| local.port))
+        }
+    };
+    let remote = SocketAddr::new(remote_ip, remote_port.unwrap_or(peer.port()));
+    Ok(Ends { local, remote, interface, backup: request.backup })
+}
+
+/// The ids to try for an address and port, best first. The kernel holds a list of (address, port) and id, one to
+/// one: a pair that is in it works with its own id only, and a new pair with an id that is not.
+fn candidates(
+    pair: (IpAddr, u16),
+    listed: &[pm::Address],
+    ids: &AddressIds,
+    live: &[(IpAddr, u8)],
+) -> Vec<u8> {
+    if let Some(address) = listed.iter().find(|address| (address.ip, address.port) == pair) {
+        return vec![address.id];
+    }
+    let is_listed = |id: u8| listed.iter().any(|address| address.id == id);
+    let is_live = |id: u8| live.iter().any(|(_, live)| *live == id);
+    let free = (1..=u8::MAX).filter(|id| !is_listed(*id) && !is_live(*id));
+    if !listed.is_empty() {
+        return free.collect();
+    }
+    // An empty list may be a kernel that does not tell. The pair may then have any id, first of all that of a
+    // subflow from the same address, so all are tried.
+    let mut order: Vec<u8> = ids.by_pair.get(&pair).copied().into_iter().collect();
+    if pair.1 == 0 {
+        order.extend(live.iter().filter(|(ip, id)| *ip == pair.0 && *id != 0).map(|(_, id)| *id));
+    }
+    order.extend(free);
+    order.extend((1..=u8::MAX).filter(|id| is_live(*id)));
+    let mut seen = HashSet::new();
+    order.retain(|id| seen.insert(*id));
+    order
+}
+
+fn not_fully_established() -> Error {
+    Error::subflow(
+        libc::ENOTCONN,
+        "the connection is not fully established: exchange a byte in each direction first",
+    )
+}
+
+pub fn under_kernel_path_manager() -> Error {
+    Error::PathManager {
+        message:
+            "the connection is under the in-kernel path manager, which alone opens its subflows: create the \
+                  socket with path_manager=\"userspace\", or accept it within use_path_manager(\"userspace\")"
+                .to_owned(),
+    }
+}
+
+/// MPTCP_RST_* by the words of RFC 8684, section 3.6.
+fn reset_reason(reason: u32) -> &'static str {
+    match reason {
+        0 => "unspecified error",
+        1 => "MPTCP-specific error",
+        2 => "lack of resources",
+        3 => "administratively prohibited",
+        4 => "too much outstanding data",
+        5 => "unacceptable performance",
+        6 => "middlebox interference",
+        _ => "unknown",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 2, 1));
+
+    fn listed(port: u16, id: u8) -> pm::Address {
+        pm::Address { id, ..pm::Address::new(SocketAddr::new(A, port)) }
+    }
+
+    #[test]
+    fn a_listed_pair_takes_its_own_id_only() {
+        let ids = AddressIds::default();
+        assert_eq!(candidates((A, 0), &[listed(7, 1), listed(0, 9)], &ids, &[]), [9]);
+    }
+
+    #[test]
+    fn a_new_pair_takes_a_free_id() {
+        let ids = AddressIds::default();
+        let order = candidates((A, 5), &[listed(7, 1), listed(0, 3)], &ids, &[(A, 2)]);
+        assert_eq!(order[..2], [4, 5]);
+        assert_eq!(order.len(), 255 - 3);
+        assert!(!order.contains(&0));
+    }
+
+    #[test]
+    fn without_a_list_every_id_is_tried_once() {
+        let mut ids = AddressIds::default();
+        ids.by_pair.insert((A, 5), 77);
+        let order = candidates((A, 5), &[], &ids, &[(A, 2), (A, 0)]);
+        assert_eq!(order[..2], [77, 1]);
+        assert_eq!(order.len(), 255);
+        assert_eq!(order.last(), Some(&2), "live ids come last");
+    }
+
+    #[test]
+    fn what_is_wrong_in_itself_is_refused() {
+        let endpoint = |host| Some(Endpoint::parse(host, 0).unwrap());
+        let request = Request { local: endpoint("10.0.0.1"), remote: endpoint("::1"), ..Request::default() };
+        assert!(matches!(request.check(), Err(Error::Value { .. })));
+        let link_local = Request { remote: endpoint("fe80::1"), ..Request::default() };
+        assert!(matches!(link_local.check(), Err(Error::Value { .. })));
+        let scoped = Request { remote: endpoint("fe80::1%lo"), ..Request::default() };
+        assert_eq!(scoped.check(), Ok(()));
+        let multicast = Request { remote: endpoint("224.0.0.1"), ..Request::default() };
+        assert!(matches!(multicast.check(), Err(Error::Value { .. })));
+    }
+}

@@ -1,0 +1,60 @@
+//! `struct mptcp_info` and `struct tcp_info` as Python objects with one attribute a field.
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use crate::{info, tcp_info};
+
+/// One read-only attribute a row of a structure's table.
+macro_rules! getters {
+    ($class:ident, $module:ident, $(since $size:literal { $($name:ident : $kind:expr, $offset:literal, $doc:literal;)* })*) => {
+        #[pymethods]
+        impl $class {
+            $($(
+                #[doc = $doc]
+                #[getter]
+                fn $name(&self) -> Option<u64> {
+                    $module::field::$name.read(self.0.bytes())
+                }
+            )*)*
+
+            /// The fields by name, in the structure's order; those that this kernel lacks are None.
+            fn asdict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+                let fields = PyDict::new(py);
+                for field in $module::FIELDS {
+                    fields.set_item(field.name, field.read(self.0.bytes()))?;
+                }
+                Ok(fields)
+            }
+
+            fn __repr__(&self) -> String {
+                let fields = $module::FIELDS.iter().filter_map(|field| {
+                    field.read(self.0.bytes()).map(|value| format!("{}={value}", field.name))
+                });
+                format!("{}({})", stringify!($class), fields.collect::<Vec<_>>().join(", "))
+            }
+
+            fn __eq__(&self, other: &Self) -> bool {
+                self.0 == other.0
+            }
+        }
+    };
+}
+
+/// `struct mptcp_info` of a connection at one moment, from MPTCP_INFO (getsockopt at SOL_MPTCP, no privilege).
+#[pyclass(frozen, module = "mptcp")]
+pub struct Info(pub info::Info);
+
+macro_rules! info_getters {
+    ($($rows:tt)*) => { getters!(Info, info, $($rows)*); };
+}
+info::info_fields!(info_getters);
+
+/// `struct tcp_info` of one subflow at one moment, from MPTCP_FULL_INFO (getsockopt at SOL_MPTCP, no privilege).
+#[pyclass(frozen, module = "mptcp")]
+pub struct TcpInfo(pub tcp_info::TcpInfo);
+
+macro_rules! tcp_info_getters {
+    ($($rows:tt)*) => { getters!(TcpInfo, tcp_info, $($rows)*); };
+}
+tcp_info::tcp_info_fields!(tcp_info_getters);

@@ -1,0 +1,117 @@
+//! A snapshot of one subflow as a Python object.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use pyo3::prelude::*;
+use pyo3::types::PyTuple;
+
+use super::address::to_tuple;
+use super::structs::TcpInfo;
+use crate::connection;
+
+/// A snapshot of one subflow. Its methods act on the live subflow, through the socket that it was read from.
+#[pyclass(frozen, module = "mptcp")]
+pub struct Subflow {
+    pub data: connection::Subflow,
+    owner: Py<PyAny>,
+}
+
+impl Subflow {
+    pub fn new(data: connection::Subflow, owner: Py<PyAny>) -> Subflow {
+        Subflow { data, owner }
+    }
+
+    fn ulp(&self) -> Option<crate::diag::Ulp> {
+        self.data.entry.and_then(|entry| entry.subflow)
+    }
+}
+
+#[pymethods]
+impl Subflow {
+    #[getter]
+    fn id(&self) -> Option<u32> {
+        self.data.id
+    }
+
+    #[getter]
+    fn token(&self) -> u32 {
+        self.data.token
+    }
+
+    #[getter]
+    fn cookie(&self) -> Option<u64> {
+        self.data.entry.map(|entry| entry.cookie)
+    }
+
+    #[getter]
+    fn local<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        to_tuple(py, self.data.local)
+    }
+
+    #[getter]
+    fn remote<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        to_tuple(py, self.data.remote)
+    }
+
+    #[getter]
+    fn local_id(&self) -> Option<u8> {
+        self.ulp().map(|ulp| ulp.local_id)
+    }
+
+    #[getter]
+    fn remote_id(&self) -> Option<u8> {
+        self.ulp().map(|ulp| ulp.remote_id)
+    }
+
+    #[getter]
+    fn initial(&self) -> Option<bool> {
+        self.ulp().map(|ulp| ulp.initial())
+    }
+
+    #[getter]
+    fn backup(&self) -> Option<bool> {
+        self.ulp().map(|ulp| ulp.backup())
+    }
+
+    #[getter]
+    fn peer_backup(&self) -> Option<bool> {
+        self.ulp().map(|ulp| ulp.peer_backup())
+    }
+
+    #[getter]
+    fn state(&self) -> &'static str {
+        self.data.tcp_info.state_name()
+    }
+
+    #[getter]
+    fn tcp_info(&self) -> TcpInfo {
+        TcpInfo(self.data.tcp_info)
+    }
+
+    fn close(slf: Bound<'_, Self>) -> PyResult<()> {
+        slf.get().owner.bind(slf.py()).call_method1("close_subflow", (&slf,)).map(drop)
+    }
+
+    fn __repr__(&self) -> String {
+        let id = self.data.id.map_or_else(|| "?".to_owned(), |id| id.to_string());
+        let (local, remote) = (self.data.local, self.data.remote);
+        format!("<Subflow {id} {local} -> {remote} {}>", self.state())
+    }
+
+    /// Two snapshots are equal if they are of the same subflow.
+    fn __eq__(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+
+    fn __hash__(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.key().hash(&mut hasher);
+        hasher.finish()
+    }
+}
+
+impl Subflow {
+    fn key(&self) -> (u32, std::net::SocketAddr, std::net::SocketAddr, Option<u32>) {
+        (self.data.token, self.data.local, self.data.remote, self.data.id)
+    }
+}

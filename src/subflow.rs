@@ -1,0 +1,148 @@
+//! Bytes of MPTCP_FULL_INFO, or of MPTCP_TCPINFO and MPTCP_SUBFLOW_ADDRS, to readings of subflows.
+
+use std::net::SocketAddr;
+
+use crate::address::decode_sockaddr;
+use crate::info::Info;
+use crate::tcp_info::TcpInfo;
+use crate::uapi::{full_info, subflow_data, subflow_info, SOCKADDR_STORAGE};
+use crate::wire;
+
+/// One subflow as the getsockopt tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reading {
+    /// The kernel's subflow id; absent before 6.5.
+    pub id: Option<u32>,
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+    pub tcp_info: TcpInfo,
+}
+
+/// A reply to MPTCP_FULL_INFO.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FullInfo {
+    pub info: Info,
+    /// How many subflows the connection has, which may be more than were read.
+    pub total: usize,
+    pub subflows: Vec<Reading>,
+}
+
+/// Decodes MPTCP_FULL_INFO: `header` as long as the kernel made it, and the two arrays.
+/// `None` if the header is too short to count the subflows. An element of a family that we do not know is left out.
+pub fn decode_full_info(
+    header: &[u8],
+    subflows: &[u8],
+    tcp_infos: &[u8],
+    tcp_info_size: usize,
+) -> Option<FullInfo> {
+    // The kernel reports the size of its own tcp_info at 0, which may be smaller than our room for it.
+    let kernel_size = wire::u32(header, 0)? as usize;
+    let total = wire::u32(header, full_info::NUM_SUBFLOWS)? as usize;
+    let info = Info::decode(header.get(full_info::MPTCP_INFO..).unwrap_or_default());
+    let read = total.min(subflows.len() / subflow_info::SIZE).min(tcp_infos.len() / tcp_info_size);
+    let subflows = subflows.chunks_exact(subflow_info::SIZE).zip(tcp_infos.chunks_exact(tcp_info_size));
+    let subflows = subflows
+        .take(read)
+        .filter_map(|(element, tcp_info)| {
+            Some(Reading {
+                id: wire::u32(element, subflow_info::ID),
+                local: decode_sockaddr(&element[subflow_info::LOCAL..])?,
+                remote: decode_sockaddr(&element[subflow_info::REMOTE..])?,
+                tcp_info: TcpInfo::decode(&tcp_info[..kernel_size.min(tcp_info_size)]),
+            })
+        })
+        .collect();
+    Some(FullInfo { info, total, subflows })
+}
+
+/// Writes the head that MPTCP_TCPINFO and MPTCP_SUBFLOW_ADDRS want in front of their array.
+pub fn encode_subflow_data(buffer: &mut [u8], element_size: usize) {
+    buffer.fill(0);
+    wire::put(buffer, subflow_data::SIZE_SUBFLOW_DATA, &(subflow_data::SIZE as u32).to_ne_bytes());
+    wire::put(buffer, subflow_data::SIZE_USER, &(element_size as u32).to_ne_bytes());
+}
+
+/// The count of subflows and the elements in a reply of MPTCP_TCPINFO or MPTCP_SUBFLOW_ADDRS. The kernel's own
+/// element may be smaller than ours: each element is cut to what the kernel knows.
+pub fn decode_subflow_data(reply: &[u8], element_size: usize) -> Option<(usize, Vec<&[u8]>)> {
+    let total = wire::u32(reply, subflow_data::NUM_SUBFLOWS)? as usize;
+    let kernel_size = wire::u32(reply, 8)? as usize;
+    let array = reply.get(subflow_data::SIZE..)?;
+    let elements = array
+        .chunks_exact(element_size)
+        .take(total)
+        .map(|element| &element[..kernel_size.min(element_size)])
+        .collect();
+    Some((total, elements))
+}
+
+/// One element of MPTCP_SUBFLOW_ADDRS: local and remote address.
+pub fn decode_subflow_addrs(element: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
+    Some((decode_sockaddr(element)?, decode_sockaddr(element.get(SOCKADDR_STORAGE..)?)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sockaddr(last: u8, port: u16) -> Vec<u8> {
+        let mut bytes = vec![0; SOCKADDR_STORAGE];
+        bytes[0] = 2;
+        bytes[2..4].copy_from_slice(&port.to_be_bytes());
+        bytes[4..8].copy_from_slice(&[10, 0, 1, last]);
+        bytes
+    }
+
+    fn element(id: u8) -> Vec<u8> {
+        let mut bytes = vec![id, 0, 0, 0, 0, 0, 0, 0];
+        bytes.extend(sockaddr(1, 40000));
+        bytes.extend(sockaddr(2, 5000));
+        bytes
+    }
+
+    #[test]
+    fn full_info_decodes_and_counts_what_did_not_fit() {
+        let mut header = vec![0; 136];
+        header[0] = 232;
+        header[16] = 3;
+        header[52..56].copy_from_slice(&9u32.to_ne_bytes());
+        let subflows = [element(1), element(2)].concat();
+        let reply = decode_full_info(&header, &subflows, &vec![1; 2 * 280], 280).unwrap();
+        assert_eq!((reply.total, reply.subflows.len(), reply.info.token()), (3, 2, 9));
+        let second = &reply.subflows[1];
+        assert_eq!(second.id, Some(2));
+        assert_eq!(second.local, "10.0.1.1:40000".parse().unwrap());
+        assert_eq!(second.remote, "10.0.1.2:5000".parse().unwrap());
+        assert_eq!(second.tcp_info.bytes().len(), 232, "as long as the kernel's own structure");
+    }
+
+    #[test]
+    fn cut_replies_never_panic() {
+        let header = vec![255; 136];
+        let subflows = element(1);
+        for length in 0..header.len() {
+            let _ = decode_full_info(&header[..length], &subflows, &[0; 280], 280);
+        }
+        for length in 0..subflows.len() {
+            assert!(decode_full_info(&header, &subflows[..length], &[0; 280], 280)
+                .unwrap()
+                .subflows
+                .is_empty());
+            let _ = decode_subflow_data(&subflows[..length], 256);
+            let _ = decode_subflow_addrs(&subflows[..length]);
+        }
+    }
+
+    #[test]
+    fn subflow_data_decodes() {
+        let mut reply = vec![0; 16];
+        encode_subflow_data(&mut reply, 256);
+        assert_eq!((reply[0], wire::u32(&reply, 12)), (16, Some(256)));
+        reply[4] = 1;
+        reply[8..12].copy_from_slice(&256u32.to_ne_bytes());
+        reply.extend([sockaddr(1, 40000), sockaddr(2, 5000)].concat());
+        let (total, elements) = decode_subflow_data(&reply, 256).unwrap();
+        assert_eq!((total, elements.len()), (1, 1));
+        assert_eq!(decode_subflow_addrs(elements[0]).unwrap().1, "10.0.1.2:5000".parse().unwrap());
+    }
+}

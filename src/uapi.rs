@@ -1,0 +1,181 @@
+//! Kernel constants, each group with its header and, where it matters, the first kernel that has it.
+//! No logic. What the `libc` crate has is used from there.
+
+/// `<linux/socket.h>`, the level of the MPTCP_* options.
+pub const SOL_MPTCP: i32 = 284;
+
+// <linux/mptcp.h>: socket options at SOL_MPTCP. The first three since 5.16, MPTCP_FULL_INFO since 6.5.
+pub const MPTCP_INFO: i32 = 1;
+pub const MPTCP_TCPINFO: i32 = 2;
+pub const MPTCP_SUBFLOW_ADDRS: i32 = 3;
+pub const MPTCP_FULL_INFO: i32 = 4;
+
+/// `<linux/tcp.h>`, at IPPROTO_TCP, since 6.10.
+pub const TCP_IS_MPTCP: i32 = 43;
+
+/// `<asm-generic/socket.h>`, at SOL_SOCKET, since 5.14.
+pub const SO_NETNS_COOKIE: i32 = 71;
+
+/// Size of `struct __kernel_sockaddr_storage`.
+pub const SOCKADDR_STORAGE: usize = 128;
+
+/// `struct mptcp_full_info` up to the `struct mptcp_info` that ends it.
+pub mod full_info {
+    pub const SIZE_TCPINFO_USER: usize = 4;
+    pub const SIZE_SFINFO_USER: usize = 12;
+    pub const NUM_SUBFLOWS: usize = 16;
+    pub const SIZE_ARRAYS_USER: usize = 20;
+    pub const SUBFLOW_INFO: usize = 24;
+    pub const TCP_INFO: usize = 32;
+    pub const MPTCP_INFO: usize = 40;
+}
+
+/// `struct mptcp_subflow_info`, the elements of MPTCP_FULL_INFO's first array.
+pub mod subflow_info {
+    pub const ID: usize = 0;
+    pub const LOCAL: usize = 8;
+    pub const REMOTE: usize = 136;
+    pub const SIZE: usize = 264;
+}
+
+/// `struct mptcp_subflow_data`, the head of the replies to MPTCP_TCPINFO and MPTCP_SUBFLOW_ADDRS.
+pub mod subflow_data {
+    pub const SIZE_SUBFLOW_DATA: usize = 0;
+    pub const NUM_SUBFLOWS: usize = 4;
+    pub const SIZE_USER: usize = 12;
+    pub const SIZE: usize = 16;
+}
+
+/// `enum` of TCP states in `<net/tcp_states.h>`, as in tcpi_state and idiag_state.
+pub mod tcp_state {
+    pub const SYN_SENT: u8 = 2;
+    pub const CLOSE: u8 = 7;
+    pub const LISTEN: u8 = 10;
+    pub const NAMES: [&str; 13] = [
+        "UNKNOWN",
+        "ESTABLISHED",
+        "SYN_SENT",
+        "SYN_RECV",
+        "FIN_WAIT1",
+        "FIN_WAIT2",
+        "TIME_WAIT",
+        "CLOSE",
+        "CLOSE_WAIT",
+        "LAST_ACK",
+        "LISTEN",
+        "CLOSING",
+        "NEW_SYN_RECV",
+    ];
+}
+
+/// `<linux/sock_diag.h>` and `<linux/inet_diag.h>`.
+pub mod diag {
+    pub const SOCK_DIAG_BY_FAMILY: u16 = 20;
+    pub const SOCK_DESTROY: u16 = 21;
+    /// Size of `struct inet_diag_req_v2`.
+    pub const REQUEST_SIZE: usize = 56;
+    /// Size of `struct inet_diag_msg`.
+    pub const MESSAGE_SIZE: usize = 72;
+    pub const INET_DIAG_INFO: u16 = 2;
+    pub const INET_DIAG_ULP_INFO: u16 = 19;
+    pub const INET_ULP_INFO_MPTCP: u16 = 3;
+    pub const NOCOOKIE: u64 = u64::MAX;
+}
+
+/// `<linux/mptcp.h>`, what INET_ULP_INFO_MPTCP holds.
+pub mod ulp {
+    pub const ATTR_TOKEN_LOC: u16 = 2;
+    pub const ATTR_FLAGS: u16 = 8;
+    pub const ATTR_ID_REM: u16 = 9;
+    pub const ATTR_ID_LOC: u16 = 10;
+    pub const FLAG_JOIN_REM: u32 = 1 << 2;
+    pub const FLAG_JOIN_LOC: u32 = 1 << 3;
+    pub const FLAG_BKUP_REM: u32 = 1 << 4;
+    pub const FLAG_BKUP_LOC: u32 = 1 << 5;
+    pub const FLAG_FULLY_ESTABLISHED: u32 = 1 << 6;
+}
+
+/// `<linux/genetlink.h>`: finding a family and its multicast groups by name.
+pub mod ctrl {
+    pub const GENL_ID_CTRL: u16 = 16;
+    pub const VERSION: u8 = 2;
+    pub const CMD_GETFAMILY: u8 = 3;
+    pub const ATTR_FAMILY_ID: u16 = 1;
+    pub const ATTR_FAMILY_NAME: u16 = 2;
+    pub const ATTR_MCAST_GROUPS: u16 = 7;
+    pub const ATTR_MCAST_GRP_NAME: u16 = 1;
+    pub const ATTR_MCAST_GRP_ID: u16 = 2;
+}
+
+/// `<linux/mptcp_pm.h>` (`<linux/mptcp.h>` before 6.7): the generic netlink family of the path managers.
+pub mod pm {
+    pub const NAME: &str = "mptcp_pm";
+    pub const EVENT_GROUP: &str = "mptcp_pm_events";
+    pub const VERSION: u8 = 1;
+
+    pub const CMD_GET_ADDR: u8 = 3;
+    pub const CMD_REMOVE: u8 = 9;
+    pub const CMD_SUBFLOW_CREATE: u8 = 10;
+    pub const CMD_SUBFLOW_DESTROY: u8 = 11;
+
+    pub const ATTR_ADDR: u16 = 1;
+    pub const ATTR_TOKEN: u16 = 4;
+    pub const ATTR_LOC_ID: u16 = 5;
+    pub const ATTR_ADDR_REMOTE: u16 = 6;
+
+    pub const ADDR_FAMILY: u16 = 1;
+    pub const ADDR_ID: u16 = 2;
+    pub const ADDR_ADDR4: u16 = 3;
+    pub const ADDR_ADDR6: u16 = 4;
+    pub const ADDR_PORT: u16 = 5;
+    pub const ADDR_FLAGS: u16 = 6;
+    pub const ADDR_IF_IDX: u16 = 7;
+
+    pub const FLAG_SIGNAL: u32 = 1 << 0;
+    pub const FLAG_BACKUP: u32 = 1 << 2;
+}
+
+/// `enum mptcp_event_type` and `enum mptcp_event_attr`. Listener events since 6.2.
+pub mod event {
+    pub const CREATED: u8 = 1;
+    pub const ESTABLISHED: u8 = 2;
+    pub const CLOSED: u8 = 3;
+    pub const ANNOUNCED: u8 = 6;
+    pub const REMOVED: u8 = 7;
+    pub const SUB_ESTABLISHED: u8 = 10;
+    pub const SUB_CLOSED: u8 = 11;
+    pub const SUB_PRIORITY: u8 = 13;
+    pub const LISTENER_CREATED: u8 = 15;
+    pub const LISTENER_CLOSED: u8 = 16;
+
+    pub const ATTR_TOKEN: u16 = 1;
+    pub const ATTR_LOC_ID: u16 = 3;
+    pub const ATTR_REM_ID: u16 = 4;
+    pub const ATTR_SADDR4: u16 = 5;
+    pub const ATTR_SADDR6: u16 = 6;
+    pub const ATTR_DADDR4: u16 = 7;
+    pub const ATTR_DADDR6: u16 = 8;
+    pub const ATTR_SPORT: u16 = 9;
+    pub const ATTR_DPORT: u16 = 10;
+    pub const ATTR_BACKUP: u16 = 11;
+    pub const ATTR_ERROR: u16 = 12;
+    pub const ATTR_FLAGS: u16 = 13;
+    pub const ATTR_IF_IDX: u16 = 15;
+    pub const ATTR_RESET_REASON: u16 = 16;
+    pub const ATTR_SERVER_SIDE: u16 = 18;
+
+    /// In ATTR_FLAGS; newer kernels say server side here instead of in ATTR_SERVER_SIDE.
+    pub const FLAG_SERVER_SIDE: u16 = 1 << 1;
+}
+
+/// `<linux/rtnetlink.h>`: asking which source address a route would use.
+pub mod rtnetlink {
+    pub const RTM_GETROUTE: u16 = 26;
+    /// Size of `struct rtmsg`; rtm_type is its byte 7.
+    pub const RTMSG_SIZE: usize = 12;
+    pub const RTMSG_TYPE: usize = 7;
+    pub const RTN_LOCAL: u8 = 2;
+    pub const RTA_DST: u16 = 1;
+    pub const RTA_OIF: u16 = 4;
+    pub const RTA_PREFSRC: u16 = 7;
+}
