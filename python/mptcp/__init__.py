@@ -1,11 +1,11 @@
 """Control and measurement of Multipath TCP, subflow by subflow, on stock Linux kernels.
 
-    import mptcp
-    sock = mptcp.create_connection(("10.0.1.2", 5000), path_manager="userspace")
-    sock.sendall(b"hello"); sock.recv(5)
-    sf = sock.open_subflow(local=("10.0.2.1", 12345), remote=("10.0.2.2", 5000))
-    print(sf.id, sf.tcp_info.rtt, [s.local for s in sock.subflows()])
-    sock.close_subflow(sf)
+import mptcp
+sock = mptcp.create_connection(("10.0.1.2", 5000), path_manager="userspace")
+sock.sendall(b"hello"); sock.recv(5)
+sf = sock.open_subflow(local=("10.0.2.1", 12345), remote=("10.0.2.2", 5000))
+print(sf.id, sf.tcp_info.rtt, [s.local for s in sock.subflows()])
+sock.close_subflow(sf)
 """
 
 from ._core import Info, Subflow, TcpInfo

@@ -191,13 +191,7 @@ class Socket(socket.socket):
         was. PathManagerError under the in-kernel path manager, NotMultipathError, PermissionError. TypeError and
         ValueError, before any system call, for what cannot be an endpoint.
         """
-        if interface is not None and not isinstance(interface, str):
-            raise TypeError(f"interface must be the name of an interface, not {type(interface).__name__}")
-        if timeout is not None:
-            timeout = float(timeout)
-        return self._handle.open_subflow(
-            self.fileno(), self, local, remote, bool(backup), interface, timeout
-        )
+        return self._handle.open_subflow(self.fileno(), self, local, remote, bool(backup), interface, timeout)
 
     def close_subflow(self, subflow: Subflow | int, *, force: bool = False) -> None:
         """Closes one subflow at once; data that it had not delivered goes over the others.

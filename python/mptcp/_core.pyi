@@ -1,0 +1,502 @@
+"""The native core. Private: the package's own names are documented here, the rest serves mptcp's Python code."""
+
+from typing import Any, final
+
+from ._socket import Address, Socket
+
+__all__ = [
+    "Handle",
+    "Info",
+    "Subflow",
+    "TcpInfo",
+    "after_fork",
+    "before_fork",
+    "create_socket",
+    "get_path_manager",
+    "info",
+    "is_multipath",
+    "set_path_manager",
+]
+
+@final
+class Info:
+    """``struct mptcp_info`` of a connection at one moment.
+
+    From MPTCP_INFO (getsockopt at SOL_MPTCP, no privilege). Fields carry the kernel's names without the prefix
+    ``mptcpi_``; one that this kernel lacks is None.
+    """
+
+    @property
+    def subflows(self) -> int | None:
+        """Additional subflows: the initial one is not counted. Wraps at 256."""
+
+    @property
+    def add_addr_signal(self) -> int | None:
+        """ADD_ADDR options sent."""
+
+    @property
+    def add_addr_accepted(self) -> int | None:
+        """ADD_ADDR options accepted."""
+
+    @property
+    def subflows_max(self) -> int | None:
+        """Limit of additional subflows of the in-kernel path manager."""
+
+    @property
+    def add_addr_signal_max(self) -> int | None:
+        """Endpoints with the signal flag."""
+
+    @property
+    def add_addr_accepted_max(self) -> int | None:
+        """Limit of accepted ADD_ADDR of the in-kernel path manager."""
+
+    @property
+    def flags(self) -> int | None:
+        """MPTCP_INFO_FLAG_FALLBACK (1), MPTCP_INFO_FLAG_REMOTE_KEY_RECEIVED (2)."""
+
+    @property
+    def token(self) -> int | None:
+        """The connection's token on this host."""
+
+    @property
+    def write_seq(self) -> int | None:
+        """Data sequence number of the next byte that the application writes."""
+
+    @property
+    def snd_una(self) -> int | None:
+        """First data sequence number not yet acknowledged by the peer."""
+
+    @property
+    def rcv_nxt(self) -> int | None:
+        """Next data sequence number expected from the peer."""
+
+    @property
+    def local_addr_used(self) -> int | None:
+        """Local addresses in use."""
+
+    @property
+    def local_addr_max(self) -> int | None:
+        """Endpoints with the subflow flag."""
+
+    @property
+    def csum_enabled(self) -> int | None:
+        """1 if the DSS checksum is in use."""
+
+    @property
+    def retransmits(self) -> int | None:
+        """Retransmissions at the level of the connection, in timeouts. Linux 6.5."""
+
+    @property
+    def bytes_retrans(self) -> int | None:
+        """Bytes sent again at the level of the connection. Linux 6.5."""
+
+    @property
+    def bytes_sent(self) -> int | None:
+        """Bytes sent, without those sent again. Linux 6.5."""
+
+    @property
+    def bytes_received(self) -> int | None:
+        """Bytes received. Linux 6.5."""
+
+    @property
+    def bytes_acked(self) -> int | None:
+        """Bytes acknowledged by the peer. Linux 6.5."""
+
+    @property
+    def subflows_total(self) -> int | None:
+        """Subflows, the initial one included, closed ones too. Linux 6.8."""
+
+    @property
+    def last_data_sent(self) -> int | None:
+        """Milliseconds since data was last sent. Linux 6.10."""
+
+    @property
+    def last_data_recv(self) -> int | None:
+        """Milliseconds since data was last received. Linux 6.10."""
+
+    @property
+    def last_ack_recv(self) -> int | None:
+        """Milliseconds since an acknowledgement was last received. Linux 6.10."""
+
+    def asdict(self) -> dict[str, int | None]:
+        """The fields by name, in the structure's order; those that this kernel lacks are None."""
+
+    def __eq__(self, other: object, /) -> bool: ...
+
+@final
+class TcpInfo:
+    """``struct tcp_info`` of one subflow at one moment.
+
+    From MPTCP_FULL_INFO (getsockopt at SOL_MPTCP, no privilege). Fields carry the kernel's names without the prefix
+    ``tcpi_``; one that this kernel lacks is None.
+    """
+
+    @property
+    def state(self) -> int | None:
+        """TCP state: 1 is ESTABLISHED, 2 SYN_SENT (<net/tcp_states.h>)."""
+
+    @property
+    def ca_state(self) -> int | None:
+        """Congestion state: 0 open, 1 disorder, 2 CWR, 3 recovery, 4 loss."""
+
+    @property
+    def retransmits(self) -> int | None:
+        """Retransmission timeouts in a row."""
+
+    @property
+    def probes(self) -> int | None:
+        """Window or keepalive probes unanswered."""
+
+    @property
+    def backoff(self) -> int | None:
+        """Exponent of the timer's back-off."""
+
+    @property
+    def options(self) -> int | None:
+        """TCPI_OPT_*: 1 timestamps, 2 SACK, 4 window scale, 8 ECN, 16 ECN seen, 32 SYN data."""
+
+    @property
+    def snd_wscale(self) -> int | None:
+        """Window scale of the peer, a power of two."""
+
+    @property
+    def rcv_wscale(self) -> int | None:
+        """Our window scale, a power of two."""
+
+    @property
+    def delivery_rate_app_limited(self) -> int | None:
+        """1 if delivery_rate was limited by the application."""
+
+    @property
+    def fastopen_client_fail(self) -> int | None:
+        """Why TCP Fast Open failed, 0 if it did not."""
+
+    @property
+    def rto(self) -> int | None:
+        """Retransmission timeout, microseconds."""
+
+    @property
+    def ato(self) -> int | None:
+        """Delayed acknowledgement timeout, microseconds."""
+
+    @property
+    def snd_mss(self) -> int | None:
+        """Sending maximum segment size, bytes."""
+
+    @property
+    def rcv_mss(self) -> int | None:
+        """Maximum segment size seen from the peer, bytes."""
+
+    @property
+    def unacked(self) -> int | None:
+        """Segments sent and not acknowledged."""
+
+    @property
+    def sacked(self) -> int | None:
+        """Segments selectively acknowledged."""
+
+    @property
+    def lost(self) -> int | None:
+        """Segments taken for lost."""
+
+    @property
+    def retrans(self) -> int | None:
+        """Segments sent again and not acknowledged."""
+
+    @property
+    def fackets(self) -> int | None:
+        """Unused by the kernel."""
+
+    @property
+    def last_data_sent(self) -> int | None:
+        """Milliseconds since data was last sent."""
+
+    @property
+    def last_ack_sent(self) -> int | None:
+        """Unused by the kernel."""
+
+    @property
+    def last_data_recv(self) -> int | None:
+        """Milliseconds since data was last received."""
+
+    @property
+    def last_ack_recv(self) -> int | None:
+        """Milliseconds since an acknowledgement was last received."""
+
+    @property
+    def pmtu(self) -> int | None:
+        """Path MTU, bytes."""
+
+    @property
+    def rcv_ssthresh(self) -> int | None:
+        """Current receive window clamp, bytes."""
+
+    @property
+    def rtt(self) -> int | None:
+        """Smoothed round-trip time, microseconds."""
+
+    @property
+    def rttvar(self) -> int | None:
+        """Mean deviation of the round-trip time, microseconds."""
+
+    @property
+    def snd_ssthresh(self) -> int | None:
+        """Slow start threshold, segments; 2147483647 is none yet."""
+
+    @property
+    def snd_cwnd(self) -> int | None:
+        """Congestion window, segments."""
+
+    @property
+    def advmss(self) -> int | None:
+        """Maximum segment size that we announced, bytes."""
+
+    @property
+    def reordering(self) -> int | None:
+        """Reordering allowed before a loss is assumed, segments."""
+
+    @property
+    def rcv_rtt(self) -> int | None:
+        """Round-trip time seen as a receiver, microseconds; 0 is unknown."""
+
+    @property
+    def rcv_space(self) -> int | None:
+        """Bytes that the application read in the last receive round trip."""
+
+    @property
+    def total_retrans(self) -> int | None:
+        """Segments sent again since the start."""
+
+    @property
+    def pacing_rate(self) -> int | None:
+        """Pacing rate, bytes a second; all ones is unlimited."""
+
+    @property
+    def max_pacing_rate(self) -> int | None:
+        """Limit of the pacing rate, bytes a second; all ones is none."""
+
+    @property
+    def bytes_acked(self) -> int | None:
+        """Bytes acknowledged, the SYN counted as one."""
+
+    @property
+    def bytes_received(self) -> int | None:
+        """Bytes received in order."""
+
+    @property
+    def segs_out(self) -> int | None:
+        """Segments sent."""
+
+    @property
+    def segs_in(self) -> int | None:
+        """Segments received."""
+
+    @property
+    def notsent_bytes(self) -> int | None:
+        """Bytes in the send queue not yet sent."""
+
+    @property
+    def min_rtt(self) -> int | None:
+        """Smallest round-trip time seen lately, microseconds; all ones is none."""
+
+    @property
+    def data_segs_in(self) -> int | None:
+        """Segments with data received."""
+
+    @property
+    def data_segs_out(self) -> int | None:
+        """Segments with data sent."""
+
+    @property
+    def delivery_rate(self) -> int | None:
+        """Rate of delivery measured last, bytes a second."""
+
+    @property
+    def busy_time(self) -> int | None:
+        """Time with data to send, microseconds."""
+
+    @property
+    def rwnd_limited(self) -> int | None:
+        """Time limited by the receive window, microseconds."""
+
+    @property
+    def sndbuf_limited(self) -> int | None:
+        """Time limited by the send buffer, microseconds."""
+
+    @property
+    def delivered(self) -> int | None:
+        """Segments delivered, retransmissions included."""
+
+    @property
+    def delivered_ce(self) -> int | None:
+        """Segments delivered with the ECN mark."""
+
+    @property
+    def bytes_sent(self) -> int | None:
+        """Bytes of data sent, retransmissions included."""
+
+    @property
+    def bytes_retrans(self) -> int | None:
+        """Bytes of data sent again."""
+
+    @property
+    def dsack_dups(self) -> int | None:
+        """Duplicates reported by D-SACK."""
+
+    @property
+    def reord_seen(self) -> int | None:
+        """Reordering events."""
+
+    @property
+    def rcv_ooopack(self) -> int | None:
+        """Segments received out of order."""
+
+    @property
+    def snd_wnd(self) -> int | None:
+        """Peer's receive window, bytes."""
+
+    @property
+    def rcv_wnd(self) -> int | None:
+        """Our receive window, bytes. Linux 6.2."""
+
+    @property
+    def rehash(self) -> int | None:
+        """Changes of the flow hash after PLB or a timeout. Linux 6.2."""
+
+    @property
+    def total_rto(self) -> int | None:
+        """Retransmission timeouts. Linux 6.7."""
+
+    @property
+    def total_rto_recoveries(self) -> int | None:
+        """Recoveries from retransmission timeouts. Linux 6.7."""
+
+    @property
+    def total_rto_time(self) -> int | None:
+        """Time in such recoveries, milliseconds. Linux 6.7."""
+
+    @property
+    def received_ce(self) -> int | None:
+        """Segments received with the ECN mark CE. Linux 6.18."""
+
+    @property
+    def delivered_e1_bytes(self) -> int | None:
+        """Bytes delivered with ECT(1), by Accurate ECN. Linux 6.18."""
+
+    @property
+    def delivered_e0_bytes(self) -> int | None:
+        """Bytes delivered with ECT(0), by Accurate ECN. Linux 6.18."""
+
+    @property
+    def delivered_ce_bytes(self) -> int | None:
+        """Bytes delivered with CE, by Accurate ECN. Linux 6.18."""
+
+    @property
+    def received_e1_bytes(self) -> int | None:
+        """Bytes received with ECT(1). Linux 6.18."""
+
+    @property
+    def received_e0_bytes(self) -> int | None:
+        """Bytes received with ECT(0). Linux 6.18."""
+
+    @property
+    def received_ce_bytes(self) -> int | None:
+        """Bytes received with CE. Linux 6.18."""
+
+    def asdict(self) -> dict[str, int | None]:
+        """The fields by name, in the structure's order; those that this kernel lacks are None."""
+
+    def __eq__(self, other: object, /) -> bool: ...
+
+@final
+class Subflow:
+    """A frozen snapshot of one subflow, whose methods act on the live subflow.
+
+    id, addresses and tcp_info are one atomic reading (MPTCP_FULL_INFO). cookie, address ids, initial and the backup
+    flags are a second (inet_diag), None if the subflow was gone by then. Two snapshots are equal if they are of the
+    same subflow.
+    """
+
+    @property
+    def id(self) -> int | None:
+        """The kernel's subflow id, which is never used again; before Linux 6.5 our own count of appearance."""
+
+    @property
+    def token(self) -> int:
+        """The token of the connection that it belongs to."""
+
+    @property
+    def cookie(self) -> int | None:
+        """SO_COOKIE of the subflow's TCP socket: unique on the host and never used again."""
+
+    @property
+    def local(self) -> tuple[Any, ...]:
+        """Local end as socket.getsockname() gives it: (host, port), or (host, port, flowinfo, scope_id) for IPv6."""
+
+    @property
+    def remote(self) -> tuple[Any, ...]:
+        """Remote end, in the form of ``local``."""
+
+    @property
+    def local_id(self) -> int | None:
+        """Address id of the local address (RFC 8684, section 3.2); 0 is the initial subflow's."""
+
+    @property
+    def remote_id(self) -> int | None:
+        """Address id of the remote address, as the peer gave it."""
+
+    @property
+    def initial(self) -> bool | None:
+        """True for the subflow that opened the connection by MP_CAPABLE, False for one that joined by MP_JOIN."""
+
+    @property
+    def backup(self) -> bool | None:
+        """We asked the peer to use the subflow only when no other is left."""
+
+    @property
+    def peer_backup(self) -> bool | None:
+        """The peer asked us to use the subflow only when no other is left."""
+
+    @property
+    def state(self) -> str:
+        """TCP state by its name in <net/tcp_states.h>: "ESTABLISHED", "SYN_SENT" and so on."""
+
+    @property
+    def tcp_info(self) -> TcpInfo:
+        """The subflow's ``struct tcp_info``."""
+
+    def close(self) -> None:
+        """Socket.close_subflow of this subflow."""
+
+    def __eq__(self, other: object, /) -> bool: ...
+    def __hash__(self, /) -> int: ...
+
+@final
+class Handle:
+    """The native companion of one Socket: its network namespace and the subscription held for it."""
+
+    def __new__(cls) -> Handle: ...
+    def subflows(self, fd: int, owner: Socket) -> list[Subflow]: ...
+    def path_manager(self, fd: int) -> str: ...
+    def namespace_path_manager(self, fd: int) -> str: ...
+    def hold_events(self, fd: int) -> None: ...
+    def release(self) -> None: ...
+    def open_subflow(
+        self,
+        fd: int,
+        owner: Socket,
+        local: Address | None,
+        remote: Address | None,
+        backup: bool,
+        interface: str | None,
+        timeout: float | None,
+    ) -> Subflow | None: ...
+    def close_subflow(self, fd: int, subflow: Subflow | int, force: bool) -> None: ...
+
+def create_socket(family: int, type: int, proto: int, path_manager: str | None) -> int: ...
+def is_multipath(fd: int) -> bool: ...
+def info(fd: int) -> Info: ...
+def get_path_manager() -> str: ...
+def set_path_manager(name: str) -> str: ...
+def before_fork() -> None: ...
+def after_fork(in_child: bool) -> None: ...

@@ -1,0 +1,95 @@
+"""What several test files need: a connection between two hosts, and ways to look at it from outside."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import mptcp
+from mptcp.lab import Host, Link
+
+PORT = 5000
+
+
+@dataclass
+class Connection:
+    """A fully established connection from ``client`` to ``server`` over the first of two links."""
+
+    client: Host
+    server: Host
+    paths: tuple[Link, Link]
+    listener: mptcp.Socket
+    sock: mptcp.Socket
+    peer: mptcp.Socket
+
+    @property
+    def second(self) -> tuple[str, str]:
+        """The addresses of the second path, the client's first."""
+        return self.paths[1].address(self.client), self.paths[1].address(self.server)
+
+
+def exchange(one: socket.socket, other: socket.socket) -> None:
+    """A byte in each direction, after which both ends are fully established."""
+    for sender, receiver in ((one, other), (other, one)):
+        sender.sendall(b"x")
+        assert receiver.recv(1) == b"x"
+
+
+@contextlib.contextmanager
+def connected(
+    client: Host, server: Host, paths: tuple[Link, Link], family: int = socket.AF_INET
+) -> Iterator[Connection]:
+    """A connection over the first path to a server that listens on every address."""
+    any_address = "" if family == socket.AF_INET else "::"
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(server.create_server((any_address, PORT), family=family))
+        remote = paths[0].address(server, family=family)
+        sock = stack.enter_context(client.create_connection((remote, PORT), timeout=10))
+        peer, _ = listener.accept()
+        stack.enter_context(peer)
+        peer.settimeout(10)
+        exchange(sock, peer)
+        yield Connection(client, server, paths, listener, sock, peer)
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
+    """Polls a condition that no event tells, until it holds or the deadline has passed."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        os.sched_yield()
+    return True
+
+
+def ss(host: Host, *options: str) -> list[list[str]]:
+    """The rows of `ss -Htn` in a host, split into words: state, queues, local, remote."""
+    output = host.run(["ss", "-Htn", *options], capture_output=True, text=True, check=True).stdout
+    return [line.split() for line in output.splitlines()]
+
+
+def tuples(host: Host) -> set[tuple[str, str]]:
+    """Local and remote ends of the established TCP sockets of a host, as ss prints them."""
+    return {(row[3], row[4]) for row in ss(host) if row[0] == "ESTAB"}
+
+
+def ends(sock: mptcp.Socket) -> list[tuple[object, object]]:
+    return [(subflow.local, subflow.remote) for subflow in sock.subflows()]
+
+
+def subscribers(host: Host) -> int:
+    """Sockets of a host that are subscribed to a generic netlink multicast group."""
+    rows = host.run(["cat", "/proc/net/netlink"], capture_output=True, text=True, check=True).stdout.splitlines()
+    return sum(row.split()[1] == "16" and int(row.split()[3], 16) != 0 for row in rows[1:])
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def threads() -> int:
+    return len(os.listdir("/proc/self/task"))
