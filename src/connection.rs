@@ -190,10 +190,11 @@ pub fn read_by_parts(fd: RawFd) -> std::io::Result<FullInfo> {
     }
 }
 
-/// The subflows of a connection, ghosts left out: a closed initial subflow stays in the kernel's list.
+/// The subflows of a connection. What else the kernel lists is left out: a closed initial subflow, which stays in
+/// its list, and the TCP socket of one that listens.
 pub fn read(fd: RawFd) -> Result<FullInfo> {
     let mut read = read_with_closed(fd)?;
-    read.subflows.retain(|reading| reading.tcp_info.state() != tcp_state::CLOSE);
+    read.subflows.retain(|r| ![tcp_state::CLOSE, tcp_state::LISTEN].contains(&r.tcp_info.state()));
     Ok(read)
 }
 
@@ -425,4 +426,74 @@ fn entries(namespace: &Namespace, shared: &Shared, readings: &[Reading]) -> Resu
         .map_err(failed)?;
     }
     Ok(entries)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use socket2::{Domain, Protocol, Socket, Type};
+    use std::io::{Read, Write};
+    use std::os::fd::AsRawFd;
+
+    /// A fully established connection over loopback; `None` where the kernel has no Multipath TCP.
+    fn loopback() -> Option<(Socket, Socket)> {
+        let new = || Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::MPTCP));
+        let listener = new().ok()?;
+        listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        listener.listen(1).unwrap();
+        let client = new().unwrap();
+        client.connect(&listener.local_addr().unwrap()).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        for (mut one, mut other) in [(&client, &server), (&server, &client)] {
+            one.write_all(b"x").unwrap();
+            other.read_exact(&mut [0]).unwrap();
+        }
+        Some((client, server))
+    }
+
+    #[test]
+    fn the_older_calls_tell_the_same_as_full_info() {
+        let Some((client, server)) = loopback() else {
+            eprintln!("skipped: no Multipath TCP here");
+            return;
+        };
+        for socket in [&client, &server] {
+            let by_parts = read_by_parts(socket.as_raw_fd()).unwrap();
+            let Ok(full) = read_full_info(socket.as_raw_fd()) else {
+                eprintln!("skipped: MPTCP_FULL_INFO needs Linux 6.5");
+                return;
+            };
+            assert_eq!(full.total, 1);
+            assert_eq!(by_parts.total, 1);
+            assert_eq!(by_parts.info.token(), full.info.token());
+            let (a, b) = (&by_parts.subflows[0], &full.subflows[0]);
+            assert_eq!((a.local, a.remote), (b.local, b.remote));
+            assert_eq!((a.id, b.id), (None, Some(1)));
+            let rtt = |reading: &Reading| tcp_info::field::rtt.read(reading.tcp_info.bytes());
+            assert_eq!(rtt(a), rtt(b));
+            assert_eq!(a.tcp_info.bytes().len(), b.tcp_info.bytes().len());
+        }
+    }
+
+    #[test]
+    fn our_own_ids_count_appearances_and_are_never_used_again() {
+        let shared = Shared::new(1);
+        let entry = |cookie| {
+            let local = SocketAddr::from(([10, 0, 0, 1], 1));
+            let tuple = Tuple { local, remote: local, interface: 0 };
+            Some(Entry { tuple, state: 1, cookie, uid: 0, inode: 0, subflow: None })
+        };
+        assert_eq!(shared.ordinals(&[entry(50), entry(40)]), [Some(1), Some(2)]);
+        assert_eq!(shared.ordinals(&[entry(40), None, entry(60)]), [Some(2), None, Some(3)]);
+        assert_eq!(shared.ordinals(&[entry(40)]), [Some(2)]);
+        assert_eq!(shared.ordinals(&[entry(70), entry(40)]), [Some(4), Some(2)]);
+    }
+
+    #[test]
+    fn plain_tcp_is_told() {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        assert_eq!(is_multipath(socket.as_raw_fd()), Ok(false));
+        assert!(matches!(read_info(socket.as_raw_fd()), Err(Error::NotMultipath { .. })));
+        assert!(matches!(read(socket.as_raw_fd()), Err(Error::NotMultipath { .. })));
+    }
 }

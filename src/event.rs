@@ -60,10 +60,8 @@ pub fn decode(payload: &[u8], time_ns: u64) -> Option<Event> {
             event::ATTR_RESET_REASON => decoded.reset_reason = wire::u32(value, 0),
             event::ATTR_IF_IDX => decoded.interface = wire::u32(value, 0),
             event::ATTR_SERVER_SIDE => decoded.server_side = wire::u8(value, 0).map(|flag| flag != 0),
-            event::ATTR_FLAGS => {
-                if wire::u16(value, 0)? & event::FLAG_SERVER_SIDE != 0 {
-                    decoded.server_side = Some(true);
-                }
+            event::ATTR_FLAGS if wire::u16(value, 0)? & event::FLAG_SERVER_SIDE != 0 => {
+                decoded.server_side = Some(true);
             }
             _ => {}
         }

@@ -45,18 +45,22 @@ pub struct Namespace {
     events: Arc<socket2::Socket>,
     reader: Mutex<Weak<Reader>>,
     path_manager: io::Result<File>,
-    /// flock() on it excludes other processes that change the path manager for a moment.
+    /// flock() on it excludes other processes that change the path manager for a moment, and the mutex our own
+    /// threads, which share the open file that a flock belongs to.
     file: io::Result<File>,
+    changing: Mutex<()>,
     connections: Mutex<HashMap<u32, Weak<Shared>>>,
 }
 
-/// The namespaces in use, by cookie.
-static REGISTRY: Mutex<Option<HashMap<u64, Weak<Namespace>>>> = Mutex::new(None);
+/// Namespaces by cookie.
+type Registry = Option<HashMap<u64, Weak<Namespace>>>;
+
+/// The namespaces in use.
+static REGISTRY: Mutex<Registry> = Mutex::new(None);
 
 thread_local! {
     /// Held over a fork, so that the child does not find the registry locked by a thread that it lacks.
-    static FORKING: RefCell<Option<MutexGuard<'static, Option<HashMap<u64, Weak<Namespace>>>>>> =
-        const { RefCell::new(None) };
+    static FORKING: RefCell<Option<MutexGuard<'static, Registry>>> = const { RefCell::new(None) };
 }
 
 /// To be called by the thread that forks, before.
@@ -162,6 +166,7 @@ impl Namespace {
             reader: Mutex::default(),
             path_manager: path_manager.map(File::from),
             file: file.map(File::from),
+            changing: Mutex::default(),
             connections: Mutex::default(),
         })
     }
@@ -258,8 +263,7 @@ impl Namespace {
     fn lock(&self) -> Result<Locked<'_>> {
         let failed = |error: &io::Error| Error::call("flock of the network namespace", error);
         let file = self.file.as_ref().map_err(failed)?;
-        // flock is per open file, which our threads share: the mutex is theirs.
-        let threads = lock(&self.route);
+        let threads = lock(&self.changing);
         file.lock().map_err(|error| failed(&error))?;
         Ok(Locked { file, _threads: threads })
     }
@@ -277,7 +281,7 @@ impl Namespace {
 /// The flock and the mutex behind `Namespace::lock`.
 struct Locked<'a> {
     file: &'a File,
-    _threads: MutexGuard<'a, Channel>,
+    _threads: MutexGuard<'a, ()>,
 }
 
 impl Drop for Locked<'_> {

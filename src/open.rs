@@ -302,7 +302,10 @@ impl Opening {
             let request = pm::encode_get_addr(self.shared.token);
             // A refusal means the in-kernel path manager, which SUBFLOW_CREATE will tell.
             let _ = lock(&self.namespace.pm).dump(family.id, &request, |payload| {
-                listed.extend(pm::decode_get_addr(payload));
+                // The kernel takes an IPv4 address and its IPv4-mapped form for the same.
+                listed.extend(
+                    pm::decode_get_addr(payload).map(|a| pm::Address { ip: a.ip.to_canonical(), ..a }),
+                );
             });
         }
         listed
@@ -317,7 +320,8 @@ impl Opening {
             .collect();
         let entries = diag::look_up(&mut lock(&self.namespace.diag), &tuples)
             .map_err(|failure| Error::os(failure.errno, format!("inet_diag: {}", failure.describe())))?;
-        let live = |entry: diag::Entry| Some((entry.tuple.local.ip(), entry.subflow?.local_id));
+        let live =
+            |entry: diag::Entry| Some((entry.tuple.local.ip().to_canonical(), entry.subflow?.local_id));
         Ok(entries.into_iter().flatten().filter_map(live).collect())
     }
 

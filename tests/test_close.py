@@ -8,7 +8,7 @@ import threading
 
 import mptcp
 import pytest
-from mptcp.lab import Host, Link, two_paths
+from mptcp.lab import Host, Lab, Link
 from support import Connection, connected, descriptors, eventually, exchange, threads
 
 TwoPaths = tuple[Host, Host, tuple[Link, Link]]
@@ -86,11 +86,11 @@ def test_under_the_in_kernel_path_manager(mptcp_two_paths: TwoPaths) -> None:
 
 def test_opened_and_closed_a_thousand_times_during_a_transfer() -> None:
     """Every byte arrives, no id comes twice, nothing grows. Short queues, which every handshake has to pass."""
-    with (
-        two_paths(rate=("200mbit", "200mbit"), queue="2ms") as hosts,
-        connected(*hosts) as connection,
-    ):
-        open_and_close(connection, 1000)
+    with Lab() as lab:
+        client, server = lab.host("client"), lab.host("server")
+        first, second = (lab.link(client, server, rate="200mbit", queue="2ms") for _ in range(2))
+        with connected(client, server, (first, second)) as connection:
+            open_and_close(connection, 1000)
 
 
 def open_and_close(connection: Connection, rounds: int) -> None:

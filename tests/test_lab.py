@@ -17,7 +17,8 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -910,31 +911,37 @@ def command_prefix(request: pytest.FixtureRequest) -> list[str]:
     return [] if request.param else without_capabilities()
 
 
-def start_holder(prefix: list[str], *arguments: str) -> tuple[subprocess.Popen[str], list[int], set[tuple[int, int]]]:
-    """Start a process with a lab; return it, pidfds of the lab's processes, and the namespaces."""
-    holder = subprocess.Popen(
+@dataclass
+class Holder:
+    """Another process that has a lab: itself, pidfds of the lab's processes, the helper's first, and its namespaces."""
+
+    process: subprocess.Popen[str]
+    handles: list[int]
+    namespaces: set[tuple[int, int]]
+
+
+@contextmanager
+def holder(prefix: list[str], *arguments: str) -> Iterator[Holder]:
+    with subprocess.Popen(
         [*prefix, sys.executable, "-W", "error", "-c", HOLDER, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-    )
-    assert holder.stdout is not None
-    assert holder.stderr is not None
-    lines = {holder.stdout.readline() for _ in range(2 if arguments else 1)}
-    lines.discard("child\n")
-    pids = [int(pid) for pid in lines.pop().split()]
-    # The second program says that it is there, and so in its host.
-    assert holder.stderr.readline() == "\n"
-    return holder, [os.pidfd_open(pid) for pid in pids], {network_namespace(pid) for pid in pids[1:3]}
-
-
-def finish(holder: subprocess.Popen[str]) -> None:
-    for stream in (holder.stdin, holder.stdout, holder.stderr):
-        assert stream is not None
-        stream.close()
-    holder.wait(DEADLINE)
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            lines = {process.stdout.readline() for _ in range(2 if arguments else 1)}
+            lines.discard("child\n")
+            # The second program says that it is there, and so in its host.
+            assert process.stderr.readline() == "\n"
+            pids = [int(pid) for pid in lines.pop().split()]
+            handles = [os.pidfd_open(pid) for pid in pids]
+            yield Holder(process, handles, {network_namespace(pid) for pid in pids[1:3]})
+        finally:
+            process.kill()
 
 
 def wait_until_empty(namespaces: set[tuple[int, int]]) -> None:
@@ -949,31 +956,28 @@ def wait_until_empty(namespaces: set[tuple[int, int]]) -> None:
 
 @pytest.mark.parametrize("arguments", [[], ["fork"]], ids=["alone", "with a forked child"])
 def test_killed_process_leaves_nothing(command_prefix: list[str], arguments: list[str]) -> None:
-    holder, handles, namespaces = start_holder(command_prefix, *arguments)
-    assert len(processes_in(namespaces)) >= 5
-    holder.kill()
-    wait_for_end(handles)
-    wait_until_empty(namespaces)
-    finish(holder)
+    with holder(command_prefix, *arguments) as held:
+        assert len(processes_in(held.namespaces)) >= 5
+        held.process.kill()
+        wait_for_end(held.handles)
+        wait_until_empty(held.namespaces)
 
 
 def test_killed_helper_leaves_nothing(command_prefix: list[str]) -> None:
-    holder, handles, namespaces = start_holder(command_prefix)
-    signal.pidfd_send_signal(handles[0], signal.SIGKILL)
-    wait_for_end(handles)
-    wait_until_empty(namespaces)
-    finish(holder)
+    with holder(command_prefix) as held:
+        signal.pidfd_send_signal(held.handles[0], signal.SIGKILL)
+        wait_for_end(held.handles)
+        wait_until_empty(held.namespaces)
 
 
 def test_interrupt_of_the_process_group_spares_the_lab(command_prefix: list[str]) -> None:
-    holder, handles, namespaces = start_holder(command_prefix)
-    os.killpg(holder.pid, signal.SIGINT)
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == "still here\n"
-    wait_for_end(handles)
-    wait_until_empty(namespaces)
-    finish(holder)
-    assert holder.returncode == 0
+    with holder(command_prefix) as held:
+        os.killpg(held.process.pid, signal.SIGINT)
+        assert held.process.stdout is not None
+        assert held.process.stdout.readline() == "still here\n"
+        wait_for_end(held.handles)
+        wait_until_empty(held.namespaces)
+        assert held.process.wait(DEADLINE) == 0
 
 
 def test_without_privilege() -> None:
