@@ -88,6 +88,14 @@ def bulk(client: Host, server: Host, address: str, size: int, source: str | None
         return transfer(near, far, size)
 
 
+def assert_rate(rate: float, measure: Callable[[], float]) -> None:
+    """Assert that a transfer comes within 10 % of ``rate``. Something else may have the processor for one or two."""
+    measured: list[float] = []
+    while not measured or measured[-1] != pytest.approx(rate, rel=0.1):
+        assert len(measured) < 3, f"{measured} bit/s instead of {rate}"
+        measured.append(measure())
+
+
 def sent_bytes(host: Host, link: Link) -> int:
     """What the interface of the link has sent, by /proc/net/dev."""
     text = host.run(["cat", "/proc/net/dev"], capture_output=True, text=True, check=True).stdout
@@ -500,8 +508,7 @@ def test_named_rate_is_reached(mptcp_lab: Lab, pair: tuple[Host, Host], rate: st
     link = mptcp_lab.link(a, b, rate=rate)
     assert link.rate is not None
     for client, server in ((a, b), (b, a)):
-        reached = bulk(client, server, link.address(server, family), link.rate // 16)
-        assert reached == pytest.approx(link.rate, rel=0.1)
+        assert_rate(link.rate, lambda c=client, s=server: bulk(c, s, link.address(s, family), link.rate // 16))
 
 
 def test_rate_is_changed(mptcp_lab: Lab, pair: tuple[Host, Host]) -> None:
@@ -514,7 +521,7 @@ def test_rate_is_changed(mptcp_lab: Lab, pair: tuple[Host, Host]) -> None:
             link.set(rate=rate)
             # What the queue held under the rate before comes at the new one.
             transfer(near, far, rate // 16)
-            assert transfer(near, far, rate // 8) == pytest.approx(rate, rel=0.1)
+            assert_rate(rate, lambda rate=rate: transfer(near, far, rate // 16))
         link.set(rate=None)
         assert (link.rate, link.queue) == (None, None)
         assert transfer(near, far, 40_000_000) > 80_000_000
@@ -559,7 +566,7 @@ def test_delay_and_loss_without_netem(mptcp_lab: Lab, pair: tuple[Host, Host]) -
     with pytest.raises(mptcp.UnsupportedError):
         link.set(rate="1mbit", delay="10ms")
     assert (link.rate, link.delay, link.loss) == (20_000_000, None, None)
-    assert bulk(a, b, link.address(b), 2_500_000) == pytest.approx(link.rate, rel=0.1)
+    assert_rate(link.rate, lambda: bulk(a, b, link.address(b), 1_250_000))
 
 
 def test_delay_and_loss_with_netem(mptcp_lab: Lab, pair: tuple[Host, Host]) -> None:
@@ -579,7 +586,7 @@ def test_delay_and_loss_with_netem(mptcp_lab: Lab, pair: tuple[Host, Host]) -> N
             times.append(time.perf_counter() - start)
         assert sorted(times)[len(times) // 2] == pytest.approx(0.04, abs=0.002)
         transfer(near, far, 2_500_000)
-        assert transfer(near, far, 5_000_000) == pytest.approx(20_000_000, rel=0.1)
+        assert_rate(20_000_000, lambda: transfer(near, far, 5_000_000))
     link.set(delay=None, loss="100%")
     with pytest.raises(TimeoutError):
         a.create_connection((link.address(b), 5000), 0.5)
@@ -626,7 +633,7 @@ def test_rate_survives_down_and_up(mptcp_lab: Lab, pair: tuple[Host, Host]) -> N
     link.down()
     link.set(rate="10mbit")
     link.up()
-    assert bulk(a, b, link.address(b), 1_250_000) == pytest.approx(10_000_000, rel=0.1)
+    assert_rate(10_000_000, lambda: bulk(a, b, link.address(b), 625_000))
 
 
 def test_congestion_control_by_route(mptcp_two_paths: TwoPaths) -> None:
