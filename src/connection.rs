@@ -86,6 +86,16 @@ pub enum PathManager {
     Userspace,
 }
 
+impl PathManager {
+    /// As in the sysctl net.mptcp.path_manager.
+    pub fn name(self) -> &'static str {
+        match self {
+            PathManager::Kernel => "kernel",
+            PathManager::Userspace => "userspace",
+        }
+    }
+}
+
 /// Which subflow is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Which {
@@ -258,10 +268,21 @@ impl Handle {
         latched(&namespace, &info)
     }
 
-    /// Holds the event subscription of the socket's namespace for as long as this handle lives.
-    pub fn hold_events(&self, fd: RawFd) -> Result<()> {
-        let reader = self.namespace(fd)?.reader()?;
-        *lock(&self.events) = Some(reader);
+    /// Holds the event subscription of the socket's namespace for as long as this handle lives, if joins of its
+    /// connections depend on it. `latched` is the path manager where the caller knows it.
+    pub fn hold_events(&self, fd: RawFd, latched: Option<PathManager>) -> Result<()> {
+        let userspace = match latched.map_or_else(|| self.path_manager(fd), Ok) {
+            Ok(path_manager) => path_manager == PathManager::Userspace,
+            // Not connected: what it will latch, or has latched, is the namespace's choice.
+            Err(error) if error.errno() == libc::ENOTCONN => {
+                self.namespace(fd)?.path_manager()? == PathManager::Userspace.name()
+            }
+            Err(error) => return Err(error),
+        };
+        if userspace {
+            let reader = self.namespace(fd)?.reader()?;
+            *lock(&self.events) = Some(reader);
+        }
         Ok(())
     }
 

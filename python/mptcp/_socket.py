@@ -70,13 +70,7 @@ class Socket(socket.socket):
     def _hold_events(self, path_manager: str | None) -> None:
         """Subscribes to path manager events if joins of this socket's connections depend on it."""
         try:
-            if path_manager is None:
-                try:
-                    path_manager = self._handle.path_manager(self.fileno())
-                except OSError:  # not connected: what it will latch, or has latched, is the namespace's choice
-                    path_manager = self._handle.namespace_path_manager(self.fileno())
-            if path_manager == "userspace":
-                self._handle.hold_events(self.fileno())
+            self._handle.hold_events(self.fileno(), path_manager)
         except OSError:
             pass  # unprivileged, or another namespace, or no MPTCP: whoever asks for more is told
 

@@ -33,19 +33,14 @@ impl Handle {
     }
 
     fn path_manager(&self, py: Python<'_>, fd: i32) -> PyResult<&'static str> {
-        match py.detach(|| self.0.path_manager(fd)) {
-            Ok(PathManager::Kernel) => Ok("kernel"),
-            Ok(PathManager::Userspace) => Ok("userspace"),
-            Err(error) => Err(to_py(py, error)),
-        }
+        py.detach(|| self.0.path_manager(fd)).map(PathManager::name).map_err(|error| to_py(py, error))
     }
 
-    fn namespace_path_manager(&self, py: Python<'_>, fd: i32) -> PyResult<String> {
-        py.detach(|| self.0.namespace(fd)?.path_manager()).map_err(|error| to_py(py, error))
-    }
-
-    fn hold_events(&self, py: Python<'_>, fd: i32) -> PyResult<()> {
-        py.detach(|| self.0.hold_events(fd)).map_err(|error| to_py(py, error))
+    fn hold_events(&self, py: Python<'_>, fd: i32, latched: Option<&str>) -> PyResult<()> {
+        let latched = [PathManager::Kernel, PathManager::Userspace]
+            .into_iter()
+            .find(|path_manager| latched == Some(path_manager.name()));
+        py.detach(|| self.0.hold_events(fd, latched)).map_err(|error| to_py(py, error))
     }
 
     fn release(&self, py: Python<'_>) {
