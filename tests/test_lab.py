@@ -21,9 +21,8 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
 import mptcp
+import pytest
 from mptcp import _counters
 from mptcp.lab import Host, Lab, Link, two_paths
 from mptcp.lab._topology import Edge, remote_addresses

@@ -9,7 +9,6 @@ import sys
 from typing import Any
 
 import mptcp
-import pytest
 from mptcp.lab import Host, Lab, Link
 from support import PORT, Connection, connected
 

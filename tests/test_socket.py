@@ -258,15 +258,17 @@ def test_connecting_where_nobody_listens() -> None:
 
 
 def test_server_options() -> None:
-    with mptcp.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as listener:
-        with mptcp.create_connection(("127.0.0.1", listener.getsockname()[1])) as sock:
-            peer, address = listener.accept()
-            with peer:
-                assert address[0] == "::ffff:127.0.0.1"
-                exchange(sock, peer)
-                [subflow] = peer.subflows()
-                assert subflow.remote == address
-                assert subflow.cookie
+    with (
+        mptcp.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as listener,
+        mptcp.create_connection(("127.0.0.1", listener.getsockname()[1])) as sock,
+    ):
+        peer, address = listener.accept()
+        with peer:
+            assert address[0] == "::ffff:127.0.0.1"
+            exchange(sock, peer)
+            [subflow] = peer.subflows()
+            assert subflow.remote == address
+            assert subflow.cookie
     with pytest.raises(ValueError, match="AF_INET6"):
         mptcp.create_server(("", 0), dualstack_ipv6=True)
     with mptcp.create_server(("127.0.0.1", 0), reuse_port=True) as one:

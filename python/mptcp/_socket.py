@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -69,10 +70,9 @@ class Socket(socket.socket):
 
     def _hold_events(self, path_manager: str | None) -> None:
         """Subscribes to path manager events if joins of this socket's connections depend on it."""
-        try:
+        # Unprivileged, or another namespace, or no Multipath TCP: whoever asks for more is told.
+        with contextlib.suppress(OSError):
             self._handle.hold_events(self.fileno(), path_manager)
-        except OSError:
-            pass  # unprivileged, or another namespace, or no MPTCP: whoever asks for more is told
 
     # What socket.socket makes of itself is a Socket too.
 
@@ -208,7 +208,7 @@ MakeSocket: TypeAlias = Callable[[int, int, int], Socket]
 
 def create_connection(
     address: tuple[str | None, int],
-    timeout: float | None | object = _DEFAULT_TIMEOUT,
+    timeout: float | object | None = _DEFAULT_TIMEOUT,
     source_address: tuple[str, int] | None = None,
     *,
     all_errors: bool = False,
@@ -231,7 +231,7 @@ def create_connection(
 def _connect(
     make: MakeSocket,
     address: tuple[str | None, int],
-    timeout: float | None | object,
+    timeout: float | object | None,
     source_address: tuple[str, int] | None,
     all_errors: bool,
 ) -> Socket:

@@ -1,0 +1,94 @@
+"""The command line: ``mptcp COMMAND``. Each command is a module of this package, and named as its file."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import pkgutil
+import select
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, cast
+
+# As a shell reports a program that SIGINT ended.
+_INTERRUPTED = 130
+
+
+class Command(Protocol):
+    """What the module of a command has."""
+
+    SUMMARY: str
+    """What the command does: half a sentence for the list of commands."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Give the command's own parser its arguments."""
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        """Do it, and return the exit status. Of an OSError the user sees the message alone, and the status is 1."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0, or 1 on failure. Wrong usage is SystemExit with 2."""
+    argv = sys.argv[1:] if argv is None else argv
+    arguments = _parser(argv).parse_args(argv)
+    try:
+        status: int = arguments.run(arguments)
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        # On a line of its own, as the terminal has just shown ^C.
+        print(f"\nmptcp {arguments.command}: interrupted", file=sys.stderr)
+        return _INTERRUPTED
+    except OSError as error:
+        if not (isinstance(error, BrokenPipeError) and _reader_is_gone()):
+            print(f"mptcp {arguments.command}: {_message(error)}", file=sys.stderr)
+        return 1
+
+
+def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mptcp",
+        description="Control and measurement of Multipath TCP, subflow by subflow, on stock Linux kernels.",
+    )
+    parser.add_argument("--version", action=_ShowVersion, nargs=0, help="show the version and exit")
+    parsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
+    for name, command in _commands(argv):
+        sub = parsers.add_parser(name, help=command.SUMMARY, description=f"{command.SUMMARY}.")
+        command.add_arguments(sub)
+        sub.set_defaults(run=command.run)
+    return parser
+
+
+def _commands(argv: Sequence[str]) -> Iterator[tuple[str, Command]]:
+    """Every command with its name. Modules with a leading underscore are what commands share."""
+    names = [module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")]
+    # One that is asked for does not wait for the others to be imported.
+    for name in argv[:1] if argv and argv[0] in names else names:
+        yield name, cast(Command, importlib.import_module(f"{__name__}.{name}"))
+
+
+class _ShowVersion(argparse.Action):
+    # argparse's own "version" wants the text when the parser is made, and looking it up is slow.
+    def __call__(self, parser: argparse.ArgumentParser, *unused: Any) -> None:
+        import importlib.metadata
+
+        print(f"mptcp {importlib.metadata.version('mptcp')}")
+        parser.exit()
+
+
+def _message(error: OSError) -> str:
+    text = error.strerror or str(error)
+    return f"{text}: {error.filename}" if error.filename else text
+
+
+def _reader_is_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads any more, as with ``| head``."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    if not poll.poll(0):
+        return False
+    # What is still to be written goes nowhere, or Python would complain of it at the end.
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+    return True

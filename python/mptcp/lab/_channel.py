@@ -1,0 +1,148 @@
+"""Requests, replies and descriptors between the processes of a lab: JSON over an AF_UNIX SOCK_SEQPACKET socket.
+
+One packet is one message, so there is no framing to get wrong, and a packet carries its descriptors with it.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import errno
+import json
+import os
+import socket
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mptcp._errors import UnsupportedError
+
+# A request or a reply is at most a few kilobytes; this is what the kernel lets one packet hold by default.
+_MAX_MESSAGE = 1 << 18
+# SCM_MAX_FD of the kernel is 253; no message of ours carries more than a few.
+_MAX_DESCRIPTORS = 16
+
+#: What a handler returns: a result that JSON can carry, and descriptors that are closed here once sent.
+Reply = tuple[Any, list[int]]
+Handler = Callable[..., Reply]
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Return the two ends of a new channel."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def send(sock: socket.socket, message: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
+    """Send one message, with copies of ``descriptors``."""
+    ancillary = []
+    if descriptors:
+        ancillary.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors)))
+    sock.sendmsg([json.dumps(message).encode()], ancillary)
+
+
+def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
+    """Wait for one message and return it with its descriptors, which are close-on-exec. None: the other end is gone."""
+    try:
+        data, ancillary, flags, _ = sock.recvmsg(
+            _MAX_MESSAGE, socket.CMSG_SPACE(_MAX_DESCRIPTORS * 4), socket.MSG_CMSG_CLOEXEC
+        )
+    except ConnectionResetError:
+        return None
+    descriptors = array.array("i")
+    for level, kind, payload in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            descriptors.frombytes(payload[: len(payload) - len(payload) % descriptors.itemsize])
+    if not data:
+        return None
+    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        close_all(descriptors)
+        raise OSError(errno.EMSGSIZE, "a message of the lab was cut short")
+    return json.loads(data), list(descriptors)
+
+
+def close_all(descriptors: Sequence[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+def call(handler: Handler, arguments: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+    """Run a handler and return the reply to send: its result, or the exception in a form that JSON carries."""
+    try:
+        result, descriptors = handler(**arguments)
+    except OSError as error:
+        number = error.errno or errno.EIO
+        return {"errno": number, "text": error.strerror or str(error), "file": error.filename}, []
+    except Exception:
+        # A mistake of our own: the caller sees where it happened, and the process lives on.
+        return {"defect": traceback.format_exc()}, []
+    return {"result": result}, descriptors
+
+
+def result_of(reply: dict[str, Any]) -> Any:
+    """Return the result in a reply, or raise the exception that it carries."""
+    if "defect" in reply:
+        raise RuntimeError(f"a process of the lab failed:\n{reply['defect']}")
+    if "errno" not in reply:
+        return reply["result"]
+    number, text, file = reply["errno"], reply["text"], reply["file"]
+    if number == errno.ENOSYS:
+        raise UnsupportedError(number, text)
+    raise OSError(number, text) if file is None else OSError(number, text, file)
+
+
+def serve_one(sock: socket.socket, handlers: dict[str, Handler]) -> bool:
+    """Answer one request. False: the other end is gone."""
+    received = receive(sock)
+    if received is None:
+        return False
+    request, descriptors = received
+    arguments = request["arguments"]
+    if descriptors:
+        arguments["descriptors"] = descriptors
+    reply, to_send = call(handlers[request["call"]], arguments)
+    try:
+        send(sock, {"id": request["id"], **reply}, to_send)
+    except (BrokenPipeError, ConnectionResetError):
+        return False
+    finally:
+        close_all(to_send)
+    return True
+
+
+class Client:
+    """The asking end of a channel. Threads may share it: one request is under way at a time."""
+
+    def __init__(self, sock: socket.socket, name: str) -> None:
+        self._socket = sock
+        self._name = name
+        self._lock = threading.Lock()
+        self._last_id = 0
+
+    def request(self, call: str, descriptors: Sequence[int] = (), **arguments: Any) -> tuple[Any, list[int]]:
+        """Send a request and return its result and descriptors, or raise the error it met there."""
+        with self._lock:
+            if self._socket.fileno() < 0:
+                raise OSError(errno.EBADF, f"{self._name} is closed")
+            self._last_id += 1
+            try:
+                send(self._socket, {"id": self._last_id, "call": call, "arguments": arguments}, descriptors)
+                while True:
+                    received = receive(self._socket)
+                    if received is None:
+                        raise BrokenPipeError
+                    reply, received_descriptors = received
+                    if reply["id"] == self._last_id:
+                        break
+                    # The reply to a request whose wait was cut short, by KeyboardInterrupt for instance.
+                    close_all(received_descriptors)
+            except BrokenPipeError:
+                raise OSError(errno.EPIPE, f"the process of {self._name} is gone") from None
+        return result_of(reply), received_descriptors
+
+    def close(self) -> None:
+        # The other end learns of it even if a forked child of ours has a copy of the socket.
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        with self._lock:
+            self._socket.close()

@@ -1,0 +1,122 @@
+"""Namespaces: making them, telling them apart, and ending the programs inside them."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import select
+import signal
+import time
+from collections.abc import Collection
+
+# linux/sched.h. os.unshare exists from Python 3.12 only.
+_CLONE_NEWUSER = 0x10000000
+_CLONE_NEWNET = 0x40000000
+# linux/capability.h
+_CAP_NET_ADMIN = 12
+_CAP_SYS_ADMIN = 21
+
+# How long to wait for killed programs to end. Only one stuck inside the kernel takes longer.
+_KILL_SECONDS = 10.0
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+#: Device and inode number of a namespace's file: the same for two files if they are the same namespace.
+Identity = tuple[int, int]
+
+
+def _unshare(flags: int) -> None:
+    if _libc.unshare(flags) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def may_make_network_namespaces() -> bool:
+    """Whether this process has the capabilities for network namespaces without a user namespace of its own."""
+    with open("/proc/self/status") as status:
+        effective = next(int(line.split()[1], 16) for line in status if line.startswith("CapEff:"))
+    return all(effective >> capability & 1 for capability in (_CAP_NET_ADMIN, _CAP_SYS_ADMIN))
+
+
+def _denied(cause: OSError) -> PermissionError:
+    return PermissionError(
+        errno.EPERM,
+        "this system does not let an ordinary user make the user and network namespaces a lab needs "
+        f"({cause.strerror}): allow it by the sysctls user.max_user_namespaces and user.max_net_namespaces "
+        "(above 0), kernel.unprivileged_userns_clone (1, where it exists) and "
+        "kernel.apparmor_restrict_unprivileged_userns (0, where it exists), or run as root",
+    )
+
+
+def enter_new_user_namespace() -> None:
+    """Move this process to a user namespace of its own, in which the caller's user and group are root's."""
+    uid, gid = os.geteuid(), os.getegid()
+    try:
+        _unshare(_CLONE_NEWUSER)
+        # Without a privilege over the parent namespace only one's own ids can be mapped, the group
+        # only once setgroups is given up.
+        for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
+    except OSError as error:
+        raise _denied(error) from error
+
+
+def enter_new_network_namespace() -> None:
+    """Move this process to a network namespace of its own."""
+    try:
+        _unshare(_CLONE_NEWNET)
+    except OSError as error:
+        # ENOSPC is the limit user.max_net_namespaces; EPERM is a security module that leaves a new user
+        # namespace without capabilities.
+        if error.errno in (errno.EPERM, errno.EACCES, errno.ENOSPC):
+            raise _denied(error) from error
+        raise
+
+
+def identity(file: int | str) -> Identity:
+    """Tell a namespace by an open descriptor of it or the path of its file."""
+    status = os.stat(file)
+    return status.st_dev, status.st_ino
+
+
+def kill_programs(namespaces: Collection[Identity], spare: Collection[int]) -> None:
+    """Kill every process in these network namespaces but those in ``spare``, and wait until they have ended.
+
+    The caller must hold the namespaces (be in them, or have them open), so that no other takes their numbers.
+    """
+    deadline = time.monotonic() + _KILL_SECONDS
+    # What is killed may just have forked, so look until a look finds nothing.
+    while time.monotonic() < deadline:
+        killed = [
+            handle
+            for name in os.listdir("/proc")
+            if name.isdecimal() and int(name) not in spare
+            if (handle := _kill_if_in(int(name), namespaces)) is not None
+        ]
+        if not killed:
+            return
+        for handle in killed:
+            select.select([handle], [], [], max(0.0, deadline - time.monotonic()))
+            os.close(handle)
+
+
+def _kill_if_in(pid: int, namespaces: Collection[Identity]) -> int | None:
+    """Kill the process if it is in one of the namespaces, and return a pidfd of it then."""
+    try:
+        # The pidfd comes first: what is looked at and what is killed are then one process, whatever ends meanwhile.
+        handle = os.pidfd_open(pid)
+    except OSError:
+        return None
+    try:
+        if identity(f"/proc/{pid}/ns/net") in namespaces:
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+            return handle
+    except OSError:
+        # It has ended, or belongs to somebody else and so cannot be in a namespace of ours.
+        pass
+    with contextlib.suppress(OSError):
+        os.close(handle)
+    return None
