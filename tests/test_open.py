@@ -82,7 +82,7 @@ def failed_open(connection: Connection, *args: object, **options: object) -> OSE
     """The error of an open that must fail, after which the connection is as it was."""
     before = ends(connection.sock), ends(connection.peer)
     with pytest.raises(OSError, match=r".") as caught:
-        connection.sock.open_subflow(*args, **options)  # type: ignore[arg-type]
+        connection.sock.open_subflow(*args, **options)
     assert ends(connection.sock) == before[0]
     assert eventually(lambda: ends(connection.peer) == before[1])
     assert not [row for row in ss(connection.client, "-a") if row[0] == "SYN-SENT"]
@@ -261,7 +261,7 @@ def test_address_ids_do_not_collide(connection: Connection) -> None:
         assert subflow.local_id
         by_id.setdefault(subflow.local_id, set()).add(subflow.local[0])
     assert all(len(addresses) == 1 for addresses in by_id.values()), "an id names one address"
-    connection.sock.close_subflow(opened[1])  # type: ignore[arg-type]
+    connection.sock.close_subflow(opened[1])
     again = connection.sock.open_subflow((local, 33333), remote)
     assert again is not None
     live = [(s.local_id, s.local[0]) for s in connection.sock.subflows()]
@@ -360,7 +360,7 @@ def test_the_blocking_mode_is_left_alone(connection: Connection) -> None:
     for blocking in (True, False):
         connection.sock.setblocking(blocking)
         opened = connection.sock.open_subflow(*connection.second)
-        connection.sock.close_subflow(opened)  # type: ignore[arg-type]
+        connection.sock.close_subflow(opened)
         assert os.get_blocking(connection.sock.fileno()) is blocking
 
 
