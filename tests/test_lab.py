@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import gc
+import itertools
 import os
 import select
 import shutil
@@ -573,19 +575,22 @@ def test_delay_and_loss_with_netem(mptcp_lab: Lab, pair: tuple[Host, Host]) -> N
     if not has_netem(mptcp_lab.host("probe")):
         pytest.skip("this kernel has no netem (sch_netem)")
     link = mptcp_lab.link(a, b, rate="20mbit", delay="20ms")
+    address = (link.address(b), 5000)
+    with b.create_server(address) as listener, a.create_connection(address, DEADLINE) as near:
+        far, _ = listener.accept()
+        with far:
+            for _ in range(40):
+                near.sendall(b"x")
+                far.sendall(far.recv(1))
+                near.recv(1)
+            # The kernel's own measure, in which this program's slowness has no part: the least, in which its own has
+            # little either, on an emulated machine.
+            assert 40_000 <= near.subflows()[0].tcp_info.min_rtt <= 42_000
     near, far = connect(a, b, link.address(b))
     with near, far:
-        near.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        times = []
-        for _ in range(20):
-            start = time.perf_counter()
-            near.send(b"x")
-            far.send(far.recv(1))
-            near.recv(1)
-            times.append(time.perf_counter() - start)
-        assert sorted(times)[len(times) // 2] == pytest.approx(0.04, abs=0.002)
+        # Until its window is open the delay is what limits it.
         transfer(near, far, 2_500_000)
-        assert_rate(20_000_000, lambda: transfer(near, far, 5_000_000))
+        assert_rate(20_000_000, lambda: transfer(near, far, 2_500_000))
     link.set(delay=None, loss="100%")
     with pytest.raises(TimeoutError):
         a.create_connection((link.address(b), 5000), 0.5)
@@ -610,12 +615,9 @@ def test_down_and_up_put_everything_back(mptcp_two_paths: TwoPaths, family: int)
     second.down()
     assert not second.is_up
     assert "DOWN" in ip(client, "-br", "link", "show", second.interface(client))
-    # An address of a link that is down does not leave by another link.
-    with client.socket(family, proto=socket.IPPROTO_TCP) as lost:
-        lost.settimeout(DEADLINE)
-        with pytest.raises(OSError, match=r"(?i)unreachable|no route|assign"):
-            lost.bind((source, 0))
-            lost.connect((first.address(server, family), 5000))
+    # An address of a link that is down does not leave by another link. (The kernel takes the IPv6 one away.)
+    with pytest.raises(OSError, match=r"unreachable|No route|assign"):
+        connect(client, server, first.address(server, family), source)
     bulk(client, server, first.address(server, family), 1000)
     second.up()
     assert second.is_up
@@ -705,7 +707,7 @@ def test_two_paths_over_two_routers(mptcp_lab: Lab, family: int) -> None:
 
 def test_chain_of_routers(mptcp_lab: Lab) -> None:
     hosts = [mptcp_lab.host(f"h{number}", forwarding=0 < number < 4) for number in range(5)]
-    links = [mptcp_lab.link(near, far) for near, far in zip(hosts, hosts[1:], strict=False)]
+    links = [mptcp_lab.link(near, far) for near, far in itertools.pairwise(hosts)]
     for family in FAMILIES:
         bulk(hosts[0], hosts[4], links[3].address(hosts[4], family), 1000)
         bulk(hosts[4], hosts[0], links[0].address(hosts[0], family), 1000)
@@ -740,7 +742,7 @@ def test_capture(mptcp_two_paths: TwoPaths, tmp_path: Path) -> None:
             near.sendall(text)
             assert far.recv(100) == text
     found = list(packets(tmp_path / "first"))
-    assert capture.packets == len(found) > 600
+    assert capture.packets == len(found)
     assert capture.dropped == 0
     assert all(start <= when <= time.time() for when, _ in found)
     assert [when for when, _ in found] == sorted(when for when, _ in found)
@@ -759,7 +761,9 @@ def test_capture_is_complete_when_the_lab_is_closed_first(tmp_path: Path) -> Non
     with two_paths() as (client, server, (first, _)):
         capture = first.capture(tmp_path / "file")
         bulk(client, server, first.address(server), 100_000)
-    assert capture.packets == len(list(packets(tmp_path / "file"))) > 60
+    found = list(packets(tmp_path / "file"))
+    assert capture.packets == len(found)
+    assert sum(len(packet) for _, packet in found) > 100_000
     capture.close()
 
 
@@ -780,7 +784,7 @@ def test_capture_to_a_file_that_cannot_be(mptcp_two_paths: TwoPaths, tmp_path: P
 
 def test_labs_side_by_side() -> None:
     def use(number: int) -> list[str]:
-        with two_paths(rate=("20mbit", None)) as (client, server, (first, second)):
+        with two_paths(rate=("20mbit", None)) as (client, server, (_, second)):
             bulk(client, server, second.address(server), 100_000 * number)
             return client.addresses
 
@@ -853,11 +857,10 @@ def test_socket_outlives_its_lab() -> None:
 def test_unclosed_lab_warns_and_ends() -> None:
     lab = Lab()
     handle = os.pidfd_open(lab.host("a").pid)
+    labs = [lab]
+    del lab
     with pytest.warns(ResourceWarning, match="unclosed <Lab open: a"):
-        del lab
-        import gc
-
-        gc.collect()
+        labs.clear() or gc.collect()
     wait_for_end([handle])
 
 
@@ -882,16 +885,17 @@ HOLDER = textwrap.dedent("""
         server.popen(["sh", "-c", "sleep 1000 & trap '' TERM; echo; wait"], stdout=2)
         lab = client.lab
         if "fork" in sys.argv:
-            child = os.fork()
-            if child == 0:
+            told, tell = os.pipe()
+            if os.fork() == 0:
                 try:
                     client.socket()
                 except OSError as error:
                     assert "forked" in str(error), error
                     lab.close()
-                    os.write(1, b"child\\n")
+                    os.write(tell, b"refused")
                 sys.stdin.read()
                 os._exit(0)
+            assert os.read(told, 10) == b"refused"
         print(lab._helper.pid, client.pid, server.pid, program.pid, flush=True)
         try:
             sys.stdin.read()
@@ -939,11 +943,9 @@ def holder(prefix: list[str], *arguments: str) -> Iterator[Holder]:
         try:
             assert process.stdout is not None
             assert process.stderr is not None
-            lines = {process.stdout.readline() for _ in range(2 if arguments else 1)}
-            lines.discard("child\n")
             # Each program says that it is there, and so in its host.
             assert [process.stderr.readline() for _ in range(2)] == ["\n", "\n"]
-            pids = [int(pid) for pid in lines.pop().split()]
+            pids = [int(pid) for pid in process.stdout.readline().split()]
             handles = [os.pidfd_open(pid) for pid in pids]
             yield Holder(process, handles, {network_namespace(pid) for pid in pids[1:3]})
         finally:
@@ -1022,7 +1024,7 @@ def test_namespaces_denied() -> None:
         try:
             Lab()
         except PermissionError as error:
-            for knob in ("user.max_user_namespaces", "unprivileged_userns_clone", "apparmor_restrict_unprivileged_userns"):
+            for knob in ("max_user_namespaces", "unprivileged_userns_clone", "apparmor_restrict_unprivileged_userns"):
                 assert knob in str(error), error
             print("denied")
     """)

@@ -126,6 +126,7 @@ class Recorder:
                 # The disk is full, say: wait to be asked, and tell.
                 failure = error
                 poll.unregister(self._socket)
+
         def answer() -> _channel.Reply:
             if failure is not None:
                 raise failure

@@ -30,7 +30,11 @@ Handler = Callable[..., Reply]
 
 def pair() -> tuple[socket.socket, socket.socket]:
     """Return the two ends of a new channel."""
-    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in (ours, theirs):
+        # socket.setdefaulttimeout is not meant for these.
+        end.settimeout(None)
+    return ours, theirs
 
 
 def send(sock: socket.socket, message: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
@@ -38,7 +42,7 @@ def send(sock: socket.socket, message: dict[str, Any], descriptors: Sequence[int
     ancillary = []
     if descriptors:
         ancillary.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors)))
-    sock.sendmsg([json.dumps(message).encode()], ancillary)
+    sock.sendmsg([json.dumps(message).encode()], ancillary, socket.MSG_NOSIGNAL)
 
 
 def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
@@ -114,6 +118,7 @@ class Client:
     """The asking end of a channel. Threads may share it: one request is under way at a time."""
 
     def __init__(self, sock: socket.socket, name: str) -> None:
+        sock.settimeout(None)
         self._socket = sock
         self._name = name
         self._lock = threading.Lock()
@@ -140,9 +145,11 @@ class Client:
                 raise OSError(errno.EPIPE, f"the process of {self._name} is gone") from None
         return result_of(reply), received_descriptors
 
-    def close(self) -> None:
-        # The other end learns of it even if a forked child of ours has a copy of the socket.
+    def hang_up(self) -> None:
+        """Let the other end see that this is over, even if a forked child of ours has a copy of the socket."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
         with self._lock:
             self._socket.close()

@@ -5,7 +5,9 @@ Runs in a host's process, inside its namespace.
 
 from __future__ import annotations
 
-import socket
+import errno
+import ipaddress
+import os
 from typing import Any
 
 from pyroute2.netlink.generic.mptcp import MPTCP  # type: ignore[import-untyped]
@@ -19,8 +21,15 @@ def add_endpoint(address: str, flags: int, id: int | None, port: int | None) -> 
         attributes["id"] = id
     if port is not None:
         attributes["port"] = port
-    with MPTCP() as netlink, kernel_errors(f"endpoint {address}"):
-        netlink.endpoint("add", **attributes)
+    try:
+        with MPTCP() as netlink, kernel_errors(f"endpoint {address}"):
+            netlink.endpoint("add", **attributes)
+    except OSError as error:
+        # What is EEXIST today was EINVAL in Linux 6.1.
+        known = {ipaddress.ip_address(endpoint["address"]) for endpoint in endpoints()}
+        if error.errno == errno.EINVAL and ipaddress.ip_address(address) in known:
+            raise OSError(errno.EEXIST, f"endpoint {address}: {os.strerror(errno.EEXIST)}") from None
+        raise
 
 
 def remove_endpoint(address: str, id: int) -> None:
@@ -64,5 +73,3 @@ def set_limits(subflows: int | None, add_addr_accepted: int | None) -> dict[str,
 
 def _attribute(address: str) -> str:
     return "addr6" if ":" in address else "addr4"
-
-

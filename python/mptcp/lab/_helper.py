@@ -5,7 +5,6 @@ Started as ``python -m mptcp.lab._helper DESCRIPTOR PID``: its end of the channe
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import signal
@@ -29,7 +28,13 @@ class _Helper:
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
         self._hosts: list[_HostProcess] = []
-        self.handlers: dict[str, _channel.Handler] = {"host": self.host}
+
+    def start(self) -> _channel.Reply:
+        """Get into the position to make namespaces; return whether that took a user namespace."""
+        own_user_namespace = not _namespaces.may_make_network_namespaces()
+        if own_user_namespace:
+            _namespaces.enter_new_user_namespace()
+        return own_user_namespace, []
 
     def host(self, forwarding: bool) -> _channel.Reply:
         """Start a host's process and return the caller's end of its channel and its namespaces."""
@@ -90,13 +95,6 @@ class _Helper:
             os.waitpid(host.pid, 0)
 
 
-def _start() -> _channel.Reply:
-    privileged = _namespaces.may_make_network_namespaces()
-    if not privileged:
-        _namespaces.enter_new_user_namespace()
-    return {"own_user_namespace": not privileged}, []
-
-
 def main(descriptor: int, parent: int) -> None:
     channel = socket.socket(fileno=descriptor)
     # The end of the channel is not enough to know that the parent is gone: a process that it forked has a copy.
@@ -106,21 +104,18 @@ def main(descriptor: int, parent: int) -> None:
         return
     if os.getppid() != parent:
         return
-    reply, _ = _channel.call(_start, {})
-    with contextlib.suppress(BrokenPipeError):
-        _channel.send(channel, {"id": 0, **reply})
-    if "result" not in reply:
+    helper = _Helper(channel)
+    if not _channel.serve_one(channel, {"start": helper.start}):
         return
     # Here rather than in every host, and while the user goes on: it takes a while to load.
     from mptcp.lab import _network  # noqa: F401
 
-    helper = _Helper(channel)
     poll = select.poll()
     poll.register(channel, select.POLLIN)
     poll.register(parent_process, select.POLLIN)
     try:
         while parent_process not in {ready for ready, _ in poll.poll()}:
-            if not _channel.serve_one(channel, helper.handlers):
+            if not _channel.serve_one(channel, {"host": helper.host}):
                 break
     finally:
         helper.end()

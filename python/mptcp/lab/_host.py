@@ -50,8 +50,8 @@ def main(channel: socket.socket, lifeline: socket.socket, forwarding: bool) -> N
     while True:
         ready = {descriptor for descriptor, _ in poll.poll()}
         if lifeline.fileno() in ready:
-            # The helper never sends anything: it is gone, killed before it could clean up. It ends every
-            # program of the lab otherwise, and then this process.
+            # The helper never sends anything, so it is gone, and was killed: else it would have ended the lab's
+            # programs, and this process last.
             _namespaces.kill_programs({_namespaces.identity("/proc/self/ns/net")}, {os.getpid()})
             return
         if channel.fileno() in ready and not _channel.serve_one(channel, host.handlers):
@@ -97,7 +97,7 @@ class _Host:
                     "remove",
                     "up",
                     "down",
-                    "wait_for_carrier",
+                    "wait_until_usable",
                     "shape",
                     "require_netem",
                     "require_congestion_control",

@@ -75,23 +75,22 @@ class Lab:
         # Held here, so that a program may be started and left to itself until the lab ends it.
         self._programs: list[subprocess.Popen[Any]] = []
         self._captures: weakref.WeakSet[Capture] = weakref.WeakSet()
+        # Until there is something to close.
         self._closed = True
 
         ours, theirs = _channel.pair()
-        try:
-            with theirs:
+        self._client = _channel.Client(ours, "the lab")
+        with theirs:
+            try:
                 self._helper = _start_helper(theirs)
-            self._closed = False
-            received = _channel.receive(ours)
-            if received is None:
-                raise RuntimeError("the lab's helper process ended at once; it says why on standard error")
-            self._own_user_namespace: bool = _channel.result_of(received[0])["own_user_namespace"]
-            self._client = _channel.Client(ours, "the lab")
+            except BaseException:
+                self._client.close()
+                raise
+        self._closed = False
+        try:
+            self._own_user_namespace: bool = self._client.request("start")[0]
         except BaseException:
-            ours.close()
-            if not self._closed:
-                self._closed = True
-                self._helper.wait()
+            self.close()
             raise
 
     def __enter__(self) -> Lab:
@@ -106,7 +105,7 @@ class Lab:
         if not getattr(self, "_closed", True) and self._owner == os.getpid():
             described = repr(self)
             self.close()
-            warnings.warn(f"unclosed {described}", ResourceWarning, source=self)
+            warnings.warn(f"unclosed {described}", ResourceWarning, stacklevel=2, source=self)
 
     def __repr__(self) -> str:
         hosts = ", ".join(self._hosts)
@@ -190,26 +189,32 @@ class Lab:
             return link
 
     def close(self) -> None:
-        """End every program in the hosts, and the hosts. Does nothing the second time."""
+        """End every program in the hosts, and the hosts. Does nothing the second time, or in a forked child."""
+        if self._owner != os.getpid():
+            return
         with self._lock:
             if self._closed:
                 return
             self._closed = True
-        if self._owner == os.getpid():
-            for program in self._programs:
-                # Here too, because one that was started just now may not be in its host yet.
-                program.kill()
+        try:
+            self._end()
+        finally:
+            for host in self._hosts.values():
+                host._close()
+            self._client.close()
+
+    def _end(self) -> None:
+        for program in self._programs:
+            # Here too, because one that was started just now may not be in its host yet.
+            program.kill()
+        try:
             for capture in list(self._captures):
                 capture.close()
-        for host in self._hosts.values():
-            host._close()
-        self._client.close()
-        if self._owner == os.getpid():
-            try:
-                self._helper.wait(_END_SECONDS)
-            finally:
-                for program in self._programs:
-                    program.wait()
+        finally:
+            self._client.hang_up()
+            self._helper.wait(_END_SECONDS)
+            for program in self._programs:
+                program.wait()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -231,6 +236,8 @@ class Lab:
 def _start_helper(channel: socket.socket) -> subprocess.Popen[bytes]:
     # Started anew rather than forked: the caller may have threads. Its modules are looked for where ours are.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    # What a caller wants to be an error in his program should not end the helper, whose libraries are not his.
+    environment.pop("PYTHONWARNINGS", None)
     command = [sys.executable, "-P", "-m", "mptcp.lab._helper", str(channel.fileno()), str(os.getpid())]
     return subprocess.Popen(
         command,
@@ -263,9 +270,7 @@ class Endpoint:
 class Host:
     """One host of a lab: a network namespace, held by the process ``pid``. Made by :meth:`Lab.host`."""
 
-    def __init__(
-        self, lab: Lab, name: str, forwarding: bool, facts: dict[str, Any], descriptors: list[int]
-    ) -> None:
+    def __init__(self, lab: Lab, name: str, forwarding: bool, facts: dict[str, Any], descriptors: list[int]) -> None:
         channel, self._net, self._user = descriptors
         self._client = _channel.Client(socket.socket(fileno=channel), f"host {name!r}")
         self._ipv6: bool = facts["ipv6"]
@@ -344,12 +349,13 @@ class Host:
     def run(self, args: _programs.Command, **options: Any) -> subprocess.CompletedProcess[Any]:
         """Run a program in this host and wait for it: subprocess.run with its keyword arguments.
 
-        ``preexec_fn`` runs before the program enters the host. With ``executable`` the program sees that name as its own.
+        ``preexec_fn`` runs before the program enters the host. With ``executable`` the program sees that as its name.
+        For what the kernel then refuses to execute, a file of an unknown format, nsenter complains and exits with 126.
         """
         self.lab._check_open()
         command = self._command_line(args, options)
         try:
-            completed = subprocess.run(command, **options)  # noqa: PLW1510
+            completed = subprocess.run(command, **options)
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
             error.cmd = args
             raise
@@ -475,11 +481,11 @@ class _Limits:
 
     def changed(
         self,
-        rate: _units.Rate | None | EllipsisType,
-        delay: _units.Time | None | EllipsisType,
-        loss: _units.Loss | None | EllipsisType,
-        jitter: _units.Time | None | EllipsisType,
-        queue: _units.Queue | None | EllipsisType,
+        rate: _units.Rate | EllipsisType | None,
+        delay: _units.Time | EllipsisType | None,
+        loss: _units.Loss | EllipsisType | None,
+        jitter: _units.Time | EllipsisType | None,
+        queue: _units.Queue | EllipsisType | None,
     ) -> _Limits:
         """Return these with the given ones instead; ``...`` leaves one as it is, None takes it off."""
         limits = self
@@ -540,7 +546,7 @@ class Link:
 
     @property
     def delay(self) -> float | None:
-        """Seconds that a packet takes in each direction, half of what the link adds to a round trip; None: none added."""
+        """Seconds that a packet takes in each direction, half of what a round trip takes; None: none are added."""
         return self._limits.delay
 
     @property
@@ -594,18 +600,18 @@ class Link:
             for host in self.hosts:
                 host._request("up", name=self._interface)
             for host in self.hosts:
-                host._request("wait_for_carrier", name=self._interface)
+                host._request("wait_until_usable", name=self._interface)
             self._up = True
 
     def set(
         self,
         *,
-        rate: _units.Rate | None | EllipsisType = ...,
-        delay: _units.Time | None | EllipsisType = ...,
-        loss: _units.Loss | None | EllipsisType = ...,
-        jitter: _units.Time | None | EllipsisType = ...,
-        queue: _units.Queue | None | EllipsisType = ...,
-        congestion_control: str | None | EllipsisType = ...,
+        rate: _units.Rate | EllipsisType | None = ...,
+        delay: _units.Time | EllipsisType | None = ...,
+        loss: _units.Loss | EllipsisType | None = ...,
+        jitter: _units.Time | EllipsisType | None = ...,
+        queue: _units.Queue | EllipsisType | None = ...,
+        congestion_control: str | EllipsisType | None = ...,
     ) -> None:
         """Change what is given and leave the rest as it is; None takes a limit off.
 
@@ -613,11 +619,11 @@ class Link:
         Ethernet headers, in each direction. ``queue``: what may wait for that rate, ``"100ms"`` of it or an int, bytes;
         ``"100ms"`` where it is not given. Both are the queueing discipline tbf.
 
-        ``delay`` and ``jitter``: ``"10ms"`` or a number, seconds, in each direction. ``loss``: ``"0.1%"`` or a fraction.
-        These are netem, for which UnsupportedError is raised where the kernel has none. Jitter of netem reorders.
+        ``delay`` and ``jitter``: ``"10ms"`` or a number, seconds, in each direction; jitter reorders packets.
+        ``loss``: ``"0.1%"`` or a fraction. All three are netem: UnsupportedError where the kernel has none.
 
-        ``congestion_control``: the name of one, for TCP connections and subflows that start by this link from then on
-        (``congctl`` on the link's routes). Raises FileNotFoundError if the kernel has none of that name.
+        ``congestion_control``: the name of one, for TCP connections and subflows that start by this link from then
+        on (``congctl`` on the link's routes). Raises FileNotFoundError if the kernel has none of that name.
 
         If it fails the link is as it was.
         """
@@ -637,9 +643,9 @@ class Link:
     def capture(self, path: str | os.PathLike[str], *, host: Host | None = None) -> Capture:
         """Write every packet that passes the link's end at ``host`` (the first by default) to a pcap file.
 
-        Returns when the capture has begun, with an object to close when it is to end, best by ``with``. Packets are whole,
-        with their Ethernet headers and times in nanoseconds. Those that a queue or netem drops on their way out of ``host``
-        are not seen.
+        Returns when the capture has begun, with an object to close when it is to end, best by ``with``. Packets are
+        whole, with their Ethernet headers and times in nanoseconds; their checksums may not have been computed, as they
+        never leave the machine. Those that a queue or netem drops on their way out of ``host`` are not seen.
         """
         host = self.hosts[0] if host is None else host
         self._side(host)
@@ -683,7 +689,7 @@ class Link:
         for host in self.hosts:
             host._request("up", name=self._interface)
         for host in self.hosts:
-            host._request("wait_for_carrier", name=self._interface)
+            host._request("wait_until_usable", name=self._interface)
         self._up = True
 
     def _set_limits(self, limits: _Limits) -> None:
@@ -709,8 +715,8 @@ class Link:
 
 @contextlib.contextmanager
 def two_paths(
-    rate: _units.Rate | None | Sequence[_units.Rate | None] = ("20mbit", "10mbit"),
-    delay: _units.Time | None | Sequence[_units.Time | None] = None,
+    rate: _units.Rate | Sequence[_units.Rate | None] | None = ("20mbit", "10mbit"),
+    delay: _units.Time | Sequence[_units.Time | None] | None = None,
 ) -> Iterator[tuple[Host, Host, tuple[Link, Link]]]:
     """Give a lab of a client and a server with two links, 10.0.1.1-10.0.1.2 and 10.0.2.1-10.0.2.2.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import ipaddress
 import select
 import socket
 import time
@@ -23,7 +24,9 @@ _IFA_F_NODAD = 0x02
 _IFA_F_NOPREFIXROUTE = 0x200
 # linux/rtnetlink.h
 _RT_SCOPE_LINK = 253
+_RT_TABLE_LOCAL = 255
 _RTMGRP_LINK = 1
+_RTMGRP_IPV6_ROUTE = 0x400
 # linux/pkt_sched.h
 _TC_H_ROOT = 0xFFFFFFFF
 _NETEM_HANDLE = 0x10000  # 1:
@@ -46,7 +49,7 @@ _BURST_FRAMES = 4
 # netem drops what exceeds its limit. The queue of a link is tbf's; what netem holds is on its way.
 _NETEM_LIMIT = 1_000_000
 
-_CARRIER_SECONDS = 10.0
+_USABLE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,7 @@ class Network:
         self._interfaces[name] = interface
 
     def up(self, name: str) -> None:
-        """Take the interface up and give it what it had: addresses and routes. Does not wait for the carrier."""
+        """Take the interface up and give it what it had: addresses and routes."""
         interface = self._interfaces[name]
         with kernel_errors(name):
             self._route.link("set", index=interface.index, state="up")
@@ -147,16 +150,19 @@ class Network:
             self._route.link("set", index=interface.index, state="down")
         interface.up = False
 
-    def wait_for_carrier(self, name: str) -> None:
-        """Wait until the kernel sends on the interface: operational state UP, told by link events."""
-        index = self._interfaces[name].index
-        deadline = time.monotonic() + _CARRIER_SECONDS
+    def wait_until_usable(self, name: str) -> None:
+        """Wait until packets pass, both ways: for the carrier, and for IPv6 addresses to be taken into service.
+
+        The kernel does both by itself a little later, and tells by link and route events.
+        """
+        interface = self._interfaces[name]
+        deadline = time.monotonic() + _USABLE_SECONDS
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0) as events:
             # Listening first and looking then, no change is missed.
-            events.bind((0, _RTMGRP_LINK))
-            while self._operational_state(index) != "UP":
+            events.bind((0, _RTMGRP_LINK | _RTMGRP_IPV6_ROUTE))
+            while not self._is_usable(interface):
                 if not select.select([events], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                    raise TimeoutError(errno.ETIMEDOUT, f"{name} got no carrier in {_CARRIER_SECONDS:g} s")
+                    raise TimeoutError(errno.ETIMEDOUT, f"{name} was not usable after {_USABLE_SECONDS:g} s")
                 # The events themselves do not matter, nor that some may have been lost (ENOBUFS).
                 with contextlib.suppress(OSError):
                     while True:
@@ -219,9 +225,7 @@ class Network:
         index = self._interfaces[name].index
         burst = round(max((rate or 0) / 8 * _BURST_SECONDS, _BURST_FRAMES * _FRAME))
         netem = delay is not None or loss is not None
-        kinds = {
-            message.get_attr("TCA_KIND") for message in self._route.get_qdiscs(index=index) if message["handle"]
-        }
+        kinds = {message.get_attr("TCA_KIND") for message in self._route.get_qdiscs(index=index) if message["handle"]}
         wanted = {kind for kind, there in (("netem", netem), ("tbf", rate is not None)) if there}
         with kernel_errors(f"shaping {name}"):
             # Changing parameters leaves the queued packets where they are; another structure loses them.
@@ -258,11 +262,22 @@ class Network:
             segments = 1 if loss else burst // _FRAME if netem else _GSO_MAX_SEGS
             self._route.link("set", index=index, gso_max_segs=segments)
 
-    def _operational_state(self, index: int) -> str:
-        with kernel_errors(f"interface {index}"):
-            (message,) = self._route.link("get", index=index)
-        state: str = message.get_attr("IFLA_OPERSTATE")
-        return state
+    def _is_usable(self, interface: _Interface) -> bool:
+        with kernel_errors(interface.name):
+            (link,) = self._route.link("get", index=interface.index)
+            if link.get_attr("IFLA_OPERSTATE") != "UP":
+                return False
+            local = {
+                route.get_attr("RTA_DST")
+                for route in self._route.get_routes(family=socket.AF_INET6, table=_RT_TABLE_LOCAL)
+                if route.get_attr("RTA_OIF") == interface.index
+            }
+        wanted = {address.local for address in interface.addresses if address.family == socket.AF_INET6}
+        if interface.link_local is not None:
+            wanted.add(interface.link_local)
+        return {ipaddress.ip_address(address) for address in wanted} <= {
+            ipaddress.ip_address(address) for address in local if address is not None
+        }
 
     def _put_address(self, interface: _Interface, family: int, address: str, length: int, flags: int) -> None:
         with kernel_errors(f"address {address} on {interface.name}"):

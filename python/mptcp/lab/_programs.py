@@ -40,9 +40,7 @@ def command_line(args: Command, namespaces: Mapping[str, int], options: dict[str
     return [nsenter, *enter, "--preserve-credentials", "--", *words]
 
 
-def _require_program(
-    program: _Path, environment: Mapping[Any, Any] | None, directory: _Path | None
-) -> None:
+def _require_program(program: _Path, environment: Mapping[Any, Any] | None, directory: _Path | None) -> None:
     """Raise what subprocess would: nsenter itself could only print its complaint and exit."""
     name = os.fsdecode(program)
     if "/" in name:
