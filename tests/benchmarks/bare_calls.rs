@@ -14,15 +14,13 @@
 
 use std::error::Error;
 use std::io::{self, BufRead, Read, Write};
-use std::iter::Cycle;
 use std::net::SocketAddr;
-use std::ops::RangeInclusive;
 use std::os::fd::{AsRawFd, RawFd};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use mptcp::diag::{self, Tuple};
-use mptcp::netlink::{messages, Channel, Message};
+use mptcp::netlink::{messages, Channel, Failure, Message};
 use mptcp::uapi::{self, full_info, subflow_info};
 use mptcp::{connection, info, pm, sys, tcp_info, wire};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -31,10 +29,6 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// As many subflows as the package makes room for at first.
 const ROOM: usize = 8;
-
-/// The address ids of the subflows opened here, in turn: closing a subflow frees the id of any one from the same
-/// address, so that an id may be in use for longer than its subflow. The package counts from 1 and stays below.
-const ADDRESS_IDS: RangeInclusive<u8> = 100..=u8::MAX;
 
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
@@ -62,7 +56,7 @@ struct Calls {
     diag: Socket,
     pm: Socket,
     pm_family: u16,
-    address_ids: Cycle<RangeInclusive<u8>>,
+    address_id: u8,
     reply: Vec<u8>,
 }
 
@@ -74,49 +68,51 @@ impl Calls {
         for socket in [&diag, &pm] {
             sys::bind_netlink(socket.as_raw_fd())?;
         }
-        let address_ids = ADDRESS_IDS.cycle();
-        Ok(Calls { fd, diag, pm, pm_family: family.id, address_ids, reply: vec![0; 64 * 1024] })
+        Ok(Calls { fd, diag, pm, pm_family: family.id, address_id: 100, reply: vec![0; 64 * 1024] })
     }
 
     fn info(&self, count: u32) -> Result<u128> {
         let mut reply = [0; info::SIZE];
-        let start = Instant::now();
-        for _ in 0..count {
-            mptcp_info(self.fd, &mut reply)?;
-        }
-        Ok(start.elapsed().as_nanos() / u128::from(count))
+        time_of_one(count, || Ok(mptcp_info(self.fd, &mut reply)?))
     }
 
     fn subflows(&mut self, count: u32) -> Result<u128> {
         let subflows = connection::read(self.fd)?.subflows;
         let look_ups: Vec<u8> = subflows.iter().flat_map(|s| look_up(s.local, s.remote)).collect();
         let mut full_info = FullInfo::new();
-        let start = Instant::now();
-        for _ in 0..count {
+        let nanoseconds = time_of_one(count, || {
             full_info.read(self.fd)?;
             self.diag.send(&look_ups)?;
             for _ in &subflows {
                 let _ = (&self.diag).read(&mut self.reply)?;
             }
-        }
-        let elapsed = start.elapsed();
+            Ok(())
+        })?;
         if full_info.count() != subflows.len() {
             return Err("the connection's subflows changed meanwhile".into());
         }
-        Ok(elapsed.as_nanos() / u128::from(count))
+        Ok(nanoseconds)
     }
 
     fn open(&mut self, local: SocketAddr, remote: SocketAddr) -> Result<u128> {
         let token = connection::read_info(self.fd)?.token();
         let ends = (pm::Address::new(local), pm::Address::new(remote));
-        let id = self.address_ids.next().unwrap_or(*ADDRESS_IDS.start());
-        let local_with_id = pm::Address { id, ..ends.0 };
-        let create = self.pm_command(&pm::encode_create(token, &local_with_id, &ends.1));
         let destroy = self.pm_command(&pm::encode_destroy(token, &ends.0, &ends.1));
         let look_up = look_up(local, remote);
 
-        let start = Instant::now();
-        acknowledged(&self.pm, &create, &mut self.reply)?;
+        let mut retries = 0..255;
+        let start = loop {
+            self.address_id = self.address_id.checked_add(1).unwrap_or(1);
+            let with_id = pm::Address { id: self.address_id, ..ends.0 };
+            let create = self.pm_command(&pm::encode_create(token, &with_id, &ends.1));
+            let start = Instant::now();
+            match acknowledged(&self.pm, &create, &mut self.reply)? {
+                Ok(()) => break start,
+                // The id is taken: closing a subflow frees that of any one from the same address.
+                Err(failure) if failure.errno == libc::EINVAL && retries.next().is_some() => {}
+                Err(failure) => return Err(failure.describe().into()),
+            }
+        };
         loop {
             self.diag.send(&look_up)?;
             let length = (&self.diag).read(&mut self.reply)?;
@@ -125,13 +121,25 @@ impl Calls {
             }
         }
         let elapsed = start.elapsed();
-        acknowledged(&self.pm, &destroy, &mut self.reply)?;
+        acknowledged(&self.pm, &destroy, &mut self.reply)?.map_err(|failure| failure.describe())?;
         Ok(elapsed.as_nanos())
     }
 
     fn pm_command(&self, payload: &[u8]) -> Vec<u8> {
         message(self.pm_family, NLM_F_ACK, payload)
     }
+}
+
+/// The nanoseconds of one of so many calls in a row, after some that are not counted.
+fn time_of_one(count: u32, mut call: impl FnMut() -> Result<()>) -> Result<u128> {
+    for _ in 0..count / 10 {
+        call()?;
+    }
+    let start = Instant::now();
+    for _ in 0..count {
+        call()?;
+    }
+    Ok(start.elapsed().as_nanos() / u128::from(count))
 }
 
 fn run(program: &str, arguments: &[&str]) -> Result<u128> {
@@ -242,12 +250,16 @@ fn is_accepted(reply: &[u8]) -> Result<bool> {
 }
 
 /// Sends a command and takes its acknowledgement.
-fn acknowledged(socket: &Socket, command: &[u8], reply: &mut [u8]) -> Result<()> {
+fn acknowledged(
+    socket: &Socket,
+    command: &[u8],
+    reply: &mut [u8],
+) -> io::Result<std::result::Result<(), Failure>> {
     socket.send(command)?;
     let length = (&*socket).read(reply)?;
     match messages(&reply[..length]).next() {
-        Some(Message::Ack { .. }) => Ok(()),
-        Some(Message::Failed { failure, .. }) => Err(failure.describe().into()),
-        _ => Err("not an acknowledgement".into()),
+        Some(Message::Ack { .. }) => Ok(Ok(())),
+        Some(Message::Failed { failure, .. }) => Ok(Err(failure)),
+        _ => Err(io::Error::from_raw_os_error(libc::EBADMSG)),
     }
 }

@@ -96,13 +96,13 @@ def fraction(ratio: float) -> str:
 
 @dataclass(frozen=True)
 class Connection:
-    """A connection with two subflows, the ends for a third, and the program that makes bare calls on it."""
+    """A connection with two subflows, the ends for a third, and the others that can read it."""
 
-    client: Host
     sock: mptcp.Socket
     local: str
     remote: str
     bare: BareCalls
+    pure_python: pure_python.Reader
 
 
 @contextlib.contextmanager
@@ -120,7 +120,8 @@ def connection(program: str) -> Iterator[Connection]:
         local, remote = paths[1].address(client), paths[1].address(server)
         sock.open_subflow(local, remote)
         bare = stack.enter_context(BareCalls(client, program, sock))
-        yield Connection(client, sock, local, remote, bare)
+        diag = stack.enter_context(client.socket(socket.AF_NETLINK, socket.SOCK_RAW, pure_python.NETLINK_SOCK_DIAG))
+        yield Connection(sock, local, remote, bare, pure_python.Reader(sock, diag))
 
 
 class BareCalls:
@@ -171,9 +172,7 @@ def calls(count: int, function: Callable[[], object]) -> Round:
 
 def reading(made: Connection) -> Contest:
     """info() and subflows()."""
-    sock, bare = made.sock, made.bare
-    diag = made.client.socket(socket.AF_NETLINK, socket.SOCK_RAW, pure_python.NETLINK_SOCK_DIAG)
-    python = pure_python.Reader(sock, diag)
+    sock, bare, python = made.sock, made.bare, made.pure_python
     check(sock, python)
     rust_info, rust_subflows = "getsockopt(MPTCP_INFO), bare in Rust", "its system calls, bare in Rust"
     getsockopt, by_struct = "socket.getsockopt(284, 1, 96)", "by socket and struct"
