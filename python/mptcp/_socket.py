@@ -7,6 +7,7 @@ import errno
 import os
 import socket
 from collections.abc import Callable
+from multiprocessing import reduction
 from typing import Any, TypeAlias, cast
 
 from . import _core
@@ -15,7 +16,8 @@ from ._path_manager import check_path_manager
 
 Address: TypeAlias = "str | tuple[str, int] | tuple[str, int, int, int]"
 
-_DEFAULT_TIMEOUT = object()
+# The word for "not given" that callers of socket.create_connection hand on, http.client for one.
+_DEFAULT_TIMEOUT: object = socket._GLOBAL_DEFAULT_TIMEOUT  # type: ignore[attr-defined]
 
 IPPROTO_MPTCP = 262
 """<linux/in.h>; socket.IPPROTO_MPTCP is there only if Python was built with headers that know it."""
@@ -57,15 +59,16 @@ class Socket(socket.socket):
             # As socket.socket does, what is not given is read from the descriptor.
             super().__init__(-1, -1, -1, fileno)
         else:
+            # -1 is socket.socket's own word for an argument that is not given.
+            family = socket.AF_INET if family == -1 else family
+            type = socket.SOCK_STREAM if type == -1 else type
+            proto = IPPROTO_MPTCP if proto == -1 else proto
             fd = _core.create_socket(family, type, proto, path_manager)
             try:
                 super().__init__(family, type, proto, fd)
             except BaseException:
                 os.close(fd)
                 raise
-            # The class does this for descriptors that it makes itself.
-            if (timeout := socket.getdefaulttimeout()) is not None:
-                self.settimeout(timeout)
         self._hold_events(path_manager)
 
     def _hold_events(self, path_manager: str | None) -> None:
@@ -79,7 +82,8 @@ class Socket(socket.socket):
     def accept(self) -> tuple[Socket, Any]:
         """As socket.socket.accept; the connection is a Socket. It may have fallen back: see is_mptcp."""
         fd, address = cast("tuple[int, Any]", self._accept())  # type: ignore[attr-defined]
-        accepted = type(self)(fileno=fd)
+        # Not type(self): as with socket.socket, a subclass may have an __init__ of its own.
+        accepted = Socket(fileno=fd)
         # As socket.socket.accept does.
         if socket.getdefaulttimeout() is None and self.gettimeout():
             accepted.setblocking(True)
@@ -202,6 +206,18 @@ class Socket(socket.socket):
         """
         self._handle.close_subflow(self.fileno(), subflow, bool(force))
 
+
+def _reduce_for_process(sock: Socket) -> tuple[Callable[[Any], Socket], tuple[Any]]:
+    """How multiprocessing sends a Socket to another process: as it sends a socket.socket, by its descriptor."""
+    return _rebuild_in_process, (reduction.DupFd(sock.fileno()),)
+
+
+def _rebuild_in_process(duplicate: Any) -> Socket:
+    return Socket(fileno=duplicate.detach())
+
+
+# It knows socket.socket by its exact class. Other ways of pickling are refused, as socket.socket does.
+reduction.register(Socket, _reduce_for_process)
 
 MakeSocket: TypeAlias = Callable[[int, int, int], Socket]
 

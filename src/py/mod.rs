@@ -13,8 +13,24 @@ use pyo3::prelude::*;
 mod _core {
     use super::errors::to_py;
     use crate::{connection, namespace};
+    use pyo3::exceptions::PyImportError;
     use pyo3::prelude::*;
+    use pyo3::sync::PyOnceLock;
+    use pyo3::types::PyModule;
     use std::os::fd::IntoRawFd;
+
+    /// Refuses a second interpreter of the process. Python before 3.12 and interpreters that are not isolated let
+    /// the module in, and what it keeps in statics, classes of exceptions for one, would be the first one's.
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        static SYS: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
+        let sys = module.py().import("sys")?;
+        let first = SYS.get_or_init(module.py(), || sys.clone().unbind());
+        if first.as_ptr() == sys.as_ptr() {
+            return Ok(());
+        }
+        Err(PyImportError::new_err("mptcp does not support subinterpreters: the first interpreter has it"))
+    }
 
     #[pymodule_export]
     use super::handle::Handle;
