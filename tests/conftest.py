@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator
 
 import mptcp
 import pytest
 from mptcp.lab import Host, Link
-from support import Connection, connected, exchange
+from support import Connection, Marked, connected, exchange
+
+ROOT = os.geteuid() == 0
 
 pytest_plugins = ["mptcp.pytest_plugin"]
 
@@ -30,3 +34,19 @@ def pair() -> Iterator[tuple[mptcp.Socket, mptcp.Socket]]:
         with peer:
             exchange(sock, peer)
             yield sock, peer
+
+
+@pytest.fixture(params=[pytest.param(True, marks=pytest.mark.skipif(not ROOT, reason="needs root")), False])
+def prefix(request: pytest.FixtureRequest) -> list[str]:
+    """The start of a command line that runs a program with our privileges, and of one without any over networks."""
+    if request.param or not ROOT:
+        return []
+    if shutil.which("setpriv") is None:
+        pytest.skip("needs setpriv of util-linux")
+    # CAP_SETFCAP is what the kernel wants of root, not of others, for making its own user the root of a namespace.
+    return ["setpriv", "--bounding-set=-all,+setfcap", "--inh-caps=-all", "--ambient-caps=-all"]
+
+
+@pytest.fixture
+def marked() -> Marked:
+    return Marked()
