@@ -148,9 +148,10 @@ impl Opening {
     pub fn advance(&mut self, fd: RawFd, until: Instant) -> Result<bool> {
         loop {
             let outcome = match self.state {
+                State::NotSent if self.closed.is_some() => Err(self.cause()),
                 State::NotSent => match self.send(fd) {
-                    Ok(()) => Ok(false),
-                    Err(Error::Subflow { errno: libc::ENOTCONN, .. }) if Instant::now() < until => Ok(false),
+                    // Not fully established: that may come.
+                    Ok(()) | Err(Error::Subflow { errno: libc::ENOTCONN, .. }) => Ok(false),
                     Err(error) => Err(error),
                 },
                 State::Sent => self.look(),
@@ -387,7 +388,7 @@ impl Opening {
         while let Some(notice) = self.events.next(Instant::now()) {
             self.take(&notice);
         }
-        if let Some(tuple) = self.tuple.filter(|_| self.closed.is_none()) {
+        if let Some(tuple) = self.tuple {
             let entries = diag::look_up(&mut lock(&self.namespace.diag), &[tuple]);
             let entry = entries
                 .map_err(|failure| Error::os(failure.errno, format!("inet_diag: {}", failure.describe())))?
@@ -414,7 +415,7 @@ impl Opening {
     fn take(&mut self, notice: &Notice) {
         let Notice::Event(event) = notice else { return };
         if event.kind == event::CLOSED {
-            self.closed.get_or_insert(event.clone());
+            self.closed = Some(event.clone());
         }
         let Some((local, remote)) = event.local.zip(event.remote) else { return };
         let ends = &self.ends;
@@ -425,9 +426,7 @@ impl Opening {
             && (remote.port() == 0 || remote.port() == ends.remote.port());
         match event.kind {
             event::SUB_ESTABLISHED if is_ours => self.answered = true,
-            event::SUB_CLOSED if is_ours && self.state != State::NotSent => {
-                self.closed.get_or_insert(event.clone());
-            }
+            event::SUB_CLOSED if is_ours && self.state != State::NotSent => self.closed = Some(event.clone()),
             _ => {}
         }
     }
@@ -470,8 +469,16 @@ impl Opening {
     fn abandon(&mut self) {
         if let (State::Sent, Some(tuple)) = (self.state, self.tuple) {
             let (local, remote) = (pm::Address::new(tuple.local), pm::Address::new(tuple.remote));
-            // ESRCH if it is gone already, which is what is wanted.
-            let _ = self.namespace.pm_command(&pm::encode_destroy(self.shared.token, &local, &remote));
+            let destroyed =
+                self.namespace.pm_command(&pm::encode_destroy(self.shared.token, &local, &remote));
+            // Its event is taken here, lest it be mistaken for the end of another one from the same port.
+            let deadline = Instant::now() + CAUSE;
+            while matches!(destroyed, Ok(Ok(()))) && self.closed.is_none() {
+                match self.events.next(deadline) {
+                    Some(notice) => self.take(&notice),
+                    None => break,
+                }
+            }
         }
         self.state = State::Settled;
     }

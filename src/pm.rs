@@ -110,7 +110,7 @@ pub fn encode_create(token: u32, local: &Address, remote: &Address) -> Vec<u8> {
     with_token(pm::CMD_SUBFLOW_CREATE, token, addresses)
 }
 
-/// SUBFLOW_DESTROY: closes a subflow at once. Wants both ports.
+/// SUBFLOW_DESTROY: closes a subflow, the initial one by a FIN, any other at once. Wants both ports.
 pub fn encode_destroy(token: u32, local: &Address, remote: &Address) -> Vec<u8> {
     let addresses = vec![local.encode(pm::ATTR_ADDR), remote.encode(pm::ATTR_ADDR_REMOTE)];
     with_token(pm::CMD_SUBFLOW_DESTROY, token, addresses)

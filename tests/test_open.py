@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import struct
 import sys
 import threading
 import time
@@ -82,7 +83,7 @@ def failed_open(connection: Connection, *args: object, **options: object) -> OSE
     """The error of an open that must fail, after which the connection is as it was."""
     before = ends(connection.sock), ends(connection.peer)
     with pytest.raises(OSError, match=r".") as caught:
-        connection.sock.open_subflow(*args, **options)  # type: ignore[arg-type]
+        connection.sock.open_subflow(*args, **options)
     assert ends(connection.sock) == before[0]
     assert eventually(lambda: ends(connection.peer) == before[1])
     assert not [row for row in ss(connection.client, "-a") if row[0] == "SYN-SENT"]
@@ -261,7 +262,7 @@ def test_address_ids_do_not_collide(connection: Connection) -> None:
         assert subflow.local_id
         by_id.setdefault(subflow.local_id, set()).add(subflow.local[0])
     assert all(len(addresses) == 1 for addresses in by_id.values()), "an id names one address"
-    connection.sock.close_subflow(opened[1])  # type: ignore[arg-type]
+    connection.sock.close_subflow(opened[1])
     again = connection.sock.open_subflow((local, 33333), remote)
     assert again is not None
     live = [(s.local_id, s.local[0]) for s in connection.sock.subflows()]
@@ -350,7 +351,7 @@ def test_the_connection_ends_during_an_open(connection: Connection) -> None:
     nobody = connection.second[1].rsplit(".", 1)[0] + ".95"
     closer = threading.Timer(0.2, connection.sock.close)
     closer.start()
-    with pytest.raises(OSError, match="ended|closed") as caught:
+    with pytest.raises(OSError, match=r"ended|closed") as caught:
         connection.sock.open_subflow(connection.second[0], nobody, timeout=30)
     closer.join()
     assert caught.value.errno in (errno.ENOTCONN, errno.EBADF, errno.ECONNABORTED)
@@ -360,7 +361,7 @@ def test_the_blocking_mode_is_left_alone(connection: Connection) -> None:
     for blocking in (True, False):
         connection.sock.setblocking(blocking)
         opened = connection.sock.open_subflow(*connection.second)
-        connection.sock.close_subflow(opened)  # type: ignore[arg-type]
+        connection.sock.close_subflow(opened)
         assert os.get_blocking(connection.sock.fileno()) is blocking
 
 
@@ -398,3 +399,42 @@ def test_a_forked_child_works_and_the_parent_goes_on(connection: Connection) -> 
     child.join()
     assert connection.sock.open_subflow(*connection.second) == connection.sock.subflows()[2]
     assert subscribers(connection.client) == 1
+
+
+def test_again_from_the_same_port_after_a_timeout(connection: Connection) -> None:
+    """The end of the first attempt is not taken for the end of the second."""
+    local, remote = connection.second
+    nobody = remote.rsplit(".", 1)[0] + ".94"
+    for _ in range(10):
+        with pytest.raises(TimeoutError):
+            connection.sock.open_subflow((local, 12345), nobody, timeout=0.02)
+    opened = connection.sock.open_subflow((local, 12345), remote)
+    assert opened is not None
+    assert opened.local == (local, 12345)
+
+
+def test_a_connection_that_was_reset(connection: Connection) -> None:
+    connection.peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.peer.close()
+    with pytest.raises(ConnectionResetError):
+        connection.sock.recv(1)
+    with pytest.raises(OSError, match=r"not connected|ended|not fully established") as caught:
+        connection.sock.open_subflow(*connection.second, timeout=0.2)
+    assert caught.value.errno == errno.ENOTCONN
+    assert connection.sock.subflows() == []
+
+
+def test_full_establishment_is_waited_for_until_the_deadline(mptcp_two_paths: TwoPaths) -> None:
+    """Well beyond the moment in which signals are looked for."""
+    client, server, paths = mptcp_two_paths
+    with (
+        server.create_server(("", PORT)) as listener,
+        client.create_connection((paths[0].address(server), PORT)) as sock,
+    ):
+        peer, _ = listener.accept()
+        with peer:
+            later = threading.Timer(0.5, exchange, (sock, peer))
+            later.start()
+            opened = sock.open_subflow(paths[1].address(client), paths[1].address(server))
+            later.join()
+            assert sock.subflows()[1:] == [opened]

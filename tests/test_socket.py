@@ -78,7 +78,7 @@ def test_subflows_over_loopback(pair: tuple[mptcp.Socket, mptcp.Socket]) -> None
     assert subflow != peer.subflows()[0]
     assert subflow != 1
     with pytest.raises(AttributeError):
-        subflow.id = 2  # type: ignore[misc]
+        subflow.id = 2
 
 
 def test_a_fallback_is_told_not_raised(fallen_back: mptcp.Socket) -> None:
@@ -197,7 +197,7 @@ def test_endpoints_are_checked_before_any_call() -> None:
         for wrong in (5, ["10.0.0.1", 1], ("10.0.0.1",), ("10.0.0.1", "1"), ("10.0.0.1", True), (1, 1), (None, 1)):
             for end in ("local", "remote"):
                 with pytest.raises(TypeError, match=end):
-                    sock.open_subflow(**{end: wrong})  # type: ignore[arg-type]
+                    sock.open_subflow(**{end: wrong})
         for bad in (("10.0.0.1", -1), ("10.0.0.1", 65536), ("10.0.0.1", 2**80), "localhost", "10.0.0.1%lo", "fe80::1"):
             with pytest.raises(ValueError, match=r"port|address"):
                 sock.open_subflow(local=bad)
@@ -208,12 +208,12 @@ def test_endpoints_are_checked_before_any_call() -> None:
         with pytest.raises(ValueError, match="timeout"):
             sock.open_subflow(timeout=float("nan"))
         with pytest.raises(TypeError):
-            sock.open_subflow(timeout="soon")  # type: ignore[arg-type]
+            sock.open_subflow(timeout="soon")
         with pytest.raises(TypeError):
-            sock.open_subflow(interface=3)  # type: ignore[arg-type]
+            sock.open_subflow(interface=3)
         for wrong in ("1", None, 1.0, True):
             with pytest.raises(TypeError, match="Subflow or a subflow id"):
-                sock.close_subflow(wrong)  # type: ignore[arg-type]
+                sock.close_subflow(wrong)
         with pytest.raises(ValueError, match="subflow id"):
             sock.close_subflow(-1)
 

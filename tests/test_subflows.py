@@ -193,5 +193,5 @@ def test_sockets_of_several_namespaces_in_one_process(mptcp_two_paths: TwoPaths)
                 assert None not in cookies
                 assert len(set(cookies)) == len(cookies)
                 with pytest.raises(ValueError, match="another connection"):
-                    second.sock.close_subflow(opened)  # type: ignore[arg-type]
+                    second.sock.close_subflow(opened)
                 assert len(first.sock.subflows()) == 2

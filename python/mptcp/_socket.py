@@ -8,7 +8,7 @@ import os
 import socket
 from collections.abc import Callable
 from multiprocessing import reduction
-from typing import Any, TypeAlias, cast
+from typing import Any, Literal, TypeAlias, cast, overload
 
 from . import _core
 from ._core import Info, Subflow
@@ -164,6 +164,29 @@ class Socket(socket.socket):
         """
         return self._handle.subflows(self.fileno(), self)
 
+    # A timeout that is 0 only at run time is typed as one that waits.
+    @overload
+    def open_subflow(
+        self,
+        local: Address | None = None,
+        remote: Address | None = None,
+        *,
+        backup: bool = False,
+        interface: str | None = None,
+        timeout: Literal[0],
+    ) -> None: ...
+
+    @overload
+    def open_subflow(
+        self,
+        local: Address | None = None,
+        remote: Address | None = None,
+        *,
+        backup: bool = False,
+        interface: str | None = None,
+        timeout: float | None = 5.0,
+    ) -> Subflow: ...
+
     def open_subflow(
         self,
         local: Address | None = None,
@@ -192,7 +215,10 @@ class Socket(socket.socket):
         return self._handle.open_subflow(self.fileno(), self, local, remote, bool(backup), interface, timeout)
 
     def close_subflow(self, subflow: Subflow | int, *, force: bool = False) -> None:
-        """Closes one subflow at once; data that it had not delivered goes over the others.
+        """Closes one subflow; data that it had not delivered goes over the others.
+
+        It is gone when this returns, but for the initial one: that ends by a FIN behind what it has queued, and is
+        listed in FIN_WAIT1 until then.
 
         The last one may be closed too: what is sent then waits for a new one, for net.mptcp.close_timeout seconds.
         Under the in-kernel path manager, where nothing could open a new one, that is refused without ``force``.

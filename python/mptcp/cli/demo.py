@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from typing import Any, TextIO
+from typing import Any
 
 from mptcp import Socket, Subflow
 from mptcp.cli._screen import Screen
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    view = _View() if arguments.json else _OnScreen(sys.stdout) if Screen.fits(sys.stdout) else _Lines(sys.stdout)
+    view = _View() if arguments.json else _OnScreen() if Screen.fits(sys.stdout) else _Lines()
     view.begin()
     with two_paths(rate=tuple(f"{rate}mbit" for rate in _RATES)) as (client, server, (first, second)):
         remote = first.address(server), _SERVER_PORT
@@ -113,7 +113,6 @@ class _Transfer:
         self.elapsed = 0.0
         self.hashes = {"client": "", "server": ""}
         self.mptcp_info: dict[str, int | None] = {}
-        self._closing = False
         self._start = time.monotonic()
 
     def now(self) -> float:
@@ -132,17 +131,16 @@ class _Transfer:
 
         with _threads_on(sock, peer) as pool:
             running = {pool.submit(self._send, sock), pool.submit(self._receive, peer)}
-            interval = _INTERVAL
+            interval, closing = _INTERVAL, False
             while running:
                 running = _still_running(running, interval)
                 for flow in self.read(sock):
                     interval = _INTERVAL
                     view.event(self.now(), f"closed subflow {flow.subflow.id}")
-                if self.received >= _SIZE // 2 and not self._closing:
-                    self._closing = True
+                if self.received >= _SIZE // 2 and not closing:
                     initial.subflow.close()
                     # The kernel ends the initial subflow by a FIN, behind what is in its queue.
-                    interval = _CLOSING_INTERVAL
+                    interval, closing = _CLOSING_INTERVAL, True
                     view.event(self.now(), f"closing subflow {initial.subflow.id}")
                 view.progress(self.now(), self.received, self.flows)
 
@@ -179,7 +177,7 @@ class _Transfer:
         return None
 
     def report(self) -> dict[str, Any]:
-        """The result for programs."""
+        """The result for programs. ``bytes`` of a subflow are those that it sent, retransmissions left out."""
         return {
             "kernel": os.uname().release,
             "bytes": _SIZE,
@@ -218,7 +216,7 @@ class _Transfer:
         while self.received < size:
             count = peer.recv_into(buffer)
             if not count:
-                raise ConnectionResetError("the connection ended before all data had come")
+                raise ConnectionResetError("the connection ended too early")
             received.update(buffer[:count])
             self.received += count
         peer.sendall(received.digest())
@@ -247,9 +245,12 @@ def _still_running(futures: set[Future[None]], seconds: float) -> set[Future[Non
 
 
 def _receive_exactly(sock: Socket, size: int) -> bytes:
-    data = sock.recv(size, socket.MSG_WAITALL)
-    if len(data) < size:
-        raise ConnectionResetError("the connection ended too early")
+    data = b""
+    while len(data) < size:
+        piece = sock.recv(size - len(data))
+        if not piece:
+            raise ConnectionResetError("the connection ended too early")
+        data += piece
     return data
 
 
@@ -272,12 +273,11 @@ class _View:
 class _Lines(_View):
     """Lines one below the other, for files, pipes and simple terminals."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def __init__(self) -> None:
         self._quarters = 1
 
     def show(self, *lines: str) -> None:
-        print(*lines, sep="\n", file=self._stream, flush=True)
+        print(*lines, sep="\n", flush=True)
 
     def begin(self) -> None:
         rates = " and ".join(map(str, _RATES))
@@ -304,9 +304,9 @@ class _Lines(_View):
 class _OnScreen(_Lines):
     """A live table of the subflows on a terminal, below the lines that tell what has happened."""
 
-    def __init__(self, stream: TextIO) -> None:
-        super().__init__(stream)
-        self._screen = Screen(stream)
+    def __init__(self) -> None:
+        super().__init__()
+        self._screen = Screen(sys.stdout)
         self._area: Sequence[str] = ()
 
     def show(self, *lines: str) -> None:
@@ -350,7 +350,7 @@ def _result(transfer: _Transfer) -> list[str]:
         lines.append(f"{_identity(flow)}  {flow.opened:8.2f}  {closed:>8}  {flow.bytes / _MIB:4.1f}  {rate:6.1f}")
     twice = sum(flow.bytes for flow in transfer.flows) - _SIZE
     if twice >= _MIB / 10:
-        lines.append(f"{twice / _MIB:.1f} MiB went over both: what was still under way when subflow 1 was closed")
+        lines.append(f"{twice / _MIB:.1f} MiB went over both: they were under way when the first was closed")
     equal = transfer.hashes["client"] == transfer.hashes["server"]
     return [
         *lines,
