@@ -232,6 +232,41 @@ class Socket(socket.socket):
         """
         self._handle.close_subflow(self.fileno(), subflow, bool(force))
 
+    def _set_backup(self, subflow: Subflow, backup: bool) -> None:
+        self._handle.set_backup(self.fileno(), subflow, backup)
+
+    def announce_address(self, address: str, port: int | None = None) -> int:
+        """Tells the peer of a further local address, by ADD_ADDR, and returns the address id that it got.
+
+        What the peer makes of it is its path manager's: it may open a subflow to ``address``, at ``port`` or, without
+        one, at the port that it connected to itself; on a client that is the client's own local port. Where no
+        Multipath TCP listener is, one is opened, and held until remove_address() or until the last Socket and
+        Connection of this process that used the connection is gone. An IPv6 link-local address names its interface,
+        as in ``"fe80::1%eth0"``. The same address again is sent again, and has the same id.
+
+        ANNOUNCE of the generic netlink family mptcp_pm. Needs CAP_NET_ADMIN in the user namespace that owns the
+        Socket's network namespace.
+
+        Raises SubflowError: EADDRNOTAVAIL for an address that is not local, EADDRINUSE if a plain TCP listener is
+        there, ENOTCONN before the connection is fully established; PathManagerError under the in-kernel path manager,
+        NotMultipathError, PermissionError. TypeError and ValueError, before any system call, for what cannot be
+        announced. After an error nothing is announced and nothing held.
+        """
+        return self._handle.announce_address(self.fileno(), address, port)
+
+    def remove_address(self, address_id: int) -> None:
+        """Withdraws a local address by RM_ADDR, and closes the listener that was held for it.
+
+        The peer closes subflows to a withdrawn address, so an id in use is refused: close those subflows first.
+
+        REMOVE of the generic netlink family mptcp_pm. Needs CAP_NET_ADMIN in the user namespace that owns the
+        Socket's network namespace.
+
+        Raises SubflowError: EBUSY for an id that a live subflow uses, which it names, EADDRNOTAVAIL for an id that no
+        address has; PathManagerError, NotMultipathError, PermissionError, TypeError, ValueError.
+        """
+        self._handle.remove_address(self.fileno(), address_id)
+
 
 def _reduce_for_process(sock: Socket) -> tuple[Callable[[Any], Socket], tuple[Any]]:
     """How multiprocessing sends a Socket to another process: as it sends a socket.socket, by its descriptor."""
