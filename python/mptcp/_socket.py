@@ -35,7 +35,9 @@ class Socket(socket.socket):
     the path manager events of its network namespace: without a subscriber the kernel refuses subflows that the
     peer opens. That is left out, silently, where the privilege is missing.
 
-    A Socket belongs to the network namespace that it was made in, whatever namespace the caller is in later.
+    A Socket belongs to the network namespace that it was made in, whatever namespace the caller is in later. Threads
+    may share it, a forked child has it too, multiprocessing sends it as it sends a socket.socket. It is not pickled
+    otherwise, and subinterpreters cannot import this package.
 
     Raises UnsupportedError where the kernel has no Multipath TCP or net.mptcp.enabled is 0, PermissionError where
     ``path_manager`` cannot be set.
