@@ -115,6 +115,30 @@ pub fn list(namespace: &Arc<Namespace>, token: Option<u32>) -> Result<Vec<ByToke
     Ok(connections)
 }
 
+/// The subflows of connections of one namespace, by one dump for all; `None` for one that has ended or fallen back.
+pub fn subflows_of(connections: &[&ByToken]) -> Result<Vec<Option<Vec<Subflow>>>> {
+    let Some(first) = connections.first() else { return Ok(Vec::new()) };
+    let tokens: Vec<u32> = connections.iter().map(|connection| connection.token()).collect();
+    let mut subflows: HashMap<u32, Vec<(Entry, TcpInfo)>> =
+        tokens.iter().map(|token| (*token, Vec::new())).collect();
+    let mut channel = lock(&first.ours()?.diag);
+    diag::dump(&mut channel, |entry, tcp_info| {
+        if let Some(found) = entry.subflow.and_then(|subflow| subflows.get_mut(&subflow.token)) {
+            found.push((entry, tcp_info));
+        }
+    })
+    .map_err(diag_failed)?;
+    // Afterwards, so that what was read is of the connection and not of a later one with its token.
+    let now = diag::look_up_tokens(&mut channel, &tokens).map_err(diag_failed)?;
+    drop(channel);
+    let live = connections.iter().zip(now).map(|(connection, entry)| {
+        let found = subflows.remove(&connection.token())?;
+        entry.filter(|entry| entry.cookie == connection.entry.cookie)?;
+        Some(connection.ordered(connection.still_multipath(found).ok()?))
+    });
+    Ok(live.collect())
+}
+
 fn require_mptcp_diag(channel: &mut Channel) -> Result<()> {
     if diag::knows_mptcp(channel).map_err(diag_failed)? {
         return Ok(());
@@ -193,6 +217,11 @@ impl ByToken {
             }
         })
         .map_err(diag_failed)?;
+        self.still_multipath(subflows)
+    }
+
+    /// What was read of its subflows, unless they say that it fell back. Takes note of their interfaces.
+    fn still_multipath(&self, subflows: Vec<(Entry, TcpInfo)>) -> Result<Vec<(Entry, TcpInfo)>> {
         if subflows.iter().any(|(entry, _)| entry.subflow.is_some_and(|subflow| subflow.fell_back())) {
             return Err(self.fell_back());
         }
@@ -201,6 +230,25 @@ impl ByToken {
             interfaces.insert((entry.tuple.local, entry.tuple.remote), entry.tuple.interface);
         }
         Ok(subflows)
+    }
+
+    /// Oldest first as far as this process saw them appear: inet_diag knows neither ids nor times.
+    fn ordered(&self, mut subflows: Vec<(Entry, TcpInfo)>) -> Vec<Subflow> {
+        subflows.sort_unstable_by_key(|(entry, _)| {
+            (entry.subflow.is_some_and(|subflow| !subflow.initial()), entry.cookie)
+        });
+        let entries: Vec<Option<Entry>> = subflows.iter().map(|(entry, _)| Some(*entry)).collect();
+        let mut ordered: Vec<_> = self.shared.ordinals(&entries).into_iter().zip(subflows).collect();
+        ordered.sort_by_key(|(ordinal, _)| *ordinal);
+        let subflow = |(entry, tcp_info): (Entry, TcpInfo)| Subflow {
+            token: self.token(),
+            id: None,
+            local: entry.tuple.local,
+            remote: entry.tuple.remote,
+            tcp_info,
+            entry: Some(entry),
+        };
+        ordered.into_iter().map(|(_, read)| subflow(read)).collect()
     }
 }
 
@@ -227,23 +275,7 @@ impl Connection for ByToken {
         Ok((self.token(), self.dump()?.into_iter().map(reading).collect()))
     }
 
-    /// Oldest first as far as this process saw them appear: inet_diag knows neither ids nor times.
     fn subflows(&self) -> Result<Vec<Subflow>> {
-        let mut subflows = self.dump()?;
-        subflows.sort_unstable_by_key(|(entry, _)| {
-            (entry.subflow.is_some_and(|subflow| !subflow.initial()), entry.cookie)
-        });
-        let entries: Vec<Option<Entry>> = subflows.iter().map(|(entry, _)| Some(*entry)).collect();
-        let mut ordered: Vec<_> = self.shared.ordinals(&entries).into_iter().zip(subflows).collect();
-        ordered.sort_by_key(|(ordinal, _)| *ordinal);
-        let subflow = |(entry, tcp_info): (Entry, TcpInfo)| Subflow {
-            token: self.token(),
-            id: None,
-            local: entry.tuple.local,
-            remote: entry.tuple.remote,
-            tcp_info,
-            entry: Some(entry),
-        };
-        Ok(ordered.into_iter().map(|(_, read)| subflow(read)).collect())
+        Ok(self.ordered(self.dump()?))
     }
 }

@@ -220,6 +220,11 @@ def list_connections(
     ]
 
 
+def subflows_of(connections: list[Connection]) -> list[list[Subflow] | None]:
+    """Connection.subflows() of many of one network namespace, by one dump; None for one that ended or fell back."""
+    return _core.subflows_of([connection._native for connection in connections], connections)
+
+
 def attach(pid: int, fd: int) -> Socket:
     """A Socket of another process's connection: a duplicate of its descriptor ``fd``.
 

@@ -83,6 +83,23 @@ mod _core {
         Ok(connections.into_iter().map(ByToken).collect())
     }
 
+    /// The subflows of each of these connections, by one dump; None for one that has ended or fallen back.
+    #[pyfunction]
+    fn subflows_of(
+        py: Python<'_>,
+        connections: Vec<Py<ByToken>>,
+        owners: Vec<Py<PyAny>>,
+    ) -> PyResult<Vec<Option<Vec<Subflow>>>> {
+        let natives: Vec<_> = connections.iter().map(|connection| &connection.get().0).collect();
+        let read = py.detach(|| by_token::subflows_of(&natives)).map_err(|error| to_py(py, error))?;
+        let with_owner = |(subflows, owner): (Option<Vec<_>>, Py<PyAny>)| {
+            subflows.map(|subflows| {
+                subflows.into_iter().map(|data| Subflow::new(data, owner.clone_ref(py))).collect()
+            })
+        };
+        Ok(read.into_iter().zip(owners).map(with_owner).collect())
+    }
+
     #[pyfunction]
     fn take_descriptor(py: Python<'_>, pid: i32, fd: i32) -> PyResult<i32> {
         sys::take_descriptor(pid, fd).map(IntoRawFd::into_raw_fd).map_err(|error| {

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mptcp import Connection, Subflow, _connections, connections
@@ -25,10 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    found = []
-    for connection in connections(token=arguments.token, pid=arguments.pid, port=arguments.port):
-        with _passing_over_ended():
-            found.append((connection, connection.subflows()))
+    listed = connections(token=arguments.token, pid=arguments.pid, port=arguments.port)
+    # Connections end while they are listed.
+    read = zip(listed, _connections.subflows_of(listed), strict=True)
+    found = [(connection, subflows) for connection, subflows in read if subflows is not None]
     holders = _holders() if found else {}
     if arguments.json:
         print(json.dumps({"connections": [_report(*each, holders) for each in found]}, indent=2))
@@ -62,16 +61,6 @@ def _number(lowest: int, highest: int) -> Callable[[str], int]:
         return value
 
     return number
-
-
-@contextlib.contextmanager
-def _passing_over_ended() -> Iterator[None]:
-    """Connections end while they are listed; that is no failure."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno != errno.ENOTCONN:
-            raise
 
 
 def _report(connection: Connection, subflows: list[Subflow], holders: _Holders) -> dict[str, Any]:
