@@ -235,6 +235,7 @@ pub fn read_full_info(fd: RawFd) -> std::io::Result<FullInfo> {
 
 /// The same from MPTCP_SUBFLOW_ADDRS and MPTCP_TCPINFO, for kernels before 6.5. The two are separate readings:
 /// they are repeated until the addresses before and after agree, so that each tcp_info has its own addresses.
+/// EAGAIN if they never do.
 pub fn read_by_parts(fd: RawFd) -> std::io::Result<FullInfo> {
     const ADDRS: usize = 2 * uapi::SOCKADDR_STORAGE;
     let array = |name, element_size: usize, room: usize| {
@@ -248,7 +249,7 @@ pub fn read_by_parts(fd: RawFd) -> std::io::Result<FullInfo> {
     };
     let bad_message = || std::io::Error::from_raw_os_error(libc::EBADMSG);
     let mut room = 8;
-    loop {
+    for _ in 0..1000 {
         let addrs = array(uapi::MPTCP_SUBFLOW_ADDRS, ADDRS, room)?;
         let tcp_infos = array(uapi::MPTCP_TCPINFO, tcp_info::SIZE, room)?;
         let again = array(uapi::MPTCP_SUBFLOW_ADDRS, ADDRS, room)?;
@@ -269,6 +270,7 @@ pub fn read_by_parts(fd: RawFd) -> std::io::Result<FullInfo> {
         });
         return Ok(FullInfo { info, total, subflows: subflows.collect() });
     }
+    Err(std::io::Error::from_raw_os_error(libc::EAGAIN))
 }
 
 /// The subflows of a connection. What else the kernel lists is left out: a closed initial subflow, which stays in

@@ -35,24 +35,29 @@ pub fn decode_full_info(
     tcp_infos: &[u8],
     tcp_info_size: usize,
 ) -> Option<FullInfo> {
-    // The kernel reports the size of its own tcp_info at 0, which may be smaller than our room for it.
-    let kernel_size = wire::u32(header, 0)? as usize;
+    // Where the kernel's tcp_info is shorter than the room for it, its elements lie that much closer.
+    let stride = stride(wire::u32(header, full_info::SIZE_TCPINFO_KERNEL)?, tcp_info_size)?;
     let total = wire::u32(header, full_info::NUM_SUBFLOWS)? as usize;
     let info = Info::decode(header.get(full_info::MPTCP_INFO..).unwrap_or_default());
-    let read = total.min(subflows.len() / subflow_info::SIZE).min(tcp_infos.len() / tcp_info_size);
-    let subflows = subflows.chunks_exact(subflow_info::SIZE).zip(tcp_infos.chunks_exact(tcp_info_size));
     let subflows = subflows
-        .take(read)
+        .chunks_exact(subflow_info::SIZE)
+        .zip(tcp_infos.chunks_exact(stride))
+        .take(total)
         .filter_map(|(element, tcp_info)| {
             Some(Reading {
                 id: wire::u32(element, subflow_info::ID),
                 local: decode_sockaddr(&element[subflow_info::LOCAL..])?,
                 remote: decode_sockaddr(&element[subflow_info::REMOTE..])?,
-                tcp_info: TcpInfo::decode(&tcp_info[..kernel_size.min(tcp_info_size)]),
+                tcp_info: TcpInfo::decode(tcp_info),
             })
         })
         .collect();
     Some(FullInfo { info, total, subflows })
+}
+
+/// The distance between elements in a reply: the kernel's size or the caller's, whichever is smaller.
+fn stride(kernel_size: u32, user_size: usize) -> Option<usize> {
+    Some((kernel_size as usize).min(user_size)).filter(|stride| *stride > 0)
 }
 
 /// Writes the head that MPTCP_TCPINFO and MPTCP_SUBFLOW_ADDRS want in front of their array.
@@ -62,18 +67,12 @@ pub fn encode_subflow_data(buffer: &mut [u8], element_size: usize) {
     wire::put(buffer, subflow_data::SIZE_USER, &(element_size as u32).to_ne_bytes());
 }
 
-/// The count of subflows and the elements in a reply of MPTCP_TCPINFO or MPTCP_SUBFLOW_ADDRS. The kernel's own
-/// element may be smaller than ours: each element is cut to what the kernel knows.
+/// The count of subflows and the elements in a reply of MPTCP_TCPINFO or MPTCP_SUBFLOW_ADDRS.
 pub fn decode_subflow_data(reply: &[u8], element_size: usize) -> Option<(usize, Vec<&[u8]>)> {
     let total = wire::u32(reply, subflow_data::NUM_SUBFLOWS)? as usize;
-    let kernel_size = wire::u32(reply, 8)? as usize;
+    let stride = stride(wire::u32(reply, subflow_data::SIZE_KERNEL)?, element_size)?;
     let array = reply.get(subflow_data::SIZE..)?;
-    let elements = array
-        .chunks_exact(element_size)
-        .take(total)
-        .map(|element| &element[..kernel_size.min(element_size)])
-        .collect();
-    Some((total, elements))
+    Some((total, array.chunks_exact(stride).take(total).collect()))
 }
 
 /// One element of MPTCP_SUBFLOW_ADDRS: local and remote address.
@@ -107,18 +106,24 @@ mod tests {
         header[16] = 3;
         header[52..56].copy_from_slice(&9u32.to_ne_bytes());
         let subflows = [element(1), element(2)].concat();
-        let reply = decode_full_info(&header, &subflows, &vec![1; 2 * 280], 280).unwrap();
+        // This kernel's tcp_info has 232 bytes: in room for 280 each, the second begins at 232.
+        let tcp_infos = [vec![1; 232], vec![4; 232], vec![0; 96]].concat();
+        let reply = decode_full_info(&header, &subflows, &tcp_infos, 280).unwrap();
         assert_eq!((reply.total, reply.subflows.len(), reply.info.token()), (3, 2, 9));
         let second = &reply.subflows[1];
         assert_eq!(second.id, Some(2));
         assert_eq!(second.local, "10.0.1.1:40000".parse().unwrap());
         assert_eq!(second.remote, "10.0.1.2:5000".parse().unwrap());
-        assert_eq!(second.tcp_info.bytes().len(), 232, "as long as the kernel's own structure");
+        assert_eq!(second.tcp_info.bytes(), [4; 232], "as long as the kernel's own structure");
     }
 
     #[test]
     fn cut_replies_never_panic() {
-        let header = vec![255; 136];
+        let mut header = vec![255; 136];
+        let _ = decode_full_info(&header, &[], &[], 280);
+        header[..4].fill(0);
+        assert_eq!(decode_full_info(&header, &[], &[], 280), None, "a size of 0");
+        header[0] = 200;
         let subflows = element(1);
         for length in 0..header.len() {
             let _ = decode_full_info(&header[..length], &subflows, &[0; 280], 280);
@@ -143,6 +148,11 @@ mod tests {
         reply.extend([sockaddr(1, 40000), sockaddr(2, 5000)].concat());
         let (total, elements) = decode_subflow_data(&reply, 256).unwrap();
         assert_eq!((total, elements.len()), (1, 1));
+        assert_eq!(
+            decode_subflow_data(&reply, 300).unwrap().1,
+            elements,
+            "the kernel's elements are smaller"
+        );
         assert_eq!(decode_subflow_addrs(elements[0]).unwrap().1, "10.0.1.2:5000".parse().unwrap());
     }
 }

@@ -24,6 +24,7 @@ pub const SOCKADDR_STORAGE: usize = 128;
 
 /// `struct mptcp_full_info` up to the `struct mptcp_info` that ends it.
 pub mod full_info {
+    pub const SIZE_TCPINFO_KERNEL: usize = 0;
     pub const SIZE_TCPINFO_USER: usize = 4;
     pub const SIZE_SFINFO_USER: usize = 12;
     pub const NUM_SUBFLOWS: usize = 16;
@@ -45,6 +46,7 @@ pub mod subflow_info {
 pub mod subflow_data {
     pub const SIZE_SUBFLOW_DATA: usize = 0;
     pub const NUM_SUBFLOWS: usize = 4;
+    pub const SIZE_KERNEL: usize = 8;
     pub const SIZE_USER: usize = 12;
     pub const SIZE: usize = 16;
 }
