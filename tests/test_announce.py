@@ -21,7 +21,7 @@ def listeners(host: Host) -> set[str]:
 
 @pytest.fixture
 def accepting(mptcp_two_paths: TwoPaths) -> object:
-    """Announced addresses are acted on: the client is under the in-kernel path manager, which opens subflows to them."""
+    """Announced addresses are acted on: the client's in-kernel path manager opens subflows to them."""
     client, server, paths = mptcp_two_paths
     client.set_path_manager("kernel")
     client.set_limits(subflows=8, add_addr_accepted=8)
@@ -165,7 +165,7 @@ def test_without_a_descriptor(connection: Connection) -> None:
                 with pytest.raises(mptcp.SubflowError, match="in use by subflow"):
                     handle.remove_address(number)
                 opened.close()
-                assert eventually(lambda: len(handle.subflows()) == 1)
+                assert eventually(lambda: len(ends(sock)) == 1)
                 handle.remove_address(number)
                 assert subscribers(connection.server) == 0
                 handle.announce_address(connection.second[1], 7000)

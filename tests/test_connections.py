@@ -20,15 +20,16 @@ TwoPaths = tuple[Host, Host, tuple[Link, Link]]
 
 
 @contextmanager
-def over_loopback(family: int = socket.AF_INET, to: str = "") -> Iterator[tuple[mptcp.Socket, mptcp.Socket]]:
+def over_loopback(family: int = socket.AF_INET) -> Iterator[tuple[mptcp.Socket, mptcp.Socket]]:
     """A connection in the namespace that the tests run in: no privilege is needed for it."""
     host = "127.0.0.1" if family == socket.AF_INET else "::1"
-    with mptcp.create_server((host, 0), family=family) as listener:
-        with mptcp.create_connection((to or host, listener.getsockname()[1]), timeout=10) as sock:
-            peer, _ = listener.accept()
-            with peer:
-                exchange(sock, peer)
-                yield sock, peer
+    with (
+        mptcp.create_server((host, 0), family=family) as listener,
+        mptcp.create_connection(listener.getsockname()[:2], timeout=10) as sock,
+        listener.accept()[0] as peer,
+    ):
+        exchange(sock, peer)
+        yield sock, peer
 
 
 def handle_of(sock: mptcp.Socket, host: Host | None = None) -> mptcp.Connection:
