@@ -26,9 +26,10 @@ pub struct AddressIds {
     pub announced: HashMap<u8, Announced>,
 }
 
-/// What is held for an announced address.
+/// An announced address, and what is held for it.
 #[derive(Debug)]
 pub struct Announced {
+    pub address: pm::Address,
     /// Listens there, where nobody else did.
     pub _listener: Option<socket2::Socket>,
     /// The peer's subflows are accepted only while somebody is subscribed.
@@ -36,6 +37,12 @@ pub struct Announced {
 }
 
 impl AddressIds {
+    /// The id by which this process announced an address and port.
+    fn announced_id(&self, pair: Pair) -> Option<u8> {
+        let is_it = |announced: &&Announced| (announced.address.ip, announced.address.port) == pair;
+        self.announced.values().find(is_it).map(|announced| announced.address.id)
+    }
+
     /// Forgets an id that was removed, and lets go of what was held for it.
     pub fn forget(&mut self, id: u8) {
         self.by_pair.retain(|_, used| *used != id);
@@ -126,7 +133,11 @@ fn candidates(pair: Pair, listed: &[pm::Address], ids: &AddressIds, live: &[(IpA
     if let Some(address) = listed.iter().find(|address| (address.ip, address.port) == pair) {
         return vec![address.id];
     }
-    let is_listed = |id: u8| listed.iter().any(|address| address.id == id);
+    // SUBFLOW_DESTROY takes an announced address out of the kernel's list too; the peer still knows it by its id.
+    if let Some(id) = ids.announced_id(pair) {
+        return vec![id];
+    }
+    let is_listed = |id: u8| ids.announced.contains_key(&id) || listed.iter().any(|address| address.id == id);
     let is_live = |id: u8| live.iter().any(|(_, live)| *live == id);
     let free = (1..=u8::MAX).filter(|id| !is_listed(*id) && !is_live(*id));
     if !listed.is_empty() {
@@ -136,10 +147,11 @@ fn candidates(pair: Pair, listed: &[pm::Address], ids: &AddressIds, live: &[(IpA
     // subflow from the same address, so all are tried.
     let mut order: Vec<u8> = ids.by_pair.get(&pair).copied().into_iter().collect();
     if pair.1 == 0 {
-        order.extend(live.iter().filter(|(ip, id)| *ip == pair.0 && *id != 0).map(|(_, id)| *id));
+        let same_address = |(ip, id): &&(IpAddr, u8)| *ip == pair.0 && *id != 0 && !is_listed(*id);
+        order.extend(live.iter().filter(same_address).map(|(_, id)| *id));
     }
     order.extend(free);
-    order.extend((1..=u8::MAX).filter(|id| is_live(*id)));
+    order.extend((1..=u8::MAX).filter(|id| is_live(*id) && !is_listed(*id)));
     let mut seen = HashSet::new();
     order.retain(|id| seen.insert(*id));
     order

@@ -11,6 +11,7 @@ use crate::connection::{
 use crate::diag;
 use crate::error::{describe, Error, Result};
 use crate::namespace::Namespace;
+use crate::netlink::Failure;
 use crate::pm;
 use crate::reader::lock;
 use crate::route;
@@ -84,7 +85,11 @@ pub fn announce(connection: &dyn Connection, address: &Endpoint) -> Result<u8> {
         },
     )?;
     // Announced again, it keeps the listener that it has.
-    ids.announced.entry(id).or_insert(Announced { _listener: listener, _reader: reader });
+    ids.announced.entry(id).or_insert(Announced {
+        address: pm::Address { id, ..announced },
+        _listener: listener,
+        _reader: reader,
+    });
     Ok(id)
 }
 
@@ -105,7 +110,16 @@ pub fn remove(connection: &dyn Connection, id: u8) -> Result<()> {
             ),
         ));
     }
-    match namespace.pm_command(&pm::encode_remove(shared.token, id))? {
+    let remove = || namespace.pm_command(&pm::encode_remove(shared.token, id));
+    let mut removed = remove()?;
+    if let (Err(Failure { errno: libc::EINVAL, .. }), Some(announced)) = (&removed, ids.announced.get(&id)) {
+        // SUBFLOW_DESTROY of a subflow at that address took it out of the kernel's list, and told the peer nothing.
+        // Only ANNOUNCE puts it back.
+        if namespace.pm_command(&pm::encode_announce(shared.token, &announced.address))?.is_ok() {
+            removed = remove()?;
+        }
+    }
+    match removed {
         Ok(()) => {
             ids.forget(id);
             Ok(())

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::fields::Field;
 use crate::info::{self, Info};
 use crate::namespace::Namespace;
-use crate::netlink::Channel;
+use crate::netlink::{Channel, Failure};
 use crate::reader::lock;
 use crate::subflow::Reading;
 use crate::tcp_info::{self, TcpInfo};
@@ -35,19 +35,20 @@ pub struct ByToken {
 /// What a connection's subflows tell of it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Seen {
-    server_side: Option<bool>,
-    fell_back: bool,
+    initial: Option<Entry>,
     at_least: Duration,
 }
 
 impl Seen {
-    fn add(&mut self, entry: &Entry, tcp_info: &TcpInfo) {
-        let Some(subflow) = entry.subflow else { return };
-        if subflow.initial() {
-            self.server_side = Some(!subflow.opened_here());
-            self.fell_back = subflow.fell_back();
+    fn add(&mut self, entry: Entry, tcp_info: &TcpInfo) {
+        if entry.subflow.is_some_and(|subflow| subflow.initial()) {
+            self.initial = Some(entry);
         }
         self.at_least = self.at_least.max(at_least(tcp_info));
+    }
+
+    fn initial(&self) -> Option<diag::Ulp> {
+        self.initial.and_then(|entry| entry.subflow)
     }
 }
 
@@ -67,50 +68,20 @@ fn at_least(tcp_info: &TcpInfo) -> Duration {
 /// Tokens come from the subflows: a connection that has none at the moment is found by its token only. One that fell
 /// back at its handshake is left out.
 pub fn list(namespace: &Arc<Namespace>, token: Option<u32>) -> Result<Vec<ByToken>> {
-    let mut channel = lock(&namespace.diag);
-    let mut seen: HashMap<u32, Seen> = HashMap::new();
-    match token {
-        Some(token) => {
-            seen.insert(token, Seen::default());
-        }
-        None => diag::dump(&mut channel, |entry, tcp_info| {
-            if let Some(subflow) = entry.subflow {
-                seen.entry(subflow.token).or_default().add(&entry, &tcp_info);
-            }
-        })
-        .map_err(diag_failed)?,
-    }
-    let tokens: Vec<u32> = seen.keys().copied().collect();
-    let entries = diag::look_up_tokens(&mut channel, &tokens).map_err(diag_failed)?;
-    if !tokens.is_empty() && entries.iter().all(Option::is_none) {
-        require_mptcp_diag(&mut channel)?;
-    }
-    let mut connections = Vec::with_capacity(tokens.len());
-    for (found, entry) in tokens.iter().zip(entries) {
-        let Some(entry) = entry else { continue }; // ended meanwhile
-        let mut seen = seen.get(found).copied().unwrap_or_default();
-        if token.is_some() {
-            // The initial subflow has the connection's own ends.
-            if let Some((initial, tcp_info)) =
-                diag::look_up_with_info(&mut channel, &entry.tuple).map_err(diag_failed)?
-            {
-                if initial.subflow.is_some_and(|subflow| subflow.token == *found) {
-                    seen.add(&initial, &tcp_info);
-                }
-            }
-        }
-        if seen.fell_back {
-            continue;
-        }
-        connections.push(ByToken {
-            namespace: Arc::clone(namespace),
-            shared: namespace.connection(*found),
-            entry,
-            server_side: seen.server_side,
-            at_least: seen.at_least,
-            listed: Instant::now(),
-        });
-    }
+    let found = match token {
+        None => find_all(&mut lock(&namespace.diag))?,
+        Some(token) => find_one(&mut lock(&namespace.diag), token)?.into_iter().collect(),
+    };
+    let connection = |(token, entry, seen): (u32, Entry, Seen)| ByToken {
+        namespace: Arc::clone(namespace),
+        shared: namespace.connection(token),
+        entry,
+        server_side: seen.initial().map(|initial| !initial.opened_here()),
+        at_least: seen.at_least,
+        listed: Instant::now(),
+    };
+    let is_multipath = |(_, _, seen): &(u32, Entry, Seen)| !seen.initial().is_some_and(|i| i.fell_back());
+    let mut connections: Vec<_> = found.into_iter().filter(is_multipath).map(connection).collect();
     connections.sort_unstable_by_key(|connection| connection.entry.cookie);
     Ok(connections)
 }
@@ -139,13 +110,59 @@ pub fn subflows_of(connections: &[&ByToken]) -> Result<Vec<Option<Vec<Subflow>>>
     Ok(live.collect())
 }
 
-fn require_mptcp_diag(channel: &mut Channel) -> Result<()> {
-    if diag::knows_mptcp(channel).map_err(diag_failed)? {
-        return Ok(());
+/// Two dumps: of the subflows, which tell tokens, and of the connections, without their locks and so without tokens.
+/// A connection has the ends and the inode of its initial subflow; one whose initial subflow is gone is looked up.
+fn find_all(channel: &mut Channel) -> Result<Vec<(u32, Entry, Seen)>> {
+    let mut by_token: HashMap<u32, Seen> = HashMap::new();
+    diag::dump(channel, |entry, tcp_info| {
+        if let Some(subflow) = entry.subflow {
+            by_token.entry(subflow.token).or_default().add(entry, &tcp_info);
+        }
+    })
+    .map_err(diag_failed)?;
+    let key = |entry: &Entry| (entry.tuple.local, entry.tuple.remote, entry.inode);
+    let mut by_key: HashMap<_, Option<Entry>> = HashMap::with_capacity(by_token.len());
+    diag::dump_connections(channel, |entry| {
+        by_key.entry(key(&entry)).and_modify(|other| *other = None).or_insert(Some(entry));
+    })
+    .map_err(connections_failed)?;
+    let (mut found, mut missing) = (Vec::with_capacity(by_token.len()), Vec::new());
+    for (token, seen) in by_token {
+        match seen.initial.and_then(|initial| by_key.get(&key(&initial)).copied().flatten()) {
+            Some(entry) => found.push((token, entry, seen)),
+            None => missing.push((token, seen)),
+        }
     }
-    Err(Error::unsupported(
-        "this kernel has no inet_diag for connections (CONFIG_INET_MPTCP_DIAG, Linux 5.9)",
-    ))
+    let tokens: Vec<u32> = missing.iter().map(|(token, _)| *token).collect();
+    let entries = diag::look_up_tokens(channel, &tokens).map_err(diag_failed)?;
+    let looked_up = missing.into_iter().zip(entries);
+    found.extend(looked_up.filter_map(|((token, seen), entry)| Some((token, entry?, seen))));
+    Ok(found)
+}
+
+fn find_one(channel: &mut Channel, token: u32) -> Result<Option<(u32, Entry, Seen)>> {
+    let Some(entry) = diag::look_up_tokens(channel, &[token]).map_err(diag_failed)?.pop().flatten() else {
+        // Where inet_diag knows no connections, each of them is ENOENT too.
+        diag::dump_connections(channel, |_| {}).map_err(connections_failed)?;
+        return Ok(None);
+    };
+    let mut seen = Seen::default();
+    match diag::look_up_with_info(channel, &entry.tuple).map_err(diag_failed)? {
+        Some((initial, tcp_info)) if initial.subflow.is_some_and(|subflow| subflow.token == token) => {
+            seen.add(initial, &tcp_info);
+        }
+        _ => {}
+    }
+    Ok(Some((token, entry, seen)))
+}
+
+fn connections_failed(failure: Failure) -> Error {
+    match failure.errno {
+        libc::ENOENT => Error::unsupported(
+            "this kernel has no inet_diag for connections (CONFIG_INET_MPTCP_DIAG, Linux 5.9)",
+        ),
+        _ => diag_failed(failure),
+    }
 }
 
 impl ByToken {

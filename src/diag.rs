@@ -18,6 +18,12 @@ const BATCH: usize = 64;
 /// The bit of idiag_ext that asks for INET_DIAG_INFO.
 const INFO: u8 = 1 << (diag::INET_DIAG_INFO - 1);
 
+/// idiag_states: all but those in which a socket is no subflow, or none yet.
+const CONNECTED: u32 = !(1 << tcp_state::TIME_WAIT
+    | 1 << tcp_state::CLOSE
+    | 1 << tcp_state::LISTEN
+    | 1 << tcp_state::NEW_SYN_RECV);
+
 /// The four-tuple of a subflow, and the interface that it is bound to or 0: the kernel's exact look-up does not
 /// find a bound socket without it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -115,19 +121,18 @@ pub fn encode_dump(family: u8) -> [u8; diag::REQUEST_SIZE] {
     bytes[1] = libc::IPPROTO_TCP as u8;
     // The kernel adds INET_DIAG_ULP_INFO only where tcp_info is asked for too: it has no bit of its own here.
     bytes[2] = INFO;
-    let never = [tcp_state::TIME_WAIT, tcp_state::CLOSE, tcp_state::LISTEN, tcp_state::NEW_SYN_RECV];
-    let states = never.iter().fold(u32::MAX, |states, state| states & !(1 << state));
-    wire::put(&mut bytes, 4, &states.to_ne_bytes());
+    wire::put(&mut bytes, 4, &CONNECTED.to_ne_bytes());
     bytes
 }
 
-/// `struct inet_diag_req_v2` for the connections of the namespace: the one with this token, or, as a dump, all. The
-/// family plays no part.
-fn encode_mptcp(token: u32, extensions: u8) -> Vec<u8> {
+/// `struct inet_diag_req_v2` for the connections of the namespace: the one with this token, or, as a dump, all of a
+/// family, which plays no part otherwise.
+fn encode_mptcp(family: i32, token: u32, extensions: u8) -> Vec<u8> {
     let mut bytes = vec![0; diag::REQUEST_SIZE];
-    bytes[0] = libc::AF_INET as u8;
+    bytes[0] = family as u8;
     bytes[1] = diag::IPPROTO_RAW;
     bytes[2] = extensions;
+    wire::put(&mut bytes, 4, &CONNECTED.to_ne_bytes());
     wire::put(&mut bytes, 48, &token.to_ne_bytes());
     bytes.extend(emit(&[attribute(diag::INET_DIAG_REQ_PROTOCOL, &libc::IPPROTO_MPTCP.to_ne_bytes())]));
     bytes
@@ -216,7 +221,7 @@ pub fn look_up_with_info(channel: &mut Channel, tuple: &Tuple) -> Result<Option<
 
 /// Looks connections up by their tokens, without their locks; one that does not exist is `None`.
 pub fn look_up_tokens(channel: &mut Channel, tokens: &[u32]) -> Result<Vec<Option<Entry>>, Failure> {
-    look_up_all(channel, tokens, |token| encode_mptcp(*token, 0), |_, payload| decode(payload))
+    look_up_all(channel, tokens, |token| encode_mptcp(libc::AF_INET, *token, 0), |_, payload| decode(payload))
 }
 
 /// Sends one look-up an item, in batches. What does not exist is `None`.
@@ -260,7 +265,7 @@ pub fn dump(channel: &mut Channel, mut on_subflow: impl FnMut(Entry, TcpInfo)) -
 /// `struct mptcp_info` of the connection with this token; `None` if there is no such connection. Waits for that
 /// connection's lock.
 pub fn read_info(channel: &mut Channel, token: u32) -> Result<Option<Info>, Failure> {
-    match channel.request(diag::SOCK_DIAG_BY_FAMILY, &encode_mptcp(token, INFO)) {
+    match channel.request(diag::SOCK_DIAG_BY_FAMILY, &encode_mptcp(libc::AF_INET, token, INFO)) {
         Ok(payload) => match decode_info(&payload) {
             [] => Err(Failure { errno: libc::EBADMSG, text: None }),
             info => Ok(Some(Info::decode(info))),
@@ -270,14 +275,18 @@ pub fn read_info(channel: &mut Channel, token: u32) -> Result<Option<Info>, Fail
     }
 }
 
-/// Whether inet_diag knows connections at all. Where it does not, each of them is ENOENT too.
-pub fn knows_mptcp(channel: &mut Channel) -> Result<bool, Failure> {
-    // A dump of no state: the kernel goes through the list of tokens and reports none.
-    match channel.dump(diag::SOCK_DIAG_BY_FAMILY, &encode_mptcp(0, 0), |_| {}) {
-        Ok(()) => Ok(true),
-        Err(failure) if failure.errno == libc::ENOENT => Ok(false),
-        Err(failure) => Err(failure),
+/// Every connection of the namespace, without its lock, and without its token, which only the lock would tell. ENOENT
+/// where the kernel has no inet_diag for connections.
+pub fn dump_connections(channel: &mut Channel, mut on_entry: impl FnMut(Entry)) -> Result<(), Failure> {
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        let request = encode_mptcp(family, 0, 0);
+        channel.dump(diag::SOCK_DIAG_BY_FAMILY, &request, |payload| {
+            if let Some(entry) = decode(payload) {
+                on_entry(entry);
+            }
+        })?;
     }
+    Ok(())
 }
 
 /// The listener that would take a connection from anywhere to `local`: whether it is one of Multipath TCP.
@@ -379,7 +388,7 @@ mod tests {
 
     #[test]
     fn a_request_by_token_has_the_kernels_layout() {
-        let bytes = encode_mptcp(0x0403_0201, INFO);
+        let bytes = encode_mptcp(libc::AF_INET, 0x0403_0201, INFO);
         assert_eq!(bytes[..4], [2, 255, 2, 0]);
         assert_eq!(wire::u32(&bytes, 48), Some(0x0403_0201));
         assert_eq!(wire::u32(&bytes, 52), Some(0));

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from typing import Any, Literal, overload
@@ -270,22 +271,19 @@ def _check(value: object, what: str, lowest: int, highest: int) -> None:
 
 def _inodes(pid: int) -> set[int]:
     """The inode numbers of a process's sockets."""
+    inodes = set()
     try:
-        names = os.listdir(f"/proc/{pid}/fd")
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                target = os.readlink(f"/proc/{pid}/fd/{name}")
+                if target.startswith("socket:["):
+                    inodes.add(int(target[len("socket:[") : -1]))
     except FileNotFoundError:
         raise ProcessLookupError(errno.ESRCH, f"there is no process {pid}") from None
     except PermissionError:
         raise PermissionError(
-            errno.EPERM, f"looking at the descriptors of process {pid} needs to be of its user, or CAP_SYS_PTRACE"
+            errno.EPERM, f"looking at the descriptors of process {pid} takes its user or CAP_SYS_PTRACE"
         ) from None
-    inodes = set()
-    for name in names:
-        try:
-            target = os.readlink(f"/proc/{pid}/fd/{name}")
-        except OSError:
-            continue  # closed meanwhile
-        if target.startswith("socket:["):
-            inodes.add(int(target[len("socket:[") : -1]))
     return inodes
 
 
