@@ -1,18 +1,22 @@
-//! What can be asked of one connection through its descriptor.
+//! What can be asked of one connection, and how it is read through its descriptor. [`crate::by_token`] reads one
+//! of which there is no descriptor.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
+use crate::address_ids::AddressIds;
 use crate::diag::{self, Entry, Tuple};
-use crate::error::{describe, Error, Result};
+use crate::error::{Error, Result};
 use crate::info::{self, Info};
 use crate::namespace::Namespace;
-use crate::open::AddressIds;
+use crate::netlink::Failure;
 use crate::pm;
 use crate::reader::{lock, Reader};
+use crate::route;
 use crate::subflow::{self, FullInfo, Reading};
 use crate::sys;
 use crate::tcp_info::{self, TcpInfo};
@@ -34,6 +38,8 @@ pub struct Subflow {
 #[derive(Debug)]
 pub struct Shared {
     pub token: u32,
+    /// When this process first heard of it.
+    pub since: Instant,
     /// Held while a subflow is created, and while its place in the list is found.
     pub opening: Mutex<AddressIds>,
     ordinals: Mutex<Ordinals>,
@@ -50,12 +56,18 @@ struct Ordinals {
 
 impl Shared {
     pub fn new(token: u32) -> Shared {
-        Shared { token, opening: Mutex::default(), ordinals: Mutex::default(), interfaces: Mutex::default() }
+        Shared {
+            token,
+            since: Instant::now(),
+            opening: Mutex::default(),
+            ordinals: Mutex::default(),
+            interfaces: Mutex::default(),
+        }
     }
 
     /// Our ids of the subflows with these cookies. Those that are not among them are forgotten: a cookie is never
     /// used again, and neither is the count.
-    fn ordinals(&self, entries: &[Option<Entry>]) -> Vec<Option<u32>> {
+    pub fn ordinals(&self, entries: &[Option<Entry>]) -> Vec<Option<u32>> {
         let mut ordinals = lock(&self.ordinals);
         let Ordinals { last, by_cookie } = &mut *ordinals;
         let ids = entries.iter().map(|entry| {
@@ -77,6 +89,65 @@ impl Shared {
         let interface = lock(&self.interfaces).get(&(local, remote)).copied().unwrap_or(0);
         Tuple { local, remote, interface }
     }
+}
+
+/// A connection as this process reaches it. What is done with one needs no more than this of it.
+pub trait Connection: Sync {
+    fn namespace(&self) -> Result<Arc<Namespace>>;
+
+    /// What this process knows of the connection, found by the token that it has now.
+    fn shared(&self) -> Result<Arc<Shared>>;
+
+    /// Its own local and remote end.
+    fn ends(&self) -> Result<(SocketAddr, SocketAddr)>;
+
+    /// Its token, and its subflows; closed ones may be among them.
+    fn read_with_closed(&self) -> Result<(u32, Vec<Reading>)>;
+
+    /// A snapshot of every subflow but closed ones, oldest first.
+    fn subflows(&self) -> Result<Vec<Subflow>>;
+}
+
+/// A connection through a descriptor of it.
+#[derive(Debug, Clone, Copy)]
+pub struct ByDescriptor<'a> {
+    pub handle: &'a Handle,
+    pub fd: RawFd,
+}
+
+impl Connection for ByDescriptor<'_> {
+    fn namespace(&self) -> Result<Arc<Namespace>> {
+        self.handle.namespace(self.fd)
+    }
+
+    fn shared(&self) -> Result<Arc<Shared>> {
+        let token = read_info(self.fd)?.token();
+        if token == 0 {
+            return Err(not_connected());
+        }
+        Ok(self.handle.shared(&*self.namespace()?, token))
+    }
+
+    fn ends(&self) -> Result<(SocketAddr, SocketAddr)> {
+        let remote = sys::peer_address(self.fd).map_err(|error| match error.raw_os_error() {
+            Some(libc::ENOTCONN) => not_connected(),
+            _ => Error::call("getpeername", &error),
+        })?;
+        let local = sys::local_address(self.fd).map_err(|error| Error::call("getsockname", &error))?;
+        Ok((local, remote))
+    }
+
+    fn read_with_closed(&self) -> Result<(u32, Vec<Reading>)> {
+        read_with_closed(self.fd).map(|read| (read.info.token(), read.subflows))
+    }
+
+    fn subflows(&self) -> Result<Vec<Subflow>> {
+        self.handle.subflows(self.fd)
+    }
+}
+
+fn not_connected() -> Error {
+    Error::os(libc::ENOTCONN, "the socket is not connected: it has no token yet")
 }
 
 /// The path manager that a connection latched.
@@ -264,10 +335,10 @@ impl Handle {
     pub fn path_manager(&self, fd: RawFd) -> Result<PathManager> {
         let info = read_info(fd)?;
         if info.token() == 0 {
-            return Err(Error::os(libc::ENOTCONN, "the socket is not connected: it has no token yet"));
+            return Err(not_connected());
         }
         let namespace = self.namespace(fd)?;
-        latched(&namespace, &info)
+        latched(&namespace, info.token())
     }
 
     /// Holds the event subscription of the socket's namespace for as long as this handle lives, if joins of its
@@ -324,56 +395,82 @@ impl Handle {
             })
             .collect())
     }
+}
 
-    /// Closes one subflow: SUBFLOW_DESTROY under the userspace path manager, SOCK_DESTROY under another.
-    /// Needs CAP_NET_ADMIN.
-    pub fn close_subflow(&self, fd: RawFd, which: Which, force: bool) -> Result<()> {
-        let subflows = self.subflows(fd)?;
-        let gone = || {
-            let name = match which {
-                Which::Id(id) => format!("no subflow {id}"),
-                Which::Endpoints { local, remote } => format!("no subflow {local} -> {remote}"),
-            };
-            Error::subflow(libc::ENOTCONN, format!("the connection has {name}: it is closed already"))
-        };
-        let is_meant = |subflow: &&Subflow| match which {
-            Which::Id(id) => subflow.id == Some(id),
-            Which::Endpoints { local, remote } => subflow.local == local && subflow.remote == remote,
-        };
-        let subflow = subflows.iter().find(is_meant).ok_or_else(gone)?;
-        let namespace = self.namespace(fd)?;
-        let ends = (pm::Address::new(subflow.local), pm::Address::new(subflow.remote));
-        match namespace.pm_command(&pm::encode_destroy(subflow.token, &ends.0, &ends.1))? {
-            Ok(()) => return Ok(()),
-            Err(failure) => match failure.errno {
-                libc::ESRCH => return Err(gone()),
-                libc::EINVAL => {} // not under the userspace path manager
-                libc::EPERM => return Err(needs_net_admin("closing a subflow")),
-                errno => {
-                    return Err(Error::subflow(errno, format!("SUBFLOW_DESTROY: {}", failure.describe())));
-                }
-            },
-        }
-        if subflows.len() == 1 && !force {
-            return Err(Error::PathManager {
-                message: "this is the last subflow, and under the in-kernel path manager nothing could open another: \
-                          pass force=True to close it all the same, or close the socket"
+/// The live subflow that is meant.
+fn find(connection: &dyn Connection, which: Which) -> Result<(Subflow, usize)> {
+    let subflows = connection.subflows()?;
+    let is_meant = |subflow: &&Subflow| match which {
+        Which::Id(id) => subflow.id == Some(id),
+        Which::Endpoints { local, remote } => subflow.local == local && subflow.remote == remote,
+    };
+    let subflow = subflows.iter().find(is_meant).cloned().ok_or_else(|| gone(which))?;
+    Ok((subflow, subflows.len()))
+}
+
+fn gone(which: Which) -> Error {
+    let name = match which {
+        Which::Id(id) => format!("no subflow {id}"),
+        Which::Endpoints { local, remote } => format!("no subflow {local} -> {remote}"),
+    };
+    Error::subflow(libc::ENOTCONN, format!("the connection has {name}: it is closed already"))
+}
+
+/// Closes one subflow: SUBFLOW_DESTROY under the userspace path manager, SOCK_DESTROY under another.
+/// Needs CAP_NET_ADMIN.
+pub fn close_subflow(connection: &dyn Connection, which: Which, force: bool) -> Result<()> {
+    let (subflow, live) = find(connection, which)?;
+    let namespace = connection.namespace()?;
+    let ends = (pm::Address::new(subflow.local), pm::Address::new(subflow.remote));
+    match namespace.pm_command(&pm::encode_destroy(subflow.token, &ends.0, &ends.1))? {
+        Ok(()) => return Ok(()),
+        Err(failure) => match failure.errno {
+            libc::ESRCH => return Err(gone(which)),
+            libc::EINVAL => {} // not under the userspace path manager
+            libc::EPERM => return Err(needs_net_admin("closing a subflow")),
+            errno => return Err(Error::subflow(errno, format!("SUBFLOW_DESTROY: {}", failure.describe()))),
+        },
+    }
+    if live == 1 && !force {
+        return Err(Error::PathManager {
+            message:
+                "this is the last subflow, and under the in-kernel path manager nothing could open another: \
+                      pass force=True to close it all the same, or close the socket"
                     .to_owned(),
-            });
+        });
+    }
+    let entry = subflow.entry.ok_or_else(|| gone(which))?;
+    let destroyed = diag::destroy(&mut lock(&namespace.diag), &entry.tuple, entry.cookie);
+    destroyed.map_err(|failure| match failure.errno {
+        libc::ENOENT => gone(which),
+        libc::EPERM => needs_net_admin("closing a subflow"),
+        libc::EOPNOTSUPP => Error::unsupported(
+            "this kernel has no SOCK_DESTROY (CONFIG_INET_DIAG_DESTROY), which closes subflows under the \
+                 in-kernel path manager",
+        ),
+        errno => Error::subflow(errno, format!("SOCK_DESTROY: {}", failure.describe())),
+    })
+}
+
+/// Changes one subflow's priority by MP_PRIO. Needs CAP_NET_ADMIN and the userspace path manager.
+pub fn set_backup(connection: &dyn Connection, which: Which, backup: bool) -> Result<()> {
+    let (subflow, _) = find(connection, which)?;
+    let namespace = connection.namespace()?;
+    let flags = if backup { uapi::pm::FLAG_BACKUP } else { 0 };
+    let local = pm::Address { flags, ..pm::Address::new(subflow.local) };
+    let remote = pm::Address::new(subflow.remote);
+    let Err(failure) = namespace.pm_command(&pm::encode_set_flags(subflow.token, &local, &remote))? else {
+        return Ok(());
+    };
+    match failure.errno {
+        libc::EPERM => Err(needs_net_admin("changing a subflow's priority")),
+        // Not under the userspace path manager, or no such subflow.
+        libc::EINVAL => {
+            explain_einval(&namespace, subflow.token, subflow.local.ip(), 0)?;
+            find(connection, which)?;
+            Err(Error::subflow(libc::EINVAL, format!("SET_FLAGS: {}", failure.describe())))
         }
-        let entry = subflow.entry.ok_or_else(gone)?;
-        let destroyed = diag::destroy(&mut lock(&namespace.diag), &entry.tuple, entry.cookie);
-        destroyed.map_err(|failure| {
-            match failure.errno {
-                libc::ENOENT => gone(),
-                libc::EPERM => needs_net_admin("closing a subflow"),
-                libc::EOPNOTSUPP => Error::unsupported(
-                    "this kernel has no SOCK_DESTROY (CONFIG_INET_DIAG_DESTROY), which closes subflows under the \
-                     in-kernel path manager",
-                ),
-                errno => Error::subflow(errno, format!("SOCK_DESTROY: {}", failure.describe())),
-            }
-        })
+        errno => Err(Error::subflow(errno, format!("SET_FLAGS: {}", failure.describe()))),
     }
 }
 
@@ -383,20 +480,61 @@ pub fn needs_net_admin(what: &str) -> Error {
     ))
 }
 
+pub fn not_fully_established() -> Error {
+    Error::subflow(
+        libc::ENOTCONN,
+        "the connection is not fully established: exchange a byte in each direction first",
+    )
+}
+
+pub fn not_local(ip: IpAddr) -> Error {
+    Error::subflow(
+        libc::EADDRNOTAVAIL,
+        format!("{ip} is not an address of the connection's network namespace"),
+    )
+}
+
+/// inet_diag failed as a whole.
+pub fn diag_failed(failure: Failure) -> Error {
+    Error::os(failure.errno, format!("inet_diag: {}", failure.describe()))
+}
+
+fn under_kernel_path_manager() -> Error {
+    Error::PathManager {
+        message:
+            "the connection is under the in-kernel path manager, which alone changes its subflows and addresses: \
+                  create the socket with path_manager=\"userspace\", or accept it within \
+                  use_path_manager(\"userspace\")"
+                .to_owned(),
+    }
+}
+
+/// Errors that hide behind EINVAL, which the kernel says to nearly everything.
+pub fn explain_einval(namespace: &Namespace, token: u32, local: IpAddr, interface: u32) -> Result<()> {
+    if latched_of_token(namespace, token)? == PathManager::Kernel {
+        return Err(under_kernel_path_manager());
+    }
+    let route = route::look_up(&mut lock(&namespace.route), local.to_canonical(), interface);
+    match route {
+        Ok(route) if route.is_local => Ok(()),
+        _ => Err(not_local(local)),
+    }
+}
+
 /// Which path manager a connection latched. Nothing says so directly: a command that names a subflow which cannot
 /// exist fails with ESRCH under the userspace path manager and with EINVAL under any other, and changes nothing.
-pub fn latched(namespace: &Namespace, info: &Info) -> Result<PathManager> {
-    match latched_of_token(namespace, info.token()) {
+pub fn latched(namespace: &Namespace, token: u32) -> Result<PathManager> {
+    match latched_of_token(namespace, token) {
         Err(error) if error.errno() == libc::EPERM => {
-            // Without privilege: GET_ADDR minds the token since 6.10, the kernel whose mptcp_info ends in
-            // last_ack_recv, and refuses one that is not under the userspace path manager.
-            if info::field::last_ack_recv.read(info.bytes()).is_none() {
-                return Err(error);
-            }
+            // Without privilege: GET_ADDR minds the token since 6.10, and refuses one that is not under the userspace
+            // path manager as it refuses 0, which is nobody's.
             let family = namespace.family()?;
-            match lock(&namespace.pm).dump(family.id, &pm::encode_get_addr(info.token()), |_| {}) {
-                Ok(()) => Ok(PathManager::Userspace),
-                Err(_) => Ok(PathManager::Kernel),
+            let get_addr =
+                |token| lock(&namespace.pm).dump(family.id, &pm::encode_get_addr(token), |_| {}).is_ok();
+            match (get_addr(token), get_addr(0)) {
+                (_, true) => Err(error),
+                (true, false) => Ok(PathManager::Userspace),
+                (false, false) => Ok(PathManager::Kernel),
             }
         }
         result => result,
@@ -426,17 +564,14 @@ fn entries(namespace: &Namespace, shared: &Shared, readings: &[Reading]) -> Resu
         readings.iter().map(|r| Tuple { local: r.local, remote: r.remote, interface: interface(r) }).collect()
     };
     let mut channel = lock(&namespace.diag);
-    let failed = |failure: crate::netlink::Failure| {
-        Error::os(failure.errno, format!("inet_diag: {}", describe(failure.errno)))
-    };
-    let mut entries = diag::look_up(&mut channel, &tuples).map_err(failed)?;
+    let mut entries = diag::look_up(&mut channel, &tuples).map_err(diag_failed)?;
     // The same tuple may by now belong to another connection.
     let is_ours = |entry: &Entry| entry.subflow.is_some_and(|subflow| subflow.token == shared.token);
     for entry in &mut entries {
         *entry = entry.filter(is_ours);
     }
     if entries.iter().any(Option::is_none) {
-        diag::dump(&mut channel, |entry| {
+        diag::dump(&mut channel, |entry, _| {
             if is_ours(&entry) {
                 let found = tuples.iter().position(|tuple| tuple.same_endpoints(&entry.tuple));
                 if let Some(index) = found.filter(|index| entries[*index].is_none()) {
@@ -446,7 +581,7 @@ fn entries(namespace: &Namespace, shared: &Shared, readings: &[Reading]) -> Resu
                 }
             }
         })
-        .map_err(failed)?;
+        .map_err(diag_failed)?;
     }
     Ok(entries)
 }
@@ -504,7 +639,7 @@ mod tests {
         let entry = |cookie| {
             let local = SocketAddr::from(([10, 0, 0, 1], 1));
             let tuple = Tuple { local, remote: local, interface: 0 };
-            Some(Entry { tuple, state: 1, cookie, uid: 0, inode: 0, subflow: None })
+            Some(Entry { tuple, state: 1, cookie, uid: 0, inode: 0, cgroup: None, subflow: None })
         };
         assert_eq!(shared.ordinals(&[entry(50), entry(40)]), [Some(1), Some(2)]);
         assert_eq!(shared.ordinals(&[entry(40), None, entry(60)]), [Some(2), None, Some(3)]);

@@ -1,15 +1,28 @@
-//! inet_diag: exact look-ups of subflows, a dump of them, and SOCK_DESTROY. `<linux/inet_diag.h>`,
-//! `<linux/sock_diag.h>`. Nothing here takes a connection's lock; only SOCK_DESTROY needs CAP_NET_ADMIN.
+//! inet_diag: exact look-ups of subflows, a dump of them, connections by their token, and SOCK_DESTROY.
+//! `<linux/inet_diag.h>`, `<linux/sock_diag.h>`. Only [`read_info`] waits for a connection's lock, since it alone asks
+//! the connection itself for INET_DIAG_INFO; of a subflow that takes the subflow's lock. Only SOCK_DESTROY needs
+//! CAP_NET_ADMIN.
 
 use std::net::{IpAddr, SocketAddr};
 
 use crate::address;
-use crate::netlink::{attributes, find, Channel, Failure};
+use crate::info::Info;
+use crate::netlink::{attribute, attributes, emit, find, Channel, Failure};
+use crate::tcp_info::TcpInfo;
 use crate::uapi::{diag, tcp_state, ulp};
 use crate::wire;
 
 /// Look-ups sent in one message: their replies have to fit into the socket's receive buffer.
 const BATCH: usize = 64;
+
+/// The bit of idiag_ext that asks for INET_DIAG_INFO.
+const INFO: u8 = 1 << (diag::INET_DIAG_INFO - 1);
+
+/// idiag_states: all but those in which a socket is no subflow, or none yet.
+const CONNECTED: u32 = !(1 << tcp_state::TIME_WAIT
+    | 1 << tcp_state::CLOSE
+    | 1 << tcp_state::LISTEN
+    | 1 << tcp_state::NEW_SYN_RECV);
 
 /// The four-tuple of a subflow, and the interface that it is bound to or 0: the kernel's exact look-up does not
 /// find a bound socket without it.
@@ -28,14 +41,17 @@ impl Tuple {
     }
 }
 
-/// What inet_diag tells of one subflow.
+/// What inet_diag tells of one socket: a subflow, or a connection itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry {
     pub tuple: Tuple,
     pub state: u8,
     pub cookie: u64,
     pub uid: u32,
+    /// 0 until the socket is accepted.
     pub inode: u32,
+    /// The socket's cgroup, version 2, by its number.
+    pub cgroup: Option<u64>,
     /// Absent for a socket that is not a subflow.
     pub subflow: Option<Ulp>,
 }
@@ -53,6 +69,17 @@ impl Ulp {
     /// The subflow that MP_CAPABLE opened; the others joined.
     pub fn initial(&self) -> bool {
         self.flags & (ulp::FLAG_JOIN_LOC | ulp::FLAG_JOIN_REM) == 0
+    }
+
+    /// The initial subflow of a connection that we opened.
+    pub fn opened_here(&self) -> bool {
+        self.flags & ulp::FLAG_MCAP_LOC != 0
+    }
+
+    /// The initial subflow of a connection that fell back to TCP at its handshake: answered without MP_CAPABLE.
+    pub fn fell_back(&self) -> bool {
+        let met = ulp::FLAG_CONNECTED | ulp::FLAG_MCAP_REM;
+        self.initial() && self.flags & met == ulp::FLAG_CONNECTED
     }
 
     /// Backup by our choice.
@@ -87,14 +114,27 @@ pub fn encode_request(tuple: &Tuple, cookie: u64) -> [u8; diag::REQUEST_SIZE] {
     bytes
 }
 
-/// `struct inet_diag_req_v2` for all TCP sockets of a family in any state.
+/// `struct inet_diag_req_v2` for all TCP sockets of a family that may be subflows.
 pub fn encode_dump(family: u8) -> [u8; diag::REQUEST_SIZE] {
     let mut bytes = [0; diag::REQUEST_SIZE];
     bytes[0] = family;
     bytes[1] = libc::IPPROTO_TCP as u8;
     // The kernel adds INET_DIAG_ULP_INFO only where tcp_info is asked for too: it has no bit of its own here.
-    bytes[2] = 1 << (diag::INET_DIAG_INFO - 1);
-    wire::put(&mut bytes, 4, &u32::MAX.to_ne_bytes());
+    bytes[2] = INFO;
+    wire::put(&mut bytes, 4, &CONNECTED.to_ne_bytes());
+    bytes
+}
+
+/// `struct inet_diag_req_v2` for the connections of the namespace: the one with this token, or, as a dump, all of a
+/// family, which plays no part otherwise.
+fn encode_mptcp(family: i32, token: u32, extensions: u8) -> Vec<u8> {
+    let mut bytes = vec![0; diag::REQUEST_SIZE];
+    bytes[0] = family as u8;
+    bytes[1] = diag::IPPROTO_RAW;
+    bytes[2] = extensions;
+    wire::put(&mut bytes, 4, &CONNECTED.to_ne_bytes());
+    wire::put(&mut bytes, 48, &token.to_ne_bytes());
+    bytes.extend(emit(&[attribute(diag::INET_DIAG_REQ_PROTOCOL, &libc::IPPROTO_MPTCP.to_ne_bytes())]));
     bytes
 }
 
@@ -111,16 +151,34 @@ pub fn decode(payload: &[u8]) -> Option<Entry> {
         remote: address::with_scope(SocketAddr::new(ip(24)?, wire::be16(payload, 6)?), interface),
         interface,
     };
+    let attributes = payload.get(diag::MESSAGE_SIZE..)?;
     Some(Entry {
         tuple,
         state: wire::u8(payload, 1)?,
         cookie: wire::u64(payload, 44)?,
         uid: wire::u32(payload, 64)?,
         inode: wire::u32(payload, 68)?,
-        subflow: find(payload.get(diag::MESSAGE_SIZE..)?, diag::INET_DIAG_ULP_INFO)
+        cgroup: find(attributes, diag::INET_DIAG_CGROUP_ID).and_then(|id| wire::u64(id, 0)),
+        subflow: find(attributes, diag::INET_DIAG_ULP_INFO)
             .and_then(|info| find(info, diag::INET_ULP_INFO_MPTCP))
             .and_then(decode_ulp),
     })
+}
+
+/// The structure behind INET_DIAG_INFO: `tcp_info` of a subflow, `mptcp_info` of a connection. Empty if there is none.
+fn decode_info(payload: &[u8]) -> &[u8] {
+    payload
+        .get(diag::MESSAGE_SIZE..)
+        .and_then(|attributes| find(attributes, diag::INET_DIAG_INFO))
+        .unwrap_or_default()
+}
+
+/// The socket is a subflow or the TCP socket of a Multipath TCP listener.
+fn is_multipath(payload: &[u8]) -> bool {
+    let attributes = payload.get(diag::MESSAGE_SIZE..).unwrap_or_default();
+    let name =
+        find(attributes, diag::INET_DIAG_ULP_INFO).and_then(|info| find(info, diag::INET_ULP_INFO_NAME));
+    name.is_some_and(|name| name.split(|byte| *byte == 0).next() == Some(b"mptcp"))
 }
 
 fn decode_ulp(bytes: &[u8]) -> Option<Ulp> {
@@ -140,21 +198,47 @@ fn decode_ulp(bytes: &[u8]) -> Option<Ulp> {
 /// Looks subflows up by their exact four-tuples. One that does not exist, or whose tuple belongs to a listener
 /// or to a socket in TIME_WAIT, is `None`.
 pub fn look_up(channel: &mut Channel, tuples: &[Tuple]) -> Result<Vec<Option<Entry>>, Failure> {
-    let mut entries = Vec::with_capacity(tuples.len());
+    look_up_all(
+        channel,
+        tuples,
+        |tuple| encode_request(tuple, diag::NOCOOKIE),
+        |tuple, payload| {
+            decode(payload).filter(|entry| entry.subflow.is_some() && entry.tuple.same_endpoints(tuple))
+        },
+    )
+}
+
+/// The same of one subflow, with its `tcp_info`.
+pub fn look_up_with_info(channel: &mut Channel, tuple: &Tuple) -> Result<Option<(Entry, TcpInfo)>, Failure> {
+    match channel.request(diag::SOCK_DIAG_BY_FAMILY, &encode_request(tuple, diag::NOCOOKIE)) {
+        Ok(payload) => Ok(decode(&payload)
+            .filter(|entry| entry.subflow.is_some() && entry.tuple.same_endpoints(tuple))
+            .map(|entry| (entry, TcpInfo::decode(decode_info(&payload))))),
+        Err(failure) if failure.errno == libc::ENOENT => Ok(None),
+        Err(failure) => Err(failure),
+    }
+}
+
+/// Looks connections up by their tokens, without their locks; one that does not exist is `None`.
+pub fn look_up_tokens(channel: &mut Channel, tokens: &[u32]) -> Result<Vec<Option<Entry>>, Failure> {
+    look_up_all(channel, tokens, |token| encode_mptcp(libc::AF_INET, *token, 0), |_, payload| decode(payload))
+}
+
+/// Sends one look-up an item, in batches. What does not exist is `None`.
+fn look_up_all<T, P: AsRef<[u8]>>(
+    channel: &mut Channel,
+    items: &[T],
+    encode: impl Fn(&T) -> P,
+    decode: impl Fn(&T, &[u8]) -> Option<Entry>,
+) -> Result<Vec<Option<Entry>>, Failure> {
+    let mut entries = Vec::with_capacity(items.len());
     let mut failed = None;
-    for batch in tuples.chunks(BATCH) {
+    for batch in items.chunks(BATCH) {
         let start = entries.len();
         entries.resize(start + batch.len(), None);
-        let mut requests = [[0; diag::REQUEST_SIZE]; BATCH];
-        for (request, tuple) in requests.iter_mut().zip(batch) {
-            *request = encode_request(tuple, diag::NOCOOKIE);
-        }
-        let requests = &requests[..batch.len()];
-        channel.exchange(diag::SOCK_DIAG_BY_FAMILY, 0, requests, |index, reply| match reply {
-            Ok(payload) => {
-                entries[start + index] =
-                    decode(payload).filter(|e| e.subflow.is_some() && e.tuple.same_endpoints(&batch[index]));
-            }
+        let requests: Vec<P> = batch.iter().map(&encode).collect();
+        channel.exchange(diag::SOCK_DIAG_BY_FAMILY, 0, &requests, |index, reply| match reply {
+            Ok(payload) => entries[start + index] = decode(&batch[index], payload),
             Err(failure) if failure.errno == libc::ENOENT => {}
             Err(failure) => failed = Some(failure),
         })?;
@@ -166,18 +250,60 @@ pub fn look_up(channel: &mut Channel, tuples: &[Tuple]) -> Result<Vec<Option<Ent
 }
 
 /// Every subflow of the namespace, of all connections.
-pub fn dump(channel: &mut Channel, mut on_entry: impl FnMut(Entry)) -> Result<(), Failure> {
+pub fn dump(channel: &mut Channel, mut on_subflow: impl FnMut(Entry, TcpInfo)) -> Result<(), Failure> {
     for family in [libc::AF_INET, libc::AF_INET6] {
         let request = encode_dump(family as u8);
         channel.dump(diag::SOCK_DIAG_BY_FAMILY, &request, |payload| {
-            if let Some(entry) =
-                decode(payload).filter(|e| e.subflow.is_some() && e.state != tcp_state::LISTEN)
-            {
+            if let Some(entry) = decode(payload).filter(|entry| entry.subflow.is_some()) {
+                on_subflow(entry, TcpInfo::decode(decode_info(payload)));
+            }
+        })?;
+    }
+    Ok(())
+}
+
+/// `struct mptcp_info` of the connection with this token; `None` if there is no such connection. Waits for that
+/// connection's lock.
+pub fn read_info(channel: &mut Channel, token: u32) -> Result<Option<Info>, Failure> {
+    match channel.request(diag::SOCK_DIAG_BY_FAMILY, &encode_mptcp(libc::AF_INET, token, INFO)) {
+        Ok(payload) => match decode_info(&payload) {
+            [] => Err(Failure { errno: libc::EBADMSG, text: None }),
+            info => Ok(Some(Info::decode(info))),
+        },
+        Err(failure) if failure.errno == libc::ENOENT => Ok(None),
+        Err(failure) => Err(failure),
+    }
+}
+
+/// Every connection of the namespace, without its lock, and without its token, which only the lock would tell. ENOENT
+/// where the kernel has no inet_diag for connections.
+pub fn dump_connections(channel: &mut Channel, mut on_entry: impl FnMut(Entry)) -> Result<(), Failure> {
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        let request = encode_mptcp(family, 0, 0);
+        channel.dump(diag::SOCK_DIAG_BY_FAMILY, &request, |payload| {
+            if let Some(entry) = decode(payload) {
                 on_entry(entry);
             }
         })?;
     }
     Ok(())
+}
+
+/// The listener that would take a connection from anywhere to `local`: whether it is one of Multipath TCP.
+pub fn listener(channel: &mut Channel, local: SocketAddr, interface: u32) -> Result<Option<bool>, Failure> {
+    let nobody = match local.ip() {
+        IpAddr::V4(_) => IpAddr::from([0; 4]),
+        IpAddr::V6(_) => IpAddr::from([0; 16]),
+    };
+    let tuple = Tuple { local, remote: SocketAddr::new(nobody, 0), interface };
+    match channel.request(diag::SOCK_DIAG_BY_FAMILY, &encode_request(&tuple, diag::NOCOOKIE)) {
+        Ok(payload) => {
+            let listens = decode(&payload).is_some_and(|entry| entry.state == tcp_state::LISTEN);
+            Ok(listens.then(|| is_multipath(&payload)))
+        }
+        Err(failure) if failure.errno == libc::ENOENT => Ok(None),
+        Err(failure) => Err(failure),
+    }
 }
 
 /// SOCK_DESTROY, as `ss -K`: aborts exactly the socket with this cookie. Needs CAP_NET_ADMIN.
@@ -188,7 +314,7 @@ pub fn destroy(channel: &mut Channel, tuple: &Tuple, cookie: u64) -> Result<(), 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::netlink::{attribute, emit, nested};
+    use crate::netlink::nested;
 
     fn reply() -> Vec<u8> {
         let mut bytes = vec![0; diag::MESSAGE_SIZE];
@@ -207,7 +333,12 @@ mod tests {
                 attribute(ulp::ATTR_FLAGS, &(ulp::FLAG_JOIN_LOC | ulp::FLAG_BKUP_LOC).to_ne_bytes()),
             ],
         );
-        bytes.extend(emit(&[nested(diag::INET_DIAG_ULP_INFO, &[mptcp])]));
+        let name = attribute(diag::INET_ULP_INFO_NAME, b"mptcp\0");
+        bytes.extend(emit(&[
+            attribute(diag::INET_DIAG_CGROUP_ID, &4242u64.to_ne_bytes()),
+            attribute(diag::INET_DIAG_INFO, &[1; 300]),
+            nested(diag::INET_DIAG_ULP_INFO, &[name, mptcp]),
+        ]));
         bytes
     }
 
@@ -216,7 +347,7 @@ mod tests {
         let entry = decode(&reply()).unwrap();
         assert_eq!(entry.tuple.local, "10.0.2.1:12345".parse().unwrap());
         assert_eq!(entry.tuple.remote, "10.0.2.2:5000".parse().unwrap());
-        assert_eq!(entry.cookie, 77);
+        assert_eq!((entry.cookie, entry.cgroup), (77, Some(4242)));
         let subflow = entry.subflow.unwrap();
         assert_eq!((subflow.token, subflow.local_id, subflow.remote_id), (9, 3, 0));
         assert!(subflow.backup() && !subflow.peer_backup());
@@ -226,11 +357,43 @@ mod tests {
     #[test]
     fn cut_replies_never_panic() {
         let reply = reply();
+        assert!(is_multipath(&reply));
+        assert_eq!(decode_info(&reply), [1; 300]);
         for length in 0..reply.len() {
             if let Some(entry) = decode(&reply[..length]) {
                 assert!(entry.subflow.is_none_or(|s| s.token == 9));
+                assert!(entry.cgroup.is_none_or(|cgroup| cgroup == 4242));
             }
+            let info = decode_info(&reply[..length]);
+            assert!(info.is_empty() || info.len() == 300, "a cut structure is none");
+            is_multipath(&reply[..length]);
         }
+    }
+
+    #[test]
+    fn a_structure_of_a_newer_kernel_is_cut_to_what_is_known() {
+        assert_eq!(TcpInfo::decode(decode_info(&reply())).state(), 1);
+        assert_eq!(Info::decode(decode_info(&reply())).token(), 0x0101_0101);
+        assert_eq!(Info::decode(decode_info(&[])).token(), 0);
+    }
+
+    #[test]
+    fn a_fallback_at_the_handshake_is_told_from_one_on_its_way() {
+        let with = |flags| Ulp { token: 1, local_id: 0, remote_id: 0, flags };
+        assert!(!with(ulp::FLAG_MCAP_LOC).fell_back());
+        assert!(with(ulp::FLAG_MCAP_LOC | ulp::FLAG_CONNECTED).fell_back());
+        assert!(!with(ulp::FLAG_MCAP_LOC | ulp::FLAG_MCAP_REM | ulp::FLAG_CONNECTED).fell_back());
+        assert!(!with(ulp::FLAG_JOIN_LOC | ulp::FLAG_CONNECTED).fell_back());
+    }
+
+    #[test]
+    fn a_request_by_token_has_the_kernels_layout() {
+        let bytes = encode_mptcp(libc::AF_INET, 0x0403_0201, INFO);
+        assert_eq!(bytes[..4], [2, 255, 2, 0]);
+        assert_eq!(wire::u32(&bytes, 48), Some(0x0403_0201));
+        assert_eq!(wire::u32(&bytes, 52), Some(0));
+        assert_eq!(find(&bytes[56..], 3), Some(&262u32.to_ne_bytes()[..]));
+        assert_eq!(wire::u32(&encode_dump(2), 4).map(|states| states & (1 << tcp_state::LISTEN)), Some(0));
     }
 
     #[test]

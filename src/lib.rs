@@ -1,12 +1,15 @@
 //! Control and measurement of Multipath TCP, subflow by subflow: the core, which knows nothing of Python.
 //!
-//! Data flows one way: [`connection`] and [`open`] (what a caller asks for) use [`namespace`] (the netlink
-//! sockets of one network namespace), which uses the marshalling ([`info`], [`tcp_info`], [`subflow`],
+//! Data flows one way: [`connection`], [`by_token`], [`open`] and [`announce`] (what a caller asks for) use
+//! [`address_ids`] and [`namespace`] (the netlink sockets of one network namespace), which uses the marshalling ([`info`], [`tcp_info`], [`subflow`],
 //! [`diag`], [`pm`], [`event`], [`route`]: pure functions over bytes), which uses [`wire`], [`address`] and
 //! [`uapi`]. Only [`sys`] talks to the kernel.
 #![deny(unsafe_code)]
 
 pub mod address;
+pub mod address_ids;
+pub mod announce;
+pub mod by_token;
 pub mod connection;
 pub mod diag;
 pub mod error;

@@ -23,9 +23,10 @@ const NETLINK: Wanted =
     Wanted::Socket { family: libc::AF_NETLINK, kind: libc::SOCK_RAW, protocol: libc::NETLINK_GENERIC };
 
 /// What a namespace needs open in it, in the order of `Namespace::assemble`.
-const WANTED: [Wanted; 6] = [
+const WANTED: [Wanted; 7] = [
     NETLINK,
     NETLINK,
+    Wanted::Socket { family: libc::AF_NETLINK, kind: libc::SOCK_RAW, protocol: libc::NETLINK_SOCK_DIAG },
     Wanted::Socket { family: libc::AF_NETLINK, kind: libc::SOCK_RAW, protocol: libc::NETLINK_SOCK_DIAG },
     Wanted::Socket { family: libc::AF_NETLINK, kind: libc::SOCK_RAW, protocol: libc::NETLINK_ROUTE },
     // The string since 6.15, the number since 5.19.
@@ -40,6 +41,8 @@ pub struct Namespace {
     pub cookie: u64,
     process: u32,
     pub diag: Mutex<Channel>,
+    /// For what waits for a connection's lock, which nobody who reads without it shall wait for.
+    pub diag_of_connections: Mutex<Channel>,
     pub pm: Mutex<Channel>,
     pub route: Mutex<Channel>,
     events: Arc<socket2::Socket>,
@@ -84,6 +87,13 @@ fn cookie_of(fd: RawFd) -> io::Result<u64> {
     Ok(u64::from_ne_bytes(bytes))
 }
 
+/// The cookie of the calling thread's namespace.
+fn current_cookie() -> Result<u64> {
+    let [probe] = sys::open_here(&[NETLINK]);
+    let probe = probe.map_err(|error| Error::call("socket(AF_NETLINK)", &error))?;
+    cookie_of(probe.as_raw_fd()).map_err(no_cookie)
+}
+
 fn registered(cookie: u64) -> Option<Arc<Namespace>> {
     let registry = lock(&REGISTRY);
     let namespace = registry.as_ref()?.get(&cookie)?.upgrade()?;
@@ -93,9 +103,7 @@ fn registered(cookie: u64) -> Option<Arc<Namespace>> {
 impl Namespace {
     /// The namespace of the calling thread.
     pub fn current() -> Result<Arc<Namespace>> {
-        let [probe] = sys::open_here(&[NETLINK]);
-        let probe = probe.map_err(|error| Error::call("socket(AF_NETLINK)", &error))?;
-        let cookie = cookie_of(probe.as_raw_fd()).map_err(no_cookie)?;
+        let cookie = current_cookie()?;
         match registered(cookie) {
             Some(namespace) => Ok(namespace),
             None => Namespace::register(cookie, sys::open_here(&WANTED)),
@@ -135,7 +143,7 @@ impl Namespace {
         Namespace::register(cookie, sys::open_in_namespace(&file, &WANTED).map_err(denied)?)
     }
 
-    fn register(cookie: u64, opened: [io::Result<OwnedFd>; 6]) -> Result<Arc<Namespace>> {
+    fn register(cookie: u64, opened: [io::Result<OwnedFd>; 7]) -> Result<Arc<Namespace>> {
         let fresh = Arc::new(Namespace::assemble(cookie, opened)?);
         let mut registry = lock(&REGISTRY);
         let namespaces = registry.get_or_insert_default();
@@ -148,8 +156,8 @@ impl Namespace {
         Ok(fresh)
     }
 
-    fn assemble(cookie: u64, opened: [io::Result<OwnedFd>; 6]) -> Result<Namespace> {
-        let [pm, events, diag, route, path_manager, file] = opened;
+    fn assemble(cookie: u64, opened: [io::Result<OwnedFd>; 7]) -> Result<Namespace> {
+        let [pm, events, diag, diag_of_connections, route, path_manager, file] = opened;
         let failed = |error| Error::call("opening a netlink socket", &error);
         let channel =
             |socket: io::Result<OwnedFd>| socket.and_then(Channel::new).map(Mutex::new).map_err(failed);
@@ -160,6 +168,7 @@ impl Namespace {
             cookie,
             process: std::process::id(),
             diag: channel(diag)?,
+            diag_of_connections: channel(diag_of_connections)?,
             pm: channel(pm)?,
             route: channel(route)?,
             events: Arc::new(events),
@@ -230,6 +239,18 @@ impl Namespace {
             let errno = error.raw_os_error().unwrap_or(libc::ENODEV);
             Error::os(errno, format!("interface {name:?}: {}", crate::error::describe(errno)))
         })
+    }
+
+    /// A new socket in this namespace, whatever the caller's.
+    pub fn socket(&self, family: i32, kind: i32, protocol: i32) -> Result<OwnedFd> {
+        if current_cookie()? == self.cookie {
+            return new_socket(family, kind, protocol);
+        }
+        let failed = |error: io::Error| Error::call("socket in the connection's network namespace", &error);
+        let file = sys::namespace_of_socket(lock(&self.diag).fd()).map_err(failed)?;
+        let wanted = [Wanted::Socket { family, kind, protocol }];
+        let [there] = sys::open_in_namespace(&file, &wanted).map_err(failed)?;
+        there.map_err(failed)
     }
 
     /// The path manager that new sockets of this namespace get: "kernel", "userspace" or another's name.

@@ -5,14 +5,14 @@
 //! shows the acceptance, which is the fourth ACK (RFC 8684, section 3.2) and raises no event. The events show why
 //! a subflow that vanished did so.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::address::{self, Endpoint, Scope};
-use crate::connection::{self, needs_net_admin, Handle, PathManager, Shared, Subflow};
+use crate::address_ids::AddressIds;
+use crate::connection::{self, needs_net_admin, not_fully_established, Connection, Shared, Subflow};
 use crate::diag::{self, Tuple};
 use crate::error::{describe, Error, Result};
 use crate::event::Event;
@@ -22,7 +22,6 @@ use crate::pm;
 use crate::reader::{lock, Notice, Reader, Subscription};
 use crate::route;
 use crate::subflow::Reading;
-use crate::sys;
 use crate::uapi::{self, event, tcp_state};
 
 /// How long the events of a subflow that vanished may take to say why.
@@ -70,13 +69,6 @@ impl Request {
     }
 }
 
-/// The local address ids that this process used on a connection: for each address and port, its id. Kernels from
-/// 6.10 list them (GET_ADDR); on older ones this memory saves most of the search.
-#[derive(Debug, Default)]
-pub struct AddressIds {
-    by_pair: HashMap<(IpAddr, u16), u8>,
-}
-
 /// The ends of a request after everything left open was filled in; the local port may still be 0.
 #[derive(Debug, Clone, Copy)]
 struct Ends {
@@ -116,20 +108,15 @@ pub struct Opening {
 
 impl Opening {
     /// Fills the request in and subscribes to the connection's events. Sends nothing yet.
-    pub fn new(handle: &Handle, fd: RawFd, request: &Request) -> Result<Opening> {
+    pub fn new(connection: &dyn Connection, request: &Request) -> Result<Opening> {
         request.check()?;
-        let info = connection::read_info(fd)?;
-        let peer = sys::peer_address(fd).map_err(|error| match error.raw_os_error() {
-            Some(libc::ENOTCONN) => Error::os(libc::ENOTCONN, "the socket is not connected"),
-            _ => Error::call("getpeername", &error),
-        })?;
-        let namespace = handle.namespace(fd)?;
-        let ends = ends(&namespace, request, peer)?;
+        let shared = connection.shared()?;
+        let namespace = connection.namespace()?;
+        let ends = ends(&namespace, request, connection.ends()?.1)?;
         let reader = namespace.reader().map_err(|error| match error.errno() {
             libc::EPERM => needs_net_admin("opening a subflow"),
             _ => error,
         })?;
-        let shared = handle.shared(&namespace, info.token());
         Ok(Opening {
             events: reader.subscribe(Some(shared.token)),
             _reader: reader,
@@ -145,11 +132,11 @@ impl Opening {
     }
 
     /// Goes on until `until`; true when the peer has accepted the subflow. After an error nothing is left of it.
-    pub fn advance(&mut self, fd: RawFd, until: Instant) -> Result<bool> {
+    pub fn advance(&mut self, connection: &dyn Connection, until: Instant) -> Result<bool> {
         loop {
             let outcome = match self.state {
                 State::NotSent if self.closed.is_some() => Err(self.cause()),
-                State::NotSent => match self.send(fd) {
+                State::NotSent => match self.send(connection) {
                     // Not fully established: that may come.
                     Ok(()) | Err(Error::Subflow { errno: libc::ENOTCONN, .. }) => Ok(false),
                     Err(error) => Err(error),
@@ -183,19 +170,19 @@ impl Opening {
     }
 
     /// Sends the SYN if it is not out and leaves the subflow to itself.
-    pub fn detach(mut self, fd: RawFd) -> Result<()> {
-        let sent = if self.state == State::NotSent { self.send(fd) } else { Ok(()) };
+    pub fn detach(mut self, connection: &dyn Connection) -> Result<()> {
+        let sent = if self.state == State::NotSent { self.send(connection) } else { Ok(()) };
         self.state = State::Settled;
         sent
     }
 
     /// The subflow that was accepted.
-    pub fn accepted(&self, handle: &Handle, fd: RawFd) -> Result<Subflow> {
+    pub fn accepted(&self, connection: &dyn Connection) -> Result<Subflow> {
         let is_it = |subflow: &Subflow| {
             let ends = Tuple { local: subflow.local, remote: subflow.remote, interface: 0 };
             self.tuple.is_some_and(|tuple| tuple.same_endpoints(&ends))
         };
-        handle.subflows(fd)?.into_iter().find(is_it).ok_or_else(|| {
+        connection.subflows()?.into_iter().find(is_it).ok_or_else(|| {
             Error::subflow(
                 libc::ECONNABORTED,
                 format!("{} was accepted and closed again at once", self.name()),
@@ -219,10 +206,10 @@ impl Opening {
     }
 
     /// SUBFLOW_CREATE with an address id of its own, and finding the new subflow in the connection's list.
-    fn send(&mut self, fd: RawFd) -> Result<()> {
+    fn send(&mut self, connection: &dyn Connection) -> Result<()> {
         let shared = Arc::clone(&self.shared);
         let mut ids = lock(&shared.opening);
-        let before = self.read(fd)?;
+        let before = self.read(connection)?;
         self.create(&mut ids, &before)?;
         let known: HashSet<_> = before.iter().map(|reading| (reading.local, reading.remote)).collect();
         let ends = self.ends;
@@ -232,7 +219,7 @@ impl Opening {
                 && (ends.local.port() == 0 || reading.local.port() == ends.local.port())
                 && (reading.remote.ip(), reading.remote.port()) == (ends.remote.ip(), ends.remote.port())
         };
-        self.tuple = self.read(fd)?.iter().find(is_new).map(|reading| {
+        self.tuple = self.read(connection)?.iter().find(is_new).map(|reading| {
             if ends.interface != 0 {
                 lock(&shared.interfaces).insert((reading.local, reading.remote), ends.interface);
             }
@@ -246,70 +233,28 @@ impl Opening {
     }
 
     /// The connection's subflows, closed ones too: one that was refused at once is still listed for a moment.
-    fn read(&self, fd: RawFd) -> Result<Vec<Reading>> {
-        let read = connection::read_with_closed(fd)?;
-        if read.info.token() != self.shared.token {
+    fn read(&self, connection: &dyn Connection) -> Result<Vec<Reading>> {
+        let (token, readings) = connection.read_with_closed()?;
+        if token != self.shared.token {
             return Err(Error::os(libc::EBADF, "the socket was closed while a subflow was being opened"));
         }
-        Ok(read.subflows)
+        Ok(readings)
     }
 
     fn create(&self, ids: &mut AddressIds, before: &[Reading]) -> Result<()> {
-        let pair = (self.ends.local.ip(), self.ends.local.port());
-        let mut refused = None;
-        for round in 0..2 {
-            let listed = self.listed();
-            let live = self.live(before)?;
-            for id in candidates(pair, &listed, ids, &live) {
-                match self.command(id)? {
-                    Ok(()) => {
-                        ids.by_pair.insert(pair, id);
-                        return Ok(());
-                    }
-                    // Usually an id in use, but the kernel says EINVAL to nearly everything.
-                    Err(failure) if failure.errno == libc::EINVAL => {
-                        if refused.is_none() {
-                            self.explain_einval()?;
-                        }
-                        refused = Some(failure);
-                    }
-                    Err(failure) => return Err(self.refused(&failure)),
-                }
-            }
-            // All ids are taken, by pairs whose subflows failed or were lost, which the kernel keeps.
-            if round == 0 {
-                self.reclaim(&listed, ids, &live);
-            }
-        }
-        let text = refused.map_or_else(|| "no address id is free".to_owned(), |failure| failure.describe());
-        Err(Error::subflow(libc::EINVAL, format!("{}: SUBFLOW_CREATE: {text}", self.name())))
-    }
-
-    fn command(&self, id: u8) -> Result<std::result::Result<(), Failure>> {
+        let token = self.shared.token;
         let local = pm::Address {
-            id,
             flags: if self.ends.backup { uapi::pm::FLAG_BACKUP } else { 0 },
             interface: self.ends.interface,
             ..pm::Address::new(self.ends.local)
         };
         let remote = pm::Address::new(self.ends.remote);
-        self.namespace.pm_command(&pm::encode_create(self.shared.token, &local, &remote))
-    }
-
-    /// The connection's list of local addresses. Empty on kernels that cannot tell.
-    fn listed(&self) -> Vec<pm::Address> {
-        let mut listed = Vec::new();
-        if let Ok(family) = self.namespace.family() {
-            let request = pm::encode_get_addr(self.shared.token);
-            // A refusal means the in-kernel path manager, which SUBFLOW_CREATE will tell.
-            let _ = lock(&self.namespace.pm).dump(family.id, &request, |payload| {
-                // The kernel takes an IPv4 address and its IPv4-mapped form for the same.
-                listed.extend(
-                    pm::decode_get_addr(payload).map(|a| pm::Address { ip: a.ip.to_canonical(), ..a }),
-                );
-            });
-        }
-        listed
+        let pair = (self.ends.local.ip(), self.ends.local.port());
+        let live = self.live(before)?;
+        let command = |id| pm::encode_create(token, &pm::Address { id, ..local }, &remote);
+        let explain = || connection::explain_einval(&self.namespace, token, self.ends.local.ip(), 0);
+        ids.choose((&self.namespace, token), pair, &live, command, explain, |failure| self.refused(failure))?;
+        Ok(())
     }
 
     /// The addresses and local ids of the live subflows.
@@ -319,50 +264,11 @@ impl Opening {
             .filter(|reading| reading.tcp_info.state() != tcp_state::CLOSE)
             .map(|reading| self.shared.tuple(reading.local, reading.remote))
             .collect();
-        let entries = diag::look_up(&mut lock(&self.namespace.diag), &tuples)
-            .map_err(|failure| Error::os(failure.errno, format!("inet_diag: {}", failure.describe())))?;
+        let entries =
+            diag::look_up(&mut lock(&self.namespace.diag), &tuples).map_err(connection::diag_failed)?;
         let live =
             |entry: diag::Entry| Some((entry.tuple.local.ip().to_canonical(), entry.subflow?.local_id));
         Ok(entries.into_iter().flatten().filter_map(live).collect())
-    }
-
-    /// Frees ids that no subflow uses. REMOVE sends RM_ADDR for them, which is harmless exactly because no
-    /// subflow uses them and they were never announced.
-    fn reclaim(&self, listed: &[pm::Address], ids: &mut AddressIds, live: &[(IpAddr, u8)]) {
-        let in_use = |id: u8| live.iter().any(|(_, live)| *live == id);
-        let mut unused: Vec<u8> = ids.by_pair.values().copied().filter(|id| !in_use(*id)).collect();
-        for address in listed {
-            let announced = address.flags & uapi::pm::FLAG_SIGNAL != 0;
-            match (announced, in_use(address.id)) {
-                (true, _) => unused.retain(|id| *id != address.id),
-                (false, false) => unused.push(address.id),
-                (false, true) => {}
-            }
-        }
-        for id in unused {
-            let _ = self.namespace.pm_command(&pm::encode_remove(self.shared.token, id));
-        }
-        ids.by_pair.retain(|_, id| in_use(*id));
-    }
-
-    /// Errors that hide behind EINVAL.
-    fn explain_einval(&self) -> Result<()> {
-        let info = connection::latched_of_token(&self.namespace, self.shared.token)?;
-        if info == PathManager::Kernel {
-            return Err(under_kernel_path_manager());
-        }
-        let route = route::look_up(&mut lock(&self.namespace.route), self.ends.local.ip(), 0);
-        match route {
-            Ok(route) if route.is_local => Ok(()),
-            _ => Err(self.not_local()),
-        }
-    }
-
-    fn not_local(&self) -> Error {
-        Error::subflow(
-            libc::EADDRNOTAVAIL,
-            format!("{} is not an address of the connection's network namespace", self.ends.local.ip()),
-        )
     }
 
     /// The error of a SUBFLOW_CREATE that failed at once.
@@ -371,7 +277,7 @@ impl Opening {
         match failure.errno {
             libc::EPERM => needs_net_admin("opening a subflow"),
             libc::ENOTCONN => not_fully_established(),
-            libc::EADDRNOTAVAIL => self.not_local(),
+            libc::EADDRNOTAVAIL => connection::not_local(self.ends.local.ip()),
             libc::EADDRINUSE => Error::subflow(
                 libc::EADDRINUSE,
                 format!(
@@ -390,10 +296,7 @@ impl Opening {
         }
         if let Some(tuple) = self.tuple {
             let entries = diag::look_up(&mut lock(&self.namespace.diag), &[tuple]);
-            let entry = entries
-                .map_err(|failure| Error::os(failure.errno, format!("inet_diag: {}", failure.describe())))?
-                .pop()
-                .flatten();
+            let entry = entries.map_err(connection::diag_failed)?.pop().flatten();
             let token = self.shared.token;
             if let Some(entry) = entry.filter(|entry| entry.state != tcp_state::CLOSE) {
                 if let Some(subflow) = entry.subflow.filter(|subflow| subflow.token == token) {
@@ -541,52 +444,6 @@ fn ends(namespace: &Namespace, request: &Request, peer: SocketAddr) -> Result<En
     Ok(Ends { local, remote, interface, backup: request.backup })
 }
 
-/// The ids to try for an address and port, best first. The kernel holds a list of (address, port) and id, one to
-/// one: a pair that is in it works with its own id only, and a new pair with an id that is not.
-fn candidates(
-    pair: (IpAddr, u16),
-    listed: &[pm::Address],
-    ids: &AddressIds,
-    live: &[(IpAddr, u8)],
-) -> Vec<u8> {
-    if let Some(address) = listed.iter().find(|address| (address.ip, address.port) == pair) {
-        return vec![address.id];
-    }
-    let is_listed = |id: u8| listed.iter().any(|address| address.id == id);
-    let is_live = |id: u8| live.iter().any(|(_, live)| *live == id);
-    let free = (1..=u8::MAX).filter(|id| !is_listed(*id) && !is_live(*id));
-    if !listed.is_empty() {
-        return free.collect();
-    }
-    // An empty list may be a kernel that does not tell. The pair may then have any id, first of all that of a
-    // subflow from the same address, so all are tried.
-    let mut order: Vec<u8> = ids.by_pair.get(&pair).copied().into_iter().collect();
-    if pair.1 == 0 {
-        order.extend(live.iter().filter(|(ip, id)| *ip == pair.0 && *id != 0).map(|(_, id)| *id));
-    }
-    order.extend(free);
-    order.extend((1..=u8::MAX).filter(|id| is_live(*id)));
-    let mut seen = HashSet::new();
-    order.retain(|id| seen.insert(*id));
-    order
-}
-
-fn not_fully_established() -> Error {
-    Error::subflow(
-        libc::ENOTCONN,
-        "the connection is not fully established: exchange a byte in each direction first",
-    )
-}
-
-pub fn under_kernel_path_manager() -> Error {
-    Error::PathManager {
-        message:
-            "the connection is under the in-kernel path manager, which alone opens its subflows: create the \
-                  socket with path_manager=\"userspace\", or accept it within use_path_manager(\"userspace\")"
-                .to_owned(),
-    }
-}
-
 /// MPTCP_RST_* by the words of RFC 8684, section 3.6.
 fn reset_reason(reason: u32) -> &'static str {
     match reason {
@@ -604,37 +461,6 @@ fn reset_reason(reason: u32) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const A: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 2, 1));
-
-    fn listed(port: u16, id: u8) -> pm::Address {
-        pm::Address { id, ..pm::Address::new(SocketAddr::new(A, port)) }
-    }
-
-    #[test]
-    fn a_listed_pair_takes_its_own_id_only() {
-        let ids = AddressIds::default();
-        assert_eq!(candidates((A, 0), &[listed(7, 1), listed(0, 9)], &ids, &[]), [9]);
-    }
-
-    #[test]
-    fn a_new_pair_takes_a_free_id() {
-        let ids = AddressIds::default();
-        let order = candidates((A, 5), &[listed(7, 1), listed(0, 3)], &ids, &[(A, 2)]);
-        assert_eq!(order[..2], [4, 5]);
-        assert_eq!(order.len(), 255 - 3);
-        assert!(!order.contains(&0));
-    }
-
-    #[test]
-    fn without_a_list_every_id_is_tried_once() {
-        let mut ids = AddressIds::default();
-        ids.by_pair.insert((A, 5), 77);
-        let order = candidates((A, 5), &[], &ids, &[(A, 2), (A, 0)]);
-        assert_eq!(order[..2], [77, 1]);
-        assert_eq!(order.len(), 255);
-        assert_eq!(order.last(), Some(&2), "live ids come last");
-    }
 
     #[test]
     fn what_is_wrong_in_itself_is_refused() {

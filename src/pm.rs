@@ -116,6 +116,17 @@ pub fn encode_destroy(token: u32, local: &Address, remote: &Address) -> Vec<u8> 
     with_token(pm::CMD_SUBFLOW_DESTROY, token, addresses)
 }
 
+/// SET_FLAGS of one subflow: MP_PRIO by the backup flag of `local`. Wants both ports.
+pub fn encode_set_flags(token: u32, local: &Address, remote: &Address) -> Vec<u8> {
+    let addresses = vec![local.encode(pm::ATTR_ADDR), remote.encode(pm::ATTR_ADDR_REMOTE)];
+    with_token(pm::CMD_SET_FLAGS, token, addresses)
+}
+
+/// ANNOUNCE: sends ADD_ADDR. Wants an address id and the flag SIGNAL.
+pub fn encode_announce(token: u32, address: &Address) -> Vec<u8> {
+    with_token(pm::CMD_ANNOUNCE, token, vec![address.encode(pm::ATTR_ADDR)])
+}
+
 /// REMOVE: frees an address id and sends RM_ADDR for it.
 pub fn encode_remove(token: u32, id: u8) -> Vec<u8> {
     with_token(pm::CMD_REMOVE, token, vec![attribute(pm::ATTR_LOC_ID, &[id])])
@@ -147,6 +158,26 @@ mod tests {
                 let _ = decode_get_addr(&bytes[..length]);
             }
         }
+    }
+
+    #[test]
+    fn announce_names_the_address_its_id_and_the_token() {
+        let address =
+            Address { id: 3, flags: pm::FLAG_SIGNAL, ..Address::new("[fd00::1]:7000".parse().unwrap()) };
+        let bytes = encode_announce(9, &address);
+        assert_eq!(bytes[..4], [pm::CMD_ANNOUNCE, 1, 0, 0]);
+        assert_eq!(find(&bytes[4..], pm::ATTR_TOKEN), Some(&9u32.to_ne_bytes()[..]));
+        assert_eq!(find(&bytes[4..], pm::ATTR_ADDR).and_then(Address::decode), Some(address));
+    }
+
+    #[test]
+    fn set_flags_names_both_ends() {
+        let local = Address { flags: pm::FLAG_BACKUP, ..Address::new("10.0.2.1:12345".parse().unwrap()) };
+        let remote = Address::new("10.0.2.2:5000".parse().unwrap());
+        let bytes = encode_set_flags(9, &local, &remote);
+        assert_eq!(bytes[..4], [pm::CMD_SET_FLAGS, 1, 0, 0]);
+        assert_eq!(find(&bytes[4..], pm::ATTR_ADDR).and_then(Address::decode), Some(local));
+        assert_eq!(find(&bytes[4..], pm::ATTR_ADDR_REMOTE).and_then(Address::decode), Some(remote));
     }
 
     #[test]

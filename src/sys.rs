@@ -66,13 +66,33 @@ pub fn getsockopt_full_info(
 
 /// The other end of a connected socket.
 pub fn peer_address(fd: RawFd) -> io::Result<SocketAddr> {
-    // SAFETY: `try_init` gets a storage of the size it announces, and getpeername fills it and sets the length.
+    address_by(libc::getpeername, fd)
+}
+
+/// A socket's own end.
+pub fn local_address(fd: RawFd) -> io::Result<SocketAddr> {
+    address_by(libc::getsockname, fd)
+}
+
+type GetName = unsafe extern "C" fn(RawFd, *mut libc::sockaddr, *mut libc::socklen_t) -> libc::c_int;
+
+fn address_by(get: GetName, fd: RawFd) -> io::Result<SocketAddr> {
+    // SAFETY: `try_init` gets a storage of the size it announces, and both functions fill it and set the length.
     let (_, address) = unsafe {
-        socket2::SockAddr::try_init(|storage, length| {
-            check(libc::getpeername(fd, storage.cast(), length)).map(drop)
-        })
+        socket2::SockAddr::try_init(|storage, length| check(get(fd, storage.cast(), length)).map(drop))
     }?;
     address.as_socket().ok_or_else(|| io::Error::from_raw_os_error(libc::EAFNOSUPPORT))
+}
+
+/// A duplicate of a descriptor of another process (pidfd_getfd). Needs ptrace access to it.
+pub fn take_descriptor(process: i32, fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: no pointers; the descriptor is new and ours. Both calls return a descriptor or -1.
+    unsafe {
+        let process = check(libc::syscall(libc::SYS_pidfd_open, process, 0) as libc::c_int)?;
+        let process = OwnedFd::from_raw_fd(process);
+        let taken = libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), fd, 0) as libc::c_int;
+        Ok(OwnedFd::from_raw_fd(check(taken)?))
+    }
 }
 
 /// Binds a netlink socket; the kernel chooses the port.

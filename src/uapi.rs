@@ -10,6 +10,9 @@ pub const MPTCP_TCPINFO: i32 = 2;
 pub const MPTCP_SUBFLOW_ADDRS: i32 = 3;
 pub const MPTCP_FULL_INFO: i32 = 4;
 
+/// In mptcpi_flags.
+pub const MPTCP_INFO_FLAG_FALLBACK: u32 = 1 << 0;
+
 /// `<linux/tcp.h>`, at IPPROTO_TCP, since 6.10.
 pub const TCP_IS_MPTCP: i32 = 43;
 
@@ -50,9 +53,13 @@ pub mod subflow_data {
 
 /// `enum` of TCP states in `<net/tcp_states.h>`, as in tcpi_state and idiag_state.
 pub mod tcp_state {
+    pub const ESTABLISHED: u8 = 1;
     pub const SYN_SENT: u8 = 2;
+    pub const SYN_RECV: u8 = 3;
+    pub const TIME_WAIT: u8 = 6;
     pub const CLOSE: u8 = 7;
     pub const LISTEN: u8 = 10;
+    pub const NEW_SYN_RECV: u8 = 12;
     pub const NAMES: [&str; 13] = [
         "UNKNOWN",
         "ESTABLISHED",
@@ -80,7 +87,14 @@ pub mod diag {
     pub const MESSAGE_SIZE: usize = 72;
     pub const INET_DIAG_INFO: u16 = 2;
     pub const INET_DIAG_ULP_INFO: u16 = 19;
+    /// Since 5.9.
+    pub const INET_DIAG_CGROUP_ID: u16 = 21;
+    pub const INET_ULP_INFO_NAME: u16 = 1;
     pub const INET_ULP_INFO_MPTCP: u16 = 3;
+    /// An attribute of the request: a protocol that does not fit into sdiag_protocol, since 5.9.
+    pub const INET_DIAG_REQ_PROTOCOL: u16 = 3;
+    /// sdiag_protocol of a request whose protocol is in that attribute.
+    pub const IPPROTO_RAW: u8 = 255;
     pub const NOCOOKIE: u64 = u64::MAX;
 }
 
@@ -90,11 +104,14 @@ pub mod ulp {
     pub const ATTR_FLAGS: u16 = 8;
     pub const ATTR_ID_REM: u16 = 9;
     pub const ATTR_ID_LOC: u16 = 10;
+    pub const FLAG_MCAP_REM: u32 = 1 << 0;
+    pub const FLAG_MCAP_LOC: u32 = 1 << 1;
     pub const FLAG_JOIN_REM: u32 = 1 << 2;
     pub const FLAG_JOIN_LOC: u32 = 1 << 3;
     pub const FLAG_BKUP_REM: u32 = 1 << 4;
     pub const FLAG_BKUP_LOC: u32 = 1 << 5;
     pub const FLAG_FULLY_ESTABLISHED: u32 = 1 << 6;
+    pub const FLAG_CONNECTED: u32 = 1 << 7;
 }
 
 /// `<linux/genetlink.h>`: finding a family and its multicast groups by name.
@@ -116,6 +133,8 @@ pub mod pm {
     pub const VERSION: u8 = 1;
 
     pub const CMD_GET_ADDR: u8 = 3;
+    pub const CMD_SET_FLAGS: u8 = 7;
+    pub const CMD_ANNOUNCE: u8 = 8;
     pub const CMD_REMOVE: u8 = 9;
     pub const CMD_SUBFLOW_CREATE: u8 = 10;
     pub const CMD_SUBFLOW_DESTROY: u8 = 11;

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator
 
+import mptcp
 import pytest
 from mptcp.lab import Host, Link
-from support import Connection, connected
+from support import Connection, Marked, connected, exchange
+
+ROOT = os.geteuid() == 0
 
 pytest_plugins = ["mptcp.pytest_plugin"]
 
@@ -16,3 +21,32 @@ def connection(mptcp_two_paths: tuple[Host, Host, tuple[Link, Link]]) -> Iterato
     """An IPv4 connection over the first of two paths, under the userspace path manager at both ends."""
     with connected(*mptcp_two_paths) as made:
         yield made
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[mptcp.Socket, mptcp.Socket]]:
+    """Both ends of a connection over loopback, under whatever path manager the host has."""
+    with (
+        mptcp.create_server(("127.0.0.1", 0)) as listener,
+        mptcp.create_connection(listener.getsockname(), timeout=10) as sock,
+    ):
+        peer, _ = listener.accept()
+        with peer:
+            exchange(sock, peer)
+            yield sock, peer
+
+
+@pytest.fixture(params=[pytest.param(True, marks=pytest.mark.skipif(not ROOT, reason="needs root")), False])
+def prefix(request: pytest.FixtureRequest) -> list[str]:
+    """The start of a command line that runs a program with our privileges, and of one without any over networks."""
+    if request.param or not ROOT:
+        return []
+    if shutil.which("setpriv") is None:
+        pytest.skip("needs setpriv of util-linux")
+    # CAP_SETFCAP is what the kernel wants of root, not of others, for making its own user the root of a namespace.
+    return ["setpriv", "--bounding-set=-all,+setfcap", "--inh-caps=-all", "--ambient-caps=-all"]
+
+
+@pytest.fixture
+def marked() -> Marked:
+    return Marked()

@@ -6,8 +6,10 @@ import contextlib
 import os
 import socket
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import mptcp
 from mptcp.lab import Host, Link
@@ -93,3 +95,35 @@ def descriptors() -> int:
 
 def threads() -> int:
     return len(os.listdir("/proc/self/task"))
+
+
+class Marked:
+    """Processes that are told by a variable of their environment, which those that they start inherit."""
+
+    def __init__(self) -> None:
+        self._mark = f"MPTCP_TEST_DEMO={uuid.uuid4()}"
+        name, _, value = self._mark.partition("=")
+        self.environment = {**os.environ, name: value}
+
+    def processes(self) -> set[int]:
+        found = set()
+        for process in Path("/proc").iterdir():
+            if process.name.isdecimal():
+                try:
+                    environment = (process / "environ").read_bytes()
+                except OSError:
+                    continue
+                if self._mark.encode() in environment.split(b"\0"):
+                    found.add(int(process.name))
+        return found
+
+
+def sysctls() -> dict[Path, str]:
+    found = {}
+    for area in ("mptcp", "ipv4", "core"):
+        for path in (Path("/proc/sys/net") / area).rglob("*"):
+            try:
+                found[path] = path.read_text()
+            except OSError:
+                continue
+    return found

@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,64 +20,16 @@ from pathlib import Path
 import pytest
 from mptcp import UnsupportedError, cli
 from mptcp.cli import demo
+from support import Marked, sysctls
 
 DEADLINE = 60.0
-ROOT = os.geteuid() == 0
 DEMO = [sys.executable, "-W", "error", "-m", "mptcp", "demo"]
-
-
-@pytest.fixture(params=[pytest.param(True, marks=pytest.mark.skipif(not ROOT, reason="needs root")), False])
-def prefix(request: pytest.FixtureRequest) -> list[str]:
-    """The start of a command line that runs a program with our privileges, and of one without any over networks."""
-    if request.param or not ROOT:
-        return []
-    if shutil.which("setpriv") is None:
-        pytest.skip("needs setpriv of util-linux")
-    # CAP_SETFCAP is what the kernel wants of root, not of others, for making its own user the root of a namespace.
-    return ["setpriv", "--bounding-set=-all,+setfcap", "--inh-caps=-all", "--ambient-caps=-all"]
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A transfer that lasts for four or five readings only."""
     monkeypatch.setattr(demo, "_SIZE", 8 << 20)
-
-
-class Marked:
-    """Processes that are told by a variable of their environment, which those that they start inherit."""
-
-    def __init__(self) -> None:
-        self._mark = f"MPTCP_TEST_DEMO={uuid.uuid4()}"
-        name, _, value = self._mark.partition("=")
-        self.environment = {**os.environ, name: value}
-
-    def processes(self) -> set[int]:
-        found = set()
-        for process in Path("/proc").iterdir():
-            if process.name.isdecimal():
-                try:
-                    environment = (process / "environ").read_bytes()
-                except OSError:
-                    continue
-                if self._mark.encode() in environment.split(b"\0"):
-                    found.add(int(process.name))
-        return found
-
-
-@pytest.fixture
-def marked() -> Marked:
-    return Marked()
-
-
-def sysctls() -> dict[Path, str]:
-    found = {}
-    for area in ("mptcp", "ipv4", "core"):
-        for path in (Path("/proc/sys/net") / area).rglob("*"):
-            try:
-                found[path] = path.read_text()
-            except OSError:
-                continue
-    return found
 
 
 # The demonstration

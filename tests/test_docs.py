@@ -1,16 +1,21 @@
-"""The README's example runs and prints what the README says."""
+"""The README's example runs and prints what the README says, and the table of names is complete."""
 
 from __future__ import annotations
 
+import inspect
+import pkgutil
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import mptcp.cli
 import mptcp.lab
 import pytest
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+DESIGN = ROOT / "docs" / "design.md"
 
 
 def blocks(language: str) -> list[str]:
@@ -29,3 +34,25 @@ def test_every_public_name_has_a_docstring() -> None:
     for module in (mptcp, mptcp.lab):
         for name in module.__all__:
             assert getattr(module, name).__doc__, f"{module.__name__}.{name}"
+
+
+def public_names() -> set[str]:
+    """Every name of mptcp and mptcp.lab, the members of their classes, and the commands."""
+    names = {f"mptcp {module.name}" for module in pkgutil.iter_modules(mptcp.cli.__path__) if module.name[0] != "_"}
+    for module in (mptcp, mptcp.lab):
+        for name in module.__all__:
+            names.add(name)
+            thing = getattr(module, name)
+            # The fields of structures have docstrings of their own, and those of tuples are fields too.
+            if inspect.isclass(thing) and thing not in (mptcp.Info, mptcp.TcpInfo):
+                names |= {f"{name}.{member}" for member in vars(thing) if not member.startswith("_")}
+    return names
+
+
+def test_every_public_name_has_its_interface_and_privilege() -> None:
+    rows = re.findall(r"^\| (`.+?|the .+?) \|", DESIGN.read_text(), re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`([\w. ]+)`", row)}
+    assert public_names() - named == set()
+    headings = {"mptcp", "mptcp.lab"}
+    inherited = {"Socket.close"}
+    assert named - public_names() == headings | inherited, "names that are not there"

@@ -14,19 +14,6 @@ import pytest
 from support import exchange
 
 
-@pytest.fixture
-def pair() -> Iterator[tuple[mptcp.Socket, mptcp.Socket]]:
-    """Both ends of a connection over loopback, under whatever path manager the host has."""
-    with (
-        mptcp.create_server(("127.0.0.1", 0)) as listener,
-        mptcp.create_connection(listener.getsockname(), timeout=10) as sock,
-    ):
-        peer, _ = listener.accept()
-        with peer:
-            exchange(sock, peer)
-            yield sock, peer
-
-
 @pytest.fixture(params=["127.0.0.1", "::1"])
 def fallen_back(request: pytest.FixtureRequest) -> Iterator[mptcp.Socket]:
     """A client whose server speaks TCP only, over IPv4 and IPv6: the kernel answers differently."""

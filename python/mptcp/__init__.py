@@ -8,14 +8,17 @@ print(sf.id, sf.tcp_info.rtt, [s.local for s in sock.subflows()])
 sock.close_subflow(sf)
 """
 
+from ._connections import Connection, attach, connections, counters
 from ._core import Info, Subflow, TcpInfo
 from ._errors import NotMultipathError, PathManagerError, SubflowError, UnsupportedError
 from ._path_manager import get_path_manager, set_path_manager, use_path_manager
 from ._socket import Socket, create_connection, create_server, wrap
 
+Connection.__module__ = "mptcp"
 Socket.__module__ = "mptcp"
 
 __all__ = [
+    "Connection",
     "Info",
     "NotMultipathError",
     "PathManagerError",
@@ -24,6 +27,9 @@ __all__ = [
     "SubflowError",
     "TcpInfo",
     "UnsupportedError",
+    "attach",
+    "connections",
+    "counters",
     "create_connection",
     "create_server",
     "get_path_manager",

@@ -7,6 +7,7 @@ import errno
 import os
 import socket
 from collections.abc import Callable
+from multiprocessing import reduction
 from typing import Any, Literal, TypeAlias, cast, overload
 
 from . import _core
@@ -15,7 +16,8 @@ from ._path_manager import check_path_manager
 
 Address: TypeAlias = "str | tuple[str, int] | tuple[str, int, int, int]"
 
-_DEFAULT_TIMEOUT = object()
+# The word for "not given" that callers of socket.create_connection hand on, http.client for one.
+_DEFAULT_TIMEOUT: object = socket._GLOBAL_DEFAULT_TIMEOUT  # type: ignore[attr-defined]
 
 IPPROTO_MPTCP = 262
 """<linux/in.h>; socket.IPPROTO_MPTCP is there only if Python was built with headers that know it."""
@@ -33,7 +35,9 @@ class Socket(socket.socket):
     the path manager events of its network namespace: without a subscriber the kernel refuses subflows that the
     peer opens. That is left out, silently, where the privilege is missing.
 
-    A Socket belongs to the network namespace that it was made in, whatever namespace the caller is in later.
+    A Socket belongs to the network namespace that it was made in, whatever namespace the caller is in later. Threads
+    may share it, a forked child has it too, multiprocessing sends it as it sends a socket.socket. It is not pickled
+    otherwise, and subinterpreters cannot import this package.
 
     Raises UnsupportedError where the kernel has no Multipath TCP or net.mptcp.enabled is 0, PermissionError where
     ``path_manager`` cannot be set.
@@ -57,15 +61,16 @@ class Socket(socket.socket):
             # As socket.socket does, what is not given is read from the descriptor.
             super().__init__(-1, -1, -1, fileno)
         else:
+            # -1 is socket.socket's own word for an argument that is not given.
+            family = socket.AF_INET if family == -1 else family
+            type = socket.SOCK_STREAM if type == -1 else type
+            proto = IPPROTO_MPTCP if proto == -1 else proto
             fd = _core.create_socket(family, type, proto, path_manager)
             try:
                 super().__init__(family, type, proto, fd)
             except BaseException:
                 os.close(fd)
                 raise
-            # The class does this for descriptors that it makes itself.
-            if (timeout := socket.getdefaulttimeout()) is not None:
-                self.settimeout(timeout)
         self._hold_events(path_manager)
 
     def _hold_events(self, path_manager: str | None) -> None:
@@ -79,7 +84,8 @@ class Socket(socket.socket):
     def accept(self) -> tuple[Socket, Any]:
         """As socket.socket.accept; the connection is a Socket. It may have fallen back: see is_mptcp."""
         fd, address = cast("tuple[int, Any]", self._accept())  # type: ignore[attr-defined]
-        accepted = type(self)(fileno=fd)
+        # Not type(self): as with socket.socket, a subclass may have an __init__ of its own.
+        accepted = Socket(fileno=fd)
         # As socket.socket.accept does.
         if socket.getdefaulttimeout() is None and self.gettimeout():
             accepted.setblocking(True)
@@ -228,6 +234,53 @@ class Socket(socket.socket):
         """
         self._handle.close_subflow(self.fileno(), subflow, bool(force))
 
+    def _set_backup(self, subflow: Subflow, backup: bool) -> None:
+        self._handle.set_backup(self.fileno(), subflow, backup)
+
+    def announce_address(self, address: str, port: int | None = None) -> int:
+        """Tells the peer of a further local address, by ADD_ADDR, and returns the address id that it got.
+
+        What the peer makes of it is its path manager's: it may open a subflow to ``address``, at ``port`` or, without
+        one, at the port that it connected to itself; on a client that is the client's own local port. Where no
+        Multipath TCP listener is, one is opened, and held until remove_address() or until the last Socket and
+        Connection of this process that used the connection is gone. An IPv6 link-local address names its interface,
+        as in ``"fe80::1%eth0"``. The same address again is sent again, and has the same id.
+
+        ANNOUNCE of the generic netlink family mptcp_pm. Needs CAP_NET_ADMIN in the user namespace that owns the
+        Socket's network namespace.
+
+        Raises SubflowError: EADDRNOTAVAIL for an address that is not local, EADDRINUSE if a plain TCP listener is
+        there, ENOTCONN before the connection is fully established; PathManagerError under the in-kernel path manager,
+        NotMultipathError, PermissionError. TypeError and ValueError, before any system call, for what cannot be
+        announced. After an error nothing is announced and nothing held.
+        """
+        return self._handle.announce_address(self.fileno(), address, port)
+
+    def remove_address(self, address_id: int) -> None:
+        """Withdraws a local address by RM_ADDR, and closes the listener that was held for it.
+
+        The peer closes subflows to a withdrawn address, so an id in use is refused: close those subflows first.
+
+        REMOVE of the generic netlink family mptcp_pm. Needs CAP_NET_ADMIN in the user namespace that owns the
+        Socket's network namespace.
+
+        Raises SubflowError: EBUSY for an id that a live subflow uses, which it names, EADDRNOTAVAIL for an id that no
+        address has; PathManagerError, NotMultipathError, PermissionError, TypeError, ValueError.
+        """
+        self._handle.remove_address(self.fileno(), address_id)
+
+
+def _reduce_for_process(sock: Socket) -> tuple[Callable[[Any], Socket], tuple[Any]]:
+    """How multiprocessing sends a Socket to another process: as it sends a socket.socket, by its descriptor."""
+    return _rebuild_in_process, (reduction.DupFd(sock.fileno()),)
+
+
+def _rebuild_in_process(duplicate: Any) -> Socket:
+    return Socket(fileno=duplicate.detach())
+
+
+# It knows socket.socket by its exact class. Other ways of pickling are refused, as socket.socket does.
+reduction.register(Socket, _reduce_for_process)
 
 MakeSocket: TypeAlias = Callable[[int, int, int], Socket]
 

@@ -47,7 +47,7 @@ pub fn from_any(name: &str, value: &Bound<'_, PyAny>) -> PyResult<Option<Endpoin
 }
 
 /// An int that is not a bool; one too large for i64 is as wrong as any port or scope can be.
-fn integer(value: &Bound<'_, PyAny>) -> Option<i64> {
+pub fn integer(value: &Bound<'_, PyAny>) -> Option<i64> {
     if value.is_instance_of::<PyBool>() || !value.is_instance_of::<pyo3::types::PyInt>() {
         return None;
     }

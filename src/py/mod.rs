@@ -1,6 +1,8 @@
 //! The binding: the export list. One file a Python type, no decisions.
 
 mod address;
+mod connection;
+mod control;
 mod errors;
 mod handle;
 mod structs;
@@ -12,10 +14,29 @@ use pyo3::prelude::*;
 #[pymodule(gil_used = false)]
 mod _core {
     use super::errors::to_py;
-    use crate::{connection, namespace};
+    use crate::error::{describe, Error};
+    use crate::{by_token, connection, namespace, sys};
+    use pyo3::exceptions::PyImportError;
     use pyo3::prelude::*;
+    use pyo3::sync::PyOnceLock;
+    use pyo3::types::PyModule;
     use std::os::fd::IntoRawFd;
 
+    /// Refuses a second interpreter of the process. Python before 3.12 and interpreters that are not isolated let
+    /// the module in, and what it keeps in statics, classes of exceptions for one, would be the first one's.
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        static SYS: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
+        let sys = module.py().import("sys")?;
+        let first = SYS.get_or_init(module.py(), || sys.clone().unbind());
+        if first.as_ptr() == sys.as_ptr() {
+            return Ok(());
+        }
+        Err(PyImportError::new_err("mptcp does not support subinterpreters: the first interpreter has it"))
+    }
+
+    #[pymodule_export]
+    use super::connection::ByToken;
     #[pymodule_export]
     use super::handle::Handle;
     #[pymodule_export]
@@ -45,6 +66,58 @@ mod _core {
     #[pyfunction]
     fn info(py: Python<'_>, fd: i32) -> PyResult<Info> {
         py.detach(|| connection::read_info(fd)).map(Info).map_err(|error| to_py(py, error))
+    }
+
+    /// The connections of the network namespace that a socket belongs to, or of the calling thread's.
+    #[pyfunction]
+    #[pyo3(signature = (fd, token))]
+    fn connections(py: Python<'_>, fd: Option<i32>, token: Option<u32>) -> PyResult<Vec<ByToken>> {
+        let list = || {
+            let namespace = match fd {
+                Some(fd) => namespace::Namespace::of_socket(fd)?,
+                None => namespace::Namespace::current()?,
+            };
+            by_token::list(&namespace, token)
+        };
+        let connections = py.detach(list).map_err(|error| to_py(py, error))?;
+        Ok(connections.into_iter().map(ByToken).collect())
+    }
+
+    /// The subflows of each of these connections, by one dump; None for one that has ended or fallen back.
+    #[pyfunction]
+    fn subflows_of(
+        py: Python<'_>,
+        connections: Vec<Py<ByToken>>,
+        owners: Vec<Py<PyAny>>,
+    ) -> PyResult<Vec<Option<Vec<Subflow>>>> {
+        let natives: Vec<_> = connections.iter().map(|connection| &connection.get().0).collect();
+        let read = py.detach(|| by_token::subflows_of(&natives)).map_err(|error| to_py(py, error))?;
+        let with_owner = |(subflows, owner): (Option<Vec<_>>, Py<PyAny>)| {
+            subflows.map(|subflows| {
+                subflows.into_iter().map(|data| Subflow::new(data, owner.clone_ref(py))).collect()
+            })
+        };
+        Ok(read.into_iter().zip(owners).map(with_owner).collect())
+    }
+
+    #[pyfunction]
+    fn take_descriptor(py: Python<'_>, pid: i32, fd: i32) -> PyResult<i32> {
+        sys::take_descriptor(pid, fd).map(IntoRawFd::into_raw_fd).map_err(|error| {
+            let errno = error.raw_os_error().unwrap_or(libc::EIO);
+            let message = match errno {
+                libc::ESRCH => format!("there is no process {pid}"),
+                libc::EBADF => format!("process {pid} has no descriptor {fd}"),
+                libc::EPERM => format!(
+                    "taking a descriptor of process {pid} needs ptrace access to it: its user and, where \
+                     kernel.yama.ptrace_scope is above 0, its parent; or CAP_SYS_PTRACE over it"
+                ),
+                libc::ENOSYS => {
+                    return to_py(py, Error::unsupported("this kernel has no pidfd_getfd (Linux 5.6)"))
+                }
+                _ => format!("pidfd_getfd: {}", describe(errno)),
+            };
+            to_py(py, Error::os(errno, message))
+        })
     }
 
     #[pyfunction]

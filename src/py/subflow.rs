@@ -2,8 +2,9 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-use pyo3::types::PyTuple;
+use pyo3::types::{PyBool, PyTuple};
 
 use super::address::to_tuple;
 use super::structs::TcpInfo;
@@ -90,6 +91,12 @@ impl Subflow {
 
     fn close(slf: Bound<'_, Self>) -> PyResult<()> {
         slf.get().owner.bind(slf.py()).call_method1("close_subflow", (&slf,)).map(drop)
+    }
+
+    fn set_backup(slf: Bound<'_, Self>, backup: &Bound<'_, PyAny>) -> PyResult<()> {
+        let backup =
+            backup.cast::<PyBool>().map_err(|_| PyTypeError::new_err("backup must be True or False"))?;
+        slf.get().owner.bind(slf.py()).call_method1("_set_backup", (&slf, backup)).map(drop)
     }
 
     fn __repr__(&self) -> String {

@@ -15,11 +15,12 @@ import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from socket import AF_INET, AF_INET6, SOCK_STREAM
+from socket import AF_INET, AF_INET6, SOCK_DGRAM, SOCK_STREAM
 from types import EllipsisType, TracebackType
 from typing import Any, NamedTuple
 
-from mptcp import _counters, _socket
+from mptcp import _connections, _counters, _socket
+from mptcp._connections import Connection
 from mptcp._errors import UnsupportedError
 from mptcp._path_manager import check_path_manager
 from mptcp._socket import IPPROTO_MPTCP, Socket
@@ -389,6 +390,13 @@ class Host:
     def counters(self) -> dict[str, int]:
         """Return the MPTcpExt counters of this host, as mptcp.counters does for the caller's namespace."""
         return _counters.parse(self._request("netstat")[0])
+
+    def connections(
+        self, *, token: int | None = None, pid: int | None = None, port: int | None = None
+    ) -> list[Connection]:
+        """Return the connections of this host, as mptcp.connections does for the caller's namespace."""
+        with self.socket(AF_INET, SOCK_DGRAM, 0) as sock:
+            return _connections.list_connections(sock.fileno(), token=token, pid=pid, port=port)
 
     def set_path_manager(self, name: str) -> str:
         """Set what new sockets of this host get, ``"kernel"`` or ``"userspace"``, and return the one before.

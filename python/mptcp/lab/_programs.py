@@ -31,13 +31,18 @@ def command_line(args: Command, namespaces: Mapping[str, int], options: dict[str
         words[0] = executable
     _require_program(words[0], options.get("env"), options.get("cwd"))
 
-    nsenter = shutil.which("nsenter", path=os.pathsep.join([*os.get_exec_path(), "/usr/bin", "/bin"]))
-    if nsenter is None:
-        raise FileNotFoundError(errno.ENOENT, "programs in a lab's host are started by util-linux's nsenter", "nsenter")
     # By this process's own descriptors, which nsenter opens anew: they need not be inherited, so the program
     # gets the descriptors that the caller gives it and no others. nsenter execs the program in its own process.
     enter = [f"--{kind}=/proc/{os.getpid()}/fd/{descriptor}" for kind, descriptor in namespaces.items()]
-    return [nsenter, *enter, "--preserve-credentials", "--", *words]
+    return [nsenter(), *enter, "--preserve-credentials", "--", *words]
+
+
+def nsenter() -> str:
+    """Return the path of the program that enters a host."""
+    path = shutil.which("nsenter", path=os.pathsep.join([*os.get_exec_path(), "/usr/bin", "/bin"]))
+    if path is None:
+        raise FileNotFoundError(errno.ENOENT, "programs in a lab's host are started by util-linux's nsenter", "nsenter")
+    return path
 
 
 def _require_program(program: _Path, environment: Mapping[Any, Any] | None, directory: _Path | None) -> None:

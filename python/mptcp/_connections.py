@@ -1,0 +1,300 @@
+"""Connections of any process, without a descriptor of them: listing, reading and control."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from typing import Any, Literal, overload
+
+from . import _core, _counters
+from ._core import Info, Subflow
+from ._socket import Address, Socket, wrap
+
+_LAST_TOKEN = 2**32 - 1
+_LAST_PORT = 65535
+_LAST_PID = 2**31 - 1
+
+
+class Connection:
+    """A Multipath TCP connection of some process, made by connections(). It holds no descriptor.
+
+    So the connection ends when its owner ends it, whatever handles there are. The attributes are those of the moment
+    when it was listed, but for ``age``, ``path_manager``, ``pid`` and ``program``; the methods act on the live
+    connection, and raise OSError (ENOTCONN) once it has ended.
+
+    Nothing here waits for the connection's lock, which a sender at full speed may hold for milliseconds, but info(),
+    path_manager and the methods that change the connection. Reading needs no privilege, whoever owns the connection;
+    what changes it needs CAP_NET_ADMIN in the user namespace that owns its network namespace.
+
+    Two are equal if they are of the same connection.
+    """
+
+    __slots__ = ("__weakref__", "_native")
+
+    def __init__(self, native: _core.ByToken) -> None:
+        if not isinstance(native, _core.ByToken):
+            raise TypeError("a Connection is made by mptcp.connections()")
+        self._native = native
+
+    def __repr__(self) -> str:
+        return f"<Connection {self.token} {self.local} -> {self.remote} {self.state}>"
+
+    def __eq__(self, other: object) -> bool:
+        return self._native.cookie == other._native.cookie if isinstance(other, Connection) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._native.cookie)
+
+    @property
+    def token(self) -> int:
+        """The connection's token on this host, which path manager commands and events name it by."""
+        return self._native.token
+
+    @property
+    def local(self) -> tuple[Any, ...]:
+        """The connection's own local end, which is that of its initial subflow, as getsockname() gives it."""
+        return self._native.local
+
+    @property
+    def remote(self) -> tuple[Any, ...]:
+        """The connection's own remote end, in the form of ``local``."""
+        return self._native.remote
+
+    @property
+    def state(self) -> str:
+        """The connection's state by its name in <net/tcp_states.h>: "ESTABLISHED", "CLOSE_WAIT" and so on."""
+        return self._native.state
+
+    @property
+    def server_side(self) -> bool | None:
+        """True if the peer opened the connection; None if its initial subflow, which tells it, was gone."""
+        return self._native.server_side
+
+    @property
+    def uid(self) -> int:
+        """The user that owns the socket."""
+        return self._native.uid
+
+    @property
+    def inode(self) -> int:
+        """The socket's inode number, as in ``socket:[...]`` of /proc/PID/fd; 0 until the connection is accepted."""
+        return self._native.inode
+
+    @property
+    def cgroup(self) -> int | None:
+        """The socket's cgroup, version 2: the inode number of its directory. None before Linux 5.9."""
+        return self._native.cgroup
+
+    @property
+    def age(self) -> float:
+        """Seconds that the connection is old at least.
+
+        The kernel keeps no time of birth. This is the longest of the time since this process first listed the
+        connection, if it has kept a Connection or Socket of it, and what the subflows' tcp_info told when it was
+        listed: the time since data was last sent, since an acknowledgement last came, and the time spent sending.
+        """
+        return self._native.age
+
+    @property
+    def path_manager(self) -> str:
+        """The path manager that the connection latched, as Socket.path_manager. Waits for the connection's lock."""
+        return self._native.path_manager()
+
+    @property
+    def pid(self) -> int | None:
+        """The process that holds the connection, the first of several, looked for in /proc/PID/fd.
+
+        None if there is none: not accepted yet, or held by the kernel alone. None as well if the process may not be
+        looked at, which takes its user or CAP_SYS_PTRACE, or is in another PID namespace.
+        """
+        return _holder(self.inode)
+
+    @property
+    def program(self) -> str | None:
+        """The name of that process, by /proc/PID/comm: 15 characters at most. None where ``pid`` is."""
+        pid = self.pid
+        try:
+            with open(f"/proc/{pid}/comm") as file:
+                return file.read().rstrip("\n")
+        except OSError:
+            return None
+
+    def info(self) -> Info:
+        """struct mptcp_info of the connection, by inet_diag. No privilege. Waits for the connection's lock.
+
+        Raises NotMultipathError after a fallback, OSError (ENOTCONN) once the connection has ended.
+        """
+        return self._native.info()
+
+    def subflows(self) -> list[Subflow]:
+        """A snapshot of the subflows, the initial one first and the others as this process saw them appear.
+
+        By a dump of inet_diag, which takes no connection's lock; the subflows' one after the other. No privilege.
+        Subflow.id is None: only a descriptor tells it.
+
+        Raises NotMultipathError after a fallback at the handshake, OSError (ENOTCONN) once the connection has ended.
+        """
+        return self._native.subflows(self)
+
+    @overload
+    def open_subflow(
+        self,
+        local: Address | None = None,
+        remote: Address | None = None,
+        *,
+        backup: bool = False,
+        interface: str | None = None,
+        timeout: Literal[0],
+    ) -> None: ...
+
+    @overload
+    def open_subflow(
+        self,
+        local: Address | None = None,
+        remote: Address | None = None,
+        *,
+        backup: bool = False,
+        interface: str | None = None,
+        timeout: float | None = 5.0,
+    ) -> Subflow: ...
+
+    def open_subflow(
+        self,
+        local: Address | None = None,
+        remote: Address | None = None,
+        *,
+        backup: bool = False,
+        interface: str | None = None,
+        timeout: float | None = 5.0,
+    ) -> Subflow | None:
+        """As Socket.open_subflow, with its errors and its privilege, and inet_diag in the place of MPTCP_FULL_INFO."""
+        return self._native.open_subflow(self, local, remote, bool(backup), interface, timeout)
+
+    def close_subflow(self, subflow: Subflow, *, force: bool = False) -> None:
+        """As Socket.close_subflow, with its errors and its privilege. A subflow id names none here."""
+        self._native.close_subflow(subflow, bool(force))
+
+    def announce_address(self, address: str, port: int | None = None) -> int:
+        """As Socket.announce_address. A listener is held for as long as this Connection lives."""
+        return self._native.announce_address(address, port)
+
+    def remove_address(self, address_id: int) -> None:
+        """As Socket.remove_address."""
+        self._native.remove_address(address_id)
+
+    def _set_backup(self, subflow: Subflow, backup: bool) -> None:
+        self._native.set_backup(subflow, backup)
+
+
+def connections(*, token: int | None = None, pid: int | None = None, port: int | None = None) -> list[Connection]:
+    """The Multipath TCP connections of the calling thread's network namespace, whoever owns them.
+
+    ``token`` lists the one with this token, ``pid`` those that a process holds, ``port`` those whose own local or
+    remote port it is. Together they list what meets all of them.
+
+    Reads the subflows by a dump of inet_diag and then each connection by its token, without waiting for any
+    connection's lock. A connection that has no subflow at the moment is found by its token only; one that fell back
+    to TCP at its handshake is not listed. No privilege, but for ``pid``, which takes the process's user or
+    CAP_SYS_PTRACE.
+
+    Raises TypeError and ValueError for what cannot be a token, a process or a port, ProcessLookupError for a process
+    that is not there, PermissionError for one that may not be looked at, UnsupportedError where the kernel has no
+    inet_diag for connections.
+    """
+    return list_connections(None, token=token, pid=pid, port=port)
+
+
+def list_connections(
+    fd: int | None, *, token: int | None = None, pid: int | None = None, port: int | None = None
+) -> list[Connection]:
+    """connections() of the network namespace that a socket belongs to, or of the caller's."""
+    _check(token, "a token", 0, _LAST_TOKEN)
+    _check(pid, "a process", 1, _LAST_PID)
+    _check(port, "a port", 0, _LAST_PORT)
+    inodes = None if pid is None else _inodes(pid)
+    return [
+        Connection(native)
+        for native in _core.connections(fd, token)
+        if inodes is None or native.inode in inodes
+        if port is None or port in (native.local[1], native.remote[1])
+    ]
+
+
+def subflows_of(connections: list[Connection]) -> list[list[Subflow] | None]:
+    """Connection.subflows() of many of one network namespace, by one dump; None for one that ended or fell back."""
+    return _core.subflows_of([connection._native for connection in connections], connections)
+
+
+def attach(pid: int, fd: int) -> Socket:
+    """A Socket of another process's connection: a duplicate of its descriptor ``fd``.
+
+    The duplicate keeps the connection open: when its owner ends, the peer sees no end until the duplicate is closed
+    too. To watch or control without that, use connections().
+
+    pidfd_open and pidfd_getfd (Linux 5.6). Needs ptrace access to the process: to be of its user and, where
+    kernel.yama.ptrace_scope is above 0, its parent; or CAP_SYS_PTRACE.
+
+    Raises ProcessLookupError for a process that is not there, PermissionError without that access, OSError (EBADF)
+    for a descriptor that the process does not have, (ENOTSOCK) for one that is no socket, TypeError and ValueError
+    for what cannot be a process or a descriptor.
+    """
+    for value, what in ((pid, "a process"), (fd, "a descriptor")):
+        if value is None:
+            raise TypeError(f"{what} must be an int, not None")
+    _check(pid, "a process", 1, _LAST_PID)
+    _check(fd, "a descriptor", 0, _LAST_PID)
+    taken = _core.take_descriptor(pid, fd)
+    try:
+        return wrap(taken)
+    finally:
+        os.close(taken)
+
+
+def counters() -> dict[str, int]:
+    """The kernel's MPTcpExt counters of the calling thread's network namespace, by the kernel's names.
+
+    From /proc/thread-self/net/netstat, as ``nstat`` shows them; empty without Multipath TCP. No privilege.
+    """
+    with open("/proc/thread-self/net/netstat") as file:
+        return _counters.parse(file.read())
+
+
+def _check(value: object, what: str, lowest: int, highest: int) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{what} must be an int, not {type(value).__name__}")
+    if not lowest <= value <= highest:
+        raise ValueError(f"{what} must be from {lowest} to {highest}, not {value}")
+
+
+def _inodes(pid: int) -> set[int]:
+    """The inode numbers of a process's sockets."""
+    inodes = set()
+    try:
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                target = os.readlink(f"/proc/{pid}/fd/{name}")
+                if target.startswith("socket:["):
+                    inodes.add(int(target[len("socket:[") : -1]))
+    except FileNotFoundError:
+        raise ProcessLookupError(errno.ESRCH, f"there is no process {pid}") from None
+    except PermissionError:
+        raise PermissionError(
+            errno.EPERM, f"looking at the descriptors of process {pid} takes its user or CAP_SYS_PTRACE"
+        ) from None
+    return inodes
+
+
+def _holder(inode: int) -> int | None:
+    """The first process that holds the socket with this inode number."""
+    if not inode:
+        return None
+    for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdecimal()):
+        try:
+            if inode in _inodes(pid):
+                return pid
+        except OSError:
+            continue  # ended, or not ours to look at
+    return None

@@ -1,0 +1,195 @@
+//! The address ids of a connection: the one place that chooses them, for subflows and for announced addresses.
+//!
+//! The kernel keeps a list of (address, port) and id a connection, one to one: a pair that is in it works with its
+//! own id only, and a new pair with an id that is not. Kernels from 6.10 tell the list (GET_ADDR); on older ones
+//! what this process used before saves most of the search.
+
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::namespace::Namespace;
+use crate::netlink::Failure;
+use crate::pm;
+use crate::reader::{lock, Reader};
+use crate::uapi;
+
+/// A local address and port, 0 for any port.
+pub type Pair = (IpAddr, u16);
+
+/// What this process knows of a connection's address ids.
+#[derive(Debug, Default)]
+pub struct AddressIds {
+    by_pair: HashMap<Pair, u8>,
+    /// The addresses that this process announced.
+    pub announced: HashMap<u8, Announced>,
+}
+
+/// An announced address, and what is held for it.
+#[derive(Debug)]
+pub struct Announced {
+    pub address: pm::Address,
+    /// Listens there, where nobody else did.
+    pub _listener: Option<socket2::Socket>,
+    /// The peer's subflows are accepted only while somebody is subscribed.
+    pub _reader: Arc<Reader>,
+}
+
+impl AddressIds {
+    /// The id by which this process announced an address and port.
+    fn announced_id(&self, pair: Pair) -> Option<u8> {
+        let is_it = |announced: &&Announced| (announced.address.ip, announced.address.port) == pair;
+        self.announced.values().find(is_it).map(|announced| announced.address.id)
+    }
+
+    /// Forgets an id that was removed, and lets go of what was held for it.
+    pub fn forget(&mut self, id: u8) {
+        self.by_pair.retain(|_, used| *used != id);
+        self.announced.remove(&id);
+    }
+
+    /// Gives `command` address ids for a pair until the kernel takes one, and returns that. `live` are the addresses
+    /// and ids of the live subflows.
+    ///
+    /// Usually EINVAL is an id in use, but the kernel says it to nearly everything: `explain` returns the error, if it
+    /// is another, and is asked once. `refused` makes the error of any other failure.
+    pub fn choose(
+        &mut self,
+        (namespace, token): (&Namespace, u32),
+        pair: Pair,
+        live: &[(IpAddr, u8)],
+        command: impl Fn(u8) -> Vec<u8>,
+        explain: impl Fn() -> Result<()>,
+        refused: impl Fn(&Failure) -> Error,
+    ) -> Result<u8> {
+        let mut last = None;
+        for round in 0..2 {
+            let listed = listed(namespace, token);
+            for id in candidates(pair, &listed, self, live) {
+                match namespace.pm_command(&command(id))? {
+                    Ok(()) => {
+                        self.by_pair.insert(pair, id);
+                        return Ok(id);
+                    }
+                    Err(failure) if failure.errno == libc::EINVAL => {
+                        if last.is_none() {
+                            explain()?;
+                        }
+                        last = Some(failure);
+                    }
+                    Err(failure) => return Err(refused(&failure)),
+                }
+            }
+            // All ids are taken, by pairs whose subflows failed or were lost, which the kernel keeps.
+            if round == 0 {
+                self.reclaim((namespace, token), &listed, live);
+            }
+        }
+        let none_free = Failure { errno: libc::EINVAL, text: Some("no address id is free".to_owned()) };
+        Err(refused(&last.unwrap_or(none_free)))
+    }
+
+    /// Frees ids that no subflow uses. REMOVE sends RM_ADDR for them, which is harmless exactly because no subflow
+    /// uses them and they were never announced.
+    fn reclaim(
+        &mut self,
+        (namespace, token): (&Namespace, u32),
+        listed: &[pm::Address],
+        live: &[(IpAddr, u8)],
+    ) {
+        let announced = |id: u8| {
+            // The kernel keeps the flags of the pair's first use, which may have been a subflow.
+            let signal =
+                |address: &pm::Address| address.id == id && address.flags & uapi::pm::FLAG_SIGNAL != 0;
+            self.announced.contains_key(&id) || listed.iter().any(signal)
+        };
+        let in_use = |id: u8| announced(id) || live.iter().any(|(_, live)| *live == id);
+        let known = self.by_pair.values().copied().chain(listed.iter().map(|address| address.id));
+        let unused: HashSet<u8> = known.filter(|id| !in_use(*id)).collect();
+        for id in &unused {
+            let _ = namespace.pm_command(&pm::encode_remove(token, *id));
+        }
+        self.by_pair.retain(|_, id| !unused.contains(id));
+    }
+}
+
+/// The connection's list of local addresses. Empty on kernels that cannot tell.
+fn listed(namespace: &Namespace, token: u32) -> Vec<pm::Address> {
+    let mut listed = Vec::new();
+    if let Ok(family) = namespace.family() {
+        let request = pm::encode_get_addr(token);
+        // A refusal means the in-kernel path manager, which the command itself will tell.
+        let _ = lock(&namespace.pm).dump(family.id, &request, |payload| {
+            // The kernel takes an IPv4 address and its IPv4-mapped form for the same.
+            listed.extend(pm::decode_get_addr(payload).map(|a| pm::Address { ip: a.ip.to_canonical(), ..a }));
+        });
+    }
+    listed
+}
+
+/// The ids to try for an address and port, best first.
+fn candidates(pair: Pair, listed: &[pm::Address], ids: &AddressIds, live: &[(IpAddr, u8)]) -> Vec<u8> {
+    if let Some(address) = listed.iter().find(|address| (address.ip, address.port) == pair) {
+        return vec![address.id];
+    }
+    // SUBFLOW_DESTROY takes an announced address out of the kernel's list too; the peer still knows it by its id.
+    if let Some(id) = ids.announced_id(pair) {
+        return vec![id];
+    }
+    let is_listed = |id: u8| ids.announced.contains_key(&id) || listed.iter().any(|address| address.id == id);
+    let is_live = |id: u8| live.iter().any(|(_, live)| *live == id);
+    let free = (1..=u8::MAX).filter(|id| !is_listed(*id) && !is_live(*id));
+    if !listed.is_empty() {
+        return free.collect();
+    }
+    // An empty list may be a kernel that does not tell. The pair may then have any id, first of all that of a
+    // subflow from the same address, so all are tried.
+    let mut order: Vec<u8> = ids.by_pair.get(&pair).copied().into_iter().collect();
+    if pair.1 == 0 {
+        let same_address = |(ip, id): &&(IpAddr, u8)| *ip == pair.0 && *id != 0 && !is_listed(*id);
+        order.extend(live.iter().filter(same_address).map(|(_, id)| *id));
+    }
+    order.extend(free);
+    order.extend((1..=u8::MAX).filter(|id| is_live(*id) && !is_listed(*id)));
+    let mut seen = HashSet::new();
+    order.retain(|id| seen.insert(*id));
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::SocketAddr;
+
+    const A: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 2, 1));
+
+    fn listed(port: u16, id: u8) -> pm::Address {
+        pm::Address { id, ..pm::Address::new(SocketAddr::new(A, port)) }
+    }
+
+    #[test]
+    fn a_listed_pair_takes_its_own_id_only() {
+        let ids = AddressIds::default();
+        assert_eq!(candidates((A, 0), &[listed(7, 1), listed(0, 9)], &ids, &[]), [9]);
+    }
+
+    #[test]
+    fn a_new_pair_takes_a_free_id() {
+        let ids = AddressIds::default();
+        let order = candidates((A, 5), &[listed(7, 1), listed(0, 3)], &ids, &[(A, 2)]);
+        assert_eq!(order[..2], [4, 5]);
+        assert_eq!(order.len(), 255 - 3);
+        assert!(!order.contains(&0));
+    }
+
+    #[test]
+    fn without_a_list_every_id_is_tried_once() {
+        let mut ids = AddressIds::default();
+        ids.by_pair.insert((A, 5), 77);
+        let order = candidates((A, 5), &[], &ids, &[(A, 2), (A, 0)]);
+        assert_eq!(order[..2], [77, 1]);
+        assert_eq!(order.len(), 255);
+        assert_eq!(order.last(), Some(&2), "live ids come last");
+    }
+}

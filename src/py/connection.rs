@@ -1,0 +1,118 @@
+//! A connection of which there is no descriptor, for the Python class `mptcp.Connection`.
+
+use pyo3::prelude::*;
+use pyo3::types::PyTuple;
+
+use super::address::to_tuple;
+use super::control;
+use super::errors::to_py;
+use super::structs::Info;
+use super::subflow::Subflow;
+use crate::by_token;
+use crate::connection::PathManager;
+use crate::uapi::tcp_state;
+
+/// What inet_diag told of a connection, and the way to it.
+#[pyclass(frozen, module = "mptcp._core")]
+pub struct ByToken(pub by_token::ByToken);
+
+#[pymethods]
+impl ByToken {
+    #[getter]
+    fn token(&self) -> u32 {
+        self.0.token()
+    }
+
+    #[getter]
+    fn cookie(&self) -> u64 {
+        self.0.entry.cookie
+    }
+
+    #[getter]
+    fn local<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        to_tuple(py, self.0.entry.tuple.local)
+    }
+
+    #[getter]
+    fn remote<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        to_tuple(py, self.0.entry.tuple.remote)
+    }
+
+    #[getter]
+    fn state(&self) -> &'static str {
+        tcp_state::NAMES.get(usize::from(self.0.entry.state)).copied().unwrap_or(tcp_state::NAMES[0])
+    }
+
+    #[getter]
+    fn server_side(&self) -> Option<bool> {
+        self.0.server_side
+    }
+
+    #[getter]
+    fn uid(&self) -> u32 {
+        self.0.entry.uid
+    }
+
+    #[getter]
+    fn inode(&self) -> u32 {
+        self.0.entry.inode
+    }
+
+    #[getter]
+    fn cgroup(&self) -> Option<u64> {
+        self.0.entry.cgroup
+    }
+
+    #[getter]
+    fn age(&self) -> f64 {
+        self.0.age().as_secs_f64()
+    }
+
+    fn path_manager(&self, py: Python<'_>) -> PyResult<&'static str> {
+        py.detach(|| self.0.path_manager()).map(PathManager::name).map_err(|error| to_py(py, error))
+    }
+
+    fn info(&self, py: Python<'_>) -> PyResult<Info> {
+        py.detach(|| self.0.info()).map(Info).map_err(|error| to_py(py, error))
+    }
+
+    fn subflows(&self, py: Python<'_>, owner: Py<PyAny>) -> PyResult<Vec<Subflow>> {
+        control::subflows(py, &self.0, &owner)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the arguments of the Python method")]
+    fn open_subflow(
+        &self,
+        py: Python<'_>,
+        owner: Py<PyAny>,
+        local: &Bound<'_, PyAny>,
+        remote: &Bound<'_, PyAny>,
+        backup: bool,
+        interface: Option<String>,
+        timeout: Option<f64>,
+    ) -> PyResult<Option<Subflow>> {
+        let open = control::Open { local, remote, backup, interface, timeout };
+        control::open_subflow(py, &self.0, owner, open)
+    }
+
+    fn close_subflow(&self, py: Python<'_>, subflow: &Bound<'_, PyAny>, force: bool) -> PyResult<()> {
+        control::close_subflow(py, &self.0, subflow, force)
+    }
+
+    fn set_backup(&self, py: Python<'_>, subflow: &Bound<'_, Subflow>, backup: bool) -> PyResult<()> {
+        control::set_backup(py, &self.0, subflow, backup)
+    }
+
+    fn announce_address(
+        &self,
+        py: Python<'_>,
+        address: &Bound<'_, PyAny>,
+        port: &Bound<'_, PyAny>,
+    ) -> PyResult<u8> {
+        control::announce_address(py, &self.0, address, port)
+    }
+
+    fn remove_address(&self, py: Python<'_>, id: &Bound<'_, PyAny>) -> PyResult<()> {
+        control::remove_address(py, &self.0, id)
+    }
+}

@@ -1,0 +1,123 @@
+"""Whether listing connections waits for a busy one: connections() among 2,000 beside a full-speed sender.
+
+    .venv/bin/maturin develop --release
+    .venv/bin/python tests/benchmarks/connections.py [--connections 2000] [--calls 1000]
+
+It needs ss; no privilege, since it runs in a lab of its own. It prints a table after some minutes. A benchmark, not a
+test: nothing fails for being slow.
+
+The sender writes 1 MB at a time over loopback, to another process, and holds its connection's lock most of the time. The contestants take turns, call by call, so that whatever else the machine does meets all of them alike. `ss -M`
+lists connections without asking them, as connections() does, and starts a process to do so; `ss -Mi` and
+Connection.info() ask for INET_DIAG_INFO, and so wait for the lock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import mptcp
+from mptcp.lab import Lab
+
+SENDER = """
+import mptcp, os
+listener = mptcp.create_server(("127.0.0.1", 0))
+sock = mptcp.create_connection(listener.getsockname())
+peer, _ = listener.accept()
+if os.fork() == 0:
+    sock.close()
+    buffer = bytearray(1 << 20)
+    while peer.recv_into(buffer):
+        pass
+    os._exit(0)
+peer.close()
+print(sock.token, flush=True)
+data = bytes(1 << 20)
+while True:
+    sock.sendall(data)
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--connections", type=int, default=2000)
+    parser.add_argument("--calls", type=int, default=1000)
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.inside:
+        measure(arguments.connections, arguments.calls)
+        return
+    with Lab() as lab:
+        lab.host("host").run([sys.executable, __file__, "--inside", *sys.argv[1:]], check=True)
+
+
+def measure(number: int, calls: int) -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    with contextlib.ExitStack() as stack:
+        # Both ends of a connection are in this namespace: each is one.
+        for _ in make(number // 2, stack):
+            pass
+        idle = run({"connections(), no sender": mptcp.connections}, calls)
+        command = [sys.executable, "-W", "ignore", "-c", SENDER]
+        sender = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        stack.callback(sender.kill)
+        assert sender.stdout is not None
+        [busy] = mptcp.connections(token=int(sender.stdout.readline()))
+        sent = busy.info().bytes_sent or 0
+        begin = time.monotonic()
+        contestants: dict[str, Callable[[], object]] = {
+            "connections()": mptcp.connections,
+            "connections(token=)": lambda: mptcp.connections(token=busy.token),
+            "ss -M": lambda: ss("-HMn"),
+            "ss -Mi": lambda: ss("-HMni"),
+            "Connection.info()": busy.info,
+        }
+        times = {**idle, **run(contestants, calls)}
+        rate = ((busy.info().bytes_sent or 0) - sent) / (time.monotonic() - begin)
+        listed = len(mptcp.connections())
+    print(f"{listed} connections; the sender sends {rate / 1e6:.0f} MB/s meanwhile; {calls} calls of each, in turns\n")
+    print(f"{'ms':26}{'median':>10}{'99 %':>10}{'slowest':>10}{'slowest, of that of ss -M':>30}")
+    reference = max(times["ss -M"])
+    for name, taken in times.items():
+        ordered = sorted(taken)
+        figures = (statistics.median(ordered), ordered[int(len(ordered) * 0.99)], ordered[-1])
+        print(f"{name:26}{''.join(f'{figure * 1e3:10.2f}' for figure in figures)}{ordered[-1] / reference:30.3f}")
+
+
+def make(pairs: int, stack: contextlib.ExitStack) -> Iterator[None]:
+    listener = stack.enter_context(mptcp.create_server(("127.0.0.1", 0), backlog=128))
+    for _ in range(pairs):
+        stack.enter_context(mptcp.create_connection(listener.getsockname()))
+        peer, _ = listener.accept()
+        stack.enter_context(peer)
+        yield
+
+
+def ss(options: str) -> None:
+    subprocess.run(["ss", options], stdout=subprocess.DEVNULL, check=True)
+
+
+def run(contestants: dict[str, Callable[[], object]], calls: int) -> dict[str, list[float]]:
+    """The seconds of each call of each contestant."""
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    gc.disable()
+    for _ in range(calls):
+        for name, call in contestants.items():
+            begin = time.perf_counter()
+            result = call()
+            times[name].append(time.perf_counter() - begin)
+            del result
+    gc.enable()
+    return times
+
+
+if __name__ == "__main__":
+    main()
