@@ -6,9 +6,10 @@
 It needs ss; no privilege, since it runs in a lab of its own. It prints a table after some minutes. A benchmark, not a
 test: nothing fails for being slow.
 
-The sender writes 1 MB at a time over loopback, to another process, and holds its connection's lock most of the time. The contestants take turns, call by call, so that whatever else the machine does meets all of them alike. `ss -M`
-lists connections without asking them, as connections() does, and starts a process to do so; `ss -Mi` and
-Connection.info() ask for INET_DIAG_INFO, and so wait for the lock.
+The sender writes 1 MB at a time over loopback, to another process, and holds its connection's lock most of the time.
+The contestants take turns, call by call, so that whatever else the machine does meets all of them alike. `ss -M` lists
+connections without asking them, as connections() does, and starts a process to do so; `ss -Mi` and Connection.info()
+ask for INET_DIAG_INFO, and so wait for the lock.
 """
 
 from __future__ import annotations
