@@ -165,7 +165,7 @@ def test_without_a_descriptor(connection: Connection) -> None:
                 with pytest.raises(mptcp.SubflowError, match="in use by subflow"):
                     handle.remove_address(number)
                 opened.close()
-                assert eventually(lambda: len(ends(sock)) == 1)
+                assert eventually(lambda handle=handle: len(handle.subflows()) == 1)
                 handle.remove_address(number)
                 assert subscribers(connection.server) == 0
                 handle.announce_address(connection.second[1], 7000)

@@ -6,9 +6,13 @@
 It needs ss; no privilege, since it runs in a lab of its own. It prints a table after some minutes. A benchmark, not a
 test: nothing fails for being slow.
 
-The sender writes 1 MB at a time over loopback, to another process, and holds its connection's lock most of the time. The contestants take turns, call by call, so that whatever else the machine does meets all of them alike. `ss -M`
-lists connections without asking them, as connections() does, and starts a process to do so; `ss -Mi` and
-Connection.info() ask for INET_DIAG_INFO, and so wait for the lock.
+The sender writes 1 MB at a time over loopback, to another process, and holds its connection's lock most of the time.
+The contestants take turns, call by call, so that whatever else the machine does meets all of them alike. `ss -M` lists
+connections without asking them, as connections() does, and starts a process to do so; `ss -Mi` and Connection.info()
+ask for INET_DIAG_INFO, and so wait for the lock.
+
+On a machine with more to do than processors the slowest call tells who had to wait for a processor. "slept" does not:
+it is the share of calls in which the thread gave its processor up by itself, as it does to wait for a lock.
 """
 
 from __future__ import annotations
@@ -84,12 +88,15 @@ def measure(number: int, calls: int) -> None:
         rate = ((busy.info().bytes_sent or 0) - sent) / (time.monotonic() - begin)
         listed = len(mptcp.connections())
     print(f"{listed} connections; the sender sends {rate / 1e6:.0f} MB/s meanwhile; {calls} calls of each, in turns\n")
-    print(f"{'ms':26}{'median':>10}{'99 %':>10}{'slowest':>10}{'slowest, of that of ss -M':>30}")
-    reference = max(times["ss -M"])
-    for name, taken in times.items():
+    print(f"{'ms':26}{'median':>10}{'99 %':>10}{'slowest':>10}{'slept':>10}{'slowest, of that of ss -M':>30}")
+    reference = max(times["ss -M"][0])
+    for name, (taken, slept) in times.items():
         ordered = sorted(taken)
         figures = (statistics.median(ordered), ordered[int(len(ordered) * 0.99)], ordered[-1])
-        print(f"{name:26}{''.join(f'{figure * 1e3:10.2f}' for figure in figures)}{ordered[-1] / reference:30.3f}")
+        columns = "".join(f"{figure * 1e3:10.2f}" for figure in figures)
+        # Who starts a process waits for its end.
+        share = "" if name.startswith("ss") else f"{slept:.1%}"
+        print(f"{name:26}{columns}{share:>10}{ordered[-1] / reference:30.3f}")
 
 
 def make(pairs: int, stack: contextlib.ExitStack) -> Iterator[None]:
@@ -105,18 +112,21 @@ def ss(options: str) -> None:
     subprocess.run(["ss", options], stdout=subprocess.DEVNULL, check=True)
 
 
-def run(contestants: dict[str, Callable[[], object]], calls: int) -> dict[str, list[float]]:
-    """The seconds of each call of each contestant."""
+def run(contestants: dict[str, Callable[[], object]], calls: int) -> dict[str, tuple[list[float], float]]:
+    """The seconds of each call of each contestant, and the share of calls that slept."""
     times: dict[str, list[float]] = {name: [] for name in contestants}
+    slept = dict.fromkeys(contestants, 0)
     gc.disable()
     for _ in range(calls):
         for name, call in contestants.items():
+            switches = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
             begin = time.perf_counter()
             result = call()
             times[name].append(time.perf_counter() - begin)
+            slept[name] += resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw > switches
             del result
     gc.enable()
-    return times
+    return {name: (times[name], slept[name] / calls) for name in contestants}
 
 
 if __name__ == "__main__":
