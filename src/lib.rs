@@ -7,6 +7,7 @@
 #![deny(unsafe_code)]
 
 pub mod address;
+pub mod bpf;
 pub mod connection;
 pub mod diag;
 pub mod error;
@@ -19,7 +20,9 @@ pub mod open;
 pub mod pm;
 pub mod reader;
 pub mod route;
+pub mod socket_option;
 pub mod subflow;
+pub mod subflow_options;
 pub mod sys;
 pub mod tcp_info;
 pub mod uapi;

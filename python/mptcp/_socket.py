@@ -6,12 +6,15 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Callable
-from typing import Any, Literal, TypeAlias, cast, overload
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 
 from . import _core
 from ._core import Info, Subflow
 from ._path_manager import check_path_manager
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
 
 Address: TypeAlias = "str | tuple[str, int] | tuple[str, int, int, int]"
 
@@ -227,6 +230,32 @@ class Socket(socket.socket):
         connection, PathManagerError for the last one without ``force``, NotMultipathError, PermissionError.
         """
         self._handle.close_subflow(self.fileno(), subflow, bool(force))
+
+    def set_subflow_options(self, options: Mapping[Subflow, Mapping[tuple[int, int], int | Buffer]], /) -> None:
+        """Sets socket options on single subflows, several options and several subflows at once.
+
+        ``options`` is ``{subflow: {(level, optname): value, ...}, ...}``, where values are as for
+        socket.setsockopt: an int or a bytes-like object, TCP_CONGESTION by its name. Subflow.setsockopt is the case of
+        one. Levels SOL_SOCKET, IPPROTO_TCP, IPPROTO_IP, IPPROTO_IPV6; every option that the kernel lets a BPF
+        program set. docs/subflow-options.md has them, their effect after the handshake, and what a later setsockopt on
+        the whole socket does to them.
+
+        One visit of the sockets of the Socket's network namespace by a BPF program of type iter/tcp, which touches the
+        subflows alone; 512 options, and 32 of one subflow, are a visit. The subflow's socket is locked for the moment.
+        Not atomic: where an option is refused, those before and after it are set all the same. Needs CAP_BPF,
+        CAP_PERFMON and CAP_NET_ADMIN in the initial user namespace, and CAP_SYS_ADMIN for a Socket of another network
+        namespace than the caller's.
+
+        Raises SubflowError with the errno of the first option that was refused, naming the subflow and the option
+        and saying which others were applied; ENOTCONN for a subflow that is closed, on which nothing is set.
+        PermissionError, UnsupportedError for a kernel without BTF or the iterator, NotMultipathError. TypeError and
+        ValueError, before any system call, for what cannot be an option, and ValueError for a Subflow of another
+        connection.
+        """
+        self._handle.set_subflow_options(self.fileno(), options)
+
+    def _get_subflow_option(self, subflow: Subflow, level: int, optname: int, buflen: int | None) -> int | bytes:
+        return self._handle.get_subflow_option(self.fileno(), subflow, level, optname, buflen)
 
 
 MakeSocket: TypeAlias = Callable[[int, int, int], Socket]

@@ -8,9 +8,11 @@ use pyo3::types::{PyBool, PyInt};
 
 use super::address::from_any;
 use super::errors::to_py;
+use super::options;
 use super::subflow::Subflow;
 use crate::connection::{self, PathManager, Which};
 use crate::open::{Opening, Request};
+use crate::subflow_options;
 
 /// How long a wait goes on before Python may run its signal handlers.
 const SIGNALS: Duration = Duration::from_millis(50);
@@ -121,5 +123,26 @@ impl Handle {
             return Err(PyTypeError::new_err("subflow must be a Subflow or a subflow id"));
         };
         py.detach(|| self.0.close_subflow(fd, which, force)).map_err(|error| to_py(py, error))
+    }
+
+    fn get_subflow_option<'py>(
+        &self,
+        py: Python<'py>,
+        fd: i32,
+        subflow: &Bound<'py, PyAny>,
+        level: &Bound<'py, PyAny>,
+        optname: &Bound<'py, PyAny>,
+        buflen: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let subflow = options::subflow(subflow)?.get();
+        let option = options::option(level, optname)?;
+        let room = options::room(buflen)?;
+        let value = py.detach(|| subflow_options::get(&self.0, fd, &subflow.data, option, room.bytes()));
+        room.result(py, value.map_err(|error| to_py(py, error))?)
+    }
+
+    fn set_subflow_options(&self, py: Python<'_>, fd: i32, options: &Bound<'_, PyAny>) -> PyResult<()> {
+        let changes = options::changes(options)?;
+        py.detach(|| subflow_options::set(&self.0, fd, &changes)).map_err(|error| to_py(py, error))
     }
 }

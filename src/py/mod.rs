@@ -3,6 +3,7 @@
 mod address;
 mod errors;
 mod handle;
+mod options;
 mod structs;
 mod subflow;
 
@@ -12,7 +13,7 @@ use pyo3::prelude::*;
 #[pymodule(gil_used = false)]
 mod _core {
     use super::errors::to_py;
-    use crate::{connection, namespace};
+    use crate::{bpf, connection, namespace};
     use pyo3::prelude::*;
     use std::os::fd::IntoRawFd;
 
@@ -61,10 +62,12 @@ mod _core {
     #[pyfunction]
     fn before_fork() {
         namespace::before_fork();
+        bpf::before_fork();
     }
 
     #[pyfunction]
     fn after_fork(in_child: bool) {
+        bpf::after_fork(in_child);
         namespace::after_fork(in_child);
     }
 }

@@ -3,7 +3,7 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use pyo3::prelude::*;
-use pyo3::types::PyTuple;
+use pyo3::types::{PyDict, PyTuple};
 
 use super::address::to_tuple;
 use super::structs::TcpInfo;
@@ -90,6 +90,29 @@ impl Subflow {
 
     fn close(slf: Bound<'_, Self>) -> PyResult<()> {
         slf.get().owner.bind(slf.py()).call_method1("close_subflow", (&slf,)).map(drop)
+    }
+
+    #[pyo3(signature = (level, optname, buflen = None), text_signature = "($self, level, optname, buflen=0)")]
+    fn getsockopt<'py>(
+        slf: Bound<'py, Self>,
+        level: Bound<'py, PyAny>,
+        optname: Bound<'py, PyAny>,
+        buflen: Option<Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        slf.get().owner.bind(slf.py()).call_method1("_get_subflow_option", (&slf, level, optname, buflen))
+    }
+
+    fn setsockopt(
+        slf: Bound<'_, Self>,
+        level: Bound<'_, PyAny>,
+        optname: Bound<'_, PyAny>,
+        value: Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let py = slf.py();
+        let (option, changes) = (PyDict::new(py), PyDict::new(py));
+        option.set_item((level, optname), value)?;
+        changes.set_item(&slf, option)?;
+        slf.get().owner.bind(py).call_method1("set_subflow_options", (changes,)).map(drop)
     }
 
     fn __repr__(&self) -> String {
