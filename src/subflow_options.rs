@@ -75,6 +75,9 @@ pub fn get(
 /// Sets options, each subflow's in the order given, in one visit of the subflows. Not atomic: where one is refused the
 /// others are set all the same, and the error says which.
 pub fn set(handle: &Handle, fd: RawFd, changes: &[Change]) -> Result<()> {
+    if changes.is_empty() {
+        return Ok(());
+    }
     let subflows: Vec<&Subflow> = changes.iter().map(|change| &change.subflow).collect();
     let namespace = namespace_of(handle, fd, &subflows)?;
     let nothing = if changes.len() > 1 { "; nothing was applied" } else { "" };

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import mptcp
 import pytest
 from mptcp.lab import Host, Link, two_paths
-from support import Connection, connected, descriptors, eventually, exchange
+from support import Connection, connected, descriptors, eventually, exchange, has_bpf, needs_bpf
 
 TwoPaths = tuple[Host, Host, tuple[Link, Link]]
 
@@ -32,22 +32,6 @@ SOL_SOCKET, TCP, IP, IPV6 = socket.SOL_SOCKET, socket.IPPROTO_TCP, socket.IPPROT
 # <asm-generic/socket.h>, <linux/tcp.h>, <linux/in6.h>: what the socket module lacks.
 SO_MAX_PACING_RATE, SO_COOKIE, SO_MEMINFO, SO_BINDTOIFINDEX = 47, 57, 55, 62
 TCP_CC_INFO = 26
-
-CAP_PERFMON, CAP_BPF = 38, 39
-
-
-def has_bpf() -> bool:
-    """CAP_BPF and CAP_PERFMON, in the initial user namespace."""
-    status = Path("/proc/self/status").read_text()
-    capabilities = int(re.findall(r"^CapEff:\s*(\w+)", status, re.MULTILINE)[0], 16)
-    identity = Path("/proc/self/uid_map").read_text().split() == ["0", "0", "4294967295"]
-    return identity and all(capabilities >> number & 1 for number in (CAP_BPF, CAP_PERFMON))
-
-
-needs_bpf = pytest.mark.skipif(
-    not (has_bpf() and os.path.exists("/sys/kernel/btf/vmlinux")),
-    reason="CAP_BPF and CAP_PERFMON in the initial user namespace, or the kernel's BTF, are missing",
-)
 
 
 class Pair(NamedTuple):
