@@ -114,6 +114,21 @@ pub fn encode_request(tuple: &Tuple, cookie: u64) -> [u8; diag::REQUEST_SIZE] {
     bytes
 }
 
+/// The same, asking for everything that [`decode_attributes`] reads.
+pub fn encode_attributes_request(tuple: &Tuple, cookie: u64) -> [u8; diag::REQUEST_SIZE] {
+    let mut bytes = encode_request(tuple, cookie);
+    let asked = [
+        diag::INET_DIAG_INFO,
+        diag::INET_DIAG_VEGASINFO,
+        diag::INET_DIAG_CONG,
+        diag::INET_DIAG_TOS,
+        diag::INET_DIAG_TCLASS,
+        diag::INET_DIAG_SKMEMINFO,
+    ];
+    bytes[2] = asked.iter().fold(0, |bits, attribute| bits | 1 << (attribute - 1));
+    bytes
+}
+
 /// `struct inet_diag_req_v2` for all TCP sockets of a family that may be subflows.
 pub fn encode_dump(family: u8) -> [u8; diag::REQUEST_SIZE] {
     let mut bytes = [0; diag::REQUEST_SIZE];
@@ -193,6 +208,70 @@ fn decode_ulp(bytes: &[u8]) -> Option<Ulp> {
         }
     }
     Some(Ulp { token: token?, local_id, remote_id, flags })
+}
+
+/// What inet_diag tells of one subflow's socket options, each value as its getsockopt has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attributes {
+    pub entry: Entry,
+    /// `struct tcp_info`, as long as this kernel has it.
+    pub tcp_info: Vec<u8>,
+    /// Empty where the congestion control tells nothing of itself.
+    pub cc_info: Vec<u8>,
+    /// Without its NUL.
+    pub congestion: Vec<u8>,
+    pub tos: Option<u8>,
+    /// Of IPv6 sockets.
+    pub tclass: Option<u8>,
+    /// SK_MEMINFO_*.
+    pub meminfo: Vec<u8>,
+    /// Told to those with CAP_NET_ADMIN in the user namespace that owns the network namespace.
+    pub mark: Option<u32>,
+}
+
+/// Decodes a reply to [`encode_attributes_request`].
+pub fn decode_attributes(payload: &[u8]) -> Option<Attributes> {
+    let mut read = Attributes {
+        entry: decode(payload)?,
+        tcp_info: Vec::new(),
+        cc_info: Vec::new(),
+        congestion: Vec::new(),
+        tos: None,
+        tclass: None,
+        meminfo: Vec::new(),
+        mark: None,
+    };
+    for (kind, value) in attributes(payload.get(diag::MESSAGE_SIZE..)?) {
+        match kind {
+            diag::INET_DIAG_INFO => read.tcp_info = value.to_vec(),
+            diag::INET_DIAG_VEGASINFO | diag::INET_DIAG_DCTCPINFO | diag::INET_DIAG_BBRINFO => {
+                read.cc_info = value.to_vec();
+            }
+            diag::INET_DIAG_CONG => {
+                read.congestion = value.iter().copied().take_while(|byte| *byte != 0).collect();
+            }
+            diag::INET_DIAG_TOS => read.tos = wire::u8(value, 0),
+            diag::INET_DIAG_TCLASS => read.tclass = wire::u8(value, 0),
+            diag::INET_DIAG_SKMEMINFO => read.meminfo = value.to_vec(),
+            diag::INET_DIAG_MARK => read.mark = wire::u32(value, 0),
+            _ => {}
+        }
+    }
+    Some(read)
+}
+
+/// Looks the socket options of one subflow up, by its exact four-tuple and its cookie; `None` if it is gone.
+pub fn look_up_attributes(
+    channel: &mut Channel,
+    tuple: &Tuple,
+    cookie: u64,
+) -> Result<Option<Attributes>, Failure> {
+    match channel.request(diag::SOCK_DIAG_BY_FAMILY, &encode_attributes_request(tuple, cookie)) {
+        Ok(payload) => Ok(decode_attributes(&payload)),
+        // ESTALE: another socket has the four-tuple now.
+        Err(failure) if [libc::ENOENT, libc::ESTALE].contains(&failure.errno) => Ok(None),
+        Err(failure) => Err(failure),
+    }
 }
 
 /// Looks subflows up by their exact four-tuples. One that does not exist, or whose tuple belongs to a listener
@@ -355,6 +434,27 @@ mod tests {
     }
 
     #[test]
+    fn option_values_decode() {
+        let mut bytes = reply();
+        bytes.extend(emit(&[
+            attribute(diag::INET_DIAG_CONG, b"reno\0"),
+            attribute(diag::INET_DIAG_TOS, &[16]),
+            attribute(diag::INET_DIAG_SKMEMINFO, &[7; 36]),
+            attribute(diag::INET_DIAG_BBRINFO, &[1; 20]),
+            attribute(diag::INET_DIAG_MARK, &42u32.to_ne_bytes()),
+            attribute(999, b"of a newer kernel"),
+        ]));
+        let read = decode_attributes(&bytes).unwrap();
+        assert_eq!(read.entry.cookie, 77);
+        assert_eq!(read.congestion, b"reno");
+        assert_eq!((read.tos, read.tclass, read.mark), (Some(16), None, Some(42)));
+        assert_eq!((read.meminfo.len(), read.cc_info.len(), read.tcp_info.len()), (36, 20, 0));
+        for length in 0..bytes.len() {
+            let _ = decode_attributes(&bytes[..length]);
+        }
+    }
+
+    #[test]
     fn cut_replies_never_panic() {
         let reply = reply();
         assert!(is_multipath(&reply));
@@ -409,5 +509,7 @@ mod tests {
         assert_eq!((bytes[12], bytes[27], bytes[43]), (0xfd, 1, 2));
         assert_eq!(wire::u32(&bytes, 44), Some(7));
         assert_eq!(bytes[48..], [255; 8]);
+        // One bit an attribute, from 1: INFO to SKMEMINFO.
+        assert_eq!(encode_attributes_request(&tuple, 5)[2], 0b111_1110);
     }
 }

@@ -9,6 +9,7 @@
 pub mod address;
 pub mod address_ids;
 pub mod announce;
+pub mod bpf;
 pub mod by_token;
 pub mod connection;
 pub mod diag;
@@ -22,7 +23,9 @@ pub mod open;
 pub mod pm;
 pub mod reader;
 pub mod route;
+pub mod socket_option;
 pub mod subflow;
+pub mod subflow_options;
 pub mod sys;
 pub mod tcp_info;
 pub mod uapi;

@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 
@@ -141,6 +141,17 @@ impl Namespace {
         };
         let file = sys::namespace_of_socket(fd).map_err(denied)?;
         Namespace::register(cookie, sys::open_in_namespace(&file, &WANTED).map_err(denied)?)
+    }
+
+    /// What another thread enters this namespace by; `None` for a calling thread that is inside.
+    pub fn elsewhere(&self) -> Result<Option<BorrowedFd<'_>>> {
+        let [probe] = sys::open_here(&[NETLINK]);
+        let here = probe.and_then(|probe| cookie_of(probe.as_raw_fd()));
+        if here.is_ok_and(|cookie| cookie == self.cookie) {
+            return Ok(None);
+        }
+        let failed = |error: &io::Error| Error::call("/proc/thread-self/ns/net", error);
+        self.file.as_ref().map(|file| Some(file.as_fd())).map_err(failed)
     }
 
     fn register(cookie: u64, opened: [io::Result<OwnedFd>; 7]) -> Result<Arc<Namespace>> {

@@ -5,10 +5,12 @@ use std::ffi::{CStr, CString};
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use crate::uapi::{full_info, subflow_info};
+
+pub mod bpf;
 
 /// The result of a C call: -1 is the error in errno.
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
@@ -34,11 +36,16 @@ pub fn getsockopt_i32(fd: RawFd, level: i32, name: i32) -> io::Result<i32> {
     Ok(i32::from_ne_bytes(bytes))
 }
 
+/// setsockopt from `value`.
+pub fn setsockopt(fd: RawFd, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
+    let length = value.len() as libc::socklen_t;
+    // SAFETY: the pointer and the length describe `value`, which outlives the call.
+    check(unsafe { libc::setsockopt(fd, level, name, value.as_ptr().cast(), length) }).map(drop)
+}
+
 /// setsockopt of an integer.
 pub fn setsockopt_i32(fd: RawFd, level: i32, name: i32, value: i32) -> io::Result<()> {
-    // SAFETY: the pointer and the length describe `value`, which outlives the call.
-    let result = unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), 4) };
-    check(result).map(drop)
+    setsockopt(fd, level, name, &value.to_ne_bytes())
 }
 
 /// MPTCP_FULL_INFO. `header` is the option's buffer, into which the pointers to the two arrays and their sizes
@@ -278,6 +285,24 @@ pub fn open_in_namespace<const N: usize>(
         return Err(io::Error::from_raw_os_error(libc::WEXITSTATUS(status)));
     }
     Ok(opened.map(claim))
+}
+
+/// Runs `step` inside a network namespace, on a thread of its own: the calling thread stays where it is. Needs
+/// CAP_SYS_ADMIN in the user namespace that owns it, and does not enter that one: what `step` needs more than that
+/// would be missing there.
+pub fn in_network_namespace<T: Send>(
+    namespace: BorrowedFd<'_>,
+    step: impl FnOnce() -> io::Result<T> + Send,
+) -> io::Result<T> {
+    let inside = move || {
+        // SAFETY: no pointers. Only the new thread moves.
+        check(unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) })?;
+        step()
+    };
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().spawn_scoped(scope, inside)?;
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 /// Moves the calling process into a network namespace; 0 or an errno. System calls only.

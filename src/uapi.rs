@@ -16,8 +16,23 @@ pub const MPTCP_INFO_FLAG_FALLBACK: u32 = 1 << 0;
 /// `<linux/tcp.h>`, at IPPROTO_TCP, since 6.10.
 pub const TCP_IS_MPTCP: i32 = 43;
 
+/// `<linux/tcp.h>`, at IPPROTO_TCP, since 6.15.
+pub const TCP_RTO_MAX_MS: i32 = 44;
+
+// <linux/bpf.h>: options at IPPROTO_TCP that only BPF programs can reach.
+pub const TCP_BPF_IW: i32 = 1001;
+pub const TCP_BPF_SNDCWND_CLAMP: i32 = 1002;
+pub const TCP_BPF_DELACK_MAX: i32 = 1003;
+pub const TCP_BPF_RTO_MIN: i32 = 1004;
+
+/// `<net/tcp.h>`: the longest name of a congestion control, its NUL included.
+pub const TCP_CA_NAME_MAX: usize = 16;
+
 /// `<asm-generic/socket.h>`, at SOL_SOCKET, since 5.14.
 pub const SO_NETNS_COOKIE: i32 = 71;
+
+/// Likewise, since 6.0.
+pub const SO_TXREHASH: i32 = 74;
 
 /// Size of `struct __kernel_sockaddr_storage`.
 pub const SOCKADDR_STORAGE: usize = 128;
@@ -86,6 +101,16 @@ pub mod diag {
     /// Size of `struct inet_diag_msg`.
     pub const MESSAGE_SIZE: usize = 72;
     pub const INET_DIAG_INFO: u16 = 2;
+    /// With INET_DIAG_DCTCPINFO and INET_DIAG_BBRINFO: what the congestion control tells of itself.
+    pub const INET_DIAG_VEGASINFO: u16 = 3;
+    pub const INET_DIAG_CONG: u16 = 4;
+    pub const INET_DIAG_TOS: u16 = 5;
+    pub const INET_DIAG_TCLASS: u16 = 6;
+    pub const INET_DIAG_SKMEMINFO: u16 = 7;
+    pub const INET_DIAG_DCTCPINFO: u16 = 9;
+    /// Comes without being asked for, to those with CAP_NET_ADMIN.
+    pub const INET_DIAG_MARK: u16 = 15;
+    pub const INET_DIAG_BBRINFO: u16 = 16;
     pub const INET_DIAG_ULP_INFO: u16 = 19;
     /// Since 5.9.
     pub const INET_DIAG_CGROUP_ID: u16 = 21;
@@ -96,6 +121,12 @@ pub mod diag {
     /// sdiag_protocol of a request whose protocol is in that attribute.
     pub const IPPROTO_RAW: u8 = 255;
     pub const NOCOOKIE: u64 = u64::MAX;
+}
+
+/// Offsets in INET_DIAG_SKMEMINFO (SO_MEMINFO), the array SK_MEMINFO_* of `<linux/sock_diag.h>`.
+pub mod meminfo {
+    pub const RCVBUF: usize = 4;
+    pub const SNDBUF: usize = 12;
 }
 
 /// `<linux/mptcp.h>`, what INET_ULP_INFO_MPTCP holds.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import time
 import uuid
@@ -12,9 +13,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mptcp
+import pytest
 from mptcp.lab import Host, Link
 
 PORT = 5000
+
+CAP_PERFMON, CAP_BPF = 38, 39
+
+
+def has_bpf() -> bool:
+    """CAP_BPF and CAP_PERFMON, in the initial user namespace."""
+    status = Path("/proc/self/status").read_text()
+    capabilities = int(re.findall(r"^CapEff:\s*(\w+)", status, re.MULTILINE)[0], 16)
+    identity = Path("/proc/self/uid_map").read_text().split() == ["0", "0", "4294967295"]
+    return identity and all(capabilities >> number & 1 for number in (CAP_BPF, CAP_PERFMON))
+
+
+needs_bpf = pytest.mark.skipif(
+    not (has_bpf() and os.path.exists("/sys/kernel/btf/vmlinux")),
+    reason="CAP_BPF and CAP_PERFMON in the initial user namespace, or the kernel's BTF, are missing",
+)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The README's example runs and prints what the README says, and the table of names is complete."""
+"""The README's examples run and print what the README says, and the table of names is complete."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 import mptcp.cli
 import mptcp.lab
 import pytest
+from support import needs_bpf
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -22,9 +23,15 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
 
 
+def examples() -> list[object]:
+    """Each program with its output, which is the next block of text."""
+    pairs = zip(blocks("python"), blocks("text"), strict=True)
+    return [pytest.param(*pair, marks=needs_bpf if "set_subflow_options" in pair[0] else ()) for pair in pairs]
+
+
 @pytest.mark.usefixtures("mptcp_lab")
-def test_the_example_prints_what_the_readme_says() -> None:
-    [program], [output] = blocks("python"), blocks("text")[:1]
+@pytest.mark.parametrize(("program", "output"), examples())
+def test_an_example_prints_what_the_readme_says(program: str, output: str) -> None:
     result = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=60)
     assert result.stderr == ""
     assert result.stdout == output

@@ -1,6 +1,9 @@
 """The native core. Private: the package's own names are documented here, the rest serves mptcp's Python code."""
 
-from typing import Any, final
+from collections.abc import Mapping
+from typing import Any, final, overload
+
+from _typeshed import ReadableBuffer
 
 from ._connections import Connection
 from ._socket import Address, Socket
@@ -486,6 +489,27 @@ class Subflow:
         manager, PermissionError, TypeError for what is no bool.
         """
 
+    @overload
+    def getsockopt(self, level: int, optname: int) -> int: ...
+    @overload
+    def getsockopt(self, level: int, optname: int, buflen: int) -> bytes:
+        """As socket.getsockopt, of this subflow alone: an int, or with ``buflen`` (1 to 1024) so many bytes at most.
+
+        TCP_INFO, TCP_CC_INFO, TCP_CONGESTION, TCP_MAXSEG, IP_TOS, IPV6_TCLASS, SO_SNDBUF, SO_RCVBUF, SO_MEMINFO,
+        SO_MAX_PACING_RATE, SO_BINDTOIFINDEX and SO_COOKIE are read by inet_diag without privilege; SO_MARK likewise
+        with CAP_NET_ADMIN in the user namespace that owns the Socket's network namespace. Any other is read by BPF,
+        with the privilege and the errors of Socket.set_subflow_options. docs/subflow-options.md has the table.
+
+        Raises SubflowError with the errno of an option that the kernel refuses, which the message names, and
+        ENOTCONN for a subflow that is closed; NotMultipathError; TypeError and ValueError before any system call.
+        """
+
+    def setsockopt(self, level: int, optname: int, value: int | ReadableBuffer) -> None:
+        """As socket.setsockopt, on this subflow alone: Socket.set_subflow_options with one option.
+
+        ``value`` is an int or a bytes-like object. See there for the privilege and the errors.
+        """
+
     def __eq__(self, other: object, /) -> bool: ...
     def __hash__(self, /) -> int: ...
 
@@ -509,6 +533,12 @@ class Handle:
         timeout: float | None,
     ) -> Subflow | None: ...
     def close_subflow(self, fd: int, subflow: Subflow | int, force: bool) -> None: ...
+    def get_subflow_option(
+        self, fd: int, subflow: Subflow, level: int, optname: int, buflen: int | None
+    ) -> int | bytes: ...
+    def set_subflow_options(
+        self, fd: int, options: Mapping[Subflow, Mapping[tuple[int, int], int | ReadableBuffer]]
+    ) -> None: ...
     def set_backup(self, fd: int, subflow: Subflow, backup: bool) -> None: ...
     def announce_address(self, fd: int, address: str, port: int | None) -> int: ...
     def remove_address(self, fd: int, id: int) -> None: ...

@@ -43,7 +43,8 @@ class SubflowError(OSError):
     ENETUNREACH      no route from the local to the remote address (also EHOSTUNREACH)
     ===============  ==================================================================================
 
-    Closing a subflow that is closed already is ENOTCONN.
+    Closing a subflow that is closed already is ENOTCONN, and so is reading or setting an option of one. An option that
+    the kernel refuses is the errno that it gave, and the message names the option.
     """
 
     reset_reason: int | None

@@ -6,13 +6,16 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Callable
-from multiprocessing import reduction
-from typing import Any, Literal, TypeAlias, cast, overload
+import sys
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 
 from . import _core
 from ._core import Info, Subflow
 from ._path_manager import check_path_manager
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
 
 Address: TypeAlias = "str | tuple[str, int] | tuple[str, int, int, int]"
 
@@ -53,6 +56,7 @@ class Socket(socket.socket):
         path_manager: str | None = None,
     ) -> None:
         self._handle = _core.Handle()
+        _tell_multiprocessing()
         if path_manager is not None:
             check_path_manager(path_manager)
             if fileno is not None:
@@ -234,6 +238,33 @@ class Socket(socket.socket):
         """
         self._handle.close_subflow(self.fileno(), subflow, bool(force))
 
+    def set_subflow_options(self, options: Mapping[Subflow, Mapping[tuple[int, int], int | Buffer]], /) -> None:
+        """Sets socket options on single subflows, several options and several subflows at once.
+
+        ``options`` is ``{subflow: {(level, optname): value, ...}, ...}``, where values are as for
+        socket.setsockopt: an int or a bytes-like object, TCP_CONGESTION by its name. Subflow.setsockopt is the case of
+        one. Levels SOL_SOCKET, IPPROTO_TCP, IPPROTO_IP, IPPROTO_IPV6; every option that the kernel lets a BPF
+        program set. docs/subflow-options.md has them, their effect after the handshake, and what a later setsockopt on
+        the whole socket does to them.
+
+        One visit of the sockets of the Socket's network namespace by a BPF program of type iter/tcp, which touches the
+        subflows alone; 512 options, and 32 of one subflow, are a visit. The subflow's socket is locked for the moment.
+        Not atomic: where an option is refused, those before and after it are set all the same. Needs CAP_BPF,
+        CAP_PERFMON and CAP_NET_ADMIN in the initial user namespace, and CAP_SYS_ADMIN for a Socket of another network
+        namespace than the caller's.
+
+        Raises SubflowError with the errno of the first option that was refused, naming the subflow and the option
+        and saying which others were applied; ENOTCONN for a subflow that is closed, on which nothing is set.
+        PermissionError, UnsupportedError for a kernel without BTF or the iterator, NotMultipathError. TypeError and
+        ValueError, before any system call, for what cannot be an option, and ValueError for a Subflow of another
+        connection.
+        """
+        self._handle.set_subflow_options(self.fileno(), options)
+
+    def _get_subflow_option(self, subflow: Subflow, level: int, optname: int, buflen: int | None) -> int | bytes:
+        return self._handle.get_subflow_option(self.fileno(), subflow, level, optname, buflen)
+
+
     def _set_backup(self, subflow: Subflow, backup: bool) -> None:
         self._handle.set_backup(self.fileno(), subflow, backup)
 
@@ -272,15 +303,21 @@ class Socket(socket.socket):
 
 def _reduce_for_process(sock: Socket) -> tuple[Callable[[Any], Socket], tuple[Any]]:
     """How multiprocessing sends a Socket to another process: as it sends a socket.socket, by its descriptor."""
-    return _rebuild_in_process, (reduction.DupFd(sock.fileno()),)
+    return _rebuild_in_process, (sys.modules["multiprocessing.reduction"].DupFd(sock.fileno()),)
 
 
 def _rebuild_in_process(duplicate: Any) -> Socket:
     return Socket(fileno=duplicate.detach())
 
 
-# It knows socket.socket by its exact class. Other ways of pickling are refused, as socket.socket does.
-reduction.register(Socket, _reduce_for_process)
+def _tell_multiprocessing() -> None:
+    """Lets multiprocessing send a Socket, if the program uses it: importing it takes longer than all of this.
+
+    It knows socket.socket by its exact class. Other ways of pickling are refused, as socket.socket does.
+    """
+    if (reduction := sys.modules.get("multiprocessing.reduction")) is not None:
+        reduction.register(Socket, _reduce_for_process)
+
 
 MakeSocket: TypeAlias = Callable[[int, int, int], Socket]
 
@@ -428,3 +465,5 @@ os.register_at_fork(
     after_in_parent=lambda: _core.after_fork(False),
     after_in_child=lambda: _core.after_fork(True),
 )
+
+_tell_multiprocessing()

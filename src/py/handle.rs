@@ -4,8 +4,10 @@ use pyo3::prelude::*;
 
 use super::control;
 use super::errors::to_py;
+use super::options;
 use super::subflow::Subflow;
 use crate::connection::{self, ByDescriptor, PathManager};
+use crate::subflow_options;
 
 /// What a socket needs beside its descriptor. Every method gets the descriptor, which stays Python's.
 #[pyclass(frozen, module = "mptcp._core")]
@@ -86,5 +88,26 @@ impl Handle {
 
     fn remove_address(&self, py: Python<'_>, fd: i32, id: &Bound<'_, PyAny>) -> PyResult<()> {
         control::remove_address(py, &ByDescriptor { handle: &self.0, fd }, id)
+    }
+
+    fn get_subflow_option<'py>(
+        &self,
+        py: Python<'py>,
+        fd: i32,
+        subflow: &Bound<'py, PyAny>,
+        level: &Bound<'py, PyAny>,
+        optname: &Bound<'py, PyAny>,
+        buflen: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let subflow = options::subflow(subflow)?.get();
+        let option = options::option(level, optname)?;
+        let room = options::room(buflen)?;
+        let value = py.detach(|| subflow_options::get(&self.0, fd, &subflow.data, option, room.bytes()));
+        room.result(py, value.map_err(|error| to_py(py, error))?)
+    }
+
+    fn set_subflow_options(&self, py: Python<'_>, fd: i32, options: &Bound<'_, PyAny>) -> PyResult<()> {
+        let changes = options::changes(options)?;
+        py.detach(|| subflow_options::set(&self.0, fd, &changes)).map_err(|error| to_py(py, error))
     }
 }

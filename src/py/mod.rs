@@ -5,6 +5,7 @@ mod connection;
 mod control;
 mod errors;
 mod handle;
+mod options;
 mod structs;
 mod subflow;
 
@@ -15,7 +16,7 @@ use pyo3::prelude::*;
 mod _core {
     use super::errors::to_py;
     use crate::error::{describe, Error};
-    use crate::{by_token, connection, namespace, sys};
+    use crate::{bpf, by_token, connection, namespace, sys};
     use pyo3::exceptions::PyImportError;
     use pyo3::prelude::*;
     use pyo3::sync::PyOnceLock;
@@ -134,10 +135,12 @@ mod _core {
     #[pyfunction]
     fn before_fork() {
         namespace::before_fork();
+        bpf::before_fork();
     }
 
     #[pyfunction]
     fn after_fork(in_child: bool) {
+        bpf::after_fork(in_child);
         namespace::after_fork(in_child);
     }
 }

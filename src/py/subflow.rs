@@ -4,7 +4,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyTuple};
+use pyo3::types::{PyBool, PyDict, PyTuple};
 
 use super::address::to_tuple;
 use super::structs::TcpInfo;
@@ -97,6 +97,29 @@ impl Subflow {
         let backup =
             backup.cast::<PyBool>().map_err(|_| PyTypeError::new_err("backup must be True or False"))?;
         slf.get().owner.bind(slf.py()).call_method1("_set_backup", (&slf, backup)).map(drop)
+    }
+
+    #[pyo3(signature = (level, optname, buflen = None), text_signature = "($self, level, optname, buflen=0)")]
+    fn getsockopt<'py>(
+        slf: Bound<'py, Self>,
+        level: Bound<'py, PyAny>,
+        optname: Bound<'py, PyAny>,
+        buflen: Option<Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        slf.get().owner.bind(slf.py()).call_method1("_get_subflow_option", (&slf, level, optname, buflen))
+    }
+
+    fn setsockopt(
+        slf: Bound<'_, Self>,
+        level: Bound<'_, PyAny>,
+        optname: Bound<'_, PyAny>,
+        value: Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let py = slf.py();
+        let (option, changes) = (PyDict::new(py), PyDict::new(py));
+        option.set_item((level, optname), value)?;
+        changes.set_item(&slf, option)?;
+        slf.get().owner.bind(py).call_method1("set_subflow_options", (changes,)).map(drop)
     }
 
     fn __repr__(&self) -> String {

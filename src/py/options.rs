@@ -1,0 +1,117 @@
+//! The arguments and results of getsockopt and setsockopt, as Python's socket module has them.
+
+use pyo3::buffer::PyBuffer;
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyMapping, PyTuple};
+
+use super::errors::to_py;
+use super::subflow::Subflow;
+use crate::socket_option::SocketOption;
+use crate::subflow_options::Change;
+
+/// The longest buffer that socket.getsockopt takes too.
+const MAX_BUFFER: usize = 1024;
+
+/// A Subflow.
+pub fn subflow<'a, 'py>(value: &'a Bound<'py, PyAny>) -> PyResult<&'a Bound<'py, Subflow>> {
+    value.cast::<Subflow>().map_err(|_| PyTypeError::new_err("options are set and read of a Subflow"))
+}
+
+/// A C int.
+fn int(name: &str, value: &Bound<'_, PyAny>) -> PyResult<i32> {
+    // An integer of any size, by __index__: i32 would tell a large one and a wrong type by other errors.
+    let index = value
+        .call_method0("__index__")
+        .map_err(|_| PyTypeError::new_err(format!("{name} must be an int, not {}", type_name(value))))?;
+    index
+        .extract()
+        .map_err(|_| PyValueError::new_err(format!("{name} {index} is not in the range of C\'s int")))
+}
+
+fn type_name(value: &Bound<'_, PyAny>) -> String {
+    value.get_type().name().map_or_else(|_| "such an object".to_owned(), |name| name.to_string())
+}
+
+/// A level and a name.
+pub fn option(level: &Bound<'_, PyAny>, optname: &Bound<'_, PyAny>) -> PyResult<SocketOption> {
+    Ok(SocketOption { level: int("level", level)?, number: int("optname", optname)? })
+}
+
+/// What `buflen` asks for: an int, or so many bytes.
+#[derive(Clone, Copy)]
+pub enum Room {
+    Int,
+    Bytes(usize),
+}
+
+pub fn room(buflen: &Bound<'_, PyAny>) -> PyResult<Room> {
+    if buflen.is_none() {
+        return Ok(Room::Int);
+    }
+    match usize::try_from(int("buflen", buflen)?) {
+        Ok(0) => Ok(Room::Int),
+        Ok(length) if length <= MAX_BUFFER => Ok(Room::Bytes(length)),
+        _ => Err(PyValueError::new_err(format!("buflen {buflen} is not in 0..{MAX_BUFFER}"))),
+    }
+}
+
+impl Room {
+    pub fn bytes(self) -> usize {
+        match self {
+            Room::Int => size_of::<i32>(),
+            Room::Bytes(length) => length,
+        }
+    }
+
+    pub fn result(self, py: Python<'_>, value: Vec<u8>) -> PyResult<Bound<'_, PyAny>> {
+        match self {
+            Room::Int => {
+                // An option may be shorter, and what is missing is 0.
+                let bytes = std::array::from_fn(|i| value.get(i).copied().unwrap_or(0));
+                Ok(i32::from_ne_bytes(bytes).into_pyobject(py)?.into_any())
+            }
+            Room::Bytes(_) => Ok(PyBytes::new(py, &value).into_any()),
+        }
+    }
+}
+
+/// An int or a bytes-like object.
+fn value(value: &Bound<'_, PyAny>) -> PyResult<Vec<u8>> {
+    if value.is_none() {
+        return Err(PyTypeError::new_err(
+            "value must be an int or a bytes-like object: None with a length is not possible on one subflow",
+        ));
+    }
+    match PyBuffer::<u8>::get(value) {
+        Ok(buffer) => buffer.to_vec(value.py()),
+        Err(_) if value.hasattr("__index__")? => Ok(int("value", value)?.to_ne_bytes().to_vec()),
+        Err(_) => Err(PyTypeError::new_err(format!(
+            "value must be an int or a bytes-like object, not {}",
+            type_name(value)
+        ))),
+    }
+}
+
+/// `{subflow: {(level, optname): value, ...}, ...}`
+pub fn changes(options: &Bound<'_, PyAny>) -> PyResult<Vec<Change>> {
+    let wrong =
+        || PyTypeError::new_err("options must be a mapping {subflow: {(level, optname): value, ...}, ...}");
+    let mut changes = Vec::new();
+    for item in options.cast::<PyMapping>().map_err(|_| wrong())?.items()?.iter() {
+        let (of, of_subflow): (Bound<'_, PyAny>, Bound<'_, PyAny>) = item.extract()?;
+        let of = subflow(&of)?.get();
+        for item in of_subflow.cast::<PyMapping>().map_err(|_| wrong())?.items()?.iter() {
+            let (key, new): (Bound<'_, PyAny>, Bound<'_, PyAny>) = item.extract()?;
+            let key = key.cast::<PyTuple>().map_err(|_| wrong())?;
+            if key.len() != 2 {
+                return Err(wrong());
+            }
+            let option = option(&key.get_item(0)?, &key.get_item(1)?)?;
+            let change = Change { subflow: of.data.clone(), option, value: value(&new)? };
+            change.check().map_err(|error| to_py(key.py(), error))?;
+            changes.push(change);
+        }
+    }
+    Ok(changes)
+}
