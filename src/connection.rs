@@ -565,8 +565,9 @@ fn entries(namespace: &Namespace, shared: &Shared, readings: &[Reading]) -> Resu
     };
     let mut channel = lock(&namespace.diag);
     let mut entries = diag::look_up(&mut channel, &tuples).map_err(diag_failed)?;
-    // The same tuple may by now belong to another connection.
-    let is_ours = |entry: &Entry| entry.subflow.is_some_and(|subflow| subflow.token == shared.token);
+    // The same tuple may by now belong to another connection; where the kernel tells no token, its cookie is not ours
+    // in the next snapshot.
+    let is_ours = |entry: &Entry| entry.subflow.is_none_or(|subflow| subflow.token == shared.token);
     for entry in &mut entries {
         *entry = entry.filter(is_ours);
     }

@@ -275,14 +275,17 @@ pub fn look_up_attributes(
 }
 
 /// Looks subflows up by their exact four-tuples. One that does not exist, or whose tuple belongs to a listener
-/// or to a socket in TIME_WAIT, is `None`.
+/// or to a socket in TIME_WAIT, is `None`. Before 6.15 the kernel tells the MPTCP part to CAP_NET_ADMIN only: without,
+/// the entries lack it.
 pub fn look_up(channel: &mut Channel, tuples: &[Tuple]) -> Result<Vec<Option<Entry>>, Failure> {
     look_up_all(
         channel,
         tuples,
         |tuple| encode_request(tuple, diag::NOCOOKIE),
         |tuple, payload| {
-            decode(payload).filter(|entry| entry.subflow.is_some() && entry.tuple.same_endpoints(tuple))
+            let is_connection =
+                |entry: &Entry| ![tcp_state::LISTEN, tcp_state::TIME_WAIT].contains(&entry.state);
+            decode(payload).filter(|entry| is_connection(entry) && entry.tuple.same_endpoints(tuple))
         },
     )
 }
@@ -448,7 +451,7 @@ mod tests {
         assert_eq!(read.entry.cookie, 77);
         assert_eq!(read.congestion, b"reno");
         assert_eq!((read.tos, read.tclass, read.mark), (Some(16), None, Some(42)));
-        assert_eq!((read.meminfo.len(), read.cc_info.len(), read.tcp_info.len()), (36, 20, 0));
+        assert_eq!((read.meminfo.len(), read.cc_info.len(), read.tcp_info.len()), (36, 20, 300));
         for length in 0..bytes.len() {
             let _ = decode_attributes(&bytes[..length]);
         }

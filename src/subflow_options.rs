@@ -5,12 +5,12 @@
 //! by the token in its inet_diag entry right before anything is done to it.
 
 use std::collections::HashSet;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
 use crate::bpf::program::MAX_VALUE;
 use crate::bpf::{self, Action, Outcome, Request};
-use crate::connection::{self, Handle, Subflow};
+use crate::connection::{Connection, Subflow};
 use crate::diag::{self, Attributes, Entry};
 use crate::error::{describe, Error, Result};
 use crate::namespace::Namespace;
@@ -42,13 +42,12 @@ impl Change {
 
 /// Reads an option into a buffer of `room` bytes, as getsockopt would on the subflow's own socket.
 pub fn get(
-    handle: &Handle,
-    fd: RawFd,
+    connection: &dyn Connection,
     subflow: &Subflow,
     option: SocketOption,
     room: usize,
 ) -> Result<Vec<u8>> {
-    let namespace = namespace_of(handle, fd, &[subflow])?;
+    let namespace = namespace_of(connection, &[subflow])?;
     let refused = |errno| failure(&format!("getsockopt({option})"), subflow, errno, "");
     let source = option.source();
     if source != Source::Bpf {
@@ -74,12 +73,12 @@ pub fn get(
 
 /// Sets options, each subflow's in the order given, in one visit of the subflows. Not atomic: where one is refused the
 /// others are set all the same, and the error says which.
-pub fn set(handle: &Handle, fd: RawFd, changes: &[Change]) -> Result<()> {
+pub fn set(connection: &dyn Connection, changes: &[Change]) -> Result<()> {
     if changes.is_empty() {
         return Ok(());
     }
     let subflows: Vec<&Subflow> = changes.iter().map(|change| &change.subflow).collect();
-    let namespace = namespace_of(handle, fd, &subflows)?;
+    let namespace = namespace_of(connection, &subflows)?;
     let nothing = if changes.len() > 1 { "; nothing was applied" } else { "" };
     if let Some(change) = changes.iter().find(|change| change.option == SO_RCVLOWAT) {
         // As newer kernels do. Older ones take the subflow's socket for the whole connection there.
@@ -98,12 +97,12 @@ pub fn set(handle: &Handle, fd: RawFd, changes: &[Change]) -> Result<()> {
 }
 
 /// The namespace of the socket, whose connection must be that of the subflows.
-fn namespace_of(handle: &Handle, fd: RawFd, subflows: &[&Subflow]) -> Result<Arc<Namespace>> {
-    let token = connection::read_info(fd)?.token();
+fn namespace_of(connection: &dyn Connection, subflows: &[&Subflow]) -> Result<Arc<Namespace>> {
+    let token = connection.shared()?.token;
     if subflows.iter().any(|subflow| subflow.token != token) {
         return Err(Error::value("the subflow belongs to another connection"));
     }
-    handle.namespace(fd)
+    connection.namespace()
 }
 
 /// The cookie that the subflow was read with. One that was gone by then has none, and 0 is nobody's.

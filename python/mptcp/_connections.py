@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from typing import Any, Literal, overload
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from . import _core, _counters
 from ._core import Info, Subflow
 from ._socket import Address, Socket, wrap
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
 
 _LAST_TOKEN = 2**32 - 1
 _LAST_PORT = 65535
@@ -185,6 +189,13 @@ class Connection:
 
     def _set_backup(self, subflow: Subflow, backup: bool) -> None:
         self._native.set_backup(subflow, backup)
+
+    def set_subflow_options(self, options: Mapping[Subflow, Mapping[tuple[int, int], int | Buffer]], /) -> None:
+        """Socket.set_subflow_options of the connection, with its privilege and errors."""
+        self._native.set_subflow_options(options)
+
+    def _get_subflow_option(self, subflow: Subflow, level: int, optname: int, buflen: int | None) -> int | bytes:
+        return self._native.get_subflow_option(subflow, level, optname, buflen)
 
 
 def connections(*, token: int | None = None, pid: int | None = None, port: int | None = None) -> list[Connection]:

@@ -115,4 +115,19 @@ impl ByToken {
     fn remove_address(&self, py: Python<'_>, id: &Bound<'_, PyAny>) -> PyResult<()> {
         control::remove_address(py, &self.0, id)
     }
+
+    fn get_subflow_option<'py>(
+        &self,
+        py: Python<'py>,
+        subflow: &Bound<'py, PyAny>,
+        level: &Bound<'py, PyAny>,
+        optname: &Bound<'py, PyAny>,
+        buflen: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        control::get_option(py, &self.0, subflow, level, optname, buflen)
+    }
+
+    fn set_subflow_options(&self, py: Python<'_>, options: &Bound<'_, PyAny>) -> PyResult<()> {
+        control::set_options(py, &self.0, options)
+    }
 }

@@ -1,5 +1,5 @@
 //! What a socket and a connection without a descriptor have in common: opening, closing and changing subflows,
-//! announcing addresses. `owner` is the Python object that snapshots act through.
+//! announcing addresses, options on one subflow. `owner` is the Python object that snapshots act through.
 
 use std::time::{Duration, Instant};
 
@@ -9,10 +9,12 @@ use pyo3::types::{PyBool, PyInt, PyString};
 
 use super::address::{from_any, integer};
 use super::errors::to_py;
+use super::options;
 use super::subflow::Subflow;
 use crate::announce;
 use crate::connection::{self, Connection, Which};
 use crate::open::{Opening, Request};
+use crate::subflow_options;
 
 /// How long a wait goes on before Python may run its signal handlers.
 const SIGNALS: Duration = Duration::from_millis(50);
@@ -140,4 +142,24 @@ pub fn remove_address(py: Python<'_>, connection: &dyn Connection, id: &Bound<'_
         ))
     })?;
     py.detach(|| announce::remove(connection, id)).map_err(|error| to_py(py, error))
+}
+
+pub fn get_option<'py>(
+    py: Python<'py>,
+    connection: &dyn Connection,
+    subflow: &Bound<'py, PyAny>,
+    level: &Bound<'py, PyAny>,
+    optname: &Bound<'py, PyAny>,
+    buflen: &Bound<'py, PyAny>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let subflow = options::subflow(subflow)?.get();
+    let option = options::option(level, optname)?;
+    let room = options::room(buflen)?;
+    let value = py.detach(|| subflow_options::get(connection, &subflow.data, option, room.bytes()));
+    room.result(py, value.map_err(|error| to_py(py, error))?)
+}
+
+pub fn set_options(py: Python<'_>, connection: &dyn Connection, options: &Bound<'_, PyAny>) -> PyResult<()> {
+    let changes = options::changes(options)?;
+    py.detach(|| subflow_options::set(connection, &changes)).map_err(|error| to_py(py, error))
 }

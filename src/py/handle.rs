@@ -4,10 +4,8 @@ use pyo3::prelude::*;
 
 use super::control;
 use super::errors::to_py;
-use super::options;
 use super::subflow::Subflow;
 use crate::connection::{self, ByDescriptor, PathManager};
-use crate::subflow_options;
 
 /// What a socket needs beside its descriptor. Every method gets the descriptor, which stays Python's.
 #[pyclass(frozen, module = "mptcp._core")]
@@ -99,15 +97,10 @@ impl Handle {
         optname: &Bound<'py, PyAny>,
         buflen: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let subflow = options::subflow(subflow)?.get();
-        let option = options::option(level, optname)?;
-        let room = options::room(buflen)?;
-        let value = py.detach(|| subflow_options::get(&self.0, fd, &subflow.data, option, room.bytes()));
-        room.result(py, value.map_err(|error| to_py(py, error))?)
+        control::get_option(py, &ByDescriptor { handle: &self.0, fd }, subflow, level, optname, buflen)
     }
 
     fn set_subflow_options(&self, py: Python<'_>, fd: i32, options: &Bound<'_, PyAny>) -> PyResult<()> {
-        let changes = options::changes(options)?;
-        py.detach(|| subflow_options::set(&self.0, fd, &changes)).map_err(|error| to_py(py, error))
+        control::set_options(py, &ByDescriptor { handle: &self.0, fd }, options)
     }
 }
