@@ -22,6 +22,10 @@ pub type Pair = (IpAddr, u16);
 #[derive(Debug, Default)]
 pub struct AddressIds {
     by_pair: HashMap<Pair, u8>,
+    /// Those of live subflows, by the kernel's subflow id: neither ever changes.
+    pub by_subflow: HashMap<u32, u8>,
+    /// The one that we used last.
+    last: u8,
     /// The addresses that this process announced.
     pub announced: HashMap<u8, Announced>,
 }
@@ -64,12 +68,18 @@ impl AddressIds {
         refused: impl Fn(&Failure) -> Error,
     ) -> Result<u8> {
         let mut last = None;
-        for round in 0..2 {
-            let listed = listed(namespace, token);
-            for id in candidates(pair, &listed, self, live) {
+        for round in 0..3 {
+            // The first try is made without the list, whose reading takes a good part of a local handshake's time.
+            let listed = if round == 0 { Vec::new() } else { listed(namespace, token) };
+            let candidates = if round == 0 {
+                Vec::from_iter(self.guess(pair, live))
+            } else {
+                candidates(pair, &listed, self, live)
+            };
+            for id in candidates {
                 match namespace.pm_command(&command(id))? {
                     Ok(()) => {
-                        self.by_pair.insert(pair, id);
+                        self.keep(pair, id);
                         return Ok(id);
                     }
                     Err(failure) if failure.errno == libc::EINVAL => {
@@ -82,12 +92,29 @@ impl AddressIds {
                 }
             }
             // All ids are taken, by pairs whose subflows failed or were lost, which the kernel keeps.
-            if round == 0 {
+            if round == 1 {
                 self.reclaim((namespace, token), &listed, live);
             }
         }
         let none_free = Failure { errno: libc::EINVAL, text: Some("no address id is free".to_owned()) };
         Err(refused(&last.unwrap_or(none_free)))
+    }
+
+    /// The id to try before the kernel's list is read: the pair's own, else the next that no live subflow has.
+    /// Nearly always right, and where it is not the kernel refuses it.
+    fn guess(&self, pair: Pair, live: &[(IpAddr, u8)]) -> Option<u8> {
+        let own = self.by_pair.get(&pair).copied();
+        let own = own.filter(|id| live.iter().all(|(ip, live)| live != id || *ip == pair.0));
+        let is_free = |id: &u8| !self.announced.contains_key(id) && live.iter().all(|(_, live)| live != id);
+        let mut next = (self.last..u8::MAX).map(|last| last + 1).chain(1..=self.last);
+        self.announced_id(pair).or(own).or_else(|| next.find(is_free))
+    }
+
+    /// Remembers an id that the kernel took for a pair, one to one as the kernel does.
+    fn keep(&mut self, pair: Pair, id: u8) {
+        self.by_pair.retain(|_, other| *other != id);
+        self.by_pair.insert(pair, id);
+        self.last = id;
     }
 
     /// Frees ids that no subflow uses. REMOVE sends RM_ADDR for them, which is harmless exactly because no subflow
@@ -172,6 +199,23 @@ mod tests {
     fn a_listed_pair_takes_its_own_id_only() {
         let ids = AddressIds::default();
         assert_eq!(candidates((A, 0), &[listed(7, 1), listed(0, 9)], &ids, &[]), [9]);
+    }
+
+    #[test]
+    fn the_guess_is_the_pairs_own_id_or_the_next_that_is_free() {
+        let mut ids = AddressIds::default();
+        assert_eq!(ids.guess((A, 5), &[(A, 0), (A, 1)]), Some(2));
+        ids.keep((A, 5), 2);
+        assert_eq!(ids.guess((A, 5), &[(A, 0), (A, 2)]), Some(2));
+        assert_eq!(ids.guess((A, 6), &[(A, 0)]), Some(3), "the last one may still be in the kernel's list");
+        let b = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 3, 1));
+        assert_eq!(ids.guess((A, 5), &[(b, 2)]), Some(3), "another process gave it to another address");
+        ids.keep((A, 6), 255);
+        assert_eq!(ids.guess((A, 7), &[(A, 1)]), Some(2));
+        let all: Vec<_> = (0..=255).map(|id| (A, id)).collect();
+        assert_eq!(ids.guess((A, 7), &all), None);
+        ids.keep((A, 8), 2);
+        assert_eq!(ids.by_pair.len(), 2, "an id has one pair");
     }
 
     #[test]

@@ -34,6 +34,20 @@ pub struct Subflow {
     pub entry: Option<Entry>,
 }
 
+impl Subflow {
+    pub fn new(token: u32, id: Option<u32>, reading: Reading, entry: Option<Entry>) -> Subflow {
+        Subflow {
+            token,
+            id,
+            // inet_diag knows the interface of a link-local address.
+            local: entry.map_or(reading.local, |entry| entry.tuple.local),
+            remote: entry.map_or(reading.remote, |entry| entry.tuple.remote),
+            tcp_info: reading.tcp_info,
+            entry,
+        }
+    }
+}
+
 /// What this process knows of one connection beyond what the kernel tells.
 #[derive(Debug)]
 pub struct Shared {
@@ -384,15 +398,7 @@ impl Handle {
             .into_iter()
             .zip(entries)
             .zip(ids)
-            .map(|((reading, entry), id)| Subflow {
-                token: shared.token,
-                id,
-                // inet_diag knows the interface of a link-local address.
-                local: entry.map_or(reading.local, |entry| entry.tuple.local),
-                remote: entry.map_or(reading.remote, |entry| entry.tuple.remote),
-                tcp_info: reading.tcp_info,
-                entry,
-            })
+            .map(|((reading, entry), id)| Subflow::new(shared.token, id, reading, entry))
             .collect())
     }
 }

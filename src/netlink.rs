@@ -5,8 +5,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use netlink_packet_core::{
-    DefaultNla, Emitable, NetlinkBuffer, NetlinkHeader, NlasIterator, NLMSG_DONE, NLMSG_ERROR, NLM_F_ACK,
-    NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP, NLM_F_REQUEST,
+    DefaultNla, Emitable, NetlinkBuffer, NetlinkHeader, NLMSG_DONE, NLMSG_ERROR, NLM_F_ACK, NLM_F_ACK_TLVS,
+    NLM_F_CAPPED, NLM_F_DUMP, NLM_F_REQUEST,
 };
 
 use crate::{sys, wire};
@@ -14,6 +14,7 @@ use crate::{sys, wire};
 const HEADER: usize = 16;
 const NLMSGERR_ATTR_MSG: u16 = 1;
 const NLA_F_NESTED: u16 = 1 << 15;
+const NLA_TYPE_MASK: u16 = 0x3fff;
 
 /// A request that the kernel refused, with the sentence of its extended acknowledgement where there is one.
 /// The sentence is for people: it changes between kernels, and nothing may be decided by it.
@@ -56,12 +57,15 @@ pub fn emit(attributes: &[DefaultNla]) -> Vec<u8> {
     bytes
 }
 
-/// The attributes in `bytes` as (type, value); ends at the first malformed one.
-pub fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    NlasIterator::new(bytes).map_while(|nla| {
-        let nla = nla.ok()?;
-        let (kind, length) = (nla.kind(), usize::from(nla.length()));
-        Some((kind, nla.into_inner().get(4..length)?))
+/// The attributes in `bytes` as (type, value); ends at the first malformed one. The crate's iterator would take
+/// 0.3 us more a reply.
+pub fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let length = usize::from(wire::u16(bytes, 0)?);
+        let kind = wire::u16(bytes, 2)? & NLA_TYPE_MASK;
+        let value = bytes.get(4..length)?;
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, value))
     })
 }
 
@@ -114,6 +118,10 @@ pub fn messages(mut datagram: &[u8]) -> impl Iterator<Item = Message<'_>> {
 }
 
 fn first_message(datagram: &[u8]) -> Option<(usize, Message<'_>)> {
+    // The end of the datagram, for which the crate would format an error message: 0.3 us.
+    if datagram.len() < HEADER {
+        return None;
+    }
     let buffer = NetlinkBuffer::new_checked(datagram).ok()?;
     let (sequence, flags, length) = (buffer.sequence_number(), buffer.flags(), buffer.length() as usize);
     let payload = datagram.get(HEADER..length)?;

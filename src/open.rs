@@ -27,6 +27,10 @@ use crate::uapi::{self, event, tcp_state};
 /// How long the events of a subflow that vanished may take to say why.
 const CAUSE: Duration = Duration::from_millis(500);
 
+/// How long to look without a pause: a wait takes the kernel's timer slack of 50 us at least, which is longer than
+/// most handshakes on one host.
+const BUSY: Duration = Duration::from_micros(300);
+
 /// What a caller asks for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Request {
@@ -97,9 +101,13 @@ pub struct Opening {
     _reader: Arc<Reader>,
     events: Arc<Subscription>,
     ends: Ends,
+    /// What was asked for, in the words of the errors.
+    name: String,
     state: State,
     /// The four-tuple that the kernel gave. Absent if the subflow was gone before it could be seen.
     tuple: Option<Tuple>,
+    /// What the look-up that showed the acceptance told.
+    accepted: Option<diag::Entry>,
     started: Instant,
     /// The SYN/ACK has come.
     answered: bool,
@@ -117,7 +125,12 @@ impl Opening {
             libc::EPERM => needs_net_admin("opening a subflow"),
             _ => error,
         })?;
+        let name = match ends.local.port() {
+            0 => format!("subflow {} -> {}", ends.local.ip(), ends.remote),
+            _ => format!("subflow {} -> {}", ends.local, ends.remote),
+        };
         Ok(Opening {
+            name,
             events: reader.subscribe(Some(shared.token)),
             _reader: reader,
             namespace,
@@ -125,6 +138,7 @@ impl Opening {
             ends,
             state: State::NotSent,
             tuple: None,
+            accepted: None,
             started: Instant::now(),
             answered: false,
             closed: None,
@@ -137,8 +151,9 @@ impl Opening {
             let outcome = match self.state {
                 State::NotSent if self.closed.is_some() => Err(self.cause()),
                 State::NotSent => match self.send(connection) {
+                    Ok(()) => self.look(),
                     // Not fully established: that may come.
-                    Ok(()) | Err(Error::Subflow { errno: libc::ENOTCONN, .. }) => Ok(false),
+                    Err(Error::Subflow { errno: libc::ENOTCONN, .. }) => Ok(false),
                     Err(error) => Err(error),
                 },
                 State::Sent => self.look(),
@@ -158,6 +173,10 @@ impl Opening {
             let now = Instant::now();
             if now >= until {
                 return Ok(false);
+            }
+            if self.state == State::Sent && self.started.elapsed() < BUSY {
+                std::thread::yield_now();
+                continue;
             }
             // Looking again costs microseconds: wait an eighth of the time that has passed, so that the delay
             // added to any handshake stays a small part of it.
@@ -182,27 +201,35 @@ impl Opening {
             let ends = Tuple { local: subflow.local, remote: subflow.remote, interface: 0 };
             self.tuple.is_some_and(|tuple| tuple.same_endpoints(&ends))
         };
-        connection.subflows()?.into_iter().find(is_it).ok_or_else(|| {
-            Error::subflow(
-                libc::ECONNABORTED,
-                format!("{} was accepted and closed again at once", self.name()),
-            )
+        let found = match self.accepted_as_seen(connection)? {
+            Some(subflow) => Some(subflow),
+            None => connection.subflows()?.into_iter().find(is_it),
+        };
+        found.ok_or_else(|| {
+            Error::subflow(libc::ECONNABORTED, format!("{} was accepted and closed again at once", self.name))
         })
+    }
+
+    /// The same without another look-up, where the kernel numbers the connection's subflows for us.
+    fn accepted_as_seen(&self, connection: &dyn Connection) -> Result<Option<Subflow>> {
+        let Some(entry) = self.accepted else { return Ok(None) };
+        let is_it = |reading: &Reading| {
+            let ends = Tuple { local: reading.local, remote: reading.remote, interface: 0 };
+            reading.id.is_some() && is_live(reading) && entry.tuple.same_endpoints(&ends)
+        };
+        let found = self.read(connection)?.into_iter().find(is_it);
+        Ok(found.map(|reading| Subflow::new(self.shared.token, reading.id, reading, Some(entry))))
     }
 
     /// The error of a deadline that has passed.
     pub fn timed_out(&mut self) -> Error {
         let message = match self.state {
             State::NotSent => return not_fully_established(),
-            _ if self.answered => format!("{}: the peer answered but did not accept it in time", self.name()),
-            _ => format!("{}: no answer in time; a filter on the path or a host that is down", self.name()),
+            _ if self.answered => format!("{}: the peer answered but did not accept it in time", self.name),
+            _ => format!("{}: no answer in time; a filter on the path or a host that is down", self.name),
         };
         self.abandon();
         Error::subflow(libc::ETIMEDOUT, message)
-    }
-
-    fn name(&self) -> String {
-        format!("subflow {} -> {}", self.ends.local, self.ends.remote)
     }
 
     /// SUBFLOW_CREATE with an address id of its own, and finding the new subflow in the connection's list.
@@ -211,8 +238,13 @@ impl Opening {
         let mut ids = lock(&shared.opening);
         let before = self.read(connection)?;
         self.create(&mut ids, &before)?;
-        let known: HashSet<_> = before.iter().map(|reading| (reading.local, reading.remote)).collect();
+        self.state = State::Sent;
         let ends = self.ends;
+        if ends.local.port() != 0 && ends.interface == 0 {
+            self.tuple = Some(Tuple { local: ends.local, remote: ends.remote, interface: 0 });
+            return Ok(());
+        }
+        let known: HashSet<_> = before.iter().map(|reading| (reading.local, reading.remote)).collect();
         let is_new = |reading: &&Reading| {
             !known.contains(&(reading.local, reading.remote))
                 && reading.local.ip() == ends.local.ip()
@@ -228,7 +260,6 @@ impl Opening {
         if let Some(tuple) = self.tuple {
             self.ends.local = tuple.local;
         }
-        self.state = State::Sent;
         Ok(())
     }
 
@@ -250,34 +281,48 @@ impl Opening {
         };
         let remote = pm::Address::new(self.ends.remote);
         let pair = (self.ends.local.ip(), self.ends.local.port());
-        let live = self.live(before)?;
+        let live = self.live(ids, before)?;
         let command = |id| pm::encode_create(token, &pm::Address { id, ..local }, &remote);
         let explain = || connection::explain_einval(&self.namespace, token, self.ends.local.ip(), 0);
         ids.choose((&self.namespace, token), pair, &live, command, explain, |failure| self.refused(failure))?;
         Ok(())
     }
 
-    /// The addresses and local ids of the live subflows.
-    fn live(&self, before: &[Reading]) -> Result<Vec<(IpAddr, u8)>> {
-        let tuples: Vec<Tuple> = before
-            .iter()
-            .filter(|reading| reading.tcp_info.state() != tcp_state::CLOSE)
-            .map(|reading| self.shared.tuple(reading.local, reading.remote))
-            .collect();
+    /// The addresses and local ids of the live subflows. Those that are new to us are looked up.
+    fn live(&self, ids: &mut AddressIds, before: &[Reading]) -> Result<Vec<(IpAddr, u8)>> {
+        ids.by_subflow.retain(|id, _| before.iter().any(|reading| reading.id == Some(*id)));
+        let (mut live, mut unknown) = (Vec::new(), Vec::new());
+        for reading in before.iter().filter(|reading| is_live(reading)) {
+            match reading.id.and_then(|id| ids.by_subflow.get(&id)) {
+                Some(local_id) => live.push((reading.local.ip().to_canonical(), *local_id)),
+                None => unknown.push(reading),
+            }
+        }
+        if unknown.is_empty() {
+            return Ok(live);
+        }
+        let tuples: Vec<Tuple> = unknown.iter().map(|r| self.shared.tuple(r.local, r.remote)).collect();
         let entries =
             diag::look_up(&mut lock(&self.namespace.diag), &tuples).map_err(connection::diag_failed)?;
-        let live =
-            |entry: diag::Entry| Some((entry.tuple.local.ip().to_canonical(), entry.subflow?.local_id));
-        Ok(entries.into_iter().flatten().filter_map(live).collect())
+        for (reading, entry) in unknown.into_iter().zip(entries) {
+            let ours = |subflow: &diag::Ulp| subflow.token == self.shared.token;
+            let Some(subflow) = entry.and_then(|entry| entry.subflow).filter(ours) else { continue };
+            live.push((reading.local.ip().to_canonical(), subflow.local_id));
+            if let Some(id) = reading.id {
+                ids.by_subflow.insert(id, subflow.local_id);
+            }
+        }
+        Ok(live)
     }
 
     /// The error of a SUBFLOW_CREATE that failed at once.
     fn refused(&self, failure: &Failure) -> Error {
-        let name = self.name();
+        let name = &self.name;
         match failure.errno {
             libc::EPERM => needs_net_admin("opening a subflow"),
             libc::ENOTCONN => not_fully_established(),
             libc::EADDRNOTAVAIL => connection::not_local(self.ends.local.ip()),
+            libc::EINVAL if address::is_link_local(self.ends.remote.ip()) => cannot_bind(),
             libc::EADDRINUSE => Error::subflow(
                 libc::EADDRINUSE,
                 format!(
@@ -300,7 +345,11 @@ impl Opening {
             let token = self.shared.token;
             if let Some(entry) = entry.filter(|entry| entry.state != tcp_state::CLOSE) {
                 if let Some(subflow) = entry.subflow.filter(|subflow| subflow.token == token) {
-                    return Ok(subflow.fully_established());
+                    if self.ends.interface != 0 && entry.tuple.interface != self.ends.interface {
+                        return Err(cannot_bind());
+                    }
+                    self.accepted = subflow.fully_established().then_some(entry);
+                    return Ok(self.accepted.is_some());
                 }
             }
         }
@@ -336,7 +385,7 @@ impl Opening {
 
     /// Why the subflow is gone.
     fn cause(&self) -> Error {
-        let name = self.name();
+        let name = &self.name;
         let Some(closed) = &self.closed else {
             let message = format!("{name} was closed before the peer accepted it, and no event said why");
             return Error::subflow(libc::ECONNABORTED, message);
@@ -393,6 +442,10 @@ impl Drop for Opening {
     }
 }
 
+fn is_live(reading: &Reading) -> bool {
+    reading.tcp_info.state() != tcp_state::CLOSE
+}
+
 /// Fills in what a request leaves open.
 fn ends(namespace: &Namespace, request: &Request, peer: SocketAddr) -> Result<Ends> {
     let given_remote = request.remote.as_ref();
@@ -442,6 +495,11 @@ fn ends(namespace: &Namespace, request: &Request, peer: SocketAddr) -> Result<En
     };
     let remote = SocketAddr::new(remote_ip, remote_port.unwrap_or(peer.port()));
     Ok(Ends { local, remote, interface, backup: request.backup })
+}
+
+/// Older kernels (6.1) leave MPTCP_PM_ADDR_ATTR_IF_IDX aside without a word.
+fn cannot_bind() -> Error {
+    Error::unsupported("this kernel does not bind subflows to an interface under the userspace path manager")
 }
 
 /// MPTCP_RST_* by the words of RFC 8684, section 3.6.

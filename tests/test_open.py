@@ -66,7 +66,11 @@ def test_a_backup(connection: Connection) -> None:
 
 def test_bound_to_an_interface(connection: Connection) -> None:
     name = connection.paths[1].interface(connection.client)
-    opened = connection.sock.open_subflow(None, connection.second[1], interface=name)
+    try:
+        opened = connection.sock.open_subflow(None, connection.second[1], interface=name)
+    except mptcp.UnsupportedError as error:
+        assert len(connection.sock.subflows()) == 1
+        pytest.skip(str(error))
     assert opened is not None
     assert opened.local[0] == connection.second[0]
     assert opened.cookie, "an exact look-up finds a bound subflow"

@@ -109,7 +109,11 @@ def test_link_local_addresses_keep_their_interface(mptcp_two_paths: TwoPaths) ->
         host.run(address, check=True)
     with connected(client, server, paths, socket.AF_INET6) as made:
         interface = paths[1].interface(client)
-        opened = made.sock.open_subflow("fe80::a:1%" + interface, "fe80::a:2%" + interface)
+        try:
+            opened = made.sock.open_subflow("fe80::a:1%" + interface, "fe80::a:2%" + interface)
+        except mptcp.UnsupportedError as error:
+            assert len(made.sock.subflows()) == 1
+            pytest.skip(str(error))
         assert opened is not None
         assert opened.local[0] == "fe80::a:1"
         assert opened.local[3] == opened.remote[3] != 0
@@ -133,7 +137,8 @@ def test_more_subflows_than_a_byte_counts(connection: Connection) -> None:
 def test_ghosts_are_left_out(connection: Connection) -> None:
     opened = connection.sock.open_subflow(*connection.second)
     connection.sock.close_subflow(1)
-    assert connection.sock.subflows() == [opened]
+    # The initial subflow ends by a FIN, which has to be answered.
+    assert eventually(lambda: connection.sock.subflows() == [opened])
     assert eventually(lambda: len(connection.peer.subflows()) == 1)
     exchange(connection.sock, connection.peer)
 

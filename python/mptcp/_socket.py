@@ -216,8 +216,9 @@ class Socket(socket.socket):
         look-ups. Needs CAP_NET_ADMIN in the user namespace that owns the Socket's network namespace.
 
         Raises SubflowError with the cause, see there: nothing is left of the subflow, and the connection is as it
-        was. PathManagerError under the in-kernel path manager, NotMultipathError, PermissionError. TypeError and
-        ValueError, before any system call, for what cannot be an endpoint.
+        was. PathManagerError under the in-kernel path manager, NotMultipathError, PermissionError, UnsupportedError for
+        an interface on a kernel that binds no subflows (6.1). TypeError and ValueError, before any system call, for
+        what cannot be an endpoint.
         """
         return self._handle.open_subflow(self.fileno(), self, local, remote, bool(backup), interface, timeout)
 

@@ -1,7 +1,8 @@
 //! `struct mptcp_info` and `struct tcp_info` as Python objects with one attribute a field.
 
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyDict, PyString};
 
 use crate::{info, tcp_info};
 
@@ -20,9 +21,14 @@ macro_rules! getters {
 
             /// The fields by name, in the structure's order; those that this kernel lacks are None.
             fn asdict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+                // The names are made once: making them anew would take most of the time.
+                static NAMES: PyOnceLock<Vec<Py<PyString>>> = PyOnceLock::new();
+                let names = NAMES.get_or_init(py, || {
+                    $module::FIELDS.iter().map(|field| PyString::intern(py, field.name).unbind()).collect()
+                });
                 let fields = PyDict::new(py);
-                for field in $module::FIELDS {
-                    fields.set_item(field.name, field.read(self.0.bytes()))?;
+                for (name, field) in names.iter().zip($module::FIELDS) {
+                    fields.set_item(name, field.read(self.0.bytes()))?;
                 }
                 Ok(fields)
             }
