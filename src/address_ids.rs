@@ -9,10 +9,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::namespace::Namespace;
 use crate::netlink::Failure;
 use crate::pm;
-use crate::reader::{lock, Reader};
+use crate::pm_socket::PmSocket;
+use crate::reader::Reader;
 use crate::uapi;
 
 /// A local address and port, 0 for any port.
@@ -60,7 +60,7 @@ impl AddressIds {
     /// is another, and is asked once. `refused` makes the error of any other failure.
     pub fn choose(
         &mut self,
-        (namespace, token): (&Namespace, u32),
+        (socket, token): (&PmSocket, u32),
         pair: Pair,
         live: &[(IpAddr, u8)],
         command: impl Fn(u8) -> Vec<u8>,
@@ -70,14 +70,15 @@ impl AddressIds {
         let mut last = None;
         for round in 0..3 {
             // The first try is made without the list, whose reading takes a good part of a local handshake's time.
-            let listed = if round == 0 { Vec::new() } else { listed(namespace, token) };
+            let listed =
+                if round == 0 { Vec::new() } else { socket.local_addresses(token)?.unwrap_or_default() };
             let candidates = if round == 0 {
                 Vec::from_iter(self.guess(pair, live))
             } else {
                 candidates(pair, &listed, self, live)
             };
             for id in candidates {
-                match namespace.pm_command(&command(id))? {
+                match socket.command(&command(id))? {
                     Ok(()) => {
                         self.keep(pair, id);
                         return Ok(id);
@@ -93,7 +94,7 @@ impl AddressIds {
             }
             // All ids are taken, by pairs whose subflows failed or were lost, which the kernel keeps.
             if round == 1 {
-                self.reclaim((namespace, token), &listed, live);
+                self.reclaim((socket, token), &listed, live);
             }
         }
         let none_free = Failure { errno: libc::EINVAL, text: Some("no address id is free".to_owned()) };
@@ -119,12 +120,7 @@ impl AddressIds {
 
     /// Frees ids that no subflow uses. REMOVE sends RM_ADDR for them, which is harmless exactly because no subflow
     /// uses them and they were never announced.
-    fn reclaim(
-        &mut self,
-        (namespace, token): (&Namespace, u32),
-        listed: &[pm::Address],
-        live: &[(IpAddr, u8)],
-    ) {
+    fn reclaim(&mut self, (socket, token): (&PmSocket, u32), listed: &[pm::Address], live: &[(IpAddr, u8)]) {
         let announced = |id: u8| {
             // The kernel keeps the flags of the pair's first use, which may have been a subflow.
             let signal =
@@ -135,24 +131,10 @@ impl AddressIds {
         let known = self.by_pair.values().copied().chain(listed.iter().map(|address| address.id));
         let unused: HashSet<u8> = known.filter(|id| !in_use(*id)).collect();
         for id in &unused {
-            let _ = namespace.pm_command(&pm::encode_remove(token, *id));
+            let _ = socket.command(&pm::encode_remove(token, *id));
         }
         self.by_pair.retain(|_, id| !unused.contains(id));
     }
-}
-
-/// The connection's list of local addresses. Empty on kernels that cannot tell.
-fn listed(namespace: &Namespace, token: u32) -> Vec<pm::Address> {
-    let mut listed = Vec::new();
-    if let Ok(family) = namespace.family() {
-        let request = pm::encode_get_addr(token);
-        // A refusal means the in-kernel path manager, which the command itself will tell.
-        let _ = lock(&namespace.pm).dump(family.id, &request, |payload| {
-            // The kernel takes an IPv4 address and its IPv4-mapped form for the same.
-            listed.extend(pm::decode_get_addr(payload).map(|a| pm::Address { ip: a.ip.to_canonical(), ..a }));
-        });
-    }
-    listed
 }
 
 /// The ids to try for an address and port, best first.

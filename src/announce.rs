@@ -74,7 +74,7 @@ pub fn announce(connection: &dyn Connection, address: &Endpoint) -> Result<u8> {
     let announced =
         pm::Address { flags: uapi::pm::FLAG_SIGNAL, ..pm::Address::new(SocketAddr::new(ip, address.port)) };
     let id = ids.choose(
-        (&namespace, token),
+        (&namespace.pm, token),
         (ip, address.port),
         &live_ids(&subflows),
         |id| pm::encode_announce(token, &pm::Address { id, ..announced }),
@@ -110,12 +110,12 @@ pub fn remove(connection: &dyn Connection, id: u8) -> Result<()> {
             ),
         ));
     }
-    let remove = || namespace.pm_command(&pm::encode_remove(shared.token, id));
+    let remove = || namespace.pm.command(&pm::encode_remove(shared.token, id));
     let mut removed = remove()?;
     if let (Err(Failure { errno: libc::EINVAL, .. }), Some(announced)) = (&removed, ids.announced.get(&id)) {
         // SUBFLOW_DESTROY of a subflow at that address took it out of the kernel's list, and told the peer nothing.
         // Only ANNOUNCE puts it back.
-        if namespace.pm_command(&pm::encode_announce(shared.token, &announced.address))?.is_ok() {
+        if namespace.pm.command(&pm::encode_announce(shared.token, &announced.address))?.is_ok() {
             removed = remove()?;
         }
     }

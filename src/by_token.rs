@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::connection::{diag_failed, latched, Connection, PathManager, Shared, Subflow};
+use crate::connection::{diag_failed, latched, Connection, PathManager, Subflow};
 use crate::diag::{self, Entry};
 use crate::error::{Error, Result};
 use crate::fields::Field;
@@ -14,6 +14,7 @@ use crate::info::{self, Info};
 use crate::namespace::Namespace;
 use crate::netlink::{Channel, Failure};
 use crate::reader::lock;
+use crate::shared::Shared;
 use crate::subflow::Reading;
 use crate::tcp_info::{self, TcpInfo};
 use crate::uapi::{self, tcp_state};

@@ -1,14 +1,11 @@
 //! What can be asked of one connection, and how it is read through its descriptor. [`crate::by_token`] reads one
 //! of which there is no descriptor.
 
-use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
 
-use crate::address_ids::AddressIds;
 use crate::diag::{self, Entry, Tuple};
 use crate::error::{Error, Result};
 use crate::info::{self, Info};
@@ -17,6 +14,7 @@ use crate::netlink::Failure;
 use crate::pm;
 use crate::reader::{lock, Reader};
 use crate::route;
+use crate::shared::Shared;
 use crate::subflow::{self, FullInfo, Reading};
 use crate::sys;
 use crate::tcp_info::{self, TcpInfo};
@@ -45,63 +43,6 @@ impl Subflow {
             tcp_info: reading.tcp_info,
             entry,
         }
-    }
-}
-
-/// What this process knows of one connection beyond what the kernel tells.
-#[derive(Debug)]
-pub struct Shared {
-    pub token: u32,
-    /// When this process first heard of it.
-    pub since: Instant,
-    /// Held while a subflow is created, and while its place in the list is found.
-    pub opening: Mutex<AddressIds>,
-    ordinals: Mutex<Ordinals>,
-    /// The interfaces of bound subflows, which an exact look-up has to name.
-    pub interfaces: Mutex<HashMap<(SocketAddr, SocketAddr), u32>>,
-}
-
-/// Subflow ids for kernels that have none: a count in order of appearance, kept by cookie.
-#[derive(Debug, Default)]
-struct Ordinals {
-    last: u32,
-    by_cookie: HashMap<u64, u32>,
-}
-
-impl Shared {
-    pub fn new(token: u32) -> Shared {
-        Shared {
-            token,
-            since: Instant::now(),
-            opening: Mutex::default(),
-            ordinals: Mutex::default(),
-            interfaces: Mutex::default(),
-        }
-    }
-
-    /// Our ids of the subflows with these cookies. Those that are not among them are forgotten: a cookie is never
-    /// used again, and neither is the count.
-    pub fn ordinals(&self, entries: &[Option<Entry>]) -> Vec<Option<u32>> {
-        let mut ordinals = lock(&self.ordinals);
-        let Ordinals { last, by_cookie } = &mut *ordinals;
-        let ids = entries.iter().map(|entry| {
-            entry.map(|entry| {
-                *by_cookie.entry(entry.cookie).or_insert_with(|| {
-                    *last += 1;
-                    *last
-                })
-            })
-        });
-        let ids = ids.collect();
-        if by_cookie.len() > 2 * entries.len() {
-            by_cookie.retain(|cookie, _| entries.iter().flatten().any(|entry| entry.cookie == *cookie));
-        }
-        ids
-    }
-
-    pub fn tuple(&self, local: SocketAddr, remote: SocketAddr) -> Tuple {
-        let interface = lock(&self.interfaces).get(&(local, remote)).copied().unwrap_or(0);
-        Tuple { local, remote, interface }
     }
 }
 
@@ -428,7 +369,7 @@ pub fn close_subflow(connection: &dyn Connection, which: Which, force: bool) -> 
     let (subflow, live) = find(connection, which)?;
     let namespace = connection.namespace()?;
     let ends = (pm::Address::new(subflow.local), pm::Address::new(subflow.remote));
-    match namespace.pm_command(&pm::encode_destroy(subflow.token, &ends.0, &ends.1))? {
+    match namespace.pm.command(&pm::encode_destroy(subflow.token, &ends.0, &ends.1))? {
         Ok(()) => return Ok(()),
         Err(failure) => match failure.errno {
             libc::ESRCH => return Err(gone(which)),
@@ -465,7 +406,7 @@ pub fn set_backup(connection: &dyn Connection, which: Which, backup: bool) -> Re
     let flags = if backup { uapi::pm::FLAG_BACKUP } else { 0 };
     let local = pm::Address { flags, ..pm::Address::new(subflow.local) };
     let remote = pm::Address::new(subflow.remote);
-    let Err(failure) = namespace.pm_command(&pm::encode_set_flags(subflow.token, &local, &remote))? else {
+    let Err(failure) = namespace.pm.command(&pm::encode_set_flags(subflow.token, &local, &remote))? else {
         return Ok(());
     };
     match failure.errno {
@@ -534,10 +475,8 @@ pub fn latched(namespace: &Namespace, token: u32) -> Result<PathManager> {
         Err(error) if error.errno() == libc::EPERM => {
             // Without privilege: GET_ADDR minds the token since 6.10, and refuses one that is not under the userspace
             // path manager as it refuses 0, which is nobody's.
-            let family = namespace.family()?;
-            let get_addr =
-                |token| lock(&namespace.pm).dump(family.id, &pm::encode_get_addr(token), |_| {}).is_ok();
-            match (get_addr(token), get_addr(0)) {
+            let tells = |token| namespace.pm.local_addresses(token).map(|addresses| addresses.is_ok());
+            match (tells(token)?, tells(0)?) {
                 (_, true) => Err(error),
                 (true, false) => Ok(PathManager::Userspace),
                 (false, false) => Ok(PathManager::Kernel),
@@ -550,7 +489,7 @@ pub fn latched(namespace: &Namespace, token: u32) -> Result<PathManager> {
 /// The part of `latched` that needs CAP_NET_ADMIN and works on every kernel.
 pub fn latched_of_token(namespace: &Namespace, token: u32) -> Result<PathManager> {
     let nobody = pm::Address::new(SocketAddr::from(([127, 0, 0, 1], 1)));
-    match namespace.pm_command(&pm::encode_destroy(token, &nobody, &nobody))?.map_err(|failure| failure.errno)
+    match namespace.pm.command(&pm::encode_destroy(token, &nobody, &nobody))?.map_err(|failure| failure.errno)
     {
         Err(libc::EINVAL) => Ok(PathManager::Kernel),
         Err(libc::EPERM) => Err(needs_net_admin("telling a connection's path manager on this kernel")),
@@ -638,20 +577,6 @@ mod tests {
             assert_eq!(rtt(a), rtt(b));
             assert_eq!(a.tcp_info.bytes().len(), b.tcp_info.bytes().len());
         }
-    }
-
-    #[test]
-    fn our_own_ids_count_appearances_and_are_never_used_again() {
-        let shared = Shared::new(1);
-        let entry = |cookie| {
-            let local = SocketAddr::from(([10, 0, 0, 1], 1));
-            let tuple = Tuple { local, remote: local, interface: 0 };
-            Some(Entry { tuple, state: 1, cookie, uid: 0, inode: 0, cgroup: None, subflow: None })
-        };
-        assert_eq!(shared.ordinals(&[entry(50), entry(40)]), [Some(1), Some(2)]);
-        assert_eq!(shared.ordinals(&[entry(40), None, entry(60)]), [Some(2), None, Some(3)]);
-        assert_eq!(shared.ordinals(&[entry(40)]), [Some(2)]);
-        assert_eq!(shared.ordinals(&[entry(70), entry(40)]), [Some(4), Some(2)]);
     }
 
     #[test]

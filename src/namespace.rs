@@ -9,13 +9,13 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
-use crate::connection::Shared;
 use crate::error::{Error, Result};
-use crate::netlink::{Channel, Failure};
-use crate::pm;
+use crate::netlink::Channel;
+use crate::pm_socket::PmSocket;
 use crate::reader::{lock, Reader};
+use crate::shared::Shared;
 use crate::sys::{self, Wanted};
 use crate::uapi;
 
@@ -43,7 +43,7 @@ pub struct Namespace {
     pub diag: Mutex<Channel>,
     /// For what waits for a connection's lock, which nobody who reads without it shall wait for.
     pub diag_of_connections: Mutex<Channel>,
-    pub pm: Mutex<Channel>,
+    pub pm: PmSocket,
     pub route: Mutex<Channel>,
     events: Arc<socket2::Socket>,
     reader: Mutex<Weak<Reader>>,
@@ -180,7 +180,7 @@ impl Namespace {
             process: std::process::id(),
             diag: channel(diag)?,
             diag_of_connections: channel(diag_of_connections)?,
-            pm: channel(pm)?,
+            pm: PmSocket::new(pm.and_then(Channel::new).map_err(failed)?),
             route: channel(route)?,
             events: Arc::new(events),
             reader: Mutex::default(),
@@ -196,30 +196,9 @@ impl Namespace {
         self.process == std::process::id()
     }
 
-    /// The numbers of the generic netlink family `mptcp_pm`.
-    pub fn family(&self) -> Result<pm::Family> {
-        static FAMILY: OnceLock<pm::Family> = OnceLock::new();
-        if let Some(family) = FAMILY.get() {
-            return Ok(*family);
-        }
-        match pm::resolve(&mut lock(&self.pm)) {
-            Ok(family) => Ok(*FAMILY.get_or_init(|| family)),
-            Err(failure) if failure.errno == libc::ENOENT => Err(Error::unsupported(
-                "this kernel has no generic netlink family mptcp_pm (CONFIG_MPTCP, Linux 5.19 for its commands)",
-            )),
-            Err(failure) => Err(Error::os(failure.errno, format!("CTRL_CMD_GETFAMILY: {}", failure.describe()))),
-        }
-    }
-
-    /// Sends a command of `mptcp_pm`.
-    pub fn pm_command(&self, payload: &[u8]) -> Result<std::result::Result<(), Failure>> {
-        let family = self.family()?;
-        Ok(lock(&self.pm).command(family.id, payload))
-    }
-
     /// The subscription to this namespace's events: one a process, kept while somebody holds it.
     pub fn reader(&self) -> Result<Arc<Reader>> {
-        let group = self.family()?.event_group;
+        let group = self.pm.family()?.event_group;
         let mut reader = lock(&self.reader);
         if let Some(running) = reader.upgrade() {
             return Ok(running);

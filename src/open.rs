@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::address::{self, Endpoint, Scope};
 use crate::address_ids::AddressIds;
-use crate::connection::{self, needs_net_admin, not_fully_established, Connection, Shared, Subflow};
+use crate::connection::{self, needs_net_admin, not_fully_established, Connection, Subflow};
 use crate::diag::{self, Tuple};
 use crate::error::{describe, Error, Result};
 use crate::event::Event;
@@ -21,6 +21,7 @@ use crate::netlink::Failure;
 use crate::pm;
 use crate::reader::{lock, Notice, Reader, Subscription};
 use crate::route;
+use crate::shared::Shared;
 use crate::subflow::Reading;
 use crate::uapi::{self, event, tcp_state};
 
@@ -284,7 +285,9 @@ impl Opening {
         let live = self.live(ids, before)?;
         let command = |id| pm::encode_create(token, &pm::Address { id, ..local }, &remote);
         let explain = || connection::explain_einval(&self.namespace, token, self.ends.local.ip(), 0);
-        ids.choose((&self.namespace, token), pair, &live, command, explain, |failure| self.refused(failure))?;
+        ids.choose((&self.namespace.pm, token), pair, &live, command, explain, |failure| {
+            self.refused(failure)
+        })?;
         Ok(())
     }
 
@@ -422,7 +425,7 @@ impl Opening {
         if let (State::Sent, Some(tuple)) = (self.state, self.tuple) {
             let (local, remote) = (pm::Address::new(tuple.local), pm::Address::new(tuple.remote));
             let destroyed =
-                self.namespace.pm_command(&pm::encode_destroy(self.shared.token, &local, &remote));
+                self.namespace.pm.command(&pm::encode_destroy(self.shared.token, &local, &remote));
             // Its event is taken here, lest it be mistaken for the end of another one from the same port.
             let deadline = Instant::now() + CAUSE;
             while matches!(destroyed, Ok(Ok(()))) && self.closed.is_none() {
