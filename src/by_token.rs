@@ -239,7 +239,10 @@ impl ByToken {
     }
 
     /// What was read of its subflows, unless they say that it fell back. Takes note of their interfaces.
-    fn still_multipath(&self, subflows: Vec<(Entry, TcpInfo)>) -> Result<Vec<(Entry, TcpInfo)>> {
+    /// Those that were closed are left out, but of a connection whose owner is gone, which sends what it has on them.
+    fn still_multipath(&self, mut subflows: Vec<(Entry, TcpInfo)>) -> Result<Vec<(Entry, TcpInfo)>> {
+        let owned = subflows.iter().any(|(entry, _)| entry.inode != 0);
+        subflows.retain(|(entry, _)| !(owned && entry.is_orphan()));
         if subflows.iter().any(|(entry, _)| entry.subflow.is_some_and(|subflow| subflow.fell_back())) {
             return Err(self.fell_back());
         }

@@ -56,6 +56,14 @@ pub struct Entry {
     pub subflow: Option<Ulp>,
 }
 
+impl Entry {
+    /// A subflow that was closed while its connection goes on: it has no owner any more, and waits for the other end's
+    /// last segments. Of a connection that has no owner itself this says nothing.
+    pub fn is_orphan(&self) -> bool {
+        self.inode == 0 && tcp_state::FIN_SENT.contains(&self.state)
+    }
+}
+
 /// The MPTCP part, INET_ULP_INFO_MPTCP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ulp {

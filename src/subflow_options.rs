@@ -115,7 +115,8 @@ fn request(subflow: &Subflow, option: SocketOption, action: Action) -> Request {
 }
 
 fn is_same(entry: &Entry, subflow: &Subflow) -> bool {
-    entry.cookie == cookie(subflow) && entry.subflow.is_some_and(|found| found.token == subflow.token)
+    let is_of_connection = entry.subflow.is_some_and(|found| found.token == subflow.token);
+    entry.cookie == cookie(subflow) && is_of_connection && !entry.is_orphan()
 }
 
 fn diag_failed(failure: Failure) -> Error {

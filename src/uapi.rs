@@ -74,6 +74,8 @@ pub mod tcp_state {
     pub const TIME_WAIT: u8 = 6;
     pub const CLOSE: u8 = 7;
     pub const LISTEN: u8 = 10;
+    /// FIN_WAIT1, FIN_WAIT2, LAST_ACK and CLOSING: our FIN is sent.
+    pub const FIN_SENT: [u8; 4] = [4, 5, 9, 11];
     pub const NEW_SYN_RECV: u8 = 12;
     pub const NAMES: [&str; 13] = [
         "UNKNOWN",
