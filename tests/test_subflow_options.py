@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import itertools
 import json
 import multiprocessing
 import os
@@ -645,15 +646,20 @@ def test_among_two_thousand_others(pair: Pair) -> None:
 def test_subflows_that_come_and_go(pair: Pair) -> None:
     """A subflow that closes in between is ENOTCONN, and never another one that has its ends now."""
     local, remote = pair.made.second
-    stop = threading.Event()
+    stop, tried = threading.Event(), threading.Event()
     outcomes: dict[str, int] = {"set": 0, "closed": 0}
     current: list[mptcp.Subflow] = [pair.second]
 
     def churn() -> None:
-        while not stop.is_set():
+        """Every second one is closed in the middle of whatever goes on, the others after an attempt on them."""
+        for wait in itertools.cycle((False, True)):
+            if stop.is_set():
+                return
             opened = pair.sock.open_subflow(local, remote)
-            assert opened is not None
             current[0] = opened
+            if wait:
+                tried.clear()
+                tried.wait(5)
             opened.close()
 
     churner = threading.Thread(target=churn)
@@ -667,12 +673,14 @@ def test_subflows_that_come_and_go(pair: Pair) -> None:
             if error.errno != errno.ENOTCONN:
                 raise
             outcomes["closed"] += 1
+        tried.set()
         return outcomes["closed"] > 20 and outcomes["set"] > 5
 
     try:
         assert eventually(both_seen, 30), outcomes
     finally:
         stop.set()
+        tried.set()
         churner.join()
     assert pair.first.getsockopt(TCP, socket.TCP_USER_TIMEOUT) == 0
 
