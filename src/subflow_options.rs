@@ -10,11 +10,11 @@ use std::sync::Arc;
 
 use crate::bpf::program::MAX_VALUE;
 use crate::bpf::{self, Action, Outcome, Request};
-use crate::connection::{Connection, Subflow};
+use crate::connection::{diag_failed, Connection, Subflow};
 use crate::diag::{self, Attributes, Entry};
 use crate::error::{describe, Error, Result};
 use crate::namespace::Namespace;
-use crate::netlink::{Channel, Failure};
+use crate::netlink::Channel;
 use crate::reader::lock;
 use crate::socket_option::{self, SocketOption, Source, SO_RCVLOWAT, TCP_CONGESTION};
 use crate::sys::{self, Wanted};
@@ -117,10 +117,6 @@ fn request(subflow: &Subflow, option: SocketOption, action: Action) -> Request {
 fn is_same(entry: &Entry, subflow: &Subflow) -> bool {
     let is_of_connection = entry.subflow.is_some_and(|found| found.token == subflow.token);
     entry.cookie == cookie(subflow) && is_of_connection && !entry.is_orphan()
-}
-
-fn diag_failed(failure: Failure) -> Error {
-    Error::os(failure.errno, format!("inet_diag: {}", failure.describe()))
 }
 
 /// What inet_diag tells of a subflow's options; `None` if it is gone.
