@@ -13,6 +13,7 @@ pub mod bpf;
 pub mod by_token;
 pub mod connection;
 pub mod diag;
+pub mod enhanced_api;
 pub mod error;
 pub mod event;
 mod fields;
