@@ -29,6 +29,7 @@ pub mod shared;
 pub mod socket_option;
 pub mod subflow;
 pub mod subflow_options;
+pub mod supervisor;
 pub mod sys;
 pub mod tcp_info;
 pub mod uapi;

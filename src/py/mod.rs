@@ -8,6 +8,7 @@ mod handle;
 mod options;
 mod structs;
 mod subflow;
+mod supervisor;
 
 use pyo3::prelude::*;
 
@@ -44,6 +45,8 @@ mod _core {
     use super::structs::{Info, TcpInfo};
     #[pymodule_export]
     use super::subflow::Subflow;
+    #[pymodule_export]
+    use super::supervisor::{run_program, supervised_signals};
 
     #[pyfunction]
     #[pyo3(signature = (family, r#type, proto, path_manager))]
