@@ -69,7 +69,7 @@ mod tests {
         let cookies: Vec<u64> = (1..=300).collect();
         let mut ids = SubIds::default();
         let assigned = ids.assign(&cookies);
-        assert!(assigned[..255].iter().zip(1u8..).all(|(id, expected)| *id == Some(expected)));
+        assert!(assigned[..255].iter().zip(1u8..=255).all(|(id, expected)| *id == Some(expected)));
         assert!(assigned[255..].iter().all(Option::is_none));
         assert_eq!(ids.assign(&cookies), assigned);
     }

@@ -11,7 +11,7 @@ use super::codec::{self, How, SubStatus, SubTuple};
 use super::{Call, Layout, Name};
 use crate::address::{Endpoint, Scope};
 use crate::bpf::program::MAX_VALUE;
-use crate::connection::{self, Connection, Subflow, Which};
+use crate::connection::{self, ByDescriptor, Connection, Subflow, Which};
 use crate::error::{Error, Result};
 use crate::open::{Opening, Request};
 use crate::reader::lock;
@@ -111,6 +111,38 @@ pub fn serve_set(connection: &dyn Connection, caller: &dyn Caller, call: Call, i
         Name::SubSetsockopt => sub_setsockopt(connection, caller, &shared, input).map_err(of_a_call),
         _ => Err(wrong_direction()),
     }
+}
+
+/// getsockopt(IPPROTO_TCP) on any descriptor, with the whole buffer at hand.
+pub fn getsockopt(
+    connection: &ByDescriptor<'_>,
+    caller: &dyn Caller,
+    call: Call,
+    optname: i32,
+    buffer: &[u8],
+) -> Result<Reply> {
+    let failed = |error| Error::call("getsockopt", &error);
+    if is_tcp(connection.fd).map_err(failed)? {
+        return serve_get(connection, caller, call, buffer, buffer.len());
+    }
+    let mut bytes = buffer.to_vec();
+    let length = sys::getsockopt(connection.fd, libc::IPPROTO_TCP, optname, &mut bytes).map_err(failed)?;
+    Ok(Reply { bytes, length })
+}
+
+/// setsockopt(IPPROTO_TCP) on any descriptor.
+pub fn setsockopt(
+    connection: &ByDescriptor<'_>,
+    caller: &dyn Caller,
+    call: Call,
+    optname: i32,
+    buffer: &[u8],
+) -> Result<()> {
+    let failed = |error| Error::call("setsockopt", &error);
+    if is_tcp(connection.fd).map_err(failed)? {
+        return serve_set(connection, caller, call, buffer);
+    }
+    sys::setsockopt(connection.fd, libc::IPPROTO_TCP, optname, buffer).map_err(failed)
 }
 
 fn wrong_direction() -> Error {
@@ -294,10 +326,24 @@ fn sub_setsockopt(
     })?;
     let mut value = vec![0; length];
     caller.read(request.optval, &mut value).map_err(|error| memory("optval", &error))?;
+    let value = as_the_kernel_takes_it(option, value);
     caller.may_set(&subflow, option, &value)?;
     let change = Change { subflow, option, value };
     change.check()?;
     subflow_options::set(connection, &[change]).map_err(of_a_subflow(request.id))
+}
+
+/// setsockopt takes the first bytes of a longer buffer for an integer, and at level IPPROTO_IP a char for one too; BPF
+/// takes an int only.
+fn as_the_kernel_takes_it(option: SocketOption, mut value: Vec<u8>) -> Vec<u8> {
+    let int = size_of::<libc::c_int>();
+    if !option.is_name() && value.len() > int {
+        value.truncate(int);
+    }
+    if option.level == libc::IPPROTO_IP && (1..int).contains(&value.len()) {
+        value = libc::c_int::from(value[0]).to_ne_bytes().to_vec();
+    }
+    value
 }
 
 fn memory(pointer: &str, error: &io::Error) -> Error {

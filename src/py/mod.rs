@@ -3,6 +3,7 @@
 mod address;
 mod connection;
 mod control;
+mod enhanced_api;
 mod errors;
 mod handle;
 mod options;
@@ -39,6 +40,8 @@ mod _core {
 
     #[pymodule_export]
     use super::connection::ByToken;
+    #[pymodule_export]
+    use super::enhanced_api::{enhanced_getsockopt, enhanced_setsockopt};
     #[pymodule_export]
     use super::handle::Handle;
     #[pymodule_export]
