@@ -233,10 +233,10 @@ def check_control(paths: Paths, command: list[str], opened: tuple[str, str]) -> 
         assert set(told.values()) == tuples(client)
         assert told[new] == opened
         # The kernel's own TCP_INFO of that subflow.
-        [row] = [row for row in ss(client, "-i", "--tos") if row[3:5] == list(opened)]
+        [row] = [row for row in ss(client, "-i", "-O", "--tos") if row[3:5] == list(opened)]
         length, state, mss = re.findall(rf"^TCP_INFO of {new}: length (\d+) state (\d+) snd_mss (\d+)$", text, re.M)[0]
         assert (int(length) >= 104, state) == (True, "1")
-        print(mss, row)
+        assert f"mss:{mss}" in row
         if has_bpf():
             assert f"IP_TOS of {new}: set to 16" in lines
             assert "tos:0x10" in row
