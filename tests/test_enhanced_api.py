@@ -154,6 +154,19 @@ def test_a_subflow_from_its_opening_to_its_end(layout: Layout, family: int, mptc
         exchange(sock, made.peer)
 
 
+@LAYOUTS
+def test_families_mix_in_one_connection(layout: Layout, mptcp_two_paths: TwoPaths) -> None:
+    _, server, _ = mptcp_two_paths
+    with connected(*mptcp_two_paths, socket.AF_INET6) as made, server.create_server(("", PORT)):
+        ends = {1: (made.sock.getsockname(), made.sock.getpeername())}
+        local, remote = made.second
+        ends[layout.opened(made.sock, (local, 12345), (remote, 0))] = ((local, 12345), (remote, PORT))
+        for id, (ours, theirs) in ends.items():
+            buffer = bytearray([id] + [0] * 99)
+            length = layout.get(made.sock, api.MPTCP_GET_SUB_TUPLE, buffer)
+            assert buffer[:length] == layout.tuple(id, ours, theirs)
+
+
 def test_lengths_of_each_layout(connection: Connection) -> None:
     local, remote = connection.second
     for layout, sizes in ((KERNEL, (33, 57)), (DRAFT, (34, 58)), (HEADER, (36, 60))):
@@ -633,7 +646,7 @@ def test_the_examples_run(connection: Connection, capsys: pytest.CaptureFixture[
     sock = connection.sock
     second = sock.open_subflow(*connection.second)
     text = (HERE.parent / "docs" / "enhanced-api.md").read_text()
-    first, _, last = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    first, last = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     names = {"sock": sock}
     exec(first, names)
     assert capsys.readouterr().out == "2\n1\n"
