@@ -185,3 +185,183 @@ fn decode_sub_sockopt(structure: &str, bytes: &[u8]) -> Result<SubSockopt> {
         optlen: pointer(uapi::OPTLEN),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::net::{IpAddr, SocketAddrV6};
+
+    const LAYOUTS: [Layout; 3] = [Layout::Kernel, Layout::Draft, Layout::Header];
+
+    /// Bytes that a C compiler laid out.
+    fn captured(name: &str) -> Vec<u8> {
+        let lines = include_str!("../../tests/data/enhanced_api.txt").lines();
+        let hex = lines.filter_map(|line| line.split_once(" = ")).find(|(other, _)| *other == name);
+        let digits = hex.unwrap_or_else(|| panic!("{name} is not in the file")).1.as_bytes();
+        let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap();
+        digits.chunks(2).map(byte).collect()
+    }
+
+    fn name(layout: Layout) -> &'static str {
+        match layout {
+            Layout::Kernel => "kernel",
+            Layout::Draft => "draft",
+            Layout::Header => "header",
+        }
+    }
+
+    #[test]
+    fn structures_are_those_of_the_compiler() {
+        let newest = SubStatus {
+            id: 7,
+            slave_sk: true,
+            fully_established: false,
+            attached: true,
+            low_prio: true,
+            pre_established: true,
+        };
+        let oldest = SubStatus { id: 1, fully_established: true, attached: true, ..SubStatus::default() };
+        let v6 = SocketAddrV6::new("fe80::2".parse().unwrap(), 1234, 0x12345, 3);
+        for layout in LAYOUTS {
+            let of = |rest: &str| captured(&format!("{} {rest}", name(layout)));
+            assert_eq!(encode_sub_ids(layout, &[newest, oldest]), of("sub_ids"));
+            let prio = (layout != Layout::Kernel).into();
+            let ends = [("10.0.0.1:12345", "10.1.0.1:1234".parse().unwrap()), ("[fd00::1]:12345", v6.into())];
+            for ((local, remote), family) in ends.into_iter().zip(["ipv4", "ipv6"]) {
+                let tuple = SubTuple { id: 7, prio, local: local.parse().unwrap(), remote };
+                let bytes = of(&format!("sub_tuple {family}"));
+                assert_eq!(encode_sub_tuple(layout, &tuple), bytes);
+                assert_eq!(decode_sub_tuple(layout, &bytes, bytes.len()), Ok(tuple));
+            }
+        }
+        let close =
+            |layout| decode_close_sub_id(layout, &captured(&format!("{} close_sub_id", name(layout))));
+        assert_eq!(close(Layout::Kernel), Ok((7, How::Shutdown)));
+        assert_eq!(close(Layout::Draft), Ok((7, How::Shutdown)));
+        assert_eq!(close(Layout::Header), Ok((7, How::Reset)));
+        let get = decode_sub_getsockopt(&captured("sub_getsockopt")).unwrap();
+        let (optval, optlen) = (0x1122_3344_5566, 0x6655_4433_2211);
+        assert_eq!(get, SubSockopt { id: 7, level: 6, optname: libc::TCP_INFO, optval, optlen });
+        let set = decode_sub_setsockopt(&captured("sub_setsockopt")).unwrap();
+        assert_eq!(set, SubSockopt { id: 7, level: 0, optname: libc::IP_TOS, optval, optlen: 4 });
+    }
+
+    #[test]
+    fn how_a_subflow_is_closed() {
+        let of = |layout, how: i32| {
+            let mut bytes = vec![7, 0, 0, 0];
+            bytes.extend(how.to_ne_bytes());
+            decode_close_sub_id(layout, &bytes).map_err(|error| error.errno())
+        };
+        for how in [libc::SHUT_RD, libc::SHUT_WR, libc::SHUT_RDWR] {
+            assert_eq!(of(Layout::Draft, how), Ok((7, How::Shutdown)));
+        }
+        assert_eq!(of(Layout::Draft, uapi::MPTCP_RST), Ok((7, How::Reset)));
+        assert_eq!(of(Layout::Draft, -1), Err(libc::EINVAL));
+        assert_eq!(of(Layout::Header, -1), Ok((7, How::Shutdown)), "left out");
+        assert_eq!(of(Layout::Kernel, uapi::MPTCP_RST), Ok((7, How::Shutdown)), "not read");
+    }
+
+    fn layout() -> impl Strategy<Value = Layout> {
+        proptest::sample::select(&LAYOUTS[..])
+    }
+
+    fn end(ipv4: bool) -> BoxedStrategy<SocketAddr> {
+        if ipv4 {
+            (any::<[u8; 4]>(), any::<u16>())
+                .prop_map(|(ip, port)| SocketAddr::new(IpAddr::from(ip), port))
+                .boxed()
+        } else {
+            (any::<[u8; 16]>(), any::<u16>(), any::<u32>(), any::<u32>())
+                .prop_map(|(ip, port, flow, scope)| SocketAddrV6::new(ip.into(), port, flow, scope).into())
+                .boxed()
+        }
+    }
+
+    fn ends() -> impl Strategy<Value = (SocketAddr, SocketAddr)> {
+        any::<bool>().prop_flat_map(|ipv4| (end(ipv4), end(ipv4)))
+    }
+
+    fn errno<T>(result: Result<T>) -> Option<i32> {
+        result.err().map(|error| error.errno())
+    }
+
+    proptest! {
+        #[test]
+        fn a_tuple_comes_back(layout in layout(), (local, remote) in ends(), id: u8, prio: u8, more in 1usize..60) {
+            let prio = if layout == Layout::Kernel { 0 } else { prio };
+            let tuple = SubTuple { id, prio, local, remote };
+            let mut bytes = encode_sub_tuple(layout, &tuple);
+            prop_assert_eq!(bytes.len(), sub_tuple_size(layout, local.is_ipv4()));
+            prop_assert_eq!(decode_sub_tuple(layout, &bytes, bytes.len()), Ok(tuple));
+            for length in 0..bytes.len() {
+                prop_assert_eq!(errno(decode_sub_tuple(layout, &bytes[..length], length)), Some(libc::EINVAL));
+            }
+            bytes.resize(bytes.len() + more, 0);
+            let longer = decode_sub_tuple(layout, &bytes, bytes.len());
+            match layout {
+                Layout::Kernel => prop_assert_eq!(errno(longer), Some(libc::EINVAL)),
+                Layout::Draft | Layout::Header => prop_assert_eq!(longer, Ok(tuple)),
+            }
+        }
+
+        #[test]
+        fn ids_and_flags_come_back(layout in layout(), subflows in prop::collection::vec(any::<(u8, [bool; 5])>(), 0..=255)) {
+            let statuses: Vec<SubStatus> = subflows
+                .iter()
+                .map(|&(id, [slave_sk, fully_established, attached, low_prio, pre_established])| {
+                    SubStatus { id, slave_sk, fully_established, attached, low_prio, pre_established }
+                })
+                .collect();
+            let bytes = encode_sub_ids(layout, &statuses);
+            prop_assert_eq!(bytes.len(), 2 + 2 * subflows.len());
+            prop_assert_eq!(usize::from(bytes[0]), subflows.len());
+            for (element, (id, flags)) in bytes[2..].chunks(2).zip(&subflows) {
+                let bit = |position: usize| element[1] >> position & 1 != 0;
+                prop_assert_eq!(element[0], *id);
+                match layout {
+                    Layout::Draft => prop_assert_eq!(element[1], u8::from(flags[3])),
+                    _ => prop_assert_eq!(std::array::from_fn::<_, 5, _>(bit), *flags),
+                }
+            }
+        }
+
+        #[test]
+        fn a_request_for_an_option_comes_back(id: u8, level: i32, optname: i32, optval: u64, optlen: u64) {
+            let mut bytes = vec![0xaa; uapi::SOCKOPT_SIZE];
+            bytes[0] = id;
+            bytes[4..8].copy_from_slice(&level.to_ne_bytes());
+            bytes[8..12].copy_from_slice(&optname.to_ne_bytes());
+            bytes[16..24].copy_from_slice(&optval.to_ne_bytes());
+            bytes[24..32].copy_from_slice(&optlen.to_ne_bytes());
+            let expected = SubSockopt { id, level, optname, optval, optlen };
+            prop_assert_eq!(decode_sub_getsockopt(&bytes), Ok(expected));
+            let expected = SubSockopt { optlen: optlen & 0xffff_ffff, ..expected };
+            prop_assert_eq!(decode_sub_setsockopt(&bytes), Ok(expected));
+            for length in 0..bytes.len() {
+                prop_assert_eq!(errno(decode_sub_getsockopt(&bytes[..length])), Some(libc::EINVAL));
+                prop_assert_eq!(errno(decode_sub_setsockopt(&bytes[..length])), Some(libc::EINVAL));
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_a_request_or_an_error(layout in layout(), bytes in prop::collection::vec(any::<u8>(), 0..70)) {
+            let known = [None, Some(libc::EINVAL), Some(libc::EAFNOSUPPORT)];
+            prop_assert!(known.contains(&errno(decode_sub_tuple(layout, &bytes, bytes.len()))));
+            prop_assert!(known.contains(&errno(decode_close_sub_id(layout, &bytes))));
+            prop_assert!(known.contains(&errno(decode_sub_getsockopt(&bytes))));
+        }
+
+        #[test]
+        fn both_ends_are_of_one_family(layout in layout(), local in end(true), remote in end(false)) {
+            for (one, other) in [(local, remote), (remote, local)] {
+                let tuple = SubTuple { id: 0, prio: 0, local: one, remote: other };
+                let mut bytes = encode_sub_tuple(layout, &tuple);
+                bytes.resize(sub_tuple_size(layout, one.is_ipv4()), 0);
+                let refused = errno(decode_sub_tuple(layout, &bytes, bytes.len()));
+                prop_assert_eq!(refused, Some(libc::EAFNOSUPPORT));
+            }
+        }
+    }
+}

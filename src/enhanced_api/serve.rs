@@ -12,6 +12,7 @@ use super::{Call, Layout, Name};
 use crate::address::{Endpoint, Scope};
 use crate::bpf::program::MAX_VALUE;
 use crate::connection::{self, ByDescriptor, Connection, Subflow, Which};
+use crate::diag::{Tuple, Ulp};
 use crate::error::{Error, Result};
 use crate::open::{Opening, Request};
 use crate::reader::lock;
@@ -196,7 +197,7 @@ fn find(connection: &dyn Connection, shared: &Shared, id: u8) -> Result<Subflow>
 
 fn status(id: u8, subflow: &Subflow) -> SubStatus {
     let told = subflow.entry.and_then(|entry| entry.subflow);
-    let is = |what: fn(&crate::diag::Ulp) -> bool| told.as_ref().is_some_and(what);
+    let is = |what: fn(&Ulp) -> bool| told.as_ref().is_some_and(what);
     SubStatus {
         id,
         slave_sk: is(|subflow| !subflow.initial()),
@@ -263,10 +264,11 @@ fn open_sub_tuple(
         backup: tuple.prio != 0,
         interface: None,
     };
-    let ends = Opening::new(connection, &request)?.detach(connection)?;
+    let opened = Opening::new(connection, &request)?.detach(connection)?;
     let subflows = subflows(connection, shared)?;
     let is_new = |subflow: &Subflow| {
-        ends.is_some_and(|ends| (ends.local, ends.remote) == (subflow.local, subflow.remote))
+        let ends = Tuple { local: subflow.local, remote: subflow.remote, interface: 0 };
+        opened.is_some_and(|opened| opened.same_endpoints(&ends))
     };
     if let Some((id, _)) = subflows.iter().rev().find(|(_, subflow)| is_new(subflow)) {
         return Ok(*id);
@@ -348,4 +350,24 @@ fn as_the_kernel_takes_it(option: SocketOption, mut value: Vec<u8>) -> Vec<u8> {
 
 fn memory(pointer: &str, error: &io::Error) -> Error {
     Error::call(&format!("the memory that {pointer} points to"), error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::socket_option::TCP_CONGESTION;
+
+    #[test]
+    fn integers_are_taken_as_setsockopt_takes_them() {
+        let ip = SocketOption { level: libc::IPPROTO_IP, number: libc::IP_TOS };
+        let tcp = SocketOption { level: libc::IPPROTO_TCP, number: libc::TCP_USER_TIMEOUT };
+        let taken = |option, value: &[u8]| as_the_kernel_takes_it(option, value.to_vec());
+        assert_eq!(taken(ip, &[16]), 16i32.to_ne_bytes());
+        assert_eq!(taken(ip, &[16, 9, 9]), 16i32.to_ne_bytes());
+        assert_eq!(taken(ip, &[1, 2, 3, 4, 5]), [1, 2, 3, 4]);
+        assert!(taken(ip, &[]).is_empty());
+        assert_eq!(taken(tcp, &[16]), [16]);
+        assert_eq!(taken(tcp, &[1, 2, 3, 4, 5, 6, 7, 8]), [1, 2, 3, 4]);
+        assert_eq!(taken(TCP_CONGESTION, b"reno\0\0\0\0"), b"reno\0\0\0\0");
+    }
 }
