@@ -9,7 +9,6 @@ import re
 import select
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,21 +20,11 @@ import pytest
 from conftest import ROOT
 from mptcp import cli
 from mptcp.lab import Host, Lab, Link
-from support import PORT, eventually, ss, subscribers
-
-RUN = [sys.executable, "-W", "error", "-m", "mptcp", "run"]
-# Programs to run: of the system, which every user may execute.
-PYTHON = "/usr/bin/python3"
+from support import PORT, PYTHON, RUN, eventually, needs, needs_python, ss, subscribers
 
 Paths = tuple[Host, Host, tuple[Link, Link]]
 
-needs_python = pytest.mark.skipif(not os.path.exists(PYTHON), reason=f"{PYTHON} is missing")
 needs_root = pytest.mark.skipif(not ROOT, reason="needs root")
-
-
-def needs(*programs: str) -> pytest.MarkDecorator:
-    missing = [program for program in programs if shutil.which(program) is None]
-    return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
 
 
 @pytest.fixture
@@ -149,11 +138,17 @@ def test_the_default_path_manager_is_userspace_where_the_privilege_is_there(host
 
 def latched(host: Host, *options: str) -> str:
     """The path manager of a connection that a program opens."""
-    program = "import socket, sys; s = socket.create_connection(('127.0.0.1', int(sys.argv[1]))); print('-', flush=True); sys.stdin.read()"
+    program = r"""
+import socket, sys
+sock = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+print("-", flush=True)
+sys.stdin.read()
+"""
     with host.create_server(("127.0.0.1", 0)) as listener:
         command = [*RUN, *options, *python(program, str(listener.getsockname()[1]))]
         with host.popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdin is not None and process.stdout is not None
+            assert process.stdin is not None
+            assert process.stdout is not None
             peer, _ = listener.accept()
             with peer:
                 assert process.stdout.readline() == "-\n"
@@ -438,7 +433,7 @@ def test_what_the_program_leaves_behind_is_served_until_it_ends(host: Host, tmp_
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     background = f"read line < {fifo}; {PYTHON} -c '{PROTOCOL}'"
-    command = [*RUN, "sh", "-c", f"sh -c \"$0\" & exit 5", background]
+    command = [*RUN, "sh", "-c", 'sh -c "$0" & exit 5', background]
     with host.popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         # Opening waits for the one in the background.
@@ -472,7 +467,8 @@ for _ in range(2):
 """
     command = [*RUN, *python(program)]
     with host.popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
 
         def says(line: str) -> bool:
             assert process.stdout is not None

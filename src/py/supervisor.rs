@@ -21,9 +21,11 @@ pub fn supervised_signals() -> Vec<i32> {
 
 fn c_strings(strings: Vec<OsString>) -> PyResult<Vec<CString>> {
     let c_string = |string: OsString| CString::new(string.into_vec());
-    strings.into_iter().map(c_string).collect::<Result<_, _>>().map_err(|_| {
-        PyValueError::new_err("an argument or a variable of the environment has a NUL in it")
-    })
+    strings
+        .into_iter()
+        .map(c_string)
+        .collect::<Result<_, _>>()
+        .map_err(|_| PyValueError::new_err("an argument or a variable of the environment has a NUL in it"))
 }
 
 /// Runs a program to its end; its exit status, or the signal that ended it, negative.

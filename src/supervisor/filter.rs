@@ -81,11 +81,7 @@ const RULES: [Rule; 3] = [
 
 /// The program, or `None` on a machine that it was not written for.
 pub fn program() -> Option<Vec<libc::sock_filter>> {
-    let mut program = vec![
-        load(ARCH),
-        if_equal(AUDIT_ARCH?, 1, 0),
-        do_return(libc::SECCOMP_RET_ALLOW),
-    ];
+    let mut program = vec![load(ARCH), if_equal(AUDIT_ARCH?, 1, 0), do_return(libc::SECCOMP_RET_ALLOW)];
     for rule in &RULES {
         let conditions = conditions(&rule.conditions);
         program.push(load(NUMBER));
@@ -142,7 +138,7 @@ mod tests {
 
     /// What the kernel would do: the instructions that the program uses, and no others.
     fn is_caught(arch: u32, number: libc::c_long, arguments: [i32; 3]) -> bool {
-        let mut data = vec![0u8; 64];
+        let mut data = [0u8; 64];
         data[0..4].copy_from_slice(&(number as u32).to_ne_bytes());
         data[4..8].copy_from_slice(&arch.to_ne_bytes());
         for (index, value) in arguments.into_iter().enumerate() {

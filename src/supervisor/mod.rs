@@ -111,7 +111,9 @@ struct Supervisor<'a> {
 pub fn run(settings: &Settings) -> Result<End> {
     check_proc()?;
     let filter = filter::program().ok_or_else(|| {
-        Error::unsupported("mptcp run knows the system calls of x86-64 and of 64-bit ARM only, not of this machine")
+        Error::unsupported(
+            "mptcp run knows the system calls of x86-64 and of 64-bit ARM only, not of this machine",
+        )
     })?;
     let failed = |call: &'static str| move |error: io::Error| Error::call(call, &error);
     let namespace = Namespace::current()?;
@@ -127,7 +129,9 @@ pub fn run(settings: &Settings) -> Result<End> {
         .map_err(failed("starting the program"))?;
     let (process, listener) = match started {
         Ok(started) => started,
-        Err((Step::Execute, error)) => return Ok(End::NotExecuted(error.raw_os_error().unwrap_or(libc::ENOEXEC))),
+        Err((Step::Execute, error)) => {
+            return Ok(End::NotExecuted(error.raw_os_error().unwrap_or(libc::ENOEXEC)))
+        }
         Err((step, error)) => return Err(explain(step, &error)),
     };
     let supervisor = Supervisor {

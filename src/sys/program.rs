@@ -301,14 +301,16 @@ impl AsFd for SignalReader {
 pub fn take_descriptor_of_thread(thread: i32, process: i32, fd: RawFd) -> io::Result<OwnedFd> {
     const PIDFD_THREAD: libc::c_uint = libc::O_EXCL as libc::c_uint; // <linux/pidfd.h>, Linux 6.9
     const KCMP_FILES: libc::c_int = 2; // <linux/kcmp.h>
-    // SAFETY: no pointers; the descriptors are new and ours. Each call returns a descriptor, a number or -1.
+                                       // SAFETY: no pointers; the descriptors are new and ours. Each call returns a descriptor, a number or -1.
     unsafe {
         let by_thread = check(libc::syscall(libc::SYS_pidfd_open, thread, PIDFD_THREAD) as libc::c_int);
         let opened = match by_thread {
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
                 // Only processes, then: this thread is to have its process's descriptors.
                 if thread != process {
-                    match check(libc::syscall(libc::SYS_kcmp, thread, process, KCMP_FILES, 0, 0) as libc::c_int) {
+                    match check(
+                        libc::syscall(libc::SYS_kcmp, thread, process, KCMP_FILES, 0, 0) as libc::c_int
+                    ) {
                         Ok(0) => {}
                         Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {}
                         _ => return Err(io::Error::from_raw_os_error(libc::EBADF)),

@@ -75,7 +75,8 @@ impl Listener {
         // SAFETY: plain data for which all zeros are valid, and the kernel wants zeros.
         let mut received: libc::seccomp_notif = unsafe { std::mem::zeroed() };
         // SAFETY: the kernel writes one such structure, whose size is part of the request's number.
-        let result = unsafe { libc::ioctl(self.fd(), libc::SECCOMP_IOCTL_NOTIF_RECV as _, &raw mut received) };
+        let result =
+            unsafe { libc::ioctl(self.fd(), libc::SECCOMP_IOCTL_NOTIF_RECV as _, &raw mut received) };
         match check(result) {
             Ok(_) => Ok(Some(Notification {
                 id: received.id,

@@ -25,7 +25,9 @@ _SIGNALLED = 128
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "mptcp run [options] PROGRAM [ARG...]"
-    parser.epilog = "The exit status is the program's; 126 and 127 if it could not be executed or found. See docs/run.md."
+    parser.epilog = (
+        "The exit status is the program's; 126 and 127 if it could not be executed or found. See docs/run.md."
+    )
     parser.add_argument(
         "--path-manager",
         choices=NAMES,
