@@ -332,11 +332,12 @@ def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
 @needs_python
 def test_signals_are_passed_on(host: Host) -> None:
     program = r"""
-import signal, sys
+import os, signal
 names = [signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH]
 for name in names:
-    signal.signal(name, lambda number, frame: print(signal.Signals(number).name, flush=True))
-print("ready", sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])), flush=True)
+    # Not print(), which must not be interrupted by itself.
+    signal.signal(name, lambda number, frame: os.write(1, signal.Signals(number).name.encode() + b"\n"))
+os.write(1, f"ready {sorted(signal.pthread_sigmask(signal.SIG_BLOCK, []))}\n".encode())
 while True:
     signal.pause()
 """
@@ -364,19 +365,22 @@ def test_the_terminal_stays_the_program_s(host: Host) -> None:
     """Ctrl-C reaches it once, Ctrl-Z stops it and us, and the size of the window is told."""
     program = r"""
 import os, signal, sys
+def say(*words):
+    # Not print(), which must not be interrupted by itself.
+    os.write(1, " ".join(map(str, words)).encode() + b"\n")
 count = 0
 def interrupted(number, frame):
     global count
     count += 1
-    print("interrupted", count, flush=True)
+    say("interrupted", count)
 signal.signal(signal.SIGINT, interrupted)
-signal.signal(signal.SIGCONT, lambda *_: print("continued", flush=True))
-print("ready", os.isatty(0), os.tcgetpgrp(0) == os.getpgrp(), flush=True)
+signal.signal(signal.SIGCONT, lambda *_: say("continued"))
+say("ready", os.isatty(0), os.tcgetpgrp(0) == os.getpgrp())
 while True:
     line = sys.stdin.readline()
     if line == "end\n":
         break
-    print("read", line.strip(), flush=True)
+    say("read", line.strip())
 """
     # As a shell does: the session's leader, which runs the command as a job in the foreground of the terminal.
     shell = r"""

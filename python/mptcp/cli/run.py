@@ -25,9 +25,7 @@ _SIGNALLED = 128
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "mptcp run [options] PROGRAM [ARG...]"
-    parser.epilog = (
-        "The exit status is the program's; 126 and 127 if it could not be executed or found. See docs/run.md."
-    )
+    parser.epilog = "The exit status is the program's, or 126 or 127 if it could not be executed or was not found."
     parser.add_argument(
         "--path-manager",
         choices=NAMES,
@@ -50,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--layout",
         choices=("kernel", "draft"),
         default="kernel",
-        help="the structures of options 66 to 72: the authors' kernel's (the default) or draft-hesmans-mptcp-socket-00's",
+        help="the structures of options 66 to 72: their kernel's (the default) or draft-hesmans-mptcp-socket-00's",
     )
     parser.add_argument("--user", type=_user, help="run the program as this user, without privileges; needs root")
     parser.add_argument("program", metavar="PROGRAM")
