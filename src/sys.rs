@@ -12,6 +12,7 @@ use crate::uapi::{full_info, subflow_info};
 
 pub mod bpf;
 pub mod credentials;
+pub mod descriptor;
 pub mod memory;
 pub mod program;
 pub mod seccomp;

@@ -139,7 +139,7 @@ pub fn run(settings: &Settings) -> Result<End> {
         listener,
         namespace,
         path_manager,
-        uid: program::own_uid(),
+        uid: sys::descriptor::own_uid(),
         connections: Connections::default(),
         turn: Mutex::default(),
         stop,
