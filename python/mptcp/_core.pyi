@@ -553,12 +553,13 @@ class Event:
 
     @property
     def local(self) -> tuple[Any, ...] | None:
-        """Local end as socket.getsockname() gives it: of the connection, the subflow or the listener. Of an address that
-        comes or goes, with port 0."""
+        """Local end as socket.getsockname() gives it: of the connection, the subflow or the listener. Of an address
+        that comes or goes, with port 0."""
 
     @property
     def remote(self) -> tuple[Any, ...] | None:
-        """Remote end, in the form of ``local``. Of ANNOUNCED the address announced, with port 0 if it came without one."""
+        """Remote end, in the form of ``local``. Of ANNOUNCED the address announced, with port 0 if it came without
+        one."""
 
     @property
     def local_id(self) -> int | None:
