@@ -1,7 +1,7 @@
 """The native core. Private: the package's own names are documented here, the rest serves mptcp's Python code."""
 
 from collections.abc import Mapping
-from typing import Any, final, overload
+from typing import Any, NoReturn, final, overload
 
 from _typeshed import ReadableBuffer
 
@@ -15,6 +15,7 @@ __all__ = [
     "EventStream",
     "Handle",
     "Info",
+    "Opening",
     "Subflow",
     "TcpInfo",
     "after_fork",
@@ -685,6 +686,26 @@ class ByToken:
     def set_subflow_options(
         self, options: Mapping[Subflow, Mapping[tuple[int, int], int | ReadableBuffer]]
     ) -> None: ...
+
+@final
+class Opening:
+    """The native part of one mptcp.aio.open_subflow: a subflow on its way, closed if it is closed before acceptance."""
+
+    def __new__(
+        cls,
+        native: Handle | ByToken,
+        fd: int,
+        owner: Socket | Connection,
+        local: Address | None,
+        remote: Address | None,
+        backup: bool,
+        interface: str | None,
+    ) -> Opening: ...
+    def fileno(self) -> int: ...
+    def look(self) -> Subflow | None: ...
+    def pause(self) -> float: ...
+    def time_out(self) -> NoReturn: ...
+    def close(self) -> None: ...
 
 def create_socket(family: int, type: int, proto: int, path_manager: str | None) -> int: ...
 def is_multipath(fd: int) -> bool: ...

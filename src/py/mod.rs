@@ -6,6 +6,7 @@ mod control;
 mod errors;
 mod events;
 mod handle;
+mod opening;
 mod options;
 mod structs;
 mod subflow;
@@ -43,6 +44,8 @@ mod _core {
     use super::events::{Event, EventStream};
     #[pymodule_export]
     use super::handle::Handle;
+    #[pymodule_export]
+    use super::opening::Opening;
     #[pymodule_export]
     use super::structs::{Info, TcpInfo};
     #[pymodule_export]
