@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     with Events(token=arguments.token) as events:
         if events.source == "polling":
             print(
-                "mptcp events: without CAP_NET_ADMIN the sockets are polled, and short-lived things missed",
+                "mptcp events: polling, as CAP_NET_ADMIN is missing: short-lived ones are not seen",
                 file=sys.stderr,
             )
         for event in _taken(events, arguments.count, arguments.duration):

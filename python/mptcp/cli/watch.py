@@ -43,8 +43,10 @@ def run(arguments: argparse.Namespace) -> int:
                 print(*lines, "", sep="\n", flush=True)
         if reading == arguments.count:
             return 0
-        due = max(due + arguments.interval, time.monotonic())
-        time.sleep(due - time.monotonic() if due > time.monotonic() else 0)
+        # One that is late is not made up for.
+        now = time.monotonic()
+        due = max(due + arguments.interval, now)
+        time.sleep(due - now)
     return 0
 
 
