@@ -11,6 +11,7 @@ from pathlib import Path
 
 import mptcp.aio
 import mptcp.cli
+import mptcp.enhanced_api
 import mptcp.lab
 import pytest
 from support import needs_bpf
@@ -18,7 +19,7 @@ from support import needs_bpf
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 DESIGN = ROOT / "docs" / "design.md"
-MODULES = (mptcp, mptcp.lab, mptcp.aio)
+MODULES = (mptcp, mptcp.aio, mptcp.enhanced_api, mptcp.lab)
 
 
 def blocks(language: str) -> list[str]:
