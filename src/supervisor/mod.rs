@@ -9,9 +9,7 @@ mod options;
 mod socket;
 
 use std::ffi::CString;
-use std::fs::File;
-use std::io::{self, Write};
-use std::os::fd::AsFd;
+use std::io;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::{Arc, Mutex};
 
@@ -25,6 +23,7 @@ use crate::reader::{lock, Reader};
 use crate::sys;
 use crate::sys::program::{self, Child, SignalReader, Signals, Step, User};
 use crate::sys::seccomp::{Listener, Notification, Wait};
+use crate::sys::wait::EventFd;
 
 /// What is passed on to the program. The rest ends the supervisor as any program, or, like the terminal's SIGTTIN, is
 /// sent to the program anyway.
@@ -101,7 +100,7 @@ struct Supervisor<'a> {
     /// Held by the thread that waits for the next call.
     turn: Mutex<()>,
     /// Readable when the threads are to end.
-    stop: File,
+    stop: EventFd,
     /// Under the userspace path manager joins are accepted only while somebody is subscribed.
     _events: Option<Arc<Reader>>,
 }
@@ -122,7 +121,7 @@ pub fn run(settings: &Settings) -> Result<End> {
     program::default_action(libc::SIGCHLD);
     let caught = Signals::new(&held_back());
     let signals = SignalReader::new(&caught).map_err(failed("signalfd"))?;
-    let stop = File::from(sys::eventfd().map_err(failed("eventfd"))?);
+    let stop = EventFd::new().map_err(failed("eventfd"))?;
     let blocked = Signals::new(&settings.blocked);
     let user = settings.user.as_ref();
     let started = program::start(&settings.arguments, &settings.environment, &filter, user, &blocked)
@@ -221,7 +220,7 @@ impl Supervisor<'_> {
         let mut end = None;
         let mut stop_asked = false;
         loop {
-            if self.listener.wait_for_hang_up(signals.as_fd())? == Wait::HangUp {
+            if self.listener.wait_for_hang_up(signals)? == Wait::HangUp {
                 return match end {
                     Some(end) => Ok(end),
                     None => program::wait(process, true).map(|child| ended(child).unwrap_or(End::Exited(0))),
@@ -255,7 +254,7 @@ impl Supervisor<'_> {
 
     /// Ends the threads that serve.
     fn stop_threads(&self) {
-        let _ = (&self.stop).write(&1u64.to_ne_bytes());
+        self.stop.set();
     }
 
     /// Serves calls until there are no more.
@@ -276,7 +275,7 @@ impl Supervisor<'_> {
     /// The next call, or nothing if it went; `None` when there will be no more.
     fn next(&self) -> Option<Option<Notification>> {
         let _turn = lock(&self.turn);
-        match self.listener.wait(self.stop.as_fd()) {
+        match self.listener.wait(&self.stop) {
             Ok(Wait::Call) => self.listener.receive().ok(),
             _ => None,
         }

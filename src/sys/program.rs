@@ -291,8 +291,8 @@ impl SignalReader {
     }
 }
 
-impl AsFd for SignalReader {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+impl AsRawFd for SignalReader {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
     }
 }
