@@ -227,8 +227,8 @@ def test_a_signal_handler_runs_while_it_waits(connection: Connection) -> None:
         signal.signal(signal.SIGUSR1, before)
 
 
-def test_one_that_is_closed(connection: Connection) -> None:
-    events = connection.sock.events()
+def test_one_that_is_closed(mptcp_lab: Lab) -> None:
+    events = mptcp_lab.host("a").events()
     results: list[object] = []
 
     def iterate() -> None:
