@@ -23,6 +23,7 @@ from mptcp import _connections, _counters, _socket
 from mptcp._connections import Connection
 from mptcp._errors import UnsupportedError
 from mptcp._path_manager import check_path_manager
+from mptcp._policy import Policy, RunningPolicies
 from mptcp._socket import IPPROTO_MPTCP, Socket
 from mptcp.lab import _channel, _programs, _topology, _units
 from mptcp.lab._capture import Capture
@@ -397,6 +398,12 @@ class Host:
         """Return the connections of this host, as mptcp.connections does for the caller's namespace."""
         with self.socket(AF_INET, SOCK_DGRAM, 0) as sock:
             return _connections.list_connections(sock.fileno(), token=token, pid=pid, port=port)
+
+    def run_policy(self, *policies: Policy) -> RunningPolicies:
+        """Run policies for every connection of this host, as mptcp.run_policy does for the caller's namespace."""
+        return RunningPolicies(
+            policies, lambda family, type: self.socket(family, type, 0), self.set_path_manager
+        )
 
     def set_path_manager(self, name: str) -> str:
         """Set what new sockets of this host get, ``"kernel"`` or ``"userspace"``, and return the one before.
