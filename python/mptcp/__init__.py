@@ -9,19 +9,29 @@ sock.close_subflow(sf)
 """
 
 from ._connections import Connection, attach, connections, counters
-from ._core import Info, Subflow, TcpInfo
+from ._core import Event, Info, Subflow, TcpInfo
 from ._errors import NotMultipathError, PathManagerError, SubflowError, UnsupportedError
+from ._event_kind import EventKind
+from ._events import Events
 from ._path_manager import get_path_manager, set_path_manager, use_path_manager
+from ._policy import LocalAddress, Opening, Policy, RunningPolicies, run_policy
 from ._socket import Socket, create_connection, create_server, wrap
 
-Connection.__module__ = "mptcp"
-Socket.__module__ = "mptcp"
+for _class in (LocalAddress, Opening, Policy, RunningPolicies, Connection, Socket):
+    _class.__module__ = "mptcp"
 
 __all__ = [
     "Connection",
+    "Event",
+    "EventKind",
+    "Events",
     "Info",
+    "LocalAddress",
     "NotMultipathError",
+    "Opening",
     "PathManagerError",
+    "Policy",
+    "RunningPolicies",
     "Socket",
     "Subflow",
     "SubflowError",
@@ -33,6 +43,7 @@ __all__ = [
     "create_connection",
     "create_server",
     "get_path_manager",
+    "run_policy",
     "set_path_manager",
     "use_path_manager",
     "wrap",

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 if TYPE_CHECKING:
     from .._connections import Connection
-    from .._core import Subflow
-    from .._events import Event
+    from .._core import Event, Subflow
     from ._runtime import Runtime
 
 

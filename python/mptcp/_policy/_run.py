@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Self
 
+from .. import _core
 from .._events import Events
 from .._path_manager import set_path_manager
 from ._policy import Policy
@@ -38,7 +39,7 @@ class RunningPolicies:
             place = stack.enter_context(open_socket(socket.AF_INET, socket.SOCK_DGRAM))
             before = set_path_manager("userspace")
             stack.callback(set_path_manager, before)
-            runtime = Runtime(policies, place.fileno(), Events._of(place.fileno()))
+            runtime = Runtime(policies, place.fileno(), stack.enter_context(_events_of(place)))
             stack.callback(runtime.stop)
             stack.enter_context(_ended_by_sigterm(self.close))
             self._held = stack
@@ -87,6 +88,16 @@ def _check(policies: tuple[Policy, ...]) -> None:
             raise TypeError(f"a policy is an instance of a class derived from mptcp.Policy, not {policy!r}")
         if policy._runtime is not None or policies.count(policy) > 1:
             raise ValueError(f"{policy!r} runs already: one instance runs once at a time")
+
+
+def _events_of(place: socket.socket) -> Events:
+    events = Events._of(_core.EventStream(place.fileno(), None))
+    if events.source != "netlink":
+        events.close()
+        raise PermissionError(
+            errno.EPERM, "policies need CAP_NET_ADMIN in the user namespace that owns the network namespace"
+        )
+    return events
 
 
 def _reserve(sock: socket.socket) -> None:

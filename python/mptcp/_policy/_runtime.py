@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
+import ipaddress
 import threading
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .. import _connections, _core
+from .._core import Event
 from .._errors import SubflowError
-from .._events import Event, EventKind, Events
+from .._event_kind import EventKind
+from .._events import Events
 from ._callbacks import LOGGER, Callbacks
 from ._connection import Attempt, Ends, PolicyConnection, is_not_fully_established
 from ._policy import LocalAddress, Opening, Policy
@@ -298,7 +300,7 @@ class Runtime:
             self._tell("on_subflow_failed", conn, _failure(conn, attempt, errno.ETIMEDOUT))
         else:
             # After a reset the event may have lost the remote port.
-            self._tell("on_subflow_failed", conn, dataclasses.replace(event, remote=attempt.remote))
+            self._tell("on_subflow_failed", conn, Event(**{**event.asdict(), "remote": attempt.remote}))
 
     def _give_up(self, now: float) -> None:
         """Closes what the peer has not accepted in time. Its event is the end of it."""
@@ -365,10 +367,16 @@ class Runtime:
                 self._tell("on_subflow_failed", conn, _failure(conn, attempt, None))
 
     def _read_addresses(self) -> None:
-        found = [LocalAddress(address, interface) for interface, address in _core.local_addresses(self._fd)]
+        links = self._events._native.links()
+        up = {event.interface for event in links if event.kind == EventKind.LINK_UP}
+        found = [
+            LocalAddress(event.local[0], event.interface)
+            for event in links
+            if event.kind == EventKind.ADDRESS_ADDED and event.local is not None and event.interface is not None
+        ]
         with self.lock:
-            self._addresses = found
-            self._interfaces.update((one.address, one.interface) for one in found)
+            self._interfaces.update(found)
+            self._addresses = [one for one in found if one.interface in up and _is_of_a_network(one.address)]
 
     def _give_ticks(self, now: float) -> None:
         due = [callbacks for callbacks, at in self._next_tick.items() if now >= at]
@@ -403,4 +411,13 @@ def _failure(conn: PolicyConnection, attempt: Attempt, error: int | None) -> Eve
 
 
 def _event(kind: EventKind, conn: PolicyConnection, local: Any, remote: Any, error: int | None) -> Event:
-    ...
+    """What no event told, in the form of one. An end that is not known is None."""
+    return Event(
+        kind, time.monotonic_ns(), token=conn.token, local=local if local[0] else None, remote=remote, error=error
+    )
+
+
+def _is_of_a_network(address: str) -> bool:
+    """Not of this host or this link alone."""
+    ip = ipaddress.ip_address(address)
+    return not (ip.is_loopback or ip.is_link_local)

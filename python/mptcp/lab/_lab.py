@@ -19,9 +19,10 @@ from socket import AF_INET, AF_INET6, SOCK_DGRAM, SOCK_STREAM
 from types import EllipsisType, TracebackType
 from typing import Any, NamedTuple
 
-from mptcp import _connections, _counters, _socket
+from mptcp import _connections, _core, _counters, _socket
 from mptcp._connections import Connection
 from mptcp._errors import UnsupportedError
+from mptcp._events import Events
 from mptcp._path_manager import check_path_manager
 from mptcp._policy import Policy, RunningPolicies
 from mptcp._socket import IPPROTO_MPTCP, Socket
@@ -401,9 +402,12 @@ class Host:
 
     def run_policy(self, *policies: Policy) -> RunningPolicies:
         """Run policies for every connection of this host, as mptcp.run_policy does for the caller's namespace."""
-        return RunningPolicies(
-            policies, lambda family, type: self.socket(family, type, 0), self.set_path_manager
-        )
+        return RunningPolicies(policies, lambda family, type: self.socket(family, type, 0), self.set_path_manager)
+
+    def events(self) -> Events:
+        """Return the events of this host from now on, as mptcp.Events does for the caller's namespace."""
+        with self.socket(AF_INET, SOCK_DGRAM, 0) as sock:
+            return Events._of(_core.EventStream(sock.fileno(), None))
 
     def set_path_manager(self, name: str) -> str:
         """Set what new sockets of this host get, ``"kernel"`` or ``"userspace"``, and return the one before.

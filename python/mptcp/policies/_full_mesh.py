@@ -7,8 +7,7 @@ from ._paths import PathPolicy
 
 if TYPE_CHECKING:
     from .._connections import Connection
-    from .._core import Subflow
-    from .._events import Event
+    from .._core import Event, Subflow
 
 
 class FullMesh(PathPolicy):

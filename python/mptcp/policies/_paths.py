@@ -10,8 +10,7 @@ from .._policy import LocalAddress, Policy
 
 if TYPE_CHECKING:
     from .._connections import Connection
-    from .._core import Subflow
-    from .._events import Event
+    from .._core import Event, Subflow
     from ..lab import Link
 
 PathName: TypeAlias = "str | Link | ipaddress.IPv4Address | ipaddress.IPv6Address | ipaddress._BaseNetwork"

@@ -6,8 +6,7 @@ from .._policy import Policy
 
 if TYPE_CHECKING:
     from .._connections import Connection
-    from .._core import Subflow
-    from .._events import Event
+    from .._core import Event, Subflow
 
 
 class Refresh(Policy):
