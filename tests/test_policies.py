@@ -23,8 +23,9 @@ PORT = 5000
 # its socket is one, which `mptcp run` would see to.
 SENDER = """
 import hashlib, select, socket, sys
-host, port = sys.argv[1:3]
+source, host, port = sys.argv[1:4]
 sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)
+sock.bind((source, 0))
 sock.connect((host, int(port)))
 print(sock.getsockname()[1], flush=True)
 sent, block = hashlib.sha256(), bytes(range(251)) * 16
@@ -78,21 +79,32 @@ class Flow:
     def on(self, *links: Link) -> bool:
         """Whether the subflows are exactly on these links, one each."""
         addresses = sorted(link.address(self.site.client) for link in links)
-        live = [subflow for subflow in self.subflows() if subflow.state == "ESTABLISHED"]
-        return sorted(subflow.local[0] for subflow in live) == addresses
+        return sorted(local[0] for local in self.established()) == addresses
+
+    def established(self) -> list[tuple[str, int]]:
+        return [subflow.local for subflow in self.subflows() if subflow.state == "ESTABLISHED"]
 
     def sent(self) -> dict[tuple[str, int], int]:
         return {subflow.local: subflow.tcp_info.bytes_acked or 0 for subflow in self.subflows()}
 
     def carrying(self, *links: Link) -> bool:
-        """Whether every one of these links and no other gets 100 kB acknowledged from now on."""
-        before = self.sent()
+        """Whether it comes to this: of 400 kB that are acknowledged, these links carried 50 kB each, and no other any."""
         wanted = {link.address(self.site.client) for link in links}
+        before = self.sent()
 
-        def moved() -> set[str]:
-            return {ends[0] for ends, count in self.sent().items() if count - before.get(ends, 0) > 100_000}
+        def settled() -> bool:
+            nonlocal before
+            now = self.sent()
+            moved: dict[str, int] = {}
+            for ends, count in now.items():
+                moved[ends[0]] = moved.get(ends[0], 0) + count - before.get(ends, 0)
+            if sum(moved.values()) < 400_000:
+                return False
+            # What was on its way on another link before takes its time.
+            before = now
+            return {address for address, count in moved.items() if count > 50_000} == wanted
 
-        return eventually(lambda: moved() == wanted, 20)
+        return eventually(settled, 30)
 
     def finish(self) -> None:
         """Ends the transfer: every byte has arrived."""
@@ -124,8 +136,10 @@ def site(mptcp_lab: Lab) -> Iterator[Site]:
 def start(site: Site) -> Iterator[Callable[..., Flow]]:
     with contextlib.ExitStack() as stack:
 
-        def start(link: Link = site.links[0], executable: str | None = None, port: int = PORT) -> Flow:
-            command = [executable or sys.executable, "-c", SENDER, link.address(site.server), str(port)]
+        def start(link: Link, to: Link | None = None, executable: str | None = None) -> Flow:
+            """Begins over a link, to the server's address on another one, which that link leads to as well."""
+            ends = link.address(site.client), (to or link).address(site.server)
+            command = [executable or sys.executable, "-c", SENDER, *ends, str(PORT)]
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
             process = stack.enter_context(site.client.popen(command, text=True, **pipes))
             stack.callback(process.kill)
@@ -169,7 +183,7 @@ def test_by_program(site: Site, start: Start, tmp_path_factory: pytest.TempPathF
     chosen = tmp_path_factory.mktemp("bin") / "the-chosen-one"
     chosen.symlink_to(sys.executable)
     with site.client.run_policy(OnlyFor(b, programs=[chosen.name])):
-        flow, other = start(a, str(chosen)), start(a)
+        flow, other = start(a, executable=str(chosen)), start(a)
         assert eventually(lambda: flow.on(a, b), 20)
         assert other.on(a)
         assert flow.carrying(a, b)
@@ -231,9 +245,9 @@ def test_n_diff_ports(site: Site, start: Start) -> None:
 
 
 def test_backup(site: Site, start: Start) -> None:
-    a, b, _ = site.links
+    a, b, c = site.links
     with site.client.run_policy(Backup(a, b)):
-        flow = start(a)
+        flow = start(a, to=c)
         assert eventually(lambda: flow.on(a, b), 20)
         assert [subflow.backup for subflow in flow.subflows()] == [False, True]
         assert flow.carrying(a)
@@ -247,9 +261,9 @@ def test_backup(site: Site, start: Start) -> None:
 
 
 def test_handover_from_a_link_that_goes_down(site: Site, start: Start) -> None:
-    a, b, _ = site.links
+    a, b, c = site.links
     with site.client.run_policy(Handover(a, b)):
-        flow = start(a)
+        flow = start(a, to=c)
         assert flow.carrying(a)
         assert flow.on(a)
         a.down()
@@ -259,14 +273,16 @@ def test_handover_from_a_link_that_goes_down(site: Site, start: Start) -> None:
 
 
 def test_handover_from_a_slow_path(site: Site, start: Start) -> None:
-    """The queue of a link that became narrow is the delay."""
+    """A link became so narrow that every segment takes a quarter of a second."""
     a, b, _ = site.links
-    with site.client.run_policy(Handover(a, b, rtt=0.3)):
+    a.set(queue="20ms")
+    with site.client.run_policy(Handover(a, b, rtt=0.15)):
         flow = start(a)
         assert flow.carrying(a)
-        a.set(rate="200kbit", queue="2s")
+        a.set(rate="50kbit", queue="2s")
         assert eventually(lambda: flow.on(b), 60)
         assert flow.carrying(b)
+        a.set(rate="20mbit")
     flow.finish()
 
 
@@ -282,7 +298,7 @@ def test_refresh(site: Site, start: Start) -> None:
             f"add rule inet nat input tcp sport {stuck[1]} drop"
         )
         site.server.run(["nft", rules], check=True)
-        assert eventually(lambda: flow.on(a) and flow.subflows()[0].local != stuck, 60)
+        assert eventually(lambda: flow.on(a) and stuck not in flow.established(), 60)
         assert flow.carrying(a)
     flow.finish()
 

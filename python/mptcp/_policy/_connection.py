@@ -92,12 +92,16 @@ class PolicyConnection(Connection):
         """A snapshot of the accepted subflows, the initial one first: look-ups of these alone, without a dump."""
         with self._runtime.lock:
             ends = list(self.known)
-        found = self._runtime.look_up([(self, *pair) for pair in ends])
-        live = [subflow for subflow in found if subflow is not None]
-        if len(live) < len(ends):
-            # One that is bound to an interface is found by a dump only; or it is about to be told of as closed.
-            return super().subflows()
-        return sorted(live, key=lambda subflow: (not subflow.initial, subflow.cookie))
+        found = [one for one in self._runtime.look_up([(self, *pair) for pair in ends]) if one is not None]
+        if len(found) < len(ends):
+            # One that is bound to an interface is found by a dump only; or an event is about to tell of its end.
+            found = self.accepted(super().subflows())
+        return sorted(found, key=lambda subflow: (not subflow.initial, subflow.cookie))
+
+    def accepted(self, subflows: list[Subflow]) -> list[Subflow]:
+        """Those of a dump that the peer has accepted and that were not closed."""
+        with self._runtime.lock:
+            return [subflow for subflow in subflows if (subflow.local, subflow.remote) in self.known]
 
     @property
     def pid(self) -> int | None:

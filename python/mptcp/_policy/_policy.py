@@ -95,7 +95,7 @@ class Policy:
         """A local address appeared or went away: ``event.kind`` is ADDRESS_ADDED or ADDRESS_REMOVED."""
 
     def on_tick(self, conn: Connection, subflows: list[Subflow]) -> None:
-        """Every ``tick`` seconds for every connection, with a snapshot of its subflows.
+        """Every ``tick`` seconds for every connection, with a snapshot of the subflows that the peer has accepted.
 
         One dump of inet_diag for all connections, without any connection's lock. Left out for a connection as long
         as this policy has not come to the end of the last round.
@@ -115,7 +115,10 @@ class Policy:
         return () if self._runtime is None else self._runtime.addresses()
 
     def opening(self, conn: Connection) -> Sequence[Opening]:
-        """The subflows of a connection that were asked for and that the peer has not accepted yet."""
+        """The subflows of a connection that were asked for and that the peer has not accepted yet.
+
+        Ask before conn.subflows(): one that is accepted in between is in both, and not in neither.
+        """
         return () if self._runtime is None else self._runtime.opening(conn)
 
     def interface_of(self, address: str) -> str | None:

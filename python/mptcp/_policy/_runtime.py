@@ -316,15 +316,13 @@ class Runtime:
             return
         read = _connections.subflows_of(list(late))
         for (conn, attempts), subflows in zip(late.items(), read, strict=True):
+            left = [one for one in subflows or () if (one.local, one.remote) not in conn.known]
             for attempt in attempts:
-                is_it = [
-                    one
-                    for one in subflows or ()
-                    if (one.local, one.remote) not in conn.known and attempt.matches(one.local, one.remote)
-                ]
-                if is_it:
+                subflow = next((one for one in left if attempt.matches(one.local, one.remote)), None)
+                if subflow is not None:
+                    left.remove(subflow)
                     with contextlib.suppress(OSError):  # gone meanwhile
-                        conn._native.close_subflow(is_it[0], False)
+                        conn._native.close_subflow(subflow, False)
                 elif self._end(conn, attempt):
                     self._tell("on_subflow_failed", conn, _failure(conn, attempt, errno.ETIMEDOUT))
 
@@ -384,7 +382,8 @@ class Runtime:
             return
         connections = self.connections()
         read = _connections.subflows_of(list(connections))
-        rounds = [(conn, subflows) for conn, subflows in zip(connections, read, strict=True) if subflows is not None]
+        both = zip(connections, read, strict=True)
+        rounds = [(conn, conn.accepted(subflows)) for conn, subflows in both if subflows is not None]
         for callbacks in due:
             callbacks.put_ticks(rounds)
             self._next_tick[callbacks] = now + callbacks.policy.tick

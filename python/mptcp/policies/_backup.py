@@ -5,8 +5,11 @@ from typing import TYPE_CHECKING
 from ._paths import Path, PathName, PathPolicy
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from .._connections import Connection
     from .._core import Subflow
+    from .._policy import Opening
 
 
 class Backup(PathPolicy):
@@ -20,9 +23,9 @@ class Backup(PathPolicy):
         super().__init__()
         self.primary, self.backup = Path(primary), Path(backup)
 
-    def wanted(self, conn: Connection, subflows: list[Subflow]) -> None:
-        self.ensure(conn, subflows, self.primary)
-        self.ensure(conn, subflows, self.backup, backup=True)
+    def wanted(self, conn: Connection, subflows: list[Subflow], opening: Sequence[Opening]) -> None:
+        self.ensure(conn, subflows, opening, self.primary)
+        self.ensure(conn, subflows, opening, self.backup, backup=True)
         spare = [subflow for subflow in self.on_path(self.backup, subflows) if self.is_up(subflow)]
         for subflow in spare:
             if not subflow.backup:

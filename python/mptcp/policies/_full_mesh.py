@@ -1,13 +1,15 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .._policy import LocalAddress
 from ._paths import PathPolicy
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from .._connections import Connection
-    from .._core import Event, Subflow
+    from .._core import Subflow
+    from .._policy import Opening
 
 
 class FullMesh(PathPolicy):
@@ -17,30 +19,10 @@ class FullMesh(PathPolicy):
     they are there; a subflow that was lost or failed is opened again.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._announced: dict[int, dict[int, tuple[Any, ...]]] = {}
-
-    def wanted(self, conn: Connection, subflows: list[Subflow]) -> None:
+    def wanted(self, conn: Connection, subflows: list[Subflow], opening: Sequence[Opening]) -> None:
         there = {(subflow.local[0], subflow.remote[0]) for subflow in subflows}
-        there |= {(opening.local[0], opening.remote[0]) for opening in self.opening(conn)}
-        remotes = [conn.remote[:2], *self._announced.get(conn.token, {}).values()]
+        there |= {(one.local[0], one.remote[0]) for one in opening}
         for local in self.addresses():
-            for host, port in remotes:
-                is_same_family = (":" in local.address) == (":" in host)
-                if is_same_family and (local.address, host) not in there and self.may_try(conn, local):
-                    conn.open_subflow(local.address, (host, port))
-
-    def on_address_announced(self, conn: Connection, event: Event) -> None:
-        if event.remote is not None and event.remote_id is not None:
-            end = (event.remote[0], event.remote[1] or conn.remote[1])
-            self._announced.setdefault(conn.token, {})[event.remote_id] = end
-            self._look(conn)
-
-    def on_address_removed(self, conn: Connection, event: Event) -> None:
-        if event.remote_id is not None:
-            self._announced.get(conn.token, {}).pop(event.remote_id, None)
-
-    def on_closed(self, conn: Connection) -> None:
-        super().on_closed(conn)
-        self._announced.pop(conn.token, None)
+            for remote in self.remotes(conn, local):
+                if (local.address, remote[0]) not in there and self.may_try(conn, local):
+                    conn.open_subflow(local.address, remote)

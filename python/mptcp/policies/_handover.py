@@ -5,8 +5,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from ._paths import Path, PathName, PathPolicy
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from .._connections import Connection
     from .._core import Subflow
+    from .._policy import Opening
 
 
 class Handover(PathPolicy):
@@ -30,7 +33,7 @@ class Handover(PathPolicy):
         self.rtt, self.loss, self.patience = rtt, loss, patience
         self._watched: dict[int, dict[int, _Watched]] = {}
 
-    def wanted(self, conn: Connection, subflows: list[Subflow]) -> None:
+    def wanted(self, conn: Connection, subflows: list[Subflow], opening: Sequence[Opening]) -> None:
         watched = self._watched.get(conn.token, {})
         leaving = {cookie for cookie, one in watched.items() if one.bad >= self.patience}
         stay = [one for one in subflows if self.is_up(one) and one.cookie not in leaving]
@@ -39,21 +42,20 @@ class Handover(PathPolicy):
                 if subflow not in stay:
                     conn.close_subflow(subflow)
         elif subflows:
-            self._move(conn, subflows)
+            self._move(conn, subflows, opening)
 
-    def _move(self, conn: Connection, subflows: list[Subflow]) -> None:
+    def _move(self, conn: Connection, subflows: list[Subflow], opening: Sequence[Opening]) -> None:
         """Opens a subflow on the path behind the one that is used."""
         used = [number for number, path in enumerate(self.paths) if self.on_path(path, subflows)]
         after = used[-1] + 1 if used else 0
         for path in self.paths[after:] + self.paths[:after]:
-            if not self.on_path(path, subflows) and self.ensure(conn, subflows, path):
+            if not self.on_path(path, subflows) and self.ensure(conn, subflows, opening, path):
                 return
 
     def on_tick(self, conn: Connection, subflows: list[Subflow]) -> None:
         before = self._watched.get(conn.token, {})
         self._watched[conn.token] = {one.cookie: self._watch(one, before.get(one.cookie)) for one in subflows}
-        if conn.server_side is not True:
-            self.wanted(conn, subflows)
+        self._look(conn)
 
     def _watch(self, subflow: Subflow, before: _Watched | None) -> _Watched:
         info = subflow.tcp_info

@@ -7,8 +7,11 @@ from .._policy import LocalAddress
 from ._paths import Path, PathName, PathPolicy
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from .._connections import Connection
     from .._core import Subflow
+    from .._policy import Opening
 
 
 class OnlyFor(PathPolicy):
@@ -37,9 +40,9 @@ class OnlyFor(PathPolicy):
     def allows(self, conn: Connection, local: LocalAddress, remote: tuple[Any, ...] | None) -> bool:
         return local not in self.path or self.is_for(conn)
 
-    def wanted(self, conn: Connection, subflows: list[Subflow]) -> None:
+    def wanted(self, conn: Connection, subflows: list[Subflow], opening: Sequence[Opening]) -> None:
         if self.is_for(conn):
-            self.ensure(conn, subflows, self.path)
+            self.ensure(conn, subflows, opening, self.path)
 
 
 def _set(values: Iterable[Any], kind: type) -> frozenset[Any]:

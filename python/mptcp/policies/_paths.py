@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 import time
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from .._policy import LocalAddress, Policy
+from .._policy import LocalAddress, Opening, Policy
 
 if TYPE_CHECKING:
     from .._connections import Connection
@@ -51,6 +52,13 @@ class Path:
         return any(address in network for network in self._networks)
 
 
+class _Failures(NamedTuple):
+    """How often subflows from an address of a connection failed on end, and when to try again."""
+
+    count: int
+    try_again: float
+
+
 class PathPolicy(Policy):
     """A policy that has a subflow on some paths of every connection that was opened here.
 
@@ -59,10 +67,14 @@ class PathPolicy(Policy):
     """
 
     def __init__(self) -> None:
-        self._retries: dict[tuple[int, LocalAddress], tuple[float, float]] = {}
+        self._failures: dict[tuple[int, LocalAddress], _Failures] = {}
+        self._announced: dict[int, dict[int, tuple[Any, ...]]] = {}
 
-    def wanted(self, conn: Connection, subflows: list[Subflow]) -> None:
-        """Open and close what the connection needs, by ensure() and conn.close_subflow()."""
+    def wanted(self, conn: Connection, subflows: list[Subflow], opening: Sequence[Opening]) -> None:
+        """Open and close what the connection needs, by ensure() and conn.close_subflow().
+
+        What was on its way when the snapshot began may be in both, or in ``opening`` alone.
+        """
         raise NotImplementedError
 
     def local_of(self, subflow: Subflow) -> LocalAddress:
@@ -76,36 +88,51 @@ class PathPolicy(Policy):
         return subflow.local[0] in {local.address for local in self.addresses()}
 
     def addresses_on(self, path: Path, conn: Connection) -> list[LocalAddress]:
-        """The local addresses of a path that are of the connection's family and were not tried in vain lately."""
-        is_ipv6 = ":" in conn.remote[0]
+        """The local addresses of a path that can reach the peer and were not tried in vain lately."""
         return [
             local
             for local in self.addresses()
-            if local in path and (":" in local.address) == is_ipv6 and self.may_try(conn, local)
+            if local in path and self.remotes(conn, local) and self.may_try(conn, local)
         ]
 
-    def ensure(self, conn: Connection, subflows: list[Subflow], path: Path, *, backup: bool = False) -> bool:
+    def ensure(
+        self,
+        conn: Connection,
+        subflows: list[Subflow],
+        opening: Sequence[Opening],
+        path: Path,
+        *,
+        backup: bool = False,
+    ) -> bool:
         """Whether the path has a working subflow or one on its way; opens one where it has none."""
         if any(self.is_up(subflow) for subflow in self.on_path(path, subflows)):
             return True
         for local in self.addresses_on(path, conn):
-            if not self.is_opening(conn, local):
-                conn.open_subflow(local.address, backup=backup)
+            if not any(one.local[0] == local.address for one in opening):
+                failures = self._failures.get((conn.token, local))
+                remotes = self.remotes(conn, local)
+                remote = remotes[(failures.count if failures else 0) % len(remotes)]
+                conn.open_subflow(local.address, remote, backup=backup)
             return True
         return False
 
-    def is_opening(self, conn: Connection, local: LocalAddress) -> bool:
-        return any(opening.local[0] == local.address for opening in self.opening(conn))
-
     def may_try(self, conn: Connection, local: LocalAddress) -> bool:
         """Whether no subflow from there failed lately."""
-        return self._retries.get((conn.token, local), (0.0, 0.0))[0] <= time.monotonic()
+        failures = self._failures.get((conn.token, local))
+        return failures is None or failures.try_again <= time.monotonic()
+
+    def remotes(self, conn: Connection, local: LocalAddress) -> list[tuple[Any, ...]]:
+        """The ends that a subflow from there may be opened to: the connection's own, and what the peer announced."""
+        ends = [conn.remote[:2], *self._announced.get(conn.token, {}).values()]
+        return [end for end in ends if (":" in end[0]) == (":" in local.address)]
 
     # When to look again
 
     def _look(self, conn: Connection) -> None:
         if conn.server_side is not True:
-            self.wanted(conn, conn.subflows())
+            # In this order: what is accepted meanwhile is in both, and not in neither.
+            opening = self.opening(conn)
+            self.wanted(conn, conn.subflows(), opening)
 
     def _look_at_all(self) -> None:
         for conn in self.connections():
@@ -118,19 +145,33 @@ class PathPolicy(Policy):
         self._look(conn)
 
     def on_closed(self, conn: Connection) -> None:
-        self._retries = {key: value for key, value in self._retries.items() if key[0] != conn.token}
+        self._announced.pop(conn.token, None)
+        self._failures = {key: value for key, value in self._failures.items() if key[0] != conn.token}
 
     def on_subflow_established(self, conn: Connection, subflow: Subflow) -> None:
-        self._retries.pop((conn.token, self.local_of(subflow)), None)
+        self._failures.pop((conn.token, self.local_of(subflow)), None)
         self._look(conn)
 
     def on_subflow_failed(self, conn: Connection, event: Event) -> None:
         if event.local is not None:
             local = LocalAddress(event.local[0], self.interface_of(event.local[0]) or "")
-            _, pause = self._retries.get((conn.token, local), (0.0, _FIRST_RETRY / 2))
-            pause = min(2 * pause, _LAST_RETRY)
-            self._retries[conn.token, local] = (time.monotonic() + pause, pause)
+            before = self._failures.get((conn.token, local))
+            count = 1 if before is None else before.count + 1
+            # Another of the peer's addresses is tried at once.
+            rounds = count // max(1, len(self.remotes(conn, local)))
+            pause = min(_FIRST_RETRY * 2 ** (rounds - 1), _LAST_RETRY) if rounds else 0.0
+            self._failures[conn.token, local] = _Failures(count, time.monotonic() + pause)
         self._look(conn)
+
+    def on_address_announced(self, conn: Connection, event: Event) -> None:
+        if event.remote is not None and event.remote_id is not None:
+            end = (event.remote[0], event.remote[1] or conn.remote[1])
+            self._announced.setdefault(conn.token, {})[event.remote_id] = end
+            self._look(conn)
+
+    def on_address_removed(self, conn: Connection, event: Event) -> None:
+        if event.remote_id is not None:
+            self._announced.get(conn.token, {}).pop(event.remote_id, None)
 
     def on_subflow_lost(self, conn: Connection, event: Event) -> None:
         self._look(conn)
@@ -146,5 +187,5 @@ class PathPolicy(Policy):
 
     def on_tick(self, conn: Connection, subflows: list[Subflow]) -> None:
         # What failed is tried again.
-        if any(token == conn.token for token, _ in self._retries) and conn.server_side is not True:
-            self.wanted(conn, subflows)
+        if any(token == conn.token for token, _ in self._failures):
+            self._look(conn)

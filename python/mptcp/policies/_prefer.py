@@ -5,8 +5,11 @@ from typing import TYPE_CHECKING
 from ._paths import Path, PathName, PathPolicy
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from .._connections import Connection
     from .._core import Subflow
+    from .._policy import Opening
 
 
 class Prefer(PathPolicy):
@@ -22,7 +25,7 @@ class Prefer(PathPolicy):
             raise ValueError("Prefer() needs a path")
         self.order = [Path(name) for name in order]
 
-    def wanted(self, conn: Connection, subflows: list[Subflow]) -> None:
+    def wanted(self, conn: Connection, subflows: list[Subflow], opening: Sequence[Opening]) -> None:
         for path in self.order:
             best = [subflow for subflow in self.on_path(path, subflows) if self.is_up(subflow)]
             if best:
@@ -30,5 +33,5 @@ class Prefer(PathPolicy):
                     if other not in best:
                         conn.close_subflow(other)
                 return
-            if self.ensure(conn, subflows, path):
+            if self.ensure(conn, subflows, opening, path):
                 return

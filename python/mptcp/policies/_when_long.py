@@ -6,8 +6,11 @@ from .._policy import LocalAddress
 from ._paths import Path, PathName, PathPolicy
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from .._connections import Connection
     from .._core import Subflow
+    from .._policy import Opening
 
 
 class WhenLong(PathPolicy):
@@ -30,9 +33,9 @@ class WhenLong(PathPolicy):
     def allows(self, conn: Connection, local: LocalAddress, remote: tuple[Any, ...] | None) -> bool:
         return local not in self.path or conn.token in self._long
 
-    def wanted(self, conn: Connection, subflows: list[Subflow]) -> None:
+    def wanted(self, conn: Connection, subflows: list[Subflow], opening: Sequence[Opening]) -> None:
         if conn.token in self._long:
-            self.ensure(conn, subflows, self.path)
+            self.ensure(conn, subflows, opening, self.path)
 
     def on_tick(self, conn: Connection, subflows: list[Subflow]) -> None:
         if conn.token not in self._long:
@@ -41,7 +44,7 @@ class WhenLong(PathPolicy):
             if total < self.after_bytes and conn.age < self.after_seconds:
                 return
             self._long.add(conn.token)
-            self.wanted(conn, subflows)
+            self._look(conn)
         super().on_tick(conn, subflows)
 
     def on_closed(self, conn: Connection) -> None:
