@@ -16,8 +16,8 @@ class Handover(PathPolicy):
     """Moves connections to another path before the one that they are on fails them: make before break.
 
     A path is left when its interface goes down, and, where ``rtt`` or ``loss`` is given, when the subflow on it is
-    worse than that for ``patience`` ticks on end: a smoothed round-trip time above ``rtt`` seconds, or more than
-    ``loss`` of the bytes of a tick sent again. It is closed when the peer has accepted the subflow on the next path,
+    worse than that for ``patience`` ticks on end: a smoothed round-trip time above ``rtt`` seconds, or no
+    acknowledgement of what is in flight for so long; or more than ``loss`` of the bytes of a tick sent again. It is closed when the peer has accepted the subflow on the next path,
     in the order given and round again.
     """
 
@@ -61,7 +61,9 @@ class Handover(PathPolicy):
         info = subflow.tcp_info
         sent, again = info.bytes_sent or 0, info.bytes_retrans or 0
         since = before or _Watched(sent, again, 0)
-        is_slow = self.rtt is not None and info.rtt > self.rtt * 1e6
+        # Round trips are not measured on what is sent again: what waits for an acknowledgement tells then.
+        waits = (info.last_ack_recv or 0) / 1e3 if info.unacked else 0.0
+        is_slow = self.rtt is not None and max((info.rtt or 0) / 1e6, waits) > self.rtt
         is_lossy = self.loss is not None and again - since.again > self.loss * max(1, sent - since.sent)
         return _Watched(sent, again, since.bad + 1 if is_slow or is_lossy else 0)
 
