@@ -59,7 +59,7 @@ fn decode(message_type: u16, payload: &[u8]) -> Option<Change> {
                 .and_then(|flags| wire::u32(flags, 0))
                 .unwrap_or(u32::from(wire::u8(payload, 2)?));
             let index = wire::u32(payload, 4)?;
-            let usable = flags & (libc::IFA_F_TENTATIVE | libc::IFA_F_DADFAILED) as u32 == 0;
+            let usable = flags & (libc::IFA_F_TENTATIVE | libc::IFA_F_DADFAILED) == 0;
             Some(match message_type {
                 rtnetlink::RTM_NEWADDR if usable => Change::Address { index, ip },
                 _ => Change::AddressGone { index, ip },

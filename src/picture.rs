@@ -74,21 +74,9 @@ impl Picture {
         self.connections.keys().copied()
     }
 
-    /// The connection is there and has a subflow.
-    pub fn has_subflows(&self, token: u32) -> bool {
-        self.connections.get(&token).is_some_and(|known| !known.subflows.is_empty())
-    }
-
     /// Whether a subflow with this cookie is known.
     pub fn knows(&self, cookie: u64) -> bool {
         self.connections.values().any(|known| known.subflows.iter().any(|entry| entry.cookie == cookie))
-    }
-
-    /// Takes over what `other` has of connections that this one lacks.
-    pub fn adopt(&mut self, other: Picture) {
-        for (token, known) in other.connections {
-            self.connections.entry(token).or_insert(known);
-        }
     }
 
     /// What there is, as the events by which it came about: of all, or of one connection, which is closed if it is not
@@ -98,7 +86,7 @@ impl Picture {
         match token {
             Some(token) => match self.connections.get(&token) {
                 Some(known) => known.tell(token, self.time_ns, &mut events),
-                None => events.push(Event { token: Some(token), ..Event::new(Kind::Closed, self.time_ns) }),
+                None => events.push(closed(token, self.time_ns)),
             },
             None => {
                 events.extend(self.listeners.iter().map(|local| Event {
@@ -139,7 +127,7 @@ impl Picture {
         for (token, known) in &self.connections {
             match later.same(*token, known) {
                 Some(now) => known.changes(now, *token, later.time_ns, &mut events),
-                None => events.push(known.event(Kind::Closed, *token, later.time_ns)),
+                None => events.push(closed(*token, later.time_ns)),
             }
         }
         for (token, now) in &later.connections {
@@ -163,10 +151,6 @@ pub fn is_connected(entry: &Entry) -> bool {
 }
 
 impl Known {
-    fn event(&self, kind: Kind, token: u32, time_ns: u64) -> Event {
-        Event { token: Some(token), server_side: self.server_side(), ..Event::new(kind, time_ns) }
-    }
-
     fn initial(&self) -> Option<&Entry> {
         self.subflows.iter().find(|entry| is_initial(entry))
     }
@@ -187,8 +171,15 @@ impl Known {
     }
 
     fn with_ends(&self, kind: Kind, token: u32, time_ns: u64) -> Event {
-        let (local, remote) = (Some(self.entry.tuple.local), Some(self.entry.tuple.remote));
-        Event { local, remote, ..self.event(kind, token, time_ns) }
+        Event {
+            local: Some(self.entry.tuple.local),
+            remote: Some(self.entry.tuple.remote),
+            local_id: Some(0),
+            remote_id: Some(0),
+            token: Some(token),
+            server_side: self.server_side(),
+            ..Event::new(kind, time_ns)
+        }
     }
 
     /// What there is of it.
@@ -198,9 +189,8 @@ impl Known {
             events.push(self.with_ends(Kind::Established, token, time_ns));
         }
         if self.initial().is_none() {
-            let ids = (Some(0), Some(0));
-            let (local_id, remote_id) = ids;
-            events.push(Event { local_id, remote_id, ..self.with_ends(Kind::SubClosed, token, time_ns) });
+            let server_side = None;
+            events.push(Event { server_side, ..self.with_ends(Kind::SubClosed, token, time_ns) });
         }
         let joined = self.subflows.iter().filter(|entry| !is_initial(entry));
         events.extend(joined.map(|entry| of_subflow(Kind::SubEstablished, token, entry, time_ns)));
@@ -225,6 +215,10 @@ impl Known {
         let gone = self.subflows.iter().filter(|entry| now.subflow(entry.cookie).is_none());
         events.extend(gone.map(|entry| of_subflow(Kind::SubClosed, token, entry, time_ns)));
     }
+}
+
+fn closed(token: u32, time_ns: u64) -> Event {
+    Event { token: Some(token), ..Event::new(Kind::Closed, time_ns) }
 }
 
 fn peer_backup(entry: &Entry) -> Option<bool> {

@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::connection::diag_failed;
 use crate::diag::{self, Tuple};
 use crate::error::{Error, Result};
 use crate::event::{self, Event, Kind};
@@ -163,32 +164,35 @@ impl Reader {
         Ok(Reader { shared, thread: Some(thread), process: std::process::id() })
     }
 
-    /// Subscribes to the events of one connection, for one who waits by `Subscription::next`.
-    pub fn subscribe(&self, token: u32) -> Arc<Subscription> {
-        let subscription = Arc::new(Subscription::new(Filter::Token(token), None));
+    /// Subscribes to the events of one connection, for one who waits by `Subscription::next` or by its descriptor.
+    pub fn subscribe(&self, token: u32, descriptor: Option<EventFd>) -> Arc<Subscription> {
+        let subscription = Arc::new(Subscription::new(Filter::Token(token), descriptor));
         lock(&self.shared.subscribers).add(&subscription);
         subscription
     }
 
-    /// Subscribes for one who waits by a descriptor.
-    pub fn subscribe_with_descriptor(&self, filter: Filter) -> Result<Arc<Subscription>> {
+    /// Subscribes for one who takes events by a descriptor.
+    pub fn subscribe_to_stream(&self, filter: Filter) -> Result<Arc<Subscription>> {
         let descriptor = EventFd::new().map_err(|error| Error::call("eventfd", &error))?;
         let subscription = Arc::new(Subscription::new(filter, Some(descriptor)));
-        if let Source::Polling { requests, picture } = &self.shared.source {
-            // Changes are told from now on, so what there is must be known first.
-            let mut picture = lock(picture);
-            let wanted = |token| matches!(filter, Filter::Token(only) if only == token);
-            let read = match filter {
-                Filter::Token(token) => Picture::read(&mut lock(requests), [token], wanted),
-                _ => Picture::read(&mut lock(requests), [], |_| true),
-            };
-            picture.adopt(read.map_err(crate::connection::diag_failed)?);
+        let Source::Polling { requests, picture } = &self.shared.source else {
             lock(&self.shared.subscribers).add(&subscription);
-            drop(picture);
-            self.shared.wake.set(); // the interval begins
-        } else {
-            lock(&self.shared.subscribers).add(&subscription);
-        }
+            return Ok(subscription);
+        };
+        // It is told what changes from now on, so what there is must be known first.
+        let mut picture = lock(picture);
+        let wanted = match (lock(&self.shared.subscribers).wanted(), filter) {
+            (Some(mut wanted), Filter::Token(token)) => {
+                wanted.insert(token);
+                Some(wanted)
+            }
+            _ => None,
+        };
+        let compared = self.shared.compare(&mut lock(requests), &mut picture, wanted.as_ref());
+        compared.map_err(diag_failed)?;
+        lock(&self.shared.subscribers).add(&subscription);
+        drop(picture);
+        self.shared.wake.set(); // the interval begins
         Ok(subscription)
     }
 
@@ -315,6 +319,31 @@ impl Shared {
         }
     }
 
+    /// Reads the sockets, and tells what has changed since the last time of the connections that are wanted, or of all.
+    fn compare(
+        &self,
+        requests: &mut Channel,
+        picture: &mut Picture,
+        wanted: Option<&HashSet<u32>>,
+    ) -> std::result::Result<(), Failure> {
+        let is_wanted = |token| wanted.is_none_or(|wanted| wanted.contains(&token));
+        let known = picture.tokens().chain(wanted.into_iter().flatten().copied());
+        let mut now = Picture::read(requests, known, is_wanted)?;
+        let missing = picture.missing_in(&now);
+        let tuples: Vec<Tuple> = missing.iter().map(|(_, entry)| entry.tuple).collect();
+        for ((token, before), entry) in missing.into_iter().zip(diag::look_up(requests, &tuples)?) {
+            let is_it = |entry: &diag::Entry| entry.cookie == before.cookie && picture::is_connected(entry);
+            if let Some(entry) = entry.filter(is_it) {
+                now.add_subflow(token, entry);
+            }
+        }
+        for event in picture.changes(&now) {
+            self.dispatch(&event);
+        }
+        *picture = now;
+        Ok(())
+    }
+
     fn note(&self, event: &Event) {
         if let Some(token) = event.token {
             let mut known = lock(&self.known);
@@ -399,38 +428,19 @@ impl Polling<'_> {
         if self.due.is_some_and(|due| now < due) {
             return;
         }
+        // Locked first, as who subscribes does, so that nobody is added between.
+        let mut picture = lock(self.picture);
         let wanted = lock(&self.shared.subscribers).wanted();
         if wanted.as_ref().is_some_and(HashSet::is_empty) {
-            *lock(self.picture) = Picture::default();
+            *picture = Picture::default();
             self.due = None;
             return;
         }
         // A reading that fails is tried again when the next is due.
-        let _ = self.compare(wanted.as_ref());
+        let _ = self.shared.compare(&mut lock(self.requests), &mut picture, wanted.as_ref());
         let end = Instant::now();
         self.earliest = end + (end - now) * IDLE;
         self.due = Some(self.earliest.max(end + INTERVAL));
-    }
-
-    fn compare(&self, wanted: Option<&HashSet<u32>>) -> std::result::Result<(), Failure> {
-        let mut picture = lock(self.picture);
-        let is_wanted = |token| wanted.is_none_or(|wanted| wanted.contains(&token));
-        let mut requests = lock(self.requests);
-        let known: Vec<u32> = picture.tokens().collect();
-        let mut now = Picture::read(&mut requests, known, is_wanted)?;
-        let missing = picture.missing_in(&now);
-        let tuples: Vec<Tuple> = missing.iter().map(|(_, entry)| entry.tuple).collect();
-        for ((token, before), entry) in missing.into_iter().zip(diag::look_up(&mut requests, &tuples)?) {
-            let is_it = |entry: &diag::Entry| entry.cookie == before.cookie && picture::is_connected(entry);
-            if let Some(entry) = entry.filter(is_it) {
-                now.add_subflow(token, entry);
-            }
-        }
-        for event in picture.changes(&now) {
-            self.shared.dispatch(&event);
-        }
-        *picture = now;
-        Ok(())
     }
 }
 

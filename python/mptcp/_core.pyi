@@ -1,7 +1,7 @@
 """The native core. Private: the package's own names are documented here, the rest serves mptcp's Python code."""
 
 from collections.abc import Mapping
-from typing import Any, final, overload
+from typing import Any, NoReturn, final, overload
 
 from _typeshed import ReadableBuffer
 
@@ -15,12 +15,15 @@ __all__ = [
     "EventStream",
     "Handle",
     "Info",
+    "Opening",
     "Subflow",
     "TcpInfo",
     "after_fork",
     "before_fork",
     "connections",
     "create_socket",
+    "enhanced_getsockopt",
+    "enhanced_setsockopt",
     "get_path_manager",
     "info",
     "is_multipath",
@@ -557,12 +560,13 @@ class Event:
 
     @property
     def local(self) -> tuple[Any, ...] | None:
-        """Local end as socket.getsockname() gives it: of the connection, the subflow or the listener. Of an address that
-        comes or goes, with port 0."""
+        """Local end as socket.getsockname() gives it: of the connection, the subflow or the listener. Of an address
+        that comes or goes, with port 0."""
 
     @property
     def remote(self) -> tuple[Any, ...] | None:
-        """Remote end, in the form of ``local``. Of ANNOUNCED the address announced, with port 0 if it came without one."""
+        """Remote end, in the form of ``local``. Of ANNOUNCED the address announced, with port 0 if it came without
+        one."""
 
     @property
     def local_id(self) -> int | None:
@@ -692,6 +696,26 @@ class ByToken:
         self, options: Mapping[Subflow, Mapping[tuple[int, int], int | ReadableBuffer]]
     ) -> None: ...
 
+@final
+class Opening:
+    """The native part of one mptcp.aio.open_subflow: a subflow on its way, closed if it is closed before acceptance."""
+
+    def __new__(
+        cls,
+        native: Handle | ByToken,
+        fd: int,
+        owner: Socket | Connection,
+        local: Address | None,
+        remote: Address | None,
+        backup: bool,
+        interface: str | None,
+    ) -> Opening: ...
+    def fileno(self) -> int: ...
+    def look(self) -> Subflow | None: ...
+    def pause(self) -> float: ...
+    def time_out(self) -> NoReturn: ...
+    def close(self) -> None: ...
+
 def create_socket(family: int, type: int, proto: int, path_manager: str | None) -> int: ...
 def is_multipath(fd: int) -> bool: ...
 def info(fd: int) -> Info: ...
@@ -702,6 +726,8 @@ def subflows_at(
     """Subflows by the connections that they belong to, their owners, and their ends, by exact look-ups."""
 
 def subflows_of(connections: list[ByToken], owners: list[Connection]) -> list[list[Subflow] | None]: ...
+def enhanced_getsockopt(handle: Handle, fd: int, optname: int, buffer: bytes, draft: bool) -> tuple[bytes, int]: ...
+def enhanced_setsockopt(handle: Handle, fd: int, optname: int, buffer: bytes, draft: bool) -> None: ...
 def take_descriptor(pid: int, fd: int) -> int: ...
 def get_path_manager() -> str: ...
 def set_path_manager(name: str) -> str: ...

@@ -11,9 +11,10 @@ from . import _core
 class EventKind(enum.Enum):
     """What an Event tells of.
 
-    Those of connections come from the multicast group mptcp_pm_events as the kernel raises them, for connections under
-    either path manager. Those of links and addresses come from rtnetlink, when something changes: a link is up while it
-    is set up and has a carrier, an address is there once it may be used (an IPv6 one after the detection of duplicates).
+    Those of connections come from the multicast group mptcp_pm_events as the kernel raises them, for connections
+    under either path manager. Those of links and addresses come from rtnetlink, when something changes: a link is up
+    while it is set up and has a carrier, an address is there once it may be used (an IPv6 one after the detection of
+    duplicates).
     """
 
     CREATED = "CREATED"
@@ -24,8 +25,8 @@ class EventKind(enum.Enum):
     """The connection is fully established, and may have further subflows."""
 
     CLOSED = "CLOSED"
-    """The connection has ended for its owner, who closed it; its last bytes may still be on the way. Its subflows end with
-    it, without events of their own."""
+    """The connection has ended for its owner, who closed it; its last bytes may still be on the way. Its subflows end
+    with it, without events of their own."""
 
     ANNOUNCED = "ANNOUNCED"
     """The peer announced an address, by ADD_ADDR: ``remote`` and ``remote_id``."""

@@ -17,8 +17,8 @@ class Handover(PathPolicy):
 
     A path is left when its interface goes down, and, where ``rtt`` or ``loss`` is given, when the subflow on it is
     worse than that for ``patience`` ticks on end: a smoothed round-trip time above ``rtt`` seconds, or no
-    acknowledgement of what is in flight for so long; or more than ``loss`` of the bytes of a tick sent again. It is closed when the peer has accepted the subflow on the next path,
-    in the order given and round again.
+    acknowledgement of what is in flight for so long; or more than ``loss`` of the bytes of a tick sent again. It is
+    closed when the peer has accepted the subflow on the next path, in the order given and round again.
     """
 
     tick = 0.2
