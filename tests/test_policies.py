@@ -88,7 +88,7 @@ class Flow:
         return {subflow.local: subflow.tcp_info.bytes_acked or 0 for subflow in self.subflows()}
 
     def carrying(self, *links: Link) -> bool:
-        """Whether it comes to this: of 400 kB that are acknowledged, these links carried 50 kB each, and no other any."""
+        """Whether it comes to this: of 400 kB that are acknowledged these links carried 50 kB each, and no other did."""
         wanted = {link.address(self.site.client) for link in links}
         before = self.sent()
 

@@ -28,6 +28,7 @@ __all__ = [
     "info",
     "is_multipath",
     "set_path_manager",
+    "subflows_at",
     "subflows_of",
     "take_descriptor",
 ]

@@ -84,15 +84,19 @@ def _builtin(text: str) -> _policy.Policy:
     name, _, arguments = text.partition(":")
     if name.lower() not in _BUILTIN:
         raise argparse.ArgumentTypeError(f"there is no policy {name!r}: one of {', '.join(_BUILTIN)}")
-    positional, named = [], {}
+    positional: list[object] = []
+    named: dict[str, object] = {}
     for argument in filter(None, arguments.split(",")):
         key, equals, value = argument.partition("=")
         if equals:
-            named[key] = [_number(one) for one in value.split("+")] if key in ("programs", "ports", "uids") else _number(value)
+            named[key] = (
+                [_number(one) for one in value.split("+")] if key in ("programs", "ports", "uids") else _number(value)
+            )
         else:
             positional.append(_number(argument))
     try:
-        return _BUILTIN[name.lower()](*positional, **named)
+        policy: _policy.Policy = _BUILTIN[name.lower()](*positional, **named)
+        return policy
     except (TypeError, ValueError) as error:
         raise argparse.ArgumentTypeError(f"{text}: {error}") from None
 
