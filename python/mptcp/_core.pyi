@@ -29,6 +29,7 @@ __all__ = [
     "is_multipath",
     "run_program",
     "set_path_manager",
+    "subflows_at",
     "subflows_of",
     "supervised_signals",
     "take_descriptor",
@@ -474,6 +475,10 @@ class Subflow:
         """The peer asked us to use the subflow only when no other is left."""
 
     @property
+    def _accepted(self) -> bool | None:
+        """Initial, opened by the peer, or accepted by it; None if it was gone."""
+
+    @property
     def state(self) -> str:
         """TCP state by its name in <net/tcp_states.h>: "ESTABLISHED", "SYN_SENT" and so on."""
 
@@ -610,6 +615,9 @@ class EventStream:
     def source(self) -> str: ...
     def fileno(self) -> int: ...
     def get(self, timeout: float | None, iterating: bool) -> Event | None: ...
+    def links(self) -> list[Event]:
+        """LINK_UP and ADDRESS_ADDED of what there is, of a whole namespace."""
+
     def is_over(self) -> bool: ...
     def close(self) -> None: ...
     def set_receive_buffer(self, size: int) -> None: ...
@@ -715,6 +723,11 @@ def create_socket(family: int, type: int, proto: int, path_manager: str | None) 
 def is_multipath(fd: int) -> bool: ...
 def info(fd: int) -> Info: ...
 def connections(fd: int | None, token: int | None) -> list[ByToken]: ...
+def subflows_at(
+    asked: list[tuple[ByToken, Any, tuple[Any, ...], tuple[Any, ...]]],
+) -> list[Subflow | None]:
+    """Subflows by the connections that they belong to, their owners, and their ends, by exact look-ups."""
+
 def subflows_of(connections: list[ByToken], owners: list[Connection]) -> list[list[Subflow] | None]: ...
 def enhanced_getsockopt(handle: Handle, fd: int, optname: int, buffer: bytes, draft: bool) -> tuple[bytes, int]: ...
 def enhanced_setsockopt(handle: Handle, fd: int, optname: int, buffer: bytes, draft: bool) -> None: ...
