@@ -1,4 +1,4 @@
-"""What the scenarios share: two hosts, a connection with an end that acts, what both count, and commands as they are."""
+"""What the scenarios share: two hosts, a connection with an end that acts, what both count, commands as they are."""
 
 from __future__ import annotations
 

@@ -89,12 +89,14 @@ def test_the_times_since_data_and_acknowledgements(host: Host, family: int) -> N
     with host.create_server((loopback(family), 10000), family=family) as listener, connected(host, listener) as ends:
         if ends[0].info().last_data_sent is None:
             pytest.skip("this kernel's struct mptcp_info has no last_data_sent (6.10)")
-        before = [[getattr(end.info(), name) for name in names] for end in ends]
+
+        def times() -> list[int]:
+            return [getattr(info, name) for info in [end.info() for end in ends] for name in names]
+
+        before = times()
 
         def grown() -> bool:
-            now = [[getattr(end.info(), name) for name in names] for end in ends]
-            times = [time for end in now for time in end]
-            return all(time > then + 250 for time, then in zip(times, sum(before, []), strict=True))
+            return all(now > then + 250 for now, then in zip(times(), before, strict=True))
 
         assert eventually(grown, 10)
         handles = host.connections()

@@ -42,10 +42,13 @@ def ends(family: int) -> Iterator[tuple[mptcp.Socket, mptcp.Socket]]:
         if error.errno != errno.EADDRNOTAVAIL:
             raise
         pytest.skip(f"needs {host} on the loopback interface")
-    with listener, mptcp.create_connection(listener.getsockname()[:2], timeout=10) as sock:
-        with listener.accept()[0] as peer:
-            peer.settimeout(10)
-            yield sock, peer
+    with (
+        listener,
+        mptcp.create_connection(listener.getsockname()[:2], timeout=10) as sock,
+        listener.accept()[0] as peer,
+    ):
+        peer.settimeout(10)
+        yield sock, peer
 
 
 def getsockopt(sock: socket.socket, option: int, data: bytes, length: int) -> tuple[int, bytes, int]:
