@@ -4,13 +4,14 @@ use pyo3::prelude::*;
 
 use super::control;
 use super::errors::to_py;
+use super::events::EventStream;
 use super::subflow::Subflow;
 use crate::connection::{self, ByDescriptor, PathManager};
 
 /// What a socket needs beside its descriptor. Every method gets the descriptor, which stays Python's.
 #[pyclass(frozen, module = "mptcp._core")]
 #[derive(Default)]
-pub struct Handle(connection::Handle);
+pub struct Handle(pub connection::Handle);
 
 #[pymethods]
 impl Handle {
@@ -32,6 +33,10 @@ impl Handle {
             .into_iter()
             .find(|path_manager| latched == Some(path_manager.name()));
         py.detach(|| self.0.hold_events(fd, latched)).map_err(|error| to_py(py, error))
+    }
+
+    fn events(&self, py: Python<'_>, fd: i32) -> PyResult<EventStream> {
+        control::events(py, &ByDescriptor { handle: &self.0, fd })
     }
 
     fn release(&self, py: Python<'_>) {

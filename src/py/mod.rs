@@ -4,7 +4,9 @@ mod address;
 mod connection;
 mod control;
 mod errors;
+mod events;
 mod handle;
+mod opening;
 mod options;
 mod structs;
 mod subflow;
@@ -39,7 +41,11 @@ mod _core {
     #[pymodule_export]
     use super::connection::ByToken;
     #[pymodule_export]
+    use super::events::{Event, EventStream};
+    #[pymodule_export]
     use super::handle::Handle;
+    #[pymodule_export]
+    use super::opening::Opening;
     #[pymodule_export]
     use super::structs::{Info, TcpInfo};
     #[pymodule_export]
