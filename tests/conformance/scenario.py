@@ -6,12 +6,13 @@ import contextlib
 import shutil
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import mptcp
 import pytest
-from mptcp import _abilities
+from mptcp import Event, EventKind, Events, _abilities
 from mptcp.lab import Host, Lab
 from support import PORT, eventually, exchange
 
@@ -126,6 +127,15 @@ def counted(host: Host, **expected: int) -> None:
 
     eventually(equal, 10)
     assert found == expected, f"{host.name} counted {found}, not {expected}"
+
+
+def told(events: Events, kind: EventKind) -> Event:
+    """The next event of a kind, which must come."""
+    deadline = time.monotonic() + 10
+    while event := events.get(max(0.0, deadline - time.monotonic())):
+        if event.kind == kind:
+            return event
+    raise AssertionError(f"{kind} did not come")
 
 
 def joins(joining: Host, accepting: Host, syn: int, syn_ack: int, ack: int) -> None:

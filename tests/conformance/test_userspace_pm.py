@@ -7,10 +7,24 @@ import socket
 
 import mptcp
 import pytest
+from mptcp import EventKind
 from mptcp.lab import Lab
-from scenario import ANNOUNCE, NEW_PORT, REMOVE, SIGNAL, Network, Pair, announced, command, counted, joins, priorities
-from scenario import removed as addresses_removed
-from support import eventually, ss
+from scenario import (
+    ANNOUNCE,
+    NEW_PORT,
+    REMOVE,
+    SIGNAL,
+    Network,
+    Pair,
+    announced,
+    command,
+    counted,
+    joins,
+    priorities,
+    removed,
+    told,
+)
+from support import eventually
 
 pytestmark = pytest.mark.conformance
 
@@ -24,9 +38,14 @@ def second(network: Network, pair: Pair) -> tuple[str, str]:
 
 @PORTS
 def test_announce(network: Network, pair: Pair, port: int | None) -> None:
-    number = pair.here.sock.announce_address(second(network, pair)[0], port)
+    local = second(network, pair)[0]
+    with pair.there.sock.events() as events:
+        number = pair.here.sock.announce_address(local, port)
+        event = told(events, EventKind.ANNOUNCED)
+    assert event.token == pair.there.sock.token
+    assert event.remote is not None
+    assert (*event.remote[:2], event.remote_id) == (local, port or pair.there.sock.getpeername()[1], number)
     announced(pair.here.host, pair.there.host, 1, 1, ports=1 if port else 0)
-    assert number != 0
     # The peer's path manager is userspace too: nobody opens a subflow by himself.
     pair.exchange()
     joins(pair.there.host, pair.here.host, 0, 0, 0)
@@ -49,11 +68,15 @@ def test_announce_an_ipv6_address_with_a_port_beside_timestamps(mptcp_lab: Lab, 
 
 def test_announce_with_an_unknown_token(network: Network, pair: Pair) -> None:
     local = second(network, pair)[0]
-    with pytest.raises(OSError, match=r".") as caught:
-        command(pair.here.host, ANNOUNCE, pair.here.sock.token - 1, local=(local, 0), local_id=1, flags=SIGNAL)
-    assert caught.value.errno == errno.EINVAL
-    pair.exchange()
-    announced(pair.here.host, pair.there.host, 0, 0)
+    with pair.there.host.events() as events:
+        with pytest.raises(OSError, match=r".") as caught:
+            command(pair.here.host, ANNOUNCE, pair.here.sock.token - 1, local=(local, 0), local_id=99, flags=SIGNAL)
+        assert caught.value.errno == errno.EINVAL
+        # The first that the other side hears of is the next, which is for a connection.
+        number = pair.here.sock.announce_address(local)
+        event = told(events, EventKind.ANNOUNCED)
+        assert (event.token, event.remote_id) == (pair.there.sock.token, number)
+    announced(pair.here.host, pair.there.host, 1, 1)
 
 
 def test_announce_for_a_connection_that_has_ended(network: Network, side: str) -> None:
@@ -73,8 +96,10 @@ def test_remove(network: Network, pair: Pair) -> None:
     assert len(set(numbers)) == 2
     announced(pair.here.host, pair.there.host, 2, 2, ports=1)
     for count, number in enumerate(reversed(numbers), 1):
-        pair.here.sock.remove_address(number)
-        addresses_removed(pair.here.host, pair.there.host, count, 0)
+        with pair.there.sock.events() as events:
+            pair.here.sock.remove_address(number)
+            assert told(events, EventKind.REMOVED).remote_id == number
+        removed(pair.here.host, pair.there.host, count, 0)
 
 
 def test_remove_with_an_unknown_token(network: Network, pair: Pair) -> None:
@@ -83,7 +108,7 @@ def test_remove_with_an_unknown_token(network: Network, pair: Pair) -> None:
         command(pair.here.host, REMOVE, pair.here.sock.token - 1, local_id=number)
     assert caught.value.errno == errno.EINVAL
     pair.exchange()
-    addresses_removed(pair.here.host, pair.there.host, 0, 0)
+    removed(pair.here.host, pair.there.host, 0, 0)
 
 
 def test_remove_with_an_unknown_id(network: Network, pair: Pair) -> None:
@@ -92,7 +117,7 @@ def test_remove_with_an_unknown_id(network: Network, pair: Pair) -> None:
         pair.here.sock.remove_address(number + 1)
     assert caught.value.errno == errno.EADDRNOTAVAIL
     pair.exchange()
-    addresses_removed(pair.here.host, pair.there.host, 0, 0)
+    removed(pair.here.host, pair.there.host, 0, 0)
 
 
 @PORTS
@@ -102,7 +127,11 @@ def test_create_and_destroy_a_subflow(network: Network, pair: Pair, port: int | 
     number = pair.there.sock.announce_address(remote, port)
     announced(pair.there.host, pair.here.host, 1, 1, ports=1 if port else 0)
     target = (remote, port or pair.here.sock.getpeername()[1])
-    subflow = pair.here.sock.open_subflow(local, target)
+    with pair.here.sock.events() as events:
+        subflow = pair.here.sock.open_subflow(local, target)
+        established = told(events, EventKind.SUB_ESTABLISHED)
+    assert (established.local, established.remote) == (subflow.local, subflow.remote)
+    assert (established.local_id, established.remote_id) == (subflow.local_id, number)
     assert (subflow.local[0], subflow.remote[:2], subflow.remote_id) == (local, target, number)
     joined = pair.there.subflow()
     assert (joined.local, joined.remote, joined.local_id) == (subflow.remote, subflow.local, number)
@@ -112,11 +141,15 @@ def test_create_and_destroy_a_subflow(network: Network, pair: Pair, port: int | 
     counted(pair.there.host, MPJoinPortSynRx=with_port, MPJoinPortAckRx=with_port, MismatchPortSynRx=0)
     counted(pair.here.host, MPJoinPortSynAckRx=with_port)
 
-    subflow.close()
+    with pair.here.sock.events() as events:
+        subflow.close()
+        closed = told(events, EventKind.SUB_CLOSED)
+    assert (closed.local, closed.remote) == (subflow.local, subflow.remote)
+    assert (closed.local_id, closed.remote_id) == (subflow.local_id, number)
     pair.subflows(1)
-    addresses_removed(pair.here.host, pair.there.host, 0, 1)
+    removed(pair.here.host, pair.there.host, 0, 1)
     pair.there.sock.remove_address(number)
-    addresses_removed(pair.there.host, pair.here.host, 1, 0)
+    removed(pair.there.host, pair.here.host, 1, 0)
     pair.exchange()
 
 
@@ -133,12 +166,15 @@ def test_an_ipv4_subflow_of_an_ipv6_connection(mptcp_lab: Lab, side: str) -> Non
         subflow.close()
         pair.subflows(1)
         pair.there.sock.remove_address(number)
-        addresses_removed(pair.there.host, pair.here.host, 1, 0)
+        removed(pair.there.host, pair.here.host, 1, 0)
 
 
 def test_priority(pair: Pair) -> None:
     [subflow] = pair.here.sock.subflows()
-    subflow.set_backup(True)
+    with pair.there.sock.events() as events:
+        subflow.set_backup(True)
+        event = told(events, EventKind.SUB_PRIORITY)
+    assert (event.local, event.remote, event.backup) == (subflow.remote, subflow.local, True)
     priorities(pair.here.host, sent=1, received=0)
     priorities(pair.there.host, sent=0, received=1)
     assert [subflow.backup for subflow in pair.here.sock.subflows()] == [True]
@@ -149,15 +185,15 @@ def test_listener(network: Network, pair: Pair) -> None:
     """One at an announced address, closed while a subflow that came by it lives on."""
     local, remote = second(network, pair)
 
-    def listens() -> bool:
-        return any(row[3].rsplit(":", 1) == [printed, str(NEW_PORT)] for row in ss(pair.there.host, "-l"))
-
-    printed = f"[{remote}]" if ":" in remote else remote
-    with pair.there.host.create_server((remote, NEW_PORT), family=network.family):
-        assert listens()
-        pair.there.sock.announce_address(remote, NEW_PORT)
-        pair.here.sock.open_subflow(local, (remote, NEW_PORT))
-    assert eventually(lambda: not listens())
+    with pair.there.host.events() as events:
+        with pair.there.host.create_server((remote, NEW_PORT), family=network.family):
+            created = told(events, EventKind.LISTENER_CREATED)
+            pair.there.sock.announce_address(remote, NEW_PORT)
+            pair.here.sock.open_subflow(local, (remote, NEW_PORT))
+        closed = told(events, EventKind.LISTENER_CLOSED)
+    for event in (created, closed):
+        assert event.local is not None
+        assert event.local[:2] == (remote, NEW_PORT)
     joins(pair.here.host, pair.there.host, 1, 1, 1)
     pair.subflows(2)
     pair.exchange()
