@@ -124,9 +124,18 @@ pub struct Opening {
 }
 
 impl Opening {
-    /// Fills the request in and subscribes to the connection's events. Sends nothing yet. With a descriptor for events
-    /// others may wait in `advance`'s place.
-    pub fn new(
+    /// Fills the request in and subscribes to the connection's events. Sends nothing yet.
+    pub fn new(connection: &dyn Connection, request: &Request) -> Result<Opening> {
+        Opening::with_events(connection, request, None)
+    }
+
+    /// The same with a descriptor for events, by which others may wait in `advance`'s place.
+    pub fn with_descriptor(connection: &dyn Connection, request: &Request) -> Result<Opening> {
+        let descriptor = EventFd::new().map_err(|error| Error::call("eventfd", &error))?;
+        Opening::with_events(connection, request, Some(descriptor))
+    }
+
+    fn with_events(
         connection: &dyn Connection,
         request: &Request,
         descriptor: Option<EventFd>,
@@ -218,11 +227,12 @@ impl Opening {
         self.events.descriptor().map(AsRawFd::as_raw_fd)
     }
 
-    /// Sends the SYN if it is not out and leaves the subflow to itself.
-    pub fn detach(mut self, connection: &dyn Connection) -> Result<()> {
+    /// Sends the SYN if it is not out and leaves the subflow to itself. Its four-tuple, unless it was gone before it
+    /// could be seen.
+    pub fn detach(mut self, connection: &dyn Connection) -> Result<Option<Tuple>> {
         let sent = if self.state == State::NotSent { self.send(connection) } else { Ok(()) };
         self.state = State::Settled;
-        sent
+        sent.map(|()| self.tuple)
     }
 
     /// The subflow that was accepted.

@@ -11,6 +11,7 @@ use std::time::Duration;
 use crate::uapi::{full_info, subflow_info};
 
 pub mod bpf;
+pub mod memory;
 pub mod wait;
 
 /// The result of a C call: -1 is the error in errno.

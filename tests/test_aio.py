@@ -28,7 +28,11 @@ T = TypeVar("T")
 
 def run(program: Coroutine[Any, Any, T]) -> T:
     async def within() -> T:
-        return await asyncio.wait_for(program, DEADLINE)
+        result = await asyncio.wait_for(program, DEADLINE)
+        # Those who serve see the end a moment later.
+        while len(asyncio.all_tasks()) > 1:
+            await asyncio.sleep(0)
+        return result
 
     return asyncio.run(within())
 
@@ -38,7 +42,8 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
         while line := await reader.readline():
             writer.write(line)
             await writer.drain()
-    writer.close()
+        writer.close()
+        await writer.wait_closed()
 
 
 # Streams.

@@ -3,6 +3,7 @@
 mod address;
 mod connection;
 mod control;
+mod enhanced_api;
 mod errors;
 mod events;
 mod handle;
@@ -40,6 +41,8 @@ mod _core {
 
     #[pymodule_export]
     use super::connection::ByToken;
+    #[pymodule_export]
+    use super::enhanced_api::{enhanced_getsockopt, enhanced_setsockopt};
     #[pymodule_export]
     use super::events::{Event, EventStream};
     #[pymodule_export]

@@ -12,10 +12,8 @@ use super::errors::to_py;
 use super::handle::Handle;
 use super::subflow::Subflow;
 use crate::connection::{ByDescriptor, Connection};
-use crate::error::Error;
 use crate::open;
 use crate::reader::lock;
-use crate::sys::wait::EventFd;
 
 /// How the connection is reached.
 enum Way {
@@ -67,10 +65,7 @@ impl Opening {
             Ok(handle) => Way::Descriptor { handle: handle.clone().unbind(), fd },
             Err(_) => Way::Token(native.cast::<ByToken>()?.clone().unbind()),
         };
-        let open = || {
-            let descriptor = EventFd::new().map_err(|error| Error::call("eventfd", &error))?;
-            way.with(|connection| open::Opening::new(connection, &request, Some(descriptor)))
-        };
+        let open = || way.with(|connection| open::Opening::with_descriptor(connection, &request));
         let opening = py.detach(open).map_err(|error| to_py(py, error))?;
         Ok(Opening { way, owner, opening: Mutex::new(Some(opening)) })
     }
