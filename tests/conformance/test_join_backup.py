@@ -49,39 +49,50 @@ def test_a_single_subflow(network: Network) -> None:
         assert eventually(lambda: pair.there.subflow().peer_backup is False, 10)
 
 
-@pytest.mark.parametrize("port", [None, NEW_PORT], ids=["same port", "new port"])
-def test_a_single_address(network: Network, port: int | None) -> None:
-    client, server = network.client, network.server
-    in_kernel(server, subflows=1)
-    in_kernel(client, subflows=1, add_addr_accepted=1)
-    address = network.address(server, 2)
-    server.add_endpoint(address, "signal", "backup", port=port)
-    with network.connection() as pair:
-        joins(client, server, 1, 1, 1)
-        announced(server, client, 1, 1, ports=1 if port else 0)
-        pair.subflows(2)
-        assert (pair.here.subflow().peer_backup, pair.there.subflow().backup) == (True, True)
-        change_endpoint(server, address, "nobackup")
-        priorities(server, sent=1, received=0)
-        joined_as_backup(client, server, 0, 1)
-        assert eventually(lambda: pair.here.subflow().peer_backup is False, 10)
+ANNOUNCING = pytest.mark.parametrize(
+    ("announcing", "port"),
+    [("server", None), ("server", NEW_PORT), ("client", NEW_PORT)],
+    ids=["server, same port", "server, new port", "client, new port"],
+)
+"""At a client's own port nobody listens for joins; at another one the kernel does, for an endpoint that has it."""
 
 
-def test_a_single_address_becomes_a_backup(network: Network) -> None:
-    client, server = network.client, network.server
-    in_kernel(server, subflows=1)
-    in_kernel(client, subflows=1, add_addr_accepted=1)
-    address = network.address(server, 2)
-    server.add_endpoint(address, "signal")
-    with network.connection() as pair:
-        joins(client, server, 1, 1, 1)
-        announced(server, client, 1, 1)
+@ANNOUNCING
+def test_a_single_address(network: Network, announcing: str, port: int | None) -> None:
+    host = network.host(announcing)
+    other = network.other(host)
+    in_kernel(host, subflows=1)
+    in_kernel(other, subflows=1, add_addr_accepted=1)
+    address = network.address(host, 2)
+    host.add_endpoint(address, "signal", "backup", port=port)
+    with network.connection(announcing) as pair:
+        joins(other, host, 1, 1, 1)
+        announced(host, other, 1, 1, ports=1 if port else 0)
         pair.subflows(2)
-        change_endpoint(server, address, "backup")
-        priorities(server, sent=1, received=0)
-        priorities(client, sent=0, received=1)
-        joined_as_backup(client, server, 0, 0)
-        assert eventually(lambda: pair.here.subflow().peer_backup is True, 10)
+        assert (pair.here.subflow().backup, pair.there.subflow().peer_backup) == (True, True)
+        change_endpoint(host, address, "nobackup")
+        priorities(host, sent=1, received=0)
+        joined_as_backup(other, host, 0, 1)
+        assert eventually(lambda: pair.there.subflow().peer_backup is False, 10)
+
+
+@ANNOUNCING
+def test_a_single_address_becomes_a_backup(network: Network, announcing: str, port: int | None) -> None:
+    host = network.host(announcing)
+    other = network.other(host)
+    in_kernel(host, subflows=1)
+    in_kernel(other, subflows=1, add_addr_accepted=1)
+    address = network.address(host, 2)
+    host.add_endpoint(address, "signal", port=port)
+    with network.connection(announcing) as pair:
+        joins(other, host, 1, 1, 1)
+        announced(host, other, 1, 1, ports=1 if port else 0)
+        pair.subflows(2)
+        change_endpoint(host, address, "backup")
+        priorities(host, sent=1, received=0)
+        priorities(other, sent=0, received=1)
+        joined_as_backup(other, host, 0, 0)
+        assert eventually(lambda: pair.there.subflow().peer_backup is True, 10)
 
 
 def test_the_initial_subflow(network: Network, side: str) -> None:

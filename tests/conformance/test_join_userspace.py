@@ -24,6 +24,7 @@ from scenario import (
     announced,
     change_endpoint,
     command,
+    counted,
     extra_subflows,
     in_kernel,
     joins,
@@ -165,6 +166,16 @@ def test_it_rejects_a_join_without_a_subscriber(network: Network) -> None:
         joins(network.client, network.server, 1, 1, 0)
 
 
+def test_a_server_opens_nothing_from_its_endpoints(network: Network) -> None:
+    """Under the in-kernel path manager: which is why some scenarios have one direction only."""
+    in_kernel(network.server, subflows=1)
+    network.server.add_endpoint(network.address(network.server, 2), "subflow")
+    with network.connection("server") as pair:
+        pair.exchange()
+        counted(network.server, MPJoinSynTx=0, MPJoinSynTxConnectErr=0)
+        counted(network.client, MPJoinSynRx=0)
+
+
 def test_it_accepts_a_join_with_a_subscriber(network: Network) -> None:
     in_kernel(network.client, subflows=1)
     network.client.add_endpoint(network.address(network.client, 2), "subflow")
@@ -278,24 +289,27 @@ def test_remove_the_initial_subflow(network: Network, side: str) -> None:
         pair.exchange()
 
 
-def test_rm_addr_for_id_0(network: Network) -> None:
-    """The client's in-kernel path manager closes the initial subflow, and the connection goes on."""
-    in_kernel(network.client, subflows=1, add_addr_accepted=1)
-    with network.connection("server") as pair:
-        pair.here.sock.announce_address(network.address(network.server, 2))
-        joins(network.client, network.server, 1, 1, 1)
-        announced(network.server, network.client, 1, 1)
+def test_rm_addr_for_id_0(network: Network, side: str) -> None:
+    """The other end's in-kernel path manager closes the initial subflow, and the connection goes on."""
+    host = network.host(side)
+    told = network.other(host)
+    in_kernel(told, subflows=1, add_addr_accepted=1)
+    with network.connection(side) as pair:
+        address = network.address(host, 2)
+        pair.here.sock.announce_address(address)
+        joins(told, host, 1, 1, 1)
+        announced(host, told, 1, 1)
         extra_subflows(pair, 1)
         total_subflows(pair, 2)
         assert pair.here.sock.info().add_addr_signal == 1
         assert pair.there.sock.info().add_addr_accepted == 1
         with pytest.raises(ValueError, match="initial subflow's"):
             pair.here.sock.remove_address(0)
-        command(network.server, REMOVE, pair.here.sock.token, local_id=0)
-        removed(network.server, network.client, 1, 0)
+        command(host, REMOVE, pair.here.sock.token, local_id=0)
+        removed(host, told, 1, 0)
         pair.subflows(1)
-        assert pair.there.subflow().remote[0] == network.address(network.server, 2)
-        no_resets(network.server, network.client)
+        assert pair.there.subflow().remote[0] == address
+        no_resets(host, told)
         extra_subflows(pair, 1)
         total_subflows(pair, 1)
         pair.exchange()
