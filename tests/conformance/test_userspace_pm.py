@@ -83,7 +83,8 @@ def test_announce_for_a_connection_that_has_ended(network: Network, side: str) -
     """What comes of a token that is no more, by the package's own handle."""
     with network.connection(side) as pair:
         [handle] = pair.here.host.connections(token=pair.here.sock.token)
-        local = second(network, pair)[0]
+        local, token = second(network, pair)[0], handle.token
+    assert eventually(lambda: pair.here.host.connections(token=token) == [], 10)
     with pytest.raises(OSError, match=r".") as caught:
         handle.announce_address(local)
     assert caught.value.errno == errno.ENOTCONN
