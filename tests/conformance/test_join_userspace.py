@@ -34,7 +34,7 @@ from scenario import (
     removed,
     total_subflows,
 )
-from support import PORT, exchange
+from support import PORT, eventually, exchange
 
 pytestmark = pytest.mark.conformance
 
