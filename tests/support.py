@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import socket
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -17,6 +19,10 @@ from mptcp.lab import Host, Link
 
 PORT = 5000
 
+RUN = [sys.executable, "-W", "error", "-m", "mptcp", "run"]
+# What is run under it: of the system, which every user may execute.
+PYTHON = "/usr/bin/python3"
+
 CAP_PERFMON, CAP_BPF = 38, 39
 
 
@@ -26,6 +32,14 @@ def has_bpf() -> bool:
     capabilities = int(re.findall(r"^CapEff:\s*(\w+)", status, re.MULTILINE)[0], 16)
     identity = Path("/proc/self/uid_map").read_text().split() == ["0", "0", "4294967295"]
     return identity and all(capabilities >> number & 1 for number in (CAP_BPF, CAP_PERFMON))
+
+
+needs_python = pytest.mark.skipif(not os.path.exists(PYTHON), reason=f"{PYTHON} is missing")
+
+
+def needs(*programs: str) -> pytest.MarkDecorator:
+    missing = [program for program in programs if shutil.which(program) is None]
+    return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
 
 
 @dataclass

@@ -27,8 +27,10 @@ __all__ = [
     "get_path_manager",
     "info",
     "is_multipath",
+    "run_program",
     "set_path_manager",
     "subflows_of",
+    "supervised_signals",
     "take_descriptor",
 ]
 
@@ -719,5 +721,15 @@ def enhanced_setsockopt(handle: Handle, fd: int, optname: int, buffer: bytes, dr
 def take_descriptor(pid: int, fd: int) -> int: ...
 def get_path_manager() -> str: ...
 def set_path_manager(name: str) -> str: ...
+def run_program(
+    arguments: list[str],
+    environment: list[str],
+    path_manager: str | None,
+    except_: list[str],
+    draft_layout: bool,
+    user: tuple[int, int, list[int]] | None,
+    blocked: list[int],
+) -> int: ...
+def supervised_signals() -> list[int]: ...
 def before_fork() -> None: ...
 def after_fork(in_child: bool) -> None: ...

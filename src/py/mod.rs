@@ -11,6 +11,7 @@ mod opening;
 mod options;
 mod structs;
 mod subflow;
+mod supervisor;
 
 use pyo3::prelude::*;
 
@@ -53,6 +54,8 @@ mod _core {
     use super::structs::{Info, TcpInfo};
     #[pymodule_export]
     use super::subflow::Subflow;
+    #[pymodule_export]
+    use super::supervisor::{run_program, supervised_signals};
 
     #[pyfunction]
     #[pyo3(signature = (family, r#type, proto, path_manager))]
