@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mptcp
+import pytest
 from mptcp.lab import Host, Link
 
 PORT = 5000
