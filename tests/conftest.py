@@ -13,8 +13,6 @@ from support import Connection, Marked, connected, exchange
 
 ROOT = os.geteuid() == 0
 
-pytest_plugins = ["mptcp.pytest_plugin"]
-
 
 @pytest.fixture
 def connection(mptcp_two_paths: tuple[Host, Host, tuple[Link, Link]]) -> Iterator[Connection]:
