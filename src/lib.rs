@@ -17,7 +17,7 @@ pub mod diag;
 pub mod enhanced_api;
 pub mod error;
 pub mod event;
-mod fields;
+pub mod fields;
 pub mod info;
 pub mod namespace;
 pub mod netlink;
