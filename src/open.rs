@@ -7,6 +7,7 @@
 
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,18 +16,23 @@ use crate::address_ids::AddressIds;
 use crate::connection::{self, needs_net_admin, not_fully_established, Connection, Subflow};
 use crate::diag::{self, Tuple};
 use crate::error::{describe, Error, Result};
-use crate::event::Event;
+use crate::event::{Event, Kind};
 use crate::namespace::Namespace;
 use crate::netlink::Failure;
 use crate::pm;
-use crate::reader::{lock, Notice, Reader, Subscription};
+use crate::reader::{lock, Reader};
 use crate::route;
 use crate::shared::Shared;
 use crate::subflow::Reading;
-use crate::uapi::{self, event, tcp_state};
+use crate::subscription::Subscription;
+use crate::sys::wait::EventFd;
+use crate::uapi::{self, tcp_state};
 
 /// How long the events of a subflow that vanished may take to say why.
 const CAUSE: Duration = Duration::from_millis(500);
+
+/// How long one who waits for many does without a look, if no event comes.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// How long to look without a pause: a wait takes the kernel's timer slack of 50 us at least, which is longer than
 /// most handshakes on one host.
@@ -113,11 +119,27 @@ pub struct Opening {
     /// The SYN/ACK has come.
     answered: bool,
     closed: Option<Event>,
+    /// Since when it is not there any more, while it is not known why.
+    gone: Option<Instant>,
 }
 
 impl Opening {
     /// Fills the request in and subscribes to the connection's events. Sends nothing yet.
     pub fn new(connection: &dyn Connection, request: &Request) -> Result<Opening> {
+        Opening::with_events(connection, request, None)
+    }
+
+    /// The same with a descriptor for events, by which others may wait in `advance`'s place.
+    pub fn with_descriptor(connection: &dyn Connection, request: &Request) -> Result<Opening> {
+        let descriptor = EventFd::new().map_err(|error| Error::call("eventfd", &error))?;
+        Opening::with_events(connection, request, Some(descriptor))
+    }
+
+    fn with_events(
+        connection: &dyn Connection,
+        request: &Request,
+        descriptor: Option<EventFd>,
+    ) -> Result<Opening> {
         request.check()?;
         let shared = connection.shared()?;
         let namespace = connection.namespace()?;
@@ -132,7 +154,7 @@ impl Opening {
         };
         Ok(Opening {
             name,
-            events: reader.subscribe(Some(shared.token)),
+            events: reader.subscribe(shared.token, descriptor),
             _reader: reader,
             namespace,
             shared,
@@ -143,6 +165,7 @@ impl Opening {
             started: Instant::now(),
             answered: false,
             closed: None,
+            gone: None,
         })
     }
 
@@ -179,14 +202,29 @@ impl Opening {
                 std::thread::yield_now();
                 continue;
             }
-            // Looking again costs microseconds: wait an eighth of the time that has passed, so that the delay
-            // added to any handshake stays a small part of it.
-            let pause =
-                (self.started.elapsed() / 8).clamp(Duration::from_micros(20), Duration::from_millis(5));
-            if let Some(notice) = self.events.next(until.min(now + pause)) {
-                self.take(&notice);
+            if let Some(event) = self.events.next(until.min(now + self.pause())) {
+                self.take(event);
             }
         }
+    }
+
+    /// How long to wait at most before the next look, if no event comes. Looking again costs microseconds: an eighth of
+    /// the time that has passed, so that the delay added to any handshake stays a small part of it.
+    fn pause(&self) -> Duration {
+        (self.started.elapsed() / 8).clamp(Duration::from_micros(20), Duration::from_millis(5))
+    }
+
+    /// The same for one who waits for many at once: the answer is an event, only what follows has to be looked for.
+    pub fn patient_pause(&self) -> Duration {
+        match self.state {
+            State::Sent if !self.answered && self.gone.is_none() => PATIENCE,
+            _ => self.pause(),
+        }
+    }
+
+    /// The descriptor that `new` got, readable when an event has come.
+    pub fn fd(&self) -> Option<RawFd> {
+        self.events.descriptor().map(AsRawFd::as_raw_fd)
     }
 
     /// Sends the SYN if it is not out and leaves the subflow to itself. Its four-tuple, unless it was gone before it
@@ -340,8 +378,8 @@ impl Opening {
 
     /// One look at the subflow: accepted, on its way, or gone.
     fn look(&mut self) -> Result<bool> {
-        while let Some(notice) = self.events.next(Instant::now()) {
-            self.take(&notice);
+        while let Some(event) = self.events.next(Instant::now()) {
+            self.take(event);
         }
         if let Some(tuple) = self.tuple {
             let entries = diag::look_up(&mut lock(&self.namespace.diag), &[tuple]);
@@ -358,19 +396,14 @@ impl Opening {
             }
         }
         // Gone. The event that says why may still be on its way from the kernel's worker.
-        let deadline = Instant::now() + CAUSE;
-        while self.closed.is_none() {
-            match self.events.next(deadline) {
-                Some(notice) => self.take(&notice),
-                None => break,
-            }
+        if self.closed.is_some() || self.gone.get_or_insert_with(Instant::now).elapsed() > CAUSE {
+            return Err(self.cause());
         }
-        Err(self.cause())
+        Ok(false)
     }
 
-    fn take(&mut self, notice: &Notice) {
-        let Notice::Event(event) = notice else { return };
-        if event.kind == event::CLOSED {
+    fn take(&mut self, event: Event) {
+        if event.kind == Kind::Closed {
             self.closed = Some(event.clone());
         }
         let Some((local, remote)) = event.local.zip(event.remote) else { return };
@@ -381,8 +414,8 @@ impl Opening {
             && remote.ip() == ends.remote.ip()
             && (remote.port() == 0 || remote.port() == ends.remote.port());
         match event.kind {
-            event::SUB_ESTABLISHED if is_ours => self.answered = true,
-            event::SUB_CLOSED if is_ours && self.state != State::NotSent => self.closed = Some(event.clone()),
+            Kind::SubEstablished if is_ours => self.answered = true,
+            Kind::SubClosed if is_ours && self.state != State::NotSent => self.closed = Some(event),
             _ => {}
         }
     }
@@ -394,7 +427,7 @@ impl Opening {
             let message = format!("{name} was closed before the peer accepted it, and no event said why");
             return Error::subflow(libc::ECONNABORTED, message);
         };
-        if closed.kind == event::CLOSED {
+        if closed.kind == Kind::Closed {
             return Error::subflow(libc::ENOTCONN, format!("{name}: the connection ended meanwhile"));
         }
         let reason = match closed.reset_reason {
@@ -431,7 +464,7 @@ impl Opening {
             let deadline = Instant::now() + CAUSE;
             while matches!(destroyed, Ok(Ok(()))) && self.closed.is_none() {
                 match self.events.next(deadline) {
-                    Some(notice) => self.take(&notice),
+                    Some(event) => self.take(event),
                     None => break,
                 }
             }

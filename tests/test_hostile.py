@@ -126,6 +126,9 @@ class World:
         local, remote = self.connection.second
         self.subflow = self.sock.open_subflow(local, (remote, PORT), timeout=30)
         (self.handle,) = self.client.connections(token=self.sock.token)
+        # Of an open one, what can be a timeout would be waited for.
+        with self.sock.events() as self.closed_events:
+            pass
         # What the first calls make and keep, netlink sockets and BPF programs, is there from now on.
         self.handle.subflows()
         with contextlib.suppress(OSError):
@@ -240,6 +243,7 @@ SOCKET: dict[str, Call] = {
     "Subflow.setsockopt(level)": lambda w, x: w.subflow.setsockopt(x, 1, 1),
     "Subflow.setsockopt(optname)": lambda w, x: w.subflow.setsockopt(socket.IPPROTO_TCP, x, 1),
     "Subflow.setsockopt(value)": lambda w, x: w.subflow.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, x),
+    "Events.get": lambda w, x: w.closed_events.get(x),
     "Connection.open_subflow(local)": lambda w, x: w.handle.open_subflow(x, NOWHERE, timeout=0.05),
     "Connection.open_subflow(remote)": lambda w, x: w.handle.open_subflow("192.0.2.2", x, timeout=0.05),
     "Connection.open_subflow(timeout)": lambda w, x: w.handle.open_subflow("192.0.2.2", NOWHERE, timeout=x),
@@ -326,6 +330,7 @@ MODULE: dict[str, Call] = {
     "get_path_manager": lambda w, x: mptcp.get_path_manager(x),  # type: ignore[call-arg]
     "set_path_manager": lambda w, x: mptcp.set_path_manager(x),
     "use_path_manager": lambda w, x: mptcp.use_path_manager(x).__enter__(),
+    "Events": lambda w, x: None if x is None else mptcp.Events(token=x),
     "Connection": lambda w, x: mptcp.Connection(x),
     "Subflow": lambda w, x: mptcp.Subflow(x),  # type: ignore[call-arg]
     "Info": lambda w, x: mptcp.Info(x),  # type: ignore[call-arg]

@@ -10,8 +10,10 @@ sock.close_subflow(sf)
 
 from . import enhanced_api
 from ._connections import Connection, attach, connections, counters
-from ._core import Info, Subflow, TcpInfo
+from ._core import Event, Info, Subflow, TcpInfo
 from ._errors import NotMultipathError, PathManagerError, SubflowError, UnsupportedError
+from ._event_kind import EventKind
+from ._events import Events
 from ._path_manager import get_path_manager, set_path_manager, use_path_manager
 from ._socket import Socket, create_connection, create_server, wrap
 
@@ -20,6 +22,9 @@ Socket.__module__ = "mptcp"
 
 __all__ = [
     "Connection",
+    "Event",
+    "EventKind",
+    "Events",
     "Info",
     "NotMultipathError",
     "PathManagerError",

@@ -9,10 +9,12 @@ use pyo3::types::{PyBool, PyInt, PyString};
 
 use super::address::{from_any, integer};
 use super::errors::to_py;
+use super::events::EventStream;
 use super::options;
 use super::subflow::Subflow;
 use crate::announce;
 use crate::connection::{self, Connection, Which};
+use crate::events::Events;
 use crate::open::{Opening, Request};
 use crate::subflow_options;
 
@@ -36,6 +38,10 @@ fn wrong_timeout() -> PyErr {
     PyValueError::new_err("timeout must be a number of seconds >= 0, or None")
 }
 
+pub fn events(py: Python<'_>, connection: &dyn Connection) -> PyResult<EventStream> {
+    py.detach(|| Events::of_connection(connection)).map(EventStream::new).map_err(|error| to_py(py, error))
+}
+
 /// The arguments of open_subflow.
 pub struct Open<'a, 'py> {
     pub local: &'a Bound<'py, PyAny>,
@@ -45,16 +51,24 @@ pub struct Open<'a, 'py> {
     pub timeout: Option<f64>,
 }
 
+impl Open<'_, '_> {
+    pub fn request(self, py: Python<'_>) -> PyResult<Request> {
+        let Open { local, remote, backup, interface, .. } = self;
+        let (local, remote) = (from_any("local", local)?, from_any("remote", remote)?);
+        let request = Request { local, remote, backup, interface };
+        request.check().map_err(|error| to_py(py, error))?;
+        Ok(request)
+    }
+}
+
 pub fn open_subflow(
     py: Python<'_>,
     connection: &dyn Connection,
     owner: Py<PyAny>,
     open: Open<'_, '_>,
 ) -> PyResult<Option<Subflow>> {
-    let Open { local, remote, backup, interface, timeout } = open;
-    let request =
-        Request { local: from_any("local", local)?, remote: from_any("remote", remote)?, backup, interface };
-    request.check().map_err(|error| to_py(py, error))?;
+    let timeout = open.timeout;
+    let request = open.request(py)?;
     // No deadline for a time that no clock can reach.
     let deadline = match timeout {
         None => None,

@@ -5,7 +5,9 @@ mod connection;
 mod control;
 mod enhanced_api;
 mod errors;
+mod events;
 mod handle;
+mod opening;
 mod options;
 mod structs;
 mod subflow;
@@ -43,7 +45,11 @@ mod _core {
     #[pymodule_export]
     use super::enhanced_api::{enhanced_getsockopt, enhanced_setsockopt};
     #[pymodule_export]
+    use super::events::{Event, EventStream};
+    #[pymodule_export]
     use super::handle::Handle;
+    #[pymodule_export]
+    use super::opening::Opening;
     #[pymodule_export]
     use super::structs::{Info, TcpInfo};
     #[pymodule_export]
