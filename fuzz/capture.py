@@ -195,6 +195,9 @@ def main(folder: Path) -> None:
                     subflow.close()
                     with contextlib.suppress(mptcp.SubflowError):  # another one that is open still uses it
                         peer.remove_address(announced)
+        for kind, what, size in ((18, "links", 16), (22, "addresses", 8)):  # RTM_GETLINK, RTM_GETADDR
+            for index, datagram in enumerate(route.ask(kind, NLM_F_DUMP, bytes(size))):
+                save("rtnetlink", f"{what}-{index}", datagram)
         (datagram,) = route.ask(26, 0, struct.pack("=BB", socket.AF_INET, 32) + bytes(10) + attribute(1, b"\xc0\0\2\1"))
         save("netlink", "unreachable", datagram)
         deadline = time.monotonic() + 10

@@ -35,7 +35,8 @@ fuzz_target!(|data: &[u8]| {
                 assert_eq!(codec::decode_sub_tuple(layout, &bytes, bytes.len()).ok(), Some(tuple));
             }
         }
-        let statuses: Vec<SubStatus> = data.iter().map(|id| SubStatus { id: *id, ..SubStatus::default() }).collect();
+        let statuses: Vec<SubStatus> =
+            data.iter().map(|id| SubStatus { id: *id, ..SubStatus::default() }).collect();
         let listed = &statuses[..statuses.len().min(255)];
         assert_eq!(codec::encode_sub_ids(layout, listed).len(), 2 + 2 * listed.len());
         if let Some(call) = wire::u32(data, 0).and_then(|optname| Call::of(optname as i32, layout)) {

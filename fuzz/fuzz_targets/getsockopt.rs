@@ -23,7 +23,8 @@ fn fields_agree(fields: &[Field], bytes: &[u8], shorter: &[u8]) {
 }
 
 fuzz_target!(|data: &[u8]| {
-    let (Some(cut), Some(count), Some(size)) = (wire::u8(data, 0), wire::u8(data, 1), wire::u16(data, 2)) else {
+    let (Some(cut), Some(count), Some(size)) = (wire::u8(data, 0), wire::u8(data, 1), wire::u16(data, 2))
+    else {
         return;
     };
     let rest = &data[4..];

@@ -1,12 +1,15 @@
-//! Replies of RTM_GETROUTE. Input: a datagram of netlink.
+//! rtnetlink: replies of RTM_GETROUTE, links and addresses. Input: a datagram of netlink.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use mptcp::netlink::{find, messages, Message};
-use mptcp::route;
-use mptcp::uapi::rtnetlink::{RTA_DST, RTMSG_SIZE};
+use mptcp::uapi::rtnetlink::{RTA_DST, RTMSG_SIZE, RTM_DELADDR, RTM_DELLINK, RTM_NEWADDR, RTM_NEWLINK};
+use mptcp::{links, route};
 
-fn decode(payload: &[u8]) {
+fn decode(message_type: u16, payload: &[u8]) {
+    if let Some(links::Change::Link { name, .. }) = links::decode(message_type, payload) {
+        assert!(!name.contains('\0'));
+    }
     let Some(source) = route::decode(payload).and_then(|route| route.source) else { return };
     let request = route::encode(source, 1);
     let octets = match source {
@@ -17,10 +20,12 @@ fn decode(payload: &[u8]) {
 }
 
 fuzz_target!(|data: &[u8]| {
-    decode(data);
+    for message_type in [RTM_NEWLINK, RTM_DELLINK, RTM_NEWADDR, RTM_DELADDR] {
+        decode(message_type, data);
+    }
     for message in messages(data) {
-        if let Message::Data { payload, .. } = message {
-            decode(payload);
+        if let Message::Data { message_type, payload, .. } = message {
+            decode(message_type, payload);
         }
     }
 });
