@@ -2,10 +2,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use mptcp::event::{self, Kind};
 use mptcp::netlink::{messages, Message};
 use mptcp::{event, pm};
-use mptcp::pm;
 
 fn decode(payload: &[u8]) {
     if let Some(event) = event::decode(payload, 7, |index| Some(index.to_string().into())) {
