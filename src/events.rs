@@ -14,7 +14,7 @@ use crate::namespace::Namespace;
 use crate::picture::Picture;
 use crate::reader::{lock, Reader};
 use crate::subscription::{Filter, Item, Loss, Subscription};
-use crate::sys::wait;
+use crate::sys::{self, wait};
 
 /// What `Events::take` found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,6 +104,11 @@ impl Events {
         events.extend(self.watch.iter().flat_map(|watch| watch.state(picture.time_ns)));
         events.extend(picture.events(token));
         Ok(events)
+    }
+
+    /// The links that are up and the addresses there are, as the events by which they came about; of a namespace.
+    pub fn links(&self) -> Vec<Event> {
+        self.watch.iter().flat_map(|watch| watch.state(sys::monotonic_ns())).collect()
     }
 
     fn known(&self) -> std::collections::HashSet<u32> {

@@ -34,6 +34,7 @@ pub mod socket_option;
 pub mod subflow;
 pub mod subflow_options;
 pub mod subscription;
+pub mod supervisor;
 pub mod sys;
 pub mod tcp_info;
 pub mod uapi;

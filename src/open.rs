@@ -228,9 +228,13 @@ impl Opening {
     }
 
     /// Sends the SYN if it is not out and leaves the subflow to itself. Its four-tuple, unless it was gone before it
-    /// could be seen.
+    /// could be seen, or would take a dump to see.
     pub fn detach(mut self, connection: &dyn Connection) -> Result<Option<Tuple>> {
-        let sent = if self.state == State::NotSent { self.send(connection) } else { Ok(()) };
+        let sent = match self.state {
+            State::NotSent if connection.reads_by_dump() => self.send_blindly(),
+            State::NotSent => self.send(connection),
+            _ => Ok(()),
+        };
         self.state = State::Settled;
         sent.map(|()| self.tuple)
     }
@@ -301,6 +305,12 @@ impl Opening {
             self.ends.local = tuple.local;
         }
         Ok(())
+    }
+
+    /// The SYN alone, for a subflow that is left to itself: neither the live ids nor the new four-tuple are looked up.
+    /// An id that another address of this connection has is refused by the kernel, and then its list is asked for.
+    fn send_blindly(&self) -> Result<()> {
+        self.create(&mut lock(&self.shared.opening), &[])
     }
 
     /// The connection's subflows, closed ones too: one that was refused at once is still listed for a moment.

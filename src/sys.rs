@@ -11,7 +11,11 @@ use std::time::Duration;
 use crate::uapi::{full_info, subflow_info};
 
 pub mod bpf;
+pub mod credentials;
+pub mod descriptor;
 pub mod memory;
+pub mod program;
+pub mod seccomp;
 pub mod wait;
 
 /// The result of a C call: -1 is the error in errno.

@@ -8,6 +8,8 @@ print(sf.id, sf.tcp_info.rtt, [s.local for s in sock.subflows()])
 sock.close_subflow(sf)
 """
 
+from typing import TYPE_CHECKING, Any
+
 from . import enhanced_api
 from ._connections import Connection, attach, connections, counters
 from ._core import Event, Info, Subflow, TcpInfo
@@ -15,10 +17,16 @@ from ._errors import NotMultipathError, PathManagerError, SubflowError, Unsuppor
 from ._event_kind import EventKind
 from ._events import Events
 from ._path_manager import get_path_manager, set_path_manager, use_path_manager
+from ._policy import LocalAddress, Opening, Policy, RunningPolicies, run_policy
 from ._socket import Socket, create_connection, create_server, wrap
 
-Connection.__module__ = "mptcp"
-Socket.__module__ = "mptcp"
+if TYPE_CHECKING:
+    from . import aio as aio
+    from . import lab as lab
+    from . import policies as policies
+
+for _class in (LocalAddress, Opening, Policy, RunningPolicies, Connection, Socket):
+    _class.__module__ = "mptcp"
 
 __all__ = [
     "Connection",
@@ -26,8 +34,12 @@ __all__ = [
     "EventKind",
     "Events",
     "Info",
+    "LocalAddress",
     "NotMultipathError",
+    "Opening",
     "PathManagerError",
+    "Policy",
+    "RunningPolicies",
     "Socket",
     "Subflow",
     "SubflowError",
@@ -40,7 +52,17 @@ __all__ = [
     "create_server",
     "enhanced_api",
     "get_path_manager",
+    "run_policy",
     "set_path_manager",
     "use_path_manager",
     "wrap",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # These are imported when they are first asked for, and asyncio with them.
+    if name in ("aio", "lab", "policies"):
+        import importlib
+
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

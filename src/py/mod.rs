@@ -11,12 +11,14 @@ mod opening;
 mod options;
 mod structs;
 mod subflow;
+mod supervisor;
 
 use pyo3::prelude::*;
 
 /// The native core of mptcp. Private: use the package's own names.
 #[pymodule(gil_used = false)]
 mod _core {
+    use super::address::from_tuple;
     use super::errors::to_py;
     use super::options::int;
     use crate::error::{describe, Error};
@@ -54,6 +56,8 @@ mod _core {
     use super::structs::{Info, TcpInfo};
     #[pymodule_export]
     use super::subflow::Subflow;
+    #[pymodule_export]
+    use super::supervisor::{run_program, supervised_signals};
 
     #[pyfunction]
     #[pyo3(signature = (family, r#type, proto, path_manager))]
@@ -111,6 +115,23 @@ mod _core {
             })
         };
         Ok(read.into_iter().zip(owners).map(with_owner).collect())
+    }
+
+    /// A connection, its owner in Python, and the ends of a subflow of it.
+    type AskedFor<'py> = (Py<ByToken>, Py<PyAny>, Bound<'py, PyAny>, Bound<'py, PyAny>);
+
+    /// Subflows by the connections that they belong to and their ends, by exact look-ups; None for one that is gone.
+    #[pyfunction]
+    fn subflows_at(py: Python<'_>, asked: Vec<AskedFor<'_>>) -> PyResult<Vec<Option<Subflow>>> {
+        let mut ends = Vec::with_capacity(asked.len());
+        for (native, _, local, remote) in &asked {
+            ends.push((&native.get().0, from_tuple(local)?, from_tuple(remote)?));
+        }
+        let read = py.detach(|| by_token::subflows_at(&ends)).map_err(|error| to_py(py, error))?;
+        let with_owner = |(data, (_, owner, ..)): (Option<_>, &AskedFor<'_>)| {
+            data.map(|data| Subflow::new(data, owner.clone_ref(py)))
+        };
+        Ok(read.into_iter().zip(&asked).map(with_owner).collect())
     }
 
     #[pyfunction]
