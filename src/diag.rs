@@ -196,6 +196,11 @@ fn decode_info(payload: &[u8]) -> &[u8] {
         .unwrap_or_default()
 }
 
+/// An entry and, as bytes, its `tcp_info`, which a socket in TIME_WAIT has none of.
+pub fn decode_with_info(payload: &[u8]) -> Option<(Entry, &[u8])> {
+    decode(payload).map(|entry| (entry, decode_info(payload)))
+}
+
 /// The socket is a subflow or the TCP socket of a Multipath TCP listener.
 fn is_multipath(payload: &[u8]) -> bool {
     let attributes = payload.get(diag::MESSAGE_SIZE..).unwrap_or_default();
@@ -339,17 +344,21 @@ fn look_up_all<T, P: AsRef<[u8]>>(
     }
 }
 
-/// Every subflow of the namespace, of all connections.
-pub fn dump(channel: &mut Channel, mut on_subflow: impl FnMut(Entry, TcpInfo)) -> Result<(), Failure> {
+/// Every TCP socket of the namespace that may be a subflow, as bytes of the kernel.
+pub fn dump_payloads(channel: &mut Channel, mut on_socket: impl FnMut(&[u8])) -> Result<(), Failure> {
     for family in [libc::AF_INET, libc::AF_INET6] {
-        let request = encode_dump(family as u8);
-        channel.dump(diag::SOCK_DIAG_BY_FAMILY, &request, |payload| {
-            if let Some(entry) = decode(payload).filter(|entry| entry.subflow.is_some()) {
-                on_subflow(entry, TcpInfo::decode(decode_info(payload)));
-            }
-        })?;
+        channel.dump(diag::SOCK_DIAG_BY_FAMILY, &encode_dump(family as u8), &mut on_socket)?;
     }
     Ok(())
+}
+
+/// Every subflow of the namespace, of all connections.
+pub fn dump(channel: &mut Channel, mut on_subflow: impl FnMut(Entry, TcpInfo)) -> Result<(), Failure> {
+    dump_payloads(channel, |payload| {
+        if let Some(entry) = decode(payload).filter(|entry| entry.subflow.is_some()) {
+            on_subflow(entry, TcpInfo::decode(decode_info(payload)));
+        }
+    })
 }
 
 /// `struct mptcp_info` of the connection with this token; `None` if there is no such connection. Waits for that

@@ -11,6 +11,7 @@ use std::time::Duration;
 use crate::uapi::{full_info, subflow_info};
 
 pub mod bpf;
+pub mod clock;
 
 /// The result of a C call: -1 is the error in errno.
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {

@@ -123,6 +123,9 @@ pub mod diag {
     /// sdiag_protocol of a request whose protocol is in that attribute.
     pub const IPPROTO_RAW: u8 = 255;
     pub const NOCOOKIE: u64 = u64::MAX;
+    /// Multicast groups of NETLINK_SOCK_DIAG: TCP sockets as they die, since 4.4.
+    pub const SKNLGRP_INET_TCP_DESTROY: i32 = 1;
+    pub const SKNLGRP_INET6_TCP_DESTROY: i32 = 3;
 }
 
 /// Offsets in INET_DIAG_SKMEMINFO (SO_MEMINFO), the array SK_MEMINFO_* of `<linux/sock_diag.h>`.

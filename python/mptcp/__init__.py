@@ -12,9 +12,13 @@ from ._connections import Connection, attach, connections, counters
 from ._core import Info, Subflow, TcpInfo
 from ._errors import NotMultipathError, PathManagerError, SubflowError, UnsupportedError
 from ._path_manager import get_path_manager, set_path_manager, use_path_manager
+from ._recorder import Recorder
+from ._recording import Recording
 from ._socket import Socket, create_connection, create_server, wrap
 
 Connection.__module__ = "mptcp"
+Recorder.__module__ = "mptcp"
+Recording.__module__ = "mptcp"
 Socket.__module__ = "mptcp"
 
 __all__ = [
@@ -22,6 +26,8 @@ __all__ = [
     "Info",
     "NotMultipathError",
     "PathManagerError",
+    "Recorder",
+    "Recording",
     "Socket",
     "Subflow",
     "SubflowError",

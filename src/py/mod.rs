@@ -6,6 +6,8 @@ mod control;
 mod errors;
 mod handle;
 mod options;
+mod rows;
+mod sampler;
 mod structs;
 mod subflow;
 
@@ -40,6 +42,8 @@ mod _core {
     use super::connection::ByToken;
     #[pymodule_export]
     use super::handle::Handle;
+    #[pymodule_export]
+    use super::sampler::{realtime_offset_ns, Sampler};
     #[pymodule_export]
     use super::structs::{Info, TcpInfo};
     #[pymodule_export]
