@@ -88,7 +88,10 @@ class Recorder(Recording):
         try:
             if self._path is not None:
                 self._writer = _writer.Writer(self._path, self._sampler, metadata)
-            super().__init__(self._sampler.take_samples(), self._sampler.take_connections(), [], metadata)
+                samples = connections = _nothing()
+            else:
+                samples, connections = self._sampler.take_samples(), self._sampler.take_connections()
+            super().__init__(samples, connections, [], metadata)
         except BaseException:
             self._sampler.stop()
             raise
@@ -149,6 +152,12 @@ class Recorder(Recording):
         status = self._sampler.status()
         real_time = status.pop("real_time")
         return {**self._metadata, **status, "scheduler": "SCHED_FIFO" if real_time else "SCHED_OTHER"}
+
+
+def _nothing() -> Rows:
+    import numpy as np
+
+    return np.empty(0, np.dtype([]))
 
 
 def _joined(before: Rows, more: Rows) -> Rows:
