@@ -148,19 +148,22 @@ def test_somebody_elses_descriptor_is_not_taken_for_the_socket(connection: Conne
     with mptcp.Recorder(connection.sock, 0.005, method="full_info") as recorder:
         number, token = connection.sock.fileno(), connection.sock.token
         connection.sock.close()
-        listener = connection.server.create_server(("", PORT + 1))
-        with listener, connection.client.create_connection((connection.paths[0].address(connection.server), PORT + 1)) as s:
+        remote = connection.paths[0].address(connection.server), PORT + 1
+        with (
+            contextlib.ExitStack() as stack,
+            connection.server.create_server(("", PORT + 1)) as listener,
+            connection.client.create_connection(remote) as s,
+        ):
             peer, _ = listener.accept()
             with peer:
                 exchange(s, peer)
                 if s.fileno() != number:
                     os.dup2(s.fileno(), number)
+                    stack.callback(os.close, number)
                 ticks = recorder.metadata["ticks"]
                 assert eventually(lambda: recorder.metadata["ticks"] > ticks + 10)
                 assert set(recorder.samples["token"]) == {token}
                 assert set(recorder.connections["token"]) == {token}
-                if s.fileno() != number:
-                    os.close(number)
 
 
 def test_connections_and_the_whole_namespace(pair: tuple[mptcp.Socket, mptcp.Socket]) -> None:
@@ -266,9 +269,48 @@ def test_the_bytes_of_subflows_add_up_with_a_forced_reinjection() -> None:
         assert sent + 40 * seen[name]["packets"] <= seen[name]["bytes"] <= sent + 80 * seen[name]["packets"], name
 
 
-def test_a_fallback_goes_on_as_samples_of_tcp() -> None:
-    """A middlebox that strips MPTCP's options from data makes a connection fall back in mid-run."""
-    pytest.skip("no way found yet to force a fallback in mid-run here")
+@pytest.mark.parametrize("method", METHODS)
+def test_after_a_fallback_the_recording_goes_on(connection: Connection, method: Method) -> None:
+    """A middlebox that takes Multipath TCP's options from segments makes a connection fall back."""
+    if shutil.which("nft") is None:
+        pytest.skip("nft (Debian's nftables) is missing")
+    ends = connection.sock, connection.peer
+    tokens = {sock.token for sock in ends}
+    with contextlib.ExitStack() as stack:
+        recorders = [stack.enter_context(mptcp.Recorder(sock, 0.01, method=method)) for sock in ends]
+        for host in (connection.client, connection.server):
+            strip = "tcp option mptcp exists reset tcp option mptcp"
+            nft(host, "table inet t {", "chain c {", "type filter hook prerouting priority -300", strip, "}", "}")
+        exchange(*ends)
+        assert eventually(lambda: not any(sock.is_mptcp for sock in ends))
+
+        def fallbacks() -> set[int | None]:
+            events = [event for recorder in recorders for event in recorder.events]
+            return {event.token for event in events if event.kind is mptcp.EventKind.FALLBACK}
+
+        assert eventually(lambda: fallbacks() == tokens)
+        connection.sock.sendall(bytes(1000))
+        assert eventually(lambda: bool(recorders[0].samples["bytes_sent"][-1] >= 1002))
+    for recorder in recorders:
+        assert len(np.unique(recorder.samples["cookie"])) == 1
+        assert recorder.connections["flags"][-1] & 1
+        assert recorder.metadata["failure"] is None
+
+
+def test_events_are_in_the_time_of_the_rows(connection: Connection, tmp_path: Path) -> None:
+    with mptcp.Recorder(connection.sock, 0.01) as recorder:
+        opened = connection.sock.open_subflow(*connection.second)
+        assert eventually(lambda: opened.cookie in recorder.samples["cookie"])
+        connection.paths[1].down()
+        connection.paths[1].up()
+        kinds = mptcp.EventKind.SUB_ESTABLISHED, mptcp.EventKind.LINK_DOWN, mptcp.EventKind.LINK_UP
+        assert eventually(lambda: set(kinds) <= {event.kind for event in recorder.events})
+    [event] = [event for event in recorder.events if event.kind is mptcp.EventKind.SUB_ESTABLISHED]
+    assert (event.token, event.local) == (connection.sock.token, opened.local)
+    times = recorder.samples["time_ns"]
+    assert times[0] < event.time_ns < times[-1]
+    recorder.save(tmp_path / "run.npz")
+    assert mptcp.load(tmp_path / "run.npz").events == recorder.events
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from . import _core, _files, _metadata
 from ._connections import Connection
+from ._core import Event
 from ._recording import Recording
 from ._socket import Socket
 
@@ -146,6 +147,11 @@ class Recorder(Recording):
         if self._closed:
             self._read_back = recording
         return recording
+
+    @property
+    def events(self) -> list[Event]:
+        self._events += self._sampler.take_events()
+        return self._events
 
     @property
     def metadata(self) -> dict[str, Any]:
