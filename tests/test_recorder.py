@@ -37,11 +37,12 @@ def last_rows(samples: Any) -> dict[int, Any]:
 
 @contextlib.contextmanager
 def receiving(peer: mptcp.Socket) -> Iterator[None]:
-    """Another thread that reads all that comes until the end."""
+    """Another thread that reads all that comes until the end, and closes."""
 
     def read() -> None:
-        while peer.recv(1 << 16):
-            pass
+        with peer:
+            while peer.recv(1 << 16):
+                pass
 
     peer.settimeout(60)
     thread = threading.Thread(target=read)
@@ -145,25 +146,25 @@ def test_a_recorder_keeps_no_connection_open(connection: Connection) -> None:
 
 
 def test_somebody_elses_descriptor_is_not_taken_for_the_socket(connection: Connection) -> None:
-    with mptcp.Recorder(connection.sock, 0.005, method="full_info") as recorder:
-        number, token = connection.sock.fileno(), connection.sock.token
-        connection.sock.close()
-        remote = connection.paths[0].address(connection.server), PORT + 1
-        with (
-            contextlib.ExitStack() as stack,
-            connection.server.create_server(("", PORT + 1)) as listener,
-            connection.client.create_connection(remote) as s,
-        ):
-            peer, _ = listener.accept()
-            with peer:
-                exchange(s, peer)
-                if s.fileno() != number:
-                    os.dup2(s.fileno(), number)
-                    stack.callback(os.close, number)
+    remote = connection.paths[0].address(connection.server), PORT + 1
+    with (
+        connection.server.create_server(("", PORT + 1)) as listener,
+        connection.client.create_connection(remote) as other,
+    ):
+        peer, _ = listener.accept()
+        with peer, mptcp.Recorder(connection.sock, 0.005, method="full_info") as recorder:
+            exchange(other, peer)
+            number, token = connection.sock.fileno(), connection.sock.token
+            connection.sock.close()
+            os.dup2(other.fileno(), number)
+            try:
                 ticks = recorder.metadata["ticks"]
                 assert eventually(lambda: recorder.metadata["ticks"] > ticks + 10)
                 assert set(recorder.samples["token"]) == {token}
+                assert eventually(lambda: len(recorder.connections) > 1)
                 assert set(recorder.connections["token"]) == {token}
+            finally:
+                os.close(number)
 
 
 def test_connections_and_the_whole_namespace(pair: tuple[mptcp.Socket, mptcp.Socket]) -> None:

@@ -132,7 +132,7 @@ def _written(event: Event) -> dict[str, Any]:
 
 def read_event(fields: dict[str, Any]) -> Event:
     """An event from what a file has of it."""
-    ends = {name: tuple(fields[name])[:2] for name in ("local", "remote") if name in fields}
+    ends = {name: tuple(fields[name]) for name in ("local", "remote") if name in fields}
     return remake({**fields, **ends, "kind": EventKind(fields["kind"])})
 
 
