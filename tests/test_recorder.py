@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import os
 import re
@@ -20,7 +19,7 @@ from typing import Any, Literal
 import mptcp
 import numpy as np
 import pytest
-from mptcp.lab import Host, Lab, Link, two_paths
+from mptcp.lab import Host, Lab, two_paths
 from support import PORT, Connection, connected, descriptors, eventually, exchange, threads
 
 METHODS = ["inet_diag", "full_info"]
@@ -229,7 +228,16 @@ def test_the_bytes_of_subflows_add_up_with_a_forced_reinjection() -> None:
             for link, name in zip(links, names, strict=True)
         ]
         defined = [f"counter {name} {{\n}}" for name in names]
-        nft(client, "table inet t {", *defined, "chain c {", "type filter hook postrouting priority 0", *counted, "}", "}")
+        nft(
+            client,
+            "table inet t {",
+            *defined,
+            "chain c {",
+            "type filter hook postrouting priority 0",
+            *counted,
+            "}",
+            "}",
+        )
         nft(server, "table inet t {", "chain c {", "type filter hook input priority 0", "}", "}")
         with connected(client, server, (links[0], links[1])) as made:
             sock, peer = made.sock, made.peer
@@ -373,7 +381,6 @@ def test_an_unclosed_recorder_is_ended_and_told(pair: tuple[mptcp.Socket, mptcp.
     assert threads() > before
     with pytest.warns(ResourceWarning, match="unclosed Recorder"):
         del recorder
-        gc.collect()
     assert threads() == before
 
 

@@ -54,7 +54,9 @@ fn main() -> Result<()> {
 fn sleep_until(ns: u64) {
     let until = libc::timespec { tv_sec: (ns / 1_000_000_000) as _, tv_nsec: (ns % 1_000_000_000) as _ };
     // SAFETY: `until` outlives the call, which is told to leave nothing behind.
-    unsafe { libc::clock_nanosleep(libc::CLOCK_MONOTONIC, libc::TIMER_ABSTIME, &until, std::ptr::null_mut()) };
+    unsafe {
+        libc::clock_nanosleep(libc::CLOCK_MONOTONIC, libc::TIMER_ABSTIME, &until, std::ptr::null_mut())
+    };
 }
 
 fn by_full_info(fds: Vec<RawFd>) -> Box<dyn FnMut() -> Result<u64>> {

@@ -155,7 +155,9 @@ def rows() -> None:
                     f"{python:11.1f}{through_ss:13.1f}",
                     flush=True,
                 )
-    print("\nprocessor time; the median of", ROUNDS, "turns; ss lists both ends of each connection, and so twice the rows")
+    print(
+        "\nprocessor time; the median of", ROUNDS, "turns; ss lists both ends of each connection, and so twice the rows"
+    )
 
 
 def ss() -> str:
