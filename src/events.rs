@@ -45,8 +45,7 @@ impl Events {
             Err(error) if error.errno() == libc::EPERM => namespace.poller()?,
             result => result?,
         };
-        let subscription =
-            reader.subscribe_with_descriptor(token.map_or(Filter::Namespace, Filter::Token))?;
+        let subscription = reader.subscribe_to_stream(token.map_or(Filter::Namespace, Filter::Token))?;
         let watch = match token {
             Some(token) => {
                 check_there(&namespace, token, reader.is_polling())?;

@@ -12,6 +12,7 @@ use crate::uapi::{full_info, subflow_info};
 
 pub mod bpf;
 pub mod clock;
+pub mod memory;
 pub mod wait;
 
 /// The result of a C call: -1 is the error in errno.

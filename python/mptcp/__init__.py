@@ -8,6 +8,7 @@ print(sf.id, sf.tcp_info.rtt, [s.local for s in sock.subflows()])
 sock.close_subflow(sf)
 """
 
+from . import enhanced_api
 from ._connections import Connection, attach, connections, counters
 from ._core import Event, Info, Subflow, TcpInfo
 from ._errors import NotMultipathError, PathManagerError, SubflowError, UnsupportedError
@@ -44,6 +45,7 @@ __all__ = [
     "counters",
     "create_connection",
     "create_server",
+    "enhanced_api",
     "get_path_manager",
     "load",
     "set_path_manager",

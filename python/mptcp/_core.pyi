@@ -1,7 +1,7 @@
 """The native core. Private: the package's own names are documented here, the rest serves mptcp's Python code."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, final, overload
+from typing import Any, NoReturn, final, overload
 
 import numpy as np
 from _typeshed import ReadableBuffer
@@ -16,6 +16,7 @@ __all__ = [
     "EventStream",
     "Handle",
     "Info",
+    "Opening",
     "Sampler",
     "Subflow",
     "TcpInfo",
@@ -23,6 +24,8 @@ __all__ = [
     "before_fork",
     "connections",
     "create_socket",
+    "enhanced_getsockopt",
+    "enhanced_setsockopt",
     "get_path_manager",
     "info",
     "is_multipath",
@@ -709,11 +712,33 @@ class ByToken:
         self, options: Mapping[Subflow, Mapping[tuple[int, int], int | ReadableBuffer]]
     ) -> None: ...
 
+@final
+class Opening:
+    """The native part of one mptcp.aio.open_subflow: a subflow on its way, closed if it is closed before acceptance."""
+
+    def __new__(
+        cls,
+        native: Handle | ByToken,
+        fd: int,
+        owner: Socket | Connection,
+        local: Address | None,
+        remote: Address | None,
+        backup: bool,
+        interface: str | None,
+    ) -> Opening: ...
+    def fileno(self) -> int: ...
+    def look(self) -> Subflow | None: ...
+    def pause(self) -> float: ...
+    def time_out(self) -> NoReturn: ...
+    def close(self) -> None: ...
+
 def create_socket(family: int, type: int, proto: int, path_manager: str | None) -> int: ...
 def is_multipath(fd: int) -> bool: ...
 def info(fd: int) -> Info: ...
 def connections(fd: int | None, token: int | None) -> list[ByToken]: ...
 def subflows_of(connections: list[ByToken], owners: list[Connection]) -> list[list[Subflow] | None]: ...
+def enhanced_getsockopt(handle: Handle, fd: int, optname: int, buffer: bytes, draft: bool) -> tuple[bytes, int]: ...
+def enhanced_setsockopt(handle: Handle, fd: int, optname: int, buffer: bytes, draft: bool) -> None: ...
 def take_descriptor(pid: int, fd: int) -> int: ...
 def get_path_manager() -> str: ...
 def set_path_manager(name: str) -> str: ...

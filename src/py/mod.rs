@@ -3,9 +3,11 @@
 mod address;
 mod connection;
 mod control;
+mod enhanced_api;
 mod errors;
 mod events;
 mod handle;
+mod opening;
 mod options;
 mod rows;
 mod sampler;
@@ -42,11 +44,14 @@ mod _core {
     #[pymodule_export]
     use super::connection::ByToken;
     #[pymodule_export]
+    use super::enhanced_api::{enhanced_getsockopt, enhanced_setsockopt};
+    #[pymodule_export]
     use super::events::{Event, EventStream};
     #[pymodule_export]
     use super::handle::Handle;
     #[pymodule_export]
     use super::sampler::{realtime_offset_ns, Sampler};
+    use super::opening::Opening;
     #[pymodule_export]
     use super::structs::{Info, TcpInfo};
     #[pymodule_export]
