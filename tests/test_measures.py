@@ -39,7 +39,7 @@ def test_goodput_and_share(dtypes: tuple[np.dtype[Any], np.dtype[Any]]) -> None:
     np.testing.assert_allclose(rates[2], [0, 8000])
     assert measures.share(samples) == {1: 0.8, 2: 0.2}
     for wrong in ({"window": 0.0}, {"direction": "up"}):
-        with pytest.raises(ValueError, match="window|direction"):
+        with pytest.raises(ValueError, match=r"window|direction"):
             measures.goodput(samples, **wrong)  # type: ignore[arg-type]
 
 

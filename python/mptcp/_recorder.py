@@ -36,9 +36,9 @@ class Recorder(Recording):
 
     ``method`` is how subflows are read. "inet_diag": by exact look-ups, several in one message, which wait for no
     connection's lock; a new subflow is found at its event, or within 0.1 s without the privilege for events.
-    "full_info": by MPTCP_FULL_INFO, all subflows of a connection in one moment, after waiting for the connection's lock,
-    which a sender at full speed may hold for milliseconds; for Sockets alone. "auto" is inet_diag wherever that tells
-    which sockets are subflows; metadata says which and why.
+    "full_info": by MPTCP_FULL_INFO, all subflows of a connection in one moment, after waiting for its lock, which a
+    sender at full speed may hold for milliseconds; for Sockets alone. "auto" is inet_diag wherever that tells which
+    sockets are subflows; metadata says which and why.
 
     A native thread reads on an absolute clock and never waits for Python; where CAP_SYS_NICE or RLIMIT_RTPRIO permit it
     runs under SCHED_FIFO. A second one reads the connections, which waits for their locks whichever way it is done.

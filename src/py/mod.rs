@@ -51,6 +51,7 @@ mod _core {
     use super::handle::Handle;
     #[pymodule_export]
     use super::sampler::{realtime_offset_ns, Sampler};
+    #[pymodule_export]
     use super::opening::Opening;
     #[pymodule_export]
     use super::structs::{Info, TcpInfo};
