@@ -44,7 +44,7 @@ class Recorder(Recording):
     runs under SCHED_FIFO. A second one reads the connections, which waits for their locks whichever way it is done.
 
     ``path`` streams the rows to a file, ``.arrow``, with memory that does not grow: see save() for its form and load()
-    to read it. After a SIGKILL it is readable to its last whole batch, of which one is written every 0.2 s.
+    to read it. After a SIGKILL it is readable to its last whole batch, of which one is written every 0.1 s.
 
     Needs no privilege; a Socket of another network namespace than the caller's takes CAP_NET_ADMIN and CAP_SYS_ADMIN
     over that one. Raises TypeError and ValueError for wrong arguments before any system call, NotMultipathError for

@@ -50,9 +50,9 @@ mod _core {
     #[pymodule_export]
     use super::handle::Handle;
     #[pymodule_export]
-    use super::sampler::{realtime_offset_ns, Sampler};
-    #[pymodule_export]
     use super::opening::Opening;
+    #[pymodule_export]
+    use super::sampler::{realtime_offset_ns, Sampler};
     #[pymodule_export]
     use super::structs::{Info, TcpInfo};
     #[pymodule_export]
