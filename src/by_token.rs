@@ -14,6 +14,7 @@ use crate::info::{self, Info};
 use crate::namespace::Namespace;
 use crate::netlink::{Channel, Failure};
 use crate::reader::lock;
+use crate::sampler::Source;
 use crate::shared::Shared;
 use crate::subflow::Reading;
 use crate::tcp_info::{self, TcpInfo};
@@ -184,6 +185,12 @@ fn connections_failed(failure: Failure) -> Error {
 impl ByToken {
     pub fn token(&self) -> u32 {
         self.shared.token
+    }
+
+    /// What records this connection, if it is still there.
+    pub fn source(&self) -> Result<Source> {
+        self.now()?;
+        Ok(Source::Token { token: self.token(), namespace: Arc::clone(&self.namespace) })
     }
 
     /// How old the connection is at least: by what the kernel told, and since this process knows it.

@@ -29,6 +29,7 @@ pub mod pm;
 pub mod pm_socket;
 pub mod reader;
 pub mod route;
+pub mod sampler;
 pub mod shared;
 pub mod socket_option;
 pub mod subflow;

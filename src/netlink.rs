@@ -165,6 +165,20 @@ fn extended_ack(flags: u16, payload: &[u8]) -> Option<String> {
     Some(String::from_utf8_lossy(text).into_owned())
 }
 
+/// Requests that are sent more than once, each of which the kernel answers with exactly one message.
+#[derive(Debug, Default)]
+pub struct Prepared {
+    bytes: Vec<u8>,
+    count: usize,
+}
+
+impl Prepared {
+    pub fn push(&mut self, message_type: u16, sequence: u32, payload: &[u8]) {
+        push_request(&mut self.bytes, message_type, NLM_F_REQUEST, sequence, payload);
+        self.count += 1;
+    }
+}
+
 /// A netlink socket for requests. The kernel answers within sendmsg, so replies are there when it returns.
 #[derive(Debug)]
 pub struct Channel {
@@ -224,6 +238,43 @@ impl Channel {
             }
         }
         Ok(())
+    }
+
+    /// Sends requests that were made once, in one system call, and takes a reply to each; `on_reply` gets the payload
+    /// or the failure with the request's own sequence number. After an error nothing of it is left in the socket.
+    pub fn exchange_prepared(
+        &mut self,
+        requests: &Prepared,
+        mut on_reply: impl FnMut(u32, std::result::Result<&[u8], Failure>),
+    ) -> io::Result<()> {
+        self.socket.send(&requests.bytes)?;
+        let mut missing = requests.count;
+        while missing > 0 {
+            let length = match (&self.socket).read(&mut self.buffer) {
+                Ok(length) => length,
+                Err(error) => {
+                    self.drain();
+                    return Err(error);
+                }
+            };
+            for message in messages(&self.buffer[..length]) {
+                missing = missing.saturating_sub(1);
+                match message {
+                    Message::Data { sequence, payload, .. } => on_reply(sequence, Ok(payload)),
+                    Message::Failed { sequence, failure } => on_reply(sequence, Err(failure)),
+                    Message::Ack { sequence } | Message::Done { sequence } => on_reply(sequence, Ok(&[])),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads what nobody waits for any more.
+    fn drain(&mut self) {
+        if self.socket.set_nonblocking(true).is_ok() {
+            while (&self.socket).read(&mut self.buffer).is_ok() {}
+            let _ = self.socket.set_nonblocking(false);
+        }
     }
 
     /// Sends one request and returns the payload of its reply.

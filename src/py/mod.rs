@@ -9,6 +9,8 @@ mod events;
 mod handle;
 mod opening;
 mod options;
+mod rows;
+mod sampler;
 mod structs;
 mod subflow;
 mod supervisor;
@@ -52,6 +54,8 @@ mod _core {
     use super::handle::Handle;
     #[pymodule_export]
     use super::opening::Opening;
+    #[pymodule_export]
+    use super::sampler::{realtime_offset_ns, Sampler};
     #[pymodule_export]
     use super::structs::{Info, TcpInfo};
     #[pymodule_export]

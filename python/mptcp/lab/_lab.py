@@ -47,6 +47,10 @@ _ENDPOINT_FLAGS = {"signal": 1, "subflow": 2, "backup": 4, "fullmesh": 8, "impli
 _END_SECONDS = 30.0
 
 
+# The open labs of this process, for whoever writes down what surrounded a measurement.
+LABS: weakref.WeakSet[Lab] = weakref.WeakSet()
+
+
 class Lab:
     """Test hosts in network namespaces of their own, and links between them.
 
@@ -96,6 +100,7 @@ class Lab:
         except BaseException:
             self.close()
             raise
+        LABS.add(self)
 
     def __enter__(self) -> Lab:
         return self
