@@ -58,6 +58,7 @@ __all__ = [
     "create_server",
     "enhanced_api",
     "get_path_manager",
+    "load",
     "run_policy",
     "set_path_manager",
     "use_path_manager",
