@@ -8,6 +8,8 @@ print(sf.id, sf.tcp_info.rtt, [s.local for s in sock.subflows()])
 sock.close_subflow(sf)
 """
 
+from typing import TYPE_CHECKING, Any
+
 from ._connections import Connection, attach, connections, counters
 from ._core import Info, Subflow, TcpInfo
 from ._errors import NotMultipathError, PathManagerError, SubflowError, UnsupportedError
@@ -15,6 +17,9 @@ from ._path_manager import get_path_manager, set_path_manager, use_path_manager
 from ._recorder import Recorder
 from ._recording import Recording
 from ._socket import Socket, create_connection, create_server, wrap
+
+if TYPE_CHECKING:
+    from . import plot as plot
 
 Connection.__module__ = "mptcp"
 Recorder.__module__ = "mptcp"
@@ -43,3 +48,12 @@ __all__ = [
     "use_path_manager",
     "wrap",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # What few programs need is imported when it is first asked for, and numpy with it.
+    if name == "plot":
+        import importlib
+
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

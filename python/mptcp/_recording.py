@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas
     import pyarrow
+    from matplotlib.figure import Figure
+
+    from .plot._flows import Direction
+    from .plot._panels import Panel
 
     Rows: TypeAlias = np.ndarray[tuple[int], np.dtype[np.void]]
 
@@ -108,6 +113,25 @@ class Recording:
         from . import _files
 
         _files.save(self, path)
+
+    def plot(
+        self,
+        panels: Panel | Sequence[Panel] = ("goodput", "rtt", "cwnd", "share"),
+        *,
+        size: tuple[float, float] | None = None,
+        token: int | None = None,
+        direction: Direction | None = None,
+        window: float | None = None,
+        events: bool = True,
+    ) -> Figure:
+        """The plots of mptcp.plot with these names, one above the other, on a new figure of pyplot's.
+
+        ``size`` is its width and height in inches. The rest is as in mptcp.plot. Needs matplotlib: ``pip install
+        'mptcp[plot]'``. Raises ValueError for what is no panel, and for a recording without samples.
+        """
+        from .plot import _panels
+
+        return _panels.plot(self, panels, size, token, direction, window, events)
 
     def _table(self, table: Table) -> Rows:
         if table not in ("samples", "connections"):

@@ -1,0 +1,176 @@
+"""How the plots look: colours, axes, marks of events, legends."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ._flows import Flow
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from .._recording import Recording
+
+# Okabe and Ito, without the yellow, which is faint on white, and the black, which is the text's.
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
+_GREY = "#999999"
+_TEXT = "#333333"
+
+# By the event's kind.
+_MARKERS = {
+    "CREATED": "o",
+    "ESTABLISHED": "o",
+    "CLOSED": "s",
+    "SUB_ESTABLISHED": "^",
+    "SUB_CLOSED": "v",
+    "SUB_PRIORITY": "D",
+    "ANNOUNCED": "P",
+    "REMOVED": "X",
+    "LINK_UP": ">",
+    "LINK_DOWN": "<",
+}
+_OTHER_MARKER = "*"
+# What tells of no subflow's path.
+_UNDRAWN = ("LISTENER_CREATED", "LISTENER_CLOSED")
+# More lines than this would hide what is under them: then there are markers alone.
+_EVENT_LINES = 40
+
+# For a column of a paper at the size of its text; text in vector files stays text.
+STYLE = {
+    "font.size": 8,
+    "axes.labelsize": 8,
+    "axes.titlesize": 8,
+    "legend.fontsize": 7,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "lines.linewidth": 1.0,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "savefig.dpi": 200,
+    "figure.dpi": 120,
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",
+}
+WIDTH, HEIGHT = 6.0, 2.2
+"""Of a plot by itself, in inches."""
+
+
+def style() -> contextlib.AbstractContextManager[None]:
+    """The block's figures are made, or written, in our style."""
+    import matplotlib
+
+    return matplotlib.rc_context(STYLE)
+
+
+@contextlib.contextmanager
+def axes(ax: Axes | None, height: float = HEIGHT) -> Iterator[Axes]:
+    """Those given, as they are, or new ones in our style."""
+    if ax is not None:
+        yield ax
+        return
+    import matplotlib.pyplot as plt
+
+    with style():
+        yield plt.subplots(figsize=(WIDTH, height), layout="constrained")[1]
+
+
+def split(flows: list[Flow]) -> tuple[list[Flow], list[Flow]]:
+    """Those that get a colour of their own, and the rest, of those that carried least; each in order."""
+    if len(flows) <= len(_COLOURS):
+        return flows, []
+    carried = {flow: flow.total("sent") + flow.total("received") for flow in flows}
+    largest = set(sorted(flows, key=lambda flow: -carried[flow])[: len(_COLOURS)])
+    return [flow for flow in flows if flow in largest], [flow for flow in flows if flow not in largest]
+
+
+def looks(shown: Sequence[Flow], others: Sequence[Flow]) -> list[tuple[str, str]]:
+    """Colour and label of each of the first, and one for all others."""
+    found = [(colour, flow.label) for colour, flow in zip(_COLOURS, shown, strict=False)]
+    return [*found, (_GREY, f"{len(others)} others")] if others else found
+
+
+def scale(largest: float, units: Sequence[str]) -> tuple[float, str]:
+    """What to divide by so that the largest value is below 1,000 where it can be, and the unit then."""
+    step = 0
+    while step < len(units) - 1 and largest >= 1000.0 ** (step + 1):
+        step += 1
+    return 1000.0**step, units[step]
+
+
+def bar(ax: Axes, row: int, width: float, left: float, colour: str, label: str) -> None:
+    """A piece of a bar, with its percentage where that has room."""
+    ax.barh(row, width, left=left, height=0.7, color=colour, label=label, linewidth=0)
+    if width >= 7:
+        text = "black" if _is_light(colour) else "white"
+        ax.text(left + width / 2, row, f"{width:.1f} %", ha="center", va="center", color=text, fontsize="small")
+
+
+def finish(ax: Axes, flows: list[Flow], recording: Recording, title: str, events: bool) -> None:
+    """What all plots over time have."""
+    end = max(float(flow.time[-1]) for flow in flows)
+    ax.set_xlim(0, end or 1.0)
+    ax.set_xlabel("Time (s)")
+    ax.set_ylabel(title)
+    ax.grid(axis="y", linewidth=0.4, color="#dddddd")
+    if events:
+        _mark(ax, flows, recording, end)
+    legend(ax)
+
+
+def _mark(ax: Axes, flows: list[Flow], recording: Recording, end: float) -> None:
+    start = min(int(flow.rows["time_ns"][0]) - round(flow.time[0] * 1e9) for flow in flows)
+    tokens = {flow.token for flow in flows}
+    shown, others = split(flows)
+    colours = {flow.local: colour for flow, (colour, _) in zip(shown, looks(shown, others), strict=False)}
+    found: dict[str, list[tuple[float, str]]] = {}
+    for event in recording.events:
+        kind = str(getattr(event.kind, "name", event.kind))
+        time = (event.time_ns - start) / 1e9
+        if kind in _UNDRAWN or not 0 <= time <= end or getattr(event, "token", None) not in {None, *tokens}:
+            continue
+        local = getattr(event, "local", None)
+        found.setdefault(kind, []).append((time, colours.get(local and tuple(local), _GREY)))
+    lines = sum(map(len, found.values())) <= _EVENT_LINES
+    for kind, marks in found.items():
+        times, of = zip(*marks, strict=True)
+        # Behind the data, and the marker on the upper edge.
+        if lines:
+            for time, colour in marks:
+                ax.axvline(time, color=colour, linewidth=0.6, linestyle=(0, (2, 2)), zorder=0.5, label="_")
+        marker = _MARKERS.get(kind, _OTHER_MARKER)
+        edge = ax.get_xaxis_transform()
+        heights = [1.0] * len(times)
+        ax.scatter(times, heights, 18, of, marker, transform=edge, clip_on=False, zorder=4, linewidths=0, label="_")
+        # The legend's marker is of no subflow.
+        ax.plot([], [], marker=marker, markersize=4, color=_TEXT, linestyle="none", markeredgewidth=0, label=kind)
+
+
+def legend(ax: Axes) -> None:
+    """Above the axes, so that it hides nothing."""
+    handles, labels = ax.get_legend_handles_labels()
+    if handles:
+        ax.legend(
+            handles, labels, loc="lower left", bbox_to_anchor=(0, 1.02), ncols=min(6, len(handles)), borderaxespad=0.2
+        )
+
+
+def shared_legend(figure: Figure, panels: Sequence[Axes]) -> None:
+    """One of all panels, in the place of theirs."""
+    known: dict[str, Any] = {}
+    for ax in panels:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            known.setdefault(label, handle)
+        if (own := ax.get_legend()) is not None:
+            own.remove()
+    figure.legend(known.values(), known.keys(), loc="outside upper left", ncols=min(6, max(1, len(known))))
+
+
+def _is_light(colour: str) -> bool:
+    red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
+    return 0.299 * red + 0.587 * green + 0.114 * blue > 140
