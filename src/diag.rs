@@ -148,6 +148,15 @@ pub fn encode_dump(family: u8) -> [u8; diag::REQUEST_SIZE] {
     bytes
 }
 
+/// `struct inet_diag_req`, whose dump goes through the kernel's table once for IPv4 and IPv6 together. That takes half
+/// the time, since the table has as many places as the host could have sockets.
+fn encode_dump_of_all_families() -> [u8; diag::OLD_REQUEST_SIZE] {
+    let mut bytes = [0; diag::OLD_REQUEST_SIZE];
+    bytes[3] = INFO;
+    wire::put(&mut bytes, 52, &CONNECTED.to_ne_bytes());
+    bytes
+}
+
 /// `struct inet_diag_req_v2` for the connections of the namespace: the one with this token, or, as a dump, all of a
 /// family, which plays no part otherwise.
 fn encode_mptcp(family: i32, token: u32, extensions: u8) -> Vec<u8> {
@@ -345,11 +354,8 @@ fn look_up_all<T, P: AsRef<[u8]>>(
 }
 
 /// Every TCP socket of the namespace that may be a subflow, as bytes of the kernel.
-pub fn dump_payloads(channel: &mut Channel, mut on_socket: impl FnMut(&[u8])) -> Result<(), Failure> {
-    for family in [libc::AF_INET, libc::AF_INET6] {
-        channel.dump(diag::SOCK_DIAG_BY_FAMILY, &encode_dump(family as u8), &mut on_socket)?;
-    }
-    Ok(())
+pub fn dump_payloads(channel: &mut Channel, on_socket: impl FnMut(&[u8])) -> Result<(), Failure> {
+    channel.dump(diag::TCPDIAG_GETSOCK, &encode_dump_of_all_families(), on_socket)
 }
 
 /// Every subflow of the namespace, of all connections.

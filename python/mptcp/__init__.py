@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ._connections import Connection, attach, connections, counters
 from ._core import Info, Subflow, TcpInfo
 from ._errors import NotMultipathError, PathManagerError, SubflowError, UnsupportedError
+from ._files import load
 from ._path_manager import get_path_manager, set_path_manager, use_path_manager
 from ._recorder import Recorder
 from ._recording import Recording
@@ -44,6 +45,7 @@ __all__ = [
     "create_connection",
     "create_server",
     "get_path_manager",
+    "load",
     "set_path_manager",
     "use_path_manager",
     "wrap",

@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 import os
 import sys
+import warnings
 from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from . import _core, _metadata
+from . import _core, _files, _metadata
 from ._connections import Connection
 from ._recording import Recording
 from ._socket import Socket
 
 if TYPE_CHECKING:
+    from . import _writer
     from ._recording import Rows
 
 Source = Socket | Connection
@@ -57,11 +59,15 @@ class Recorder(Recording):
         path: str | os.PathLike[str] | None = None,
     ) -> None:
         self._closed = True
+        self._owner = os.getpid()
         wanted = _check_sources(sources)
         _check_interval("interval", interval)
         _check_interval("connection_interval", connection_interval)
+        self._path = None if path is None else _files.check(path, (".arrow",))
+        if self._path is not None:
+            # Rather now than when the recording runs: pyarrow may not be there.
+            from . import _writer
         method, reason = _choose(method, wanted)
-        natives = None if wanted is None else [_native(source) for source in wanted]
         metadata = {
             **_metadata.surroundings(),
             "interval": float(interval),
@@ -70,11 +76,23 @@ class Recorder(Recording):
             "method_reason": reason,
         }
         self._sampler = _core.Sampler(
-            natives, None, float(interval), float(connection_interval), method == "full_info", sys.maxsize
+            None if wanted is None else [_native(source) for source in wanted],
+            None,
+            float(interval),
+            float(connection_interval),
+            method == "full_info",
+            sys.maxsize if self._path is None else _writer.ROOM,
         )
+        self._writer: _writer.Writer | None = None
+        self._read_back: Recording | None = None
+        try:
+            if self._path is not None:
+                self._writer = _writer.Writer(self._path, self._sampler, metadata)
+            super().__init__(self._sampler.take_samples(), self._sampler.take_connections(), [], metadata)
+        except BaseException:
+            self._sampler.stop()
+            raise
         self._closed = False
-        self._chunks: dict[str, list[Rows]] = {"samples": [], "connections": []}
-        super().__init__(self._sampler.take_samples(), self._sampler.take_connections(), [], metadata)
 
     def __enter__(self) -> Self:
         return self
@@ -84,21 +102,47 @@ class Recorder(Recording):
     ) -> None:
         self.close()
 
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True) and self._owner == os.getpid():
+            self.close()
+            warnings.warn(f"unclosed {type(self).__name__}", ResourceWarning, stacklevel=2, source=self)
+
     def close(self) -> None:
-        """Read everything once more and end the recording. What was recorded stays. Again is nothing."""
-        if not self._closed:
-            self._closed = True
-            self._sampler.stop()
+        """Read everything once more and end the recording. What was recorded stays. Again is nothing.
+
+        Raises OSError if the file of ``path`` could not be written. In a forked child it does nothing: the recording
+        is the parent's.
+        """
+        if self._closed or self._owner != os.getpid():
+            return
+        self._closed = True
+        self._sampler.stop()
+        if self._writer is not None:
+            self._writer.end(self._metadata_of_file())
 
     @property
     def samples(self) -> Rows:
+        if self._path is not None:
+            return self._from_file().samples
         self._samples = _joined(self._samples, self._sampler.take_samples())
         return self._samples
 
     @property
     def connections(self) -> Rows:
+        if self._path is not None:
+            return self._from_file().connections
         self._connections = _joined(self._connections, self._sampler.take_connections())
         return self._connections
+
+    def _from_file(self) -> Recording:
+        """What has been streamed to the file, up to now or, once it is complete, for good."""
+        assert self._path is not None
+        if self._read_back is not None:
+            return self._read_back
+        recording = _files.load(self._path)
+        if self._closed:
+            self._read_back = recording
+        return recording
 
     @property
     def metadata(self) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-//! Subflows of one network namespace by inet_diag: exact look-ups of those that are known, several in a message, and
-//! a dump now and then, or where it is cheaper always, which finds new ones.
+//! Subflows of one network namespace by inet_diag: exact look-ups of those that are known, several in a message, or,
+//! where that is cheaper, a dump.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
 use super::row::{put_tcp_info, Sample, TCP_INFO, UNKNOWN};
@@ -14,14 +15,14 @@ use crate::reader::lock;
 use crate::sys;
 use crate::uapi::{self, tcp_state};
 
-/// How old what is known of a namespace's sockets may be.
-const DISCOVERY_NS: u64 = 100_000_000;
-
 /// Look-ups in one message: their replies have to fit into the socket's receive buffer.
 const BATCH: usize = 64;
 
-/// A look-up takes as long as this many sockets of a dump.
-const DUMPED_FOR_A_LOOK_UP: usize = 3;
+/// Nanoseconds that look-up of one subflow takes, until we know better.
+const LOOK_UP_NS: u64 = 3000;
+
+/// Every so many ticks the way of reading that was slower is tried again.
+const TRIED_AGAIN: u64 = 1000;
 
 /// What is known of one subflow beside its `tcp_info`.
 #[derive(Debug, Clone, Copy)]
@@ -56,9 +57,9 @@ pub struct ByDiag {
     batches: Vec<Prepared>,
     /// Subflows that no reading shows any more and no notice has told of.
     gone: HashMap<u64, Target>,
-    discovered_ns: u64,
-    /// TCP sockets that the last dump went through.
-    dumped: usize,
+    /// Nanoseconds that the last dump took, and a look-up of one subflow.
+    dump_ns: u64,
+    look_up_ns: u64,
     tick: u64,
 }
 
@@ -94,8 +95,8 @@ impl ByDiag {
             order: Vec::new(),
             batches: Vec::new(),
             gone: HashMap::new(),
-            discovered_ns: 0,
-            dumped: 0,
+            dump_ns: 0,
+            look_up_ns: LOOK_UP_NS,
             tick: 0,
         })
     }
@@ -105,6 +106,7 @@ impl ByDiag {
         if let Some(tokens) = &mut self.tokens {
             tokens.insert(token);
         }
+        self.site.known.searched.store(true, Ordering::Relaxed);
     }
 
     /// Adds a row a subflow.
@@ -113,20 +115,44 @@ impl ByDiag {
             return Ok(());
         }
         self.tick += 1;
-        let due = time_ns >= self.discovered_ns + DISCOVERY_NS;
-        if due || self.targets.len() * DUMPED_FOR_A_LOOK_UP > self.dumped {
+        self.adopt(time_ns);
+        self.identify();
+        let look_ups_ns = self.look_up_ns * self.targets.len() as u64;
+        if self.dump_ns < look_ups_ns || self.tick % TRIED_AGAIN == 0 && self.dump_ns < 2 * look_ups_ns {
             self.dump(time_ns, rows)
         } else {
             self.look_up(time_ns, rows)
         }
     }
 
+    /// Takes over the subflows that were found meanwhile.
+    fn adopt(&mut self, time_ns: u64) {
+        let found = std::mem::take(&mut *lock(&self.site.known.found));
+        let mut changed = false;
+        for entry in found {
+            let Some(ulp) = entry.subflow.filter(|ulp| self.wants(ulp.token)) else { continue };
+            if !self.targets.contains_key(&entry.cookie) && !self.gone.contains_key(&entry.cookie) {
+                let target = Target::new(entry, ulp.token, -1, time_ns);
+                self.targets.insert(entry.cookie, target);
+                lock(&self.site.known.tokens).insert(ulp.token);
+                changed = true;
+            }
+        }
+        if changed {
+            self.prepare();
+        }
+    }
+
+    fn wants(&self, token: u32) -> bool {
+        self.tokens.as_ref().is_none_or(|tokens| tokens.contains(&token))
+    }
+
     fn dump(&mut self, time_ns: u64, rows: &mut Vec<Sample>) -> Result<()> {
+        let begin_ns = sys::monotonic_ns();
         let (site, tokens, targets, tick) = (&self.site, &self.tokens, &mut self.targets, self.tick);
         let wants = |token| tokens.as_ref().is_none_or(|tokens| tokens.contains(&token));
-        let (mut dumped, mut changed) = (0, false);
+        let mut changed = false;
         let result = diag::dump_payloads(&mut self.channel, |payload| {
-            dumped += 1;
             let Some((entry, tcp_info)) = diag::decode_with_info(payload) else { return };
             if tcp_info.is_empty() {
                 return;
@@ -152,14 +178,13 @@ impl ByDiag {
             rows.push(row);
         });
         result.map_err(diag_failed)?;
-        self.dumped = dumped;
-        self.discovered_ns = time_ns;
+        self.dump_ns = sys::monotonic_ns() - begin_ns;
+        self.site.known.dumped_ns.store(time_ns, Ordering::Relaxed);
         let before = self.targets.len();
         self.retire(|target| target.tick != tick);
         if changed || self.targets.len() != before {
             self.prepare();
         }
-        self.identify();
         Ok(())
     }
 
@@ -190,6 +215,7 @@ impl ByDiag {
     }
 
     fn look_up(&mut self, time_ns: u64, rows: &mut Vec<Sample>) -> Result<()> {
+        let begin_ns = sys::monotonic_ns();
         let (order, targets, tick) = (&self.order, &mut self.targets, self.tick);
         let mut failed = None;
         for batch in &self.batches {
@@ -215,20 +241,20 @@ impl ByDiag {
                 }
             });
             if let Err(error) = result {
-                // Replies were lost: what is there is found anew.
-                self.discovered_ns = 0;
                 return Err(Error::call("inet_diag", &error));
             }
         }
         if let Some(failure) = failed {
             return Err(diag_failed(failure));
         }
+        if let Some(each) = (sys::monotonic_ns() - begin_ns).checked_div(order.len() as u64) {
+            self.look_up_ns = each;
+        }
         let before = self.targets.len();
         self.retire(|target| target.tick != tick);
         if self.targets.len() != before {
             self.prepare();
         }
-        self.identify();
         Ok(())
     }
 

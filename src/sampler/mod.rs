@@ -1,10 +1,11 @@
 //! Threads that read subflows and connections on a clock, into rows. Nothing here waits for whoever uses the rows.
 //!
 //! One thread reads the subflows, tick by tick ([`ticks`]); a second reads connections, which waits for their locks
-//! whichever way it is done ([`connections`]).
+//! whichever way it is done ([`connections`]); a third finds new subflows ([`finder`]).
 
 mod by_diag;
 mod connections;
+mod finder;
 mod full_info;
 mod notices;
 pub mod row;
@@ -20,6 +21,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::connection;
+use crate::diag::Entry;
 use crate::error::{Error, Result};
 use crate::namespace::Namespace;
 use crate::reader::lock;
@@ -86,7 +88,7 @@ pub struct Settings {
     pub room: usize,
 }
 
-/// What both threads and their owner share.
+/// What the threads and their owner share.
 #[derive(Debug)]
 struct Common {
     samples: Store<Sample>,
@@ -112,12 +114,18 @@ pub struct Fallback {
 /// Subflow ids by token and ends, as MPTCP_FULL_INFO told them.
 type Ids = HashMap<(u32, SocketAddr, SocketAddr), u32>;
 
-/// What the two threads tell each other of one network namespace.
+/// What the threads tell each other of one network namespace.
 #[derive(Debug, Default)]
 struct Known {
     /// Connections of which subflows were seen.
     tokens: Mutex<BTreeSet<u32>>,
     ids: Mutex<Ids>,
+    /// Subflows that the last search found.
+    found: Mutex<Vec<Entry>>,
+    /// Whether anybody needs the search.
+    searched: AtomicBool,
+    /// When the ticks themselves last read by a dump, which finds new subflows.
+    dumped_ns: AtomicU64,
 }
 
 /// The sources of one network namespace.
@@ -132,6 +140,10 @@ struct Site {
 }
 
 impl Site {
+    fn wants(&self, token: u32) -> bool {
+        self.tokens.as_ref().is_none_or(|tokens| tokens.contains(&token))
+    }
+
     /// A netlink socket of its own in the namespace, which no other thread waits for.
     fn diag_socket(&self) -> Result<OwnedFd> {
         self.namespace.socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_SOCK_DIAG)
@@ -205,6 +217,11 @@ impl Sampler {
         // First the connections: they tell the subflows' ids.
         let mut connections = connections::Connections::new(&sites, &common)?;
         connections.tick()?;
+        let mut finder = finder::Finder::new(&sites)?;
+        for site in &sites {
+            site.known.searched.store(settings.method == Method::InetDiag, Ordering::Relaxed);
+        }
+        finder.tick()?;
         let mut ticks = ticks::Ticks::new(&sites, &common, settings)?;
         ticks.tick()?;
 
@@ -215,7 +232,8 @@ impl Sampler {
         };
         let (tick_timer, connection_timer) = (timer(settings.interval)?, timer(settings.connection_interval)?);
         let again = |fd: &OwnedFd| fd.try_clone().map_err(failed("dup"));
-        let (stop_ticks, stop_connections) = (again(&stop)?, again(&stop)?);
+        let finder_timer = timer(finder::INTERVAL)?;
+        let (stop_ticks, stop_connections, stop_finder) = (again(&stop)?, again(&stop)?, again(&stop)?);
         let sampler =
             Sampler { common: Arc::clone(&common), stop, threads: Mutex::default(), process: std::process::id() };
         let for_ticks = Arc::clone(&common);
@@ -225,6 +243,7 @@ impl Sampler {
             ticks.run(&tick_timer, &stop_ticks)
         })?;
         sampler.spawn("mptcp-conns", move || connections.run(&connection_timer, &stop_connections))?;
+        sampler.spawn("mptcp-finder", move || finder.run(&finder_timer, &stop_finder))?;
         Ok(sampler)
     }
 

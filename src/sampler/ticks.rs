@@ -28,9 +28,8 @@ impl Place {
         for connection in full_info.iter_mut().filter(|connection| !connection.ended) {
             match connection.read(&mut by_diag.channel, time_ns, rows) {
                 Ok(Outcome::Read) => {}
-                // It stays for the notices of its subflows.
-                Ok(Outcome::Ended) => connection.ended = true,
-                Ok(Outcome::FellBack) => {
+                // It stays for the notices of its subflows. A connection may outlive its descriptor.
+                Ok(Outcome::Ended | Outcome::FellBack) => {
                     connection.ended = true;
                     by_diag.add(connection.token);
                 }
