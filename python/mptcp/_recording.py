@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import pyarrow
     from matplotlib.figure import Figure
 
-    from .plot._flows import Direction
+    from .measures import Direction
     from .plot._panels import Panel
 
     Rows: TypeAlias = np.ndarray[tuple[int], np.dtype[np.void]]
@@ -76,7 +76,8 @@ class Recording:
         ``kernel``, ``versions``, ``sysctls``, ``labs``: the surroundings. ``interval``, ``connection_interval``:
         seconds. ``method``, ``method_reason``: how subflows were read, and why so. ``scheduler``: SCHED_FIFO where the
         thread that reads subflows had that, else SCHED_OTHER. ``realtime_offset_ns``: CLOCK_REALTIME minus
-        CLOCK_MONOTONIC, at the start. ``missed``, ``ticks``; ``dropped``: rows that were not written in time;
+        CLOCK_MONOTONIC, at the start. ``subflows``: the ends of each, by its cookie. ``missed``, ``ticks``;
+        ``dropped``: rows that were not written in time;
         ``notices_lost``: whether some subflows may lack their final row; ``failure``: the first reading that failed.
         """
         return self._metadata

@@ -3,9 +3,11 @@
 //! from time to time.
 
 use std::os::fd::RawFd;
+use std::sync::Arc;
 
 use super::by_diag::{sample, Target};
 use super::row::Sample;
+use super::Common;
 use crate::connection::{self, diag_failed};
 use crate::diag::{self, Entry, Tuple};
 use crate::error::{Error, Result};
@@ -32,6 +34,7 @@ pub enum Outcome {
 /// One connection.
 #[derive(Debug)]
 pub struct FullInfo {
+    common: Arc<Common>,
     fd: RawFd,
     pub token: u32,
     /// It is not read any more.
@@ -49,9 +52,10 @@ pub struct FullInfo {
 }
 
 impl FullInfo {
-    pub fn new(fd: RawFd, token: u32) -> FullInfo {
+    pub fn new(common: &Arc<Common>, fd: RawFd, token: u32) -> FullInfo {
         let room = 8;
         FullInfo {
+            common: Arc::clone(common),
             fd,
             token,
             ended: false,
@@ -143,6 +147,9 @@ impl FullInfo {
             let mut target = known.unwrap_or_else(|| Target::new(unknown, self.token, id, time_ns));
             // A closed subflow's place may be another's by now.
             if let Some(entry) = entry.filter(|entry| [0, entry.cookie].contains(&target.entry.cookie)) {
+                if target.entry.cookie == 0 {
+                    self.common.note(&entry, self.token);
+                }
                 target.entry = entry;
             }
             self.targets.push(target);

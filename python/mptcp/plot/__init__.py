@@ -4,22 +4,17 @@ Each function draws one, on new axes or on those given by ``ax=``, and returns t
 above the other. They are pyplot's figures: show them by ``matplotlib.pyplot.show()``, or save them by ``savefig``.
 
 What they share: ``token`` keeps one connection of several. Time is seconds since the first sample. A subflow has the
-same colour everywhere, from Okabe and Ito's set, which the colour-blind can tell apart; of more than seven subflows those
-that carried least are grey and, where they are stacked, one. Values that are missing (NaN) or without limit (infinite)
-are gaps. ``direction`` is "sent" (``bytes_acked``, as the peer acknowledged) or "received" (``bytes_received``), by
-default whichever is more. Events of the recording are marks at the top, in the colour of their subflow.
+same colour in all, of Okabe and Ito's set for the colour-blind; of more than seven subflows those that carried least
+are grey and, where they are stacked, one. Values that are missing (NaN) or without limit (infinite) are gaps.
+``direction`` is that of mptcp.measures, "sent" or "received", by default whichever is more. The recording's events are
+marks on the upper edge, in the colour of their subflow; ``events=False`` leaves them out.
 
 A recording without samples, or without those asked for, raises ValueError.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ._draw import cwnd, goodput, rtt, share
-
-if TYPE_CHECKING:
-    from ._flows import Direction as Direction
 
 __all__ = ["cwnd", "goodput", "rtt", "share"]
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from . import _draw, _style
-from ._flows import Direction
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from .._recording import Recording
+    from ..measures import Direction
 
 Panel: TypeAlias = Literal["goodput", "rtt", "cwnd", "share"]
 

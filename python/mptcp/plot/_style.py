@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ._flows import Flow
+from ._flows import Flow, end_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,7 +39,7 @@ _UNDRAWN = ("LISTENER_CREATED", "LISTENER_CLOSED")
 _EVENT_LINES = 40
 
 # For a column of a paper at the size of its text; text in vector files stays text.
-STYLE = {
+STYLE: Any = {
     "font.size": 8,
     "axes.labelsize": 8,
     "axes.titlesize": 8,
@@ -84,7 +84,7 @@ def split(flows: list[Flow]) -> tuple[list[Flow], list[Flow]]:
     """Those that get a colour of their own, and the rest, of those that carried least; each in order."""
     if len(flows) <= len(_COLOURS):
         return flows, []
-    carried = {flow: flow.total("sent") + flow.total("received") for flow in flows}
+    carried = {flow: flow.carried("sent") + flow.carried("received") for flow in flows}
     largest = set(sorted(flows, key=lambda flow: -carried[flow])[: len(_COLOURS)])
     return [flow for flow in flows if flow in largest], [flow for flow in flows if flow not in largest]
 
@@ -113,7 +113,7 @@ def bar(ax: Axes, row: int, width: float, left: float, colour: str, label: str) 
 
 def finish(ax: Axes, flows: list[Flow], recording: Recording, title: str, events: bool) -> None:
     """What all plots over time have."""
-    end = max(float(flow.time[-1]) for flow in flows)
+    end = end_of(flows)
     ax.set_xlim(0, end or 1.0)
     ax.set_xlabel("Time (s)")
     ax.set_ylabel(title)
@@ -124,7 +124,7 @@ def finish(ax: Axes, flows: list[Flow], recording: Recording, title: str, events
 
 
 def _mark(ax: Axes, flows: list[Flow], recording: Recording, end: float) -> None:
-    start = min(int(flow.rows["time_ns"][0]) - round(flow.time[0] * 1e9) for flow in flows)
+    start = int(flows[0].rows["time_ns"][0])
     tokens = {flow.token for flow in flows}
     shown, others = split(flows)
     colours = {flow.local: colour for flow, (colour, _) in zip(shown, looks(shown, others), strict=False)}
@@ -145,8 +145,9 @@ def _mark(ax: Axes, flows: list[Flow], recording: Recording, end: float) -> None
                 ax.axvline(time, color=colour, linewidth=0.6, linestyle=(0, (2, 2)), zorder=0.5, label="_")
         marker = _MARKERS.get(kind, _OTHER_MARKER)
         edge = ax.get_xaxis_transform()
-        heights = [1.0] * len(times)
-        ax.scatter(times, heights, 18, of, marker, transform=edge, clip_on=False, zorder=4, linewidths=0, label="_")
+        ax.scatter(
+            times, [1.0] * len(times), s=18, c=of, marker=marker, transform=edge, clip_on=False, zorder=4, linewidths=0
+        )
         # The legend's marker is of no subflow.
         ax.plot([], [], marker=marker, markersize=4, color=_TEXT, linestyle="none", markeredgewidth=0, label=kind)
 
