@@ -13,7 +13,9 @@ try:
     import pyarrow as pa
     import pyarrow.ipc
 except ModuleNotFoundError as error:
-    raise ModuleNotFoundError("Arrow files and tables need pyarrow: pip install 'mptcp[arrow]'", name="pyarrow") from error
+    raise ModuleNotFoundError(
+        "Arrow files and tables need pyarrow: pip install 'mptcp[arrow]'", name="pyarrow"
+    ) from error
 
 from ._recording import _names
 

@@ -6,6 +6,8 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from . import _html
+
 if TYPE_CHECKING:
     import numpy as np
     import pandas
@@ -37,6 +39,9 @@ class Recording:
             f"<{type(self).__name__} {len(self.samples)} samples of {self._count('cookie')} subflows and "
             f"{self._count('token')} connections, {self.missed} ticks missed>"
         )
+
+    def _repr_html_(self) -> str:
+        return _html.recording(self)
 
     def _count(self, name: str) -> int:
         import numpy as np

@@ -57,6 +57,8 @@ STYLE: Any = {
     "pdf.fonttype": 42,
     "svg.fonttype": "none",
 }
+# What an entry of a legend takes, in inches.
+_ENTRY = 1.15
 WIDTH, HEIGHT = 6.0, 2.2
 """Of a plot by itself, in inches."""
 
@@ -156,9 +158,8 @@ def legend(ax: Axes) -> None:
     """Above the axes, so that it hides nothing."""
     handles, labels = ax.get_legend_handles_labels()
     if handles:
-        ax.legend(
-            handles, labels, loc="lower left", bbox_to_anchor=(0, 1.02), ncols=min(6, len(handles)), borderaxespad=0.2
-        )
+        columns = _columns(ax.figure)
+        ax.legend(handles, labels, loc="lower left", bbox_to_anchor=(0, 1.02), ncols=columns, borderaxespad=0.2)
 
 
 def shared_legend(figure: Figure, panels: Sequence[Axes]) -> None:
@@ -169,7 +170,12 @@ def shared_legend(figure: Figure, panels: Sequence[Axes]) -> None:
             known.setdefault(label, handle)
         if (own := ax.get_legend()) is not None:
             own.remove()
-    figure.legend(known.values(), known.keys(), loc="outside upper left", ncols=min(6, max(1, len(known))))
+    figure.legend(known.values(), known.keys(), loc="outside upper left", ncols=_columns(figure))
+
+
+def _columns(figure: Any) -> int:
+    """How many entries of a legend fit beside each other."""
+    return max(1, int(figure.get_figwidth() / _ENTRY))
 
 
 def _is_light(colour: str) -> bool:
