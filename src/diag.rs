@@ -367,6 +367,25 @@ pub fn dump(channel: &mut Channel, mut on_subflow: impl FnMut(Entry, TcpInfo)) -
     })
 }
 
+/// The local ends of every Multipath TCP listener of the namespace.
+pub fn dump_listeners(channel: &mut Channel, mut on_listener: impl FnMut(SocketAddr)) -> Result<(), Failure> {
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        let mut request = encode_dump(family as u8);
+        wire::put(&mut request, 4, &(1u32 << tcp_state::LISTEN).to_ne_bytes());
+        channel.dump(diag::SOCK_DIAG_BY_FAMILY, &request, |payload| {
+            if let Some(entry) = decode(payload).filter(|_| is_multipath(payload)) {
+                on_listener(entry.tuple.local);
+            }
+        })?;
+    }
+    Ok(())
+}
+
+/// The cookie of the socket that a reply, or a notice of SKNLGRP_INET_TCP_DESTROY, speaks of.
+pub fn cookie(payload: &[u8]) -> Option<u64> {
+    wire::u64(payload, 44)
+}
+
 /// `struct mptcp_info` of the connection with this token; `None` if there is no such connection. Waits for that
 /// connection's lock.
 pub fn read_info(channel: &mut Channel, token: u32) -> Result<Option<Info>, Failure> {

@@ -47,6 +47,7 @@ pub struct Namespace {
     pub route: Mutex<Channel>,
     events: Arc<socket2::Socket>,
     reader: Mutex<Weak<Reader>>,
+    poller: Mutex<Weak<Reader>>,
     path_manager: io::Result<File>,
     /// flock() on it excludes other processes that change the path manager for a moment, and the mutex our own
     /// threads, which share the open file that a flock belongs to.
@@ -184,6 +185,7 @@ impl Namespace {
             route: channel(route)?,
             events: Arc::new(events),
             reader: Mutex::default(),
+            poller: Mutex::default(),
             path_manager: path_manager.map(File::from),
             file: file.map(File::from),
             changing: Mutex::default(),
@@ -203,8 +205,25 @@ impl Namespace {
         if let Some(running) = reader.upgrade() {
             return Ok(running);
         }
-        let started = Arc::new(Reader::start(Arc::clone(&self.events), group)?);
+        let started = Arc::new(Reader::of_netlink(Arc::clone(&self.events), group)?);
         *reader = Arc::downgrade(&started);
+        Ok(started)
+    }
+
+    /// The same without privilege, by comparing readings.
+    pub fn poller(&self) -> Result<Arc<Reader>> {
+        let mut poller = lock(&self.poller);
+        if let Some(running) = poller.upgrade() {
+            return Ok(running);
+        }
+        let open = || self.socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_SOCK_DIAG);
+        let failed = |error| Error::call("opening a netlink socket", &error);
+        let notices = socket2::Socket::from(open()?);
+        sys::bind_netlink(notices.as_raw_fd()).map_err(failed)?;
+        notices.set_nonblocking(true).map_err(failed)?;
+        let requests = Channel::new(open()?).map_err(failed)?;
+        let started = Arc::new(Reader::of_polling(Arc::new(notices), requests)?);
+        *poller = Arc::downgrade(&started);
         Ok(started)
     }
 

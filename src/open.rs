@@ -15,15 +15,16 @@ use crate::address_ids::AddressIds;
 use crate::connection::{self, needs_net_admin, not_fully_established, Connection, Subflow};
 use crate::diag::{self, Tuple};
 use crate::error::{describe, Error, Result};
-use crate::event::Event;
+use crate::event::{Event, Kind};
 use crate::namespace::Namespace;
 use crate::netlink::Failure;
 use crate::pm;
-use crate::reader::{lock, Notice, Reader, Subscription};
+use crate::reader::{lock, Reader};
 use crate::route;
 use crate::shared::Shared;
 use crate::subflow::Reading;
-use crate::uapi::{self, event, tcp_state};
+use crate::subscription::Subscription;
+use crate::uapi::{self, tcp_state};
 
 /// How long the events of a subflow that vanished may take to say why.
 const CAUSE: Duration = Duration::from_millis(500);
@@ -132,7 +133,7 @@ impl Opening {
         };
         Ok(Opening {
             name,
-            events: reader.subscribe(Some(shared.token)),
+            events: reader.subscribe(shared.token),
             _reader: reader,
             namespace,
             shared,
@@ -183,8 +184,8 @@ impl Opening {
             // added to any handshake stays a small part of it.
             let pause =
                 (self.started.elapsed() / 8).clamp(Duration::from_micros(20), Duration::from_millis(5));
-            if let Some(notice) = self.events.next(until.min(now + pause)) {
-                self.take(&notice);
+            if let Some(event) = self.events.next(until.min(now + pause)) {
+                self.take(event);
             }
         }
     }
@@ -339,8 +340,8 @@ impl Opening {
 
     /// One look at the subflow: accepted, on its way, or gone.
     fn look(&mut self) -> Result<bool> {
-        while let Some(notice) = self.events.next(Instant::now()) {
-            self.take(&notice);
+        while let Some(event) = self.events.next(Instant::now()) {
+            self.take(event);
         }
         if let Some(tuple) = self.tuple {
             let entries = diag::look_up(&mut lock(&self.namespace.diag), &[tuple]);
@@ -360,16 +361,15 @@ impl Opening {
         let deadline = Instant::now() + CAUSE;
         while self.closed.is_none() {
             match self.events.next(deadline) {
-                Some(notice) => self.take(&notice),
+                Some(event) => self.take(event),
                 None => break,
             }
         }
         Err(self.cause())
     }
 
-    fn take(&mut self, notice: &Notice) {
-        let Notice::Event(event) = notice else { return };
-        if event.kind == event::CLOSED {
+    fn take(&mut self, event: Event) {
+        if event.kind == Kind::Closed {
             self.closed = Some(event.clone());
         }
         let Some((local, remote)) = event.local.zip(event.remote) else { return };
@@ -380,8 +380,8 @@ impl Opening {
             && remote.ip() == ends.remote.ip()
             && (remote.port() == 0 || remote.port() == ends.remote.port());
         match event.kind {
-            event::SUB_ESTABLISHED if is_ours => self.answered = true,
-            event::SUB_CLOSED if is_ours && self.state != State::NotSent => self.closed = Some(event.clone()),
+            Kind::SubEstablished if is_ours => self.answered = true,
+            Kind::SubClosed if is_ours && self.state != State::NotSent => self.closed = Some(event),
             _ => {}
         }
     }
@@ -393,7 +393,7 @@ impl Opening {
             let message = format!("{name} was closed before the peer accepted it, and no event said why");
             return Error::subflow(libc::ECONNABORTED, message);
         };
-        if closed.kind == event::CLOSED {
+        if closed.kind == Kind::Closed {
             return Error::subflow(libc::ENOTCONN, format!("{name}: the connection ended meanwhile"));
         }
         let reason = match closed.reset_reason {
@@ -430,7 +430,7 @@ impl Opening {
             let deadline = Instant::now() + CAUSE;
             while matches!(destroyed, Ok(Ok(()))) && self.closed.is_none() {
                 match self.events.next(deadline) {
-                    Some(notice) => self.take(&notice),
+                    Some(event) => self.take(event),
                     None => break,
                 }
             }

@@ -12,6 +12,7 @@ use crate::uapi::{full_info, subflow_info};
 
 pub mod bpf;
 pub mod clock;
+pub mod wait;
 
 /// The result of a C call: -1 is the error in errno.
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
@@ -131,24 +132,15 @@ pub fn interface_index(fd: RawFd, name: &str) -> io::Result<u32> {
     Ok(unsafe { request.ifr_ifru.ifru_ifindex } as u32)
 }
 
-/// A counter that makes its descriptor readable when it is not 0.
-pub fn eventfd() -> io::Result<OwnedFd> {
-    // SAFETY: no pointers; the descriptor is new and ours.
-    unsafe { Ok(OwnedFd::from_raw_fd(check(libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK))?)) }
-}
-
-/// Waits until one of two descriptors is readable, with no deadline; tells which.
-pub fn wait_readable(first: RawFd, second: RawFd) -> io::Result<(bool, bool)> {
-    let poll_in = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-    let mut fds = [poll_in(first), poll_in(second)];
-    loop {
-        // SAFETY: the pointer and the count describe `fds`, which outlives the call.
-        match check(unsafe { libc::poll(fds.as_mut_ptr(), 2, -1) }) {
-            Ok(_) => return Ok((fds[0].revents != 0, fds[1].revents != 0)),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
+/// The name of an interface in the network namespace of the socket `fd` (SIOCGIFNAME).
+pub fn interface_name(fd: RawFd, index: u32) -> io::Result<String> {
+    // SAFETY: ifreq is plain data for which all zeros are valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_ifru.ifru_ifindex = index as i32;
+    // SAFETY: SIOCGIFNAME reads the index from `request` and writes the name into it.
+    check(unsafe { libc::ioctl(fd, libc::SIOCGIFNAME as _, &raw mut request) })?;
+    let name = request.ifr_name.iter().map(|byte| *byte as u8).take_while(|byte| *byte != 0).collect();
+    String::from_utf8(name).map_err(|_| io::Error::from_raw_os_error(libc::EILSEQ))
 }
 
 /// CLOCK_MONOTONIC in nanoseconds, the clock of Python's time.monotonic_ns().
@@ -347,6 +339,7 @@ mod tests {
         assert_eq!(interface_index(fd.as_raw_fd(), "lo").unwrap(), 1);
         let missing = interface_index(fd.as_raw_fd(), "no-such-interface-here").unwrap_err();
         assert_eq!(missing.raw_os_error(), Some(libc::ENODEV));
+        assert_eq!(interface_name(fd.as_raw_fd(), 1).unwrap(), "lo");
     }
 
     #[test]

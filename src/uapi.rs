@@ -126,9 +126,9 @@ pub mod diag {
     /// sdiag_protocol of a request whose protocol is in that attribute.
     pub const IPPROTO_RAW: u8 = 255;
     pub const NOCOOKIE: u64 = u64::MAX;
-    /// Multicast groups of NETLINK_SOCK_DIAG: TCP sockets as they die, since 4.4.
-    pub const SKNLGRP_INET_TCP_DESTROY: i32 = 1;
-    pub const SKNLGRP_INET6_TCP_DESTROY: i32 = 3;
+    /// Multicast groups of what dies: TCP sockets over IPv4 and IPv6.
+    pub const SKNLGRP_INET_TCP_DESTROY: u32 = 1;
+    pub const SKNLGRP_INET6_TCP_DESTROY: u32 = 3;
 }
 
 /// Offsets in INET_DIAG_SKMEMINFO (SO_MEMINFO), the array SK_MEMINFO_* of `<linux/sock_diag.h>`.
@@ -228,8 +228,27 @@ pub mod event {
     pub const FLAG_SERVER_SIDE: u16 = 1 << 1;
 }
 
-/// `<linux/rtnetlink.h>`: asking which source address a route would use.
+/// `<linux/rtnetlink.h>`: asking which source address a route would use; links and addresses that come and go.
 pub mod rtnetlink {
+    pub const RTM_NEWLINK: u16 = 16;
+    pub const RTM_DELLINK: u16 = 17;
+    pub const RTM_GETLINK: u16 = 18;
+    pub const RTM_NEWADDR: u16 = 20;
+    pub const RTM_DELADDR: u16 = 21;
+    pub const RTM_GETADDR: u16 = 22;
+    pub const RTNLGRP_LINK: u32 = 1;
+    pub const RTNLGRP_IPV4_IFADDR: u32 = 5;
+    pub const RTNLGRP_IPV6_IFADDR: u32 = 9;
+    /// Size of `struct ifinfomsg`.
+    pub const IFINFOMSG_SIZE: usize = 16;
+    /// `<linux/if_link.h>`
+    pub const IFLA_IFNAME: u16 = 3;
+    /// Size of `struct ifaddrmsg`.
+    pub const IFADDRMSG_SIZE: usize = 8;
+    /// `<linux/if_addr.h>`
+    pub const IFA_ADDRESS: u16 = 1;
+    pub const IFA_LOCAL: u16 = 2;
+    pub const IFA_FLAGS: u16 = 8;
     pub const RTM_GETROUTE: u16 = 26;
     /// Size of `struct rtmsg`; rtm_type is its byte 7.
     pub const RTMSG_SIZE: usize = 12;

@@ -11,8 +11,10 @@ sock.close_subflow(sf)
 from typing import TYPE_CHECKING, Any
 
 from ._connections import Connection, attach, connections, counters
-from ._core import Info, Subflow, TcpInfo
+from ._core import Event, Info, Subflow, TcpInfo
 from ._errors import NotMultipathError, PathManagerError, SubflowError, UnsupportedError
+from ._event_kind import EventKind
+from ._events import Events
 from ._files import load
 from ._path_manager import get_path_manager, set_path_manager, use_path_manager
 from ._recorder import Recorder
@@ -29,6 +31,9 @@ Socket.__module__ = "mptcp"
 
 __all__ = [
     "Connection",
+    "Event",
+    "EventKind",
+    "Events",
     "Info",
     "NotMultipathError",
     "PathManagerError",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from . import _core, _counters, _html
 from ._core import Info, Subflow
+from ._events import Events
 from ._socket import Address, Socket, wrap
 
 if TYPE_CHECKING:
@@ -143,6 +144,10 @@ class Connection:
         Raises NotMultipathError after a fallback at the handshake, OSError (ENOTCONN) once the connection has ended.
         """
         return _html.Subflows(self._native.subflows(self))
+
+    def events(self) -> Events:
+        """As Socket.events. Raises OSError (ENOTCONN) once the connection has ended."""
+        return Events._of(self._native.events())
 
     @overload
     def open_subflow(

@@ -6,10 +6,13 @@ from typing import Any, final, overload
 from _typeshed import ReadableBuffer
 
 from ._connections import Connection
+from ._event_kind import EventKind
 from ._socket import Address, Socket
 
 __all__ = [
     "ByToken",
+    "Event",
+    "EventStream",
     "Handle",
     "Info",
     "Subflow",
@@ -514,6 +517,99 @@ class Subflow:
     def __hash__(self, /) -> int: ...
 
 @final
+class Event:
+    """One event of an Events. Frozen. What its kind does not carry is None.
+
+    Two are equal if all is. It can be pickled, and made: kind and time_ns by position, the rest by keyword.
+    """
+
+    def __new__(
+        cls,
+        kind: EventKind,
+        time_ns: int,
+        *,
+        token: int | None = None,
+        local: Address | None = None,
+        remote: Address | None = None,
+        local_id: int | None = None,
+        remote_id: int | None = None,
+        backup: bool | None = None,
+        error: int | None = None,
+        reset_reason: int | None = None,
+        server_side: bool | None = None,
+        interface: str | None = None,
+    ) -> Event: ...
+    @property
+    def kind(self) -> EventKind:
+        """What happened."""
+
+    @property
+    def time_ns(self) -> int:
+        """When our reader took it, in nanoseconds of time.monotonic_ns()."""
+
+    @property
+    def token(self) -> int | None:
+        """The token of the connection on this host."""
+
+    @property
+    def local(self) -> tuple[Any, ...] | None:
+        """Local end as socket.getsockname() gives it: of the connection, the subflow or the listener. Of an address
+        that comes or goes, with port 0."""
+
+    @property
+    def remote(self) -> tuple[Any, ...] | None:
+        """Remote end, in the form of ``local``. Of ANNOUNCED the address announced, with port 0 if it came without
+        one."""
+
+    @property
+    def local_id(self) -> int | None:
+        """Address id of the local address (RFC 8684, section 3.2)."""
+
+    @property
+    def remote_id(self) -> int | None:
+        """Address id of the remote address."""
+
+    @property
+    def backup(self) -> bool | None:
+        """The peer asked us to use the subflow only when no other is left."""
+
+    @property
+    def error(self) -> int | None:
+        """The errno by which a subflow failed."""
+
+    @property
+    def reset_reason(self) -> int | None:
+        """The reset reason that the peer gave in MP_TCPRST (RFC 8684, section 3.6)."""
+
+    @property
+    def server_side(self) -> bool | None:
+        """The peer opened the connection. Of CREATED and ESTABLISHED."""
+
+    @property
+    def interface(self) -> str | None:
+        """The name of the interface: of a link, of an address, or that a subflow is bound to."""
+
+    def asdict(self) -> dict[str, Any]:
+        """The fields by name."""
+
+    def __eq__(self, other: object, /) -> bool: ...
+    def __hash__(self, /) -> int: ...
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]: ...
+
+@final
+class EventStream:
+    """The native companion of one Events."""
+
+    def __new__(cls, fd: int | None, token: int | None) -> EventStream: ...
+    @property
+    def source(self) -> str: ...
+    def fileno(self) -> int: ...
+    def get(self, timeout: float | None, iterating: bool) -> Event | None: ...
+    def is_over(self) -> bool: ...
+    def close(self) -> None: ...
+    def set_receive_buffer(self, size: int) -> None: ...
+
+@final
 class Handle:
     """The native companion of one Socket: its network namespace and the subscription held for it."""
 
@@ -521,6 +617,7 @@ class Handle:
     def subflows(self, fd: int, owner: Socket) -> list[Subflow]: ...
     def path_manager(self, fd: int) -> str: ...
     def hold_events(self, fd: int, latched: str | None) -> None: ...
+    def events(self, fd: int) -> EventStream: ...
     def release(self) -> None: ...
     def open_subflow(
         self,
@@ -567,6 +664,7 @@ class ByToken:
     def cgroup(self) -> int | None: ...
     @property
     def age(self) -> float: ...
+    def events(self) -> EventStream: ...
     def path_manager(self) -> str: ...
     def info(self) -> Info: ...
     def subflows(self, owner: Connection) -> list[Subflow]: ...

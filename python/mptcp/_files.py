@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ._recording import Recording
+from ._recording import Recording, read_event
 
 if TYPE_CHECKING:
     from ._recording import Rows
@@ -68,7 +68,8 @@ def load(path: str | os.PathLike[str]) -> Recording:
         connections, _ = read(beside(path))
     if "time_ns" not in (samples.dtype.names or ()):
         raise ValueError(f"{str(path)!r} is no recording")
-    return Recording(samples, connections, metadata.pop("events", []), metadata)
+    events = [read_event(fields) for fields in metadata.pop("events", [])]
+    return Recording(samples, connections, events, metadata)
 
 
 def _load_npz(path: Path) -> tuple[Rows, Rows, dict[str, Any]]:

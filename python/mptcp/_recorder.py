@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from . import _core, _files, _metadata
 from ._connections import Connection
+from ._core import Event
 from ._recording import Recording
 from ._socket import Socket
 
@@ -88,7 +89,10 @@ class Recorder(Recording):
         try:
             if self._path is not None:
                 self._writer = _writer.Writer(self._path, self._sampler, metadata)
-            super().__init__(self._sampler.take_samples(), self._sampler.take_connections(), [], metadata)
+                samples = connections = _nothing()
+            else:
+                samples, connections = self._sampler.take_samples(), self._sampler.take_connections()
+            super().__init__(samples, connections, [], metadata)
         except BaseException:
             self._sampler.stop()
             raise
@@ -145,6 +149,11 @@ class Recorder(Recording):
         return recording
 
     @property
+    def events(self) -> list[Event]:
+        self._events += self._sampler.take_events()
+        return self._events
+
+    @property
     def metadata(self) -> dict[str, Any]:
         status = self._sampler.status()
         real_time = status.pop("real_time")
@@ -155,6 +164,12 @@ class Recorder(Recording):
             "scheduler": "SCHED_FIFO" if real_time else "SCHED_OTHER",
             "subflows": [dict(zip(names, row, strict=True)) for row in self._sampler.ends()],
         }
+
+
+def _nothing() -> Rows:
+    import numpy as np
+
+    return np.empty(0, np.dtype([]))
 
 
 def _joined(before: Rows, more: Rows) -> Rows:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from . import _html
+from ._core import Event
+from ._event_kind import EventKind, remake
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +30,7 @@ class Recording:
     docs/measuring.md has the arrays field by field.
     """
 
-    def __init__(self, samples: Rows, connections: Rows, events: list[Any], metadata: dict[str, Any]) -> None:
+    def __init__(self, samples: Rows, connections: Rows, events: list[Event], metadata: dict[str, Any]) -> None:
         self._samples = samples
         self._connections = connections
         self._events = events
@@ -65,8 +67,12 @@ class Recording:
         return self._connections
 
     @property
-    def events(self) -> list[Any]:
-        """The path manager events of the recorded connections, in the time base of the arrays."""
+    def events(self) -> list[Event]:
+        """The events of the recorded connections, and of links and addresses, in the time base of the arrays.
+
+        FALLBACK among them: a connection that fell back to TCP is recorded on. Without CAP_NET_ADMIN in the user
+        namespace that owns the network namespace they come by polling, see Events.
+        """
         return self._events
 
     @property
@@ -146,7 +152,17 @@ class Recording:
 
     def _metadata_of_file(self) -> dict[str, Any]:
         """The metadata and the events, as a file holds them."""
-        return {**self.metadata, "events": list(self.events)}
+        return {**self.metadata, "events": [_written(event) for event in self.events]}
+
+
+def _written(event: Event) -> dict[str, Any]:
+    return {name: value.value if name == "kind" else value for name, value in event.asdict().items() if value is not None}
+
+
+def read_event(fields: dict[str, Any]) -> Event:
+    """An event from what a file has of it."""
+    ends = {name: tuple(fields[name])[:2] for name in ("local", "remote") if name in fields}
+    return remake({**fields, **ends, "kind": EventKind(fields["kind"])})
 
 
 def _names(rows: Rows) -> tuple[str, ...]:

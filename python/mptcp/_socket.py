@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 
 from . import _core, _html
 from ._core import Info, Subflow
+from ._events import Events
 from ._path_manager import check_path_manager
 
 if TYPE_CHECKING:
@@ -239,6 +240,15 @@ class Socket(socket.socket):
         connection, PathManagerError for the last one without ``force``, NotMultipathError, PermissionError.
         """
         self._handle.close_subflow(self.fileno(), subflow, bool(force))
+
+    def events(self) -> Events:
+        """The events of this connection from now on. See Events, whose privilege and errors these are.
+
+        The connection's own end is among them, as CLOSED, and they are over with it. They do not keep it open.
+
+        Raises NotMultipathError, and OSError (ENOTCONN) before the connection has a token.
+        """
+        return Events._of(self._handle.events(self.fileno()))
 
     def set_subflow_options(self, options: Mapping[Subflow, Mapping[tuple[int, int], int | Buffer]], /) -> None:
         """Sets socket options on single subflows, several options and several subflows at once.

@@ -6,6 +6,7 @@ use pyo3::types::PyTuple;
 use super::address::to_tuple;
 use super::control;
 use super::errors::to_py;
+use super::events::EventStream;
 use super::structs::Info;
 use super::subflow::Subflow;
 use crate::by_token;
@@ -66,6 +67,10 @@ impl ByToken {
     #[getter]
     fn age(&self) -> f64 {
         self.0.age().as_secs_f64()
+    }
+
+    fn events(&self, py: Python<'_>) -> PyResult<EventStream> {
+        control::events(py, &self.0)
     }
 
     fn path_manager(&self, py: Python<'_>) -> PyResult<&'static str> {

@@ -9,10 +9,12 @@ use pyo3::types::{PyBool, PyInt, PyString};
 
 use super::address::{from_any, integer};
 use super::errors::to_py;
+use super::events::EventStream;
 use super::options;
 use super::subflow::Subflow;
 use crate::announce;
 use crate::connection::{self, Connection, Which};
+use crate::events::Events;
 use crate::open::{Opening, Request};
 use crate::subflow_options;
 
@@ -22,6 +24,10 @@ const SIGNALS: Duration = Duration::from_millis(50);
 pub fn subflows(py: Python<'_>, connection: &dyn Connection, owner: &Py<PyAny>) -> PyResult<Vec<Subflow>> {
     let subflows = py.detach(|| connection.subflows()).map_err(|error| to_py(py, error))?;
     Ok(subflows.into_iter().map(|data| Subflow::new(data, owner.clone_ref(py))).collect())
+}
+
+pub fn events(py: Python<'_>, connection: &dyn Connection) -> PyResult<EventStream> {
+    py.detach(|| Events::of_connection(connection)).map(EventStream::new).map_err(|error| to_py(py, error))
 }
 
 /// The arguments of open_subflow.

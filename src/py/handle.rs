@@ -4,6 +4,7 @@ use pyo3::prelude::*;
 
 use super::control;
 use super::errors::to_py;
+use super::events::EventStream;
 use super::subflow::Subflow;
 use crate::connection::{self, ByDescriptor, PathManager};
 
@@ -32,6 +33,10 @@ impl Handle {
             .into_iter()
             .find(|path_manager| latched == Some(path_manager.name()));
         py.detach(|| self.0.hold_events(fd, latched)).map_err(|error| to_py(py, error))
+    }
+
+    fn events(&self, py: Python<'_>, fd: i32) -> PyResult<EventStream> {
+        control::events(py, &ByDescriptor { handle: &self.0, fd })
     }
 
     fn release(&self, py: Python<'_>) {

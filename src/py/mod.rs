@@ -4,6 +4,7 @@ mod address;
 mod connection;
 mod control;
 mod errors;
+mod events;
 mod handle;
 mod options;
 mod rows;
@@ -40,6 +41,8 @@ mod _core {
 
     #[pymodule_export]
     use super::connection::ByToken;
+    #[pymodule_export]
+    use super::events::{Event, EventStream};
     #[pymodule_export]
     use super::handle::Handle;
     #[pymodule_export]

@@ -9,6 +9,7 @@ use pyo3::types::{PyDict, PyTuple};
 use super::address::to_tuple;
 use super::connection::ByToken;
 use super::errors::to_py;
+use super::events::Event;
 use crate::error::Error;
 use crate::namespace::Namespace;
 use crate::sampler::{self, ConnectionRow, Method, Sample, Settings, Source};
@@ -76,9 +77,9 @@ impl Sampler {
         self.0.take_connections().into_pyarray(py)
     }
 
-    /// When, by CLOCK_MONOTONIC in nanoseconds, and the token of each connection that fell back since the last call.
-    fn take_fallbacks(&self) -> Vec<(u64, u32)> {
-        self.0.take_fallbacks().iter().map(|fallback| (fallback.time_ns, fallback.token)).collect()
+    /// The events since the last call, in order.
+    fn take_events(&self) -> Vec<Event> {
+        self.0.take_events().into_iter().map(Event).collect()
     }
 
     /// Of each subflow that was recorded until now its cookie, token, local and remote end.

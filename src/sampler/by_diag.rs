@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
-use super::row::{put_tcp_info, Sample, TCP_INFO, UNKNOWN};
+use super::row::{put_tcp_info, Sample, SEGS_OUT, TCP_INFO, UNKNOWN};
 use super::{Common, Site};
 use crate::connection::diag_failed;
 use crate::diag::{self, Entry};
@@ -33,13 +33,15 @@ pub struct Target {
     pub since_ns: u64,
     /// It has its final row.
     pub ended: bool,
+    /// What was read of it last.
+    read: [u64; TCP_INFO.len()],
     /// It was there at the tick of this number.
     tick: u64,
 }
 
 impl Target {
     pub fn new(entry: Entry, token: u32, id: i32, since_ns: u64) -> Target {
-        Target { entry, token, id, since_ns, ended: false, tick: 0 }
+        Target { entry, token, id, since_ns, ended: false, read: [0; TCP_INFO.len()], tick: 0 }
     }
 }
 
@@ -63,8 +65,8 @@ pub struct ByDiag {
     tick: u64,
 }
 
-/// A sample without the connection's part.
-pub fn sample(time_ns: u64, target: &Target, state: u8, tcp_info: &[u8], last: bool) -> Sample {
+/// The row of a reading.
+pub fn sample(time_ns: u64, target: &mut Target, state: u8, tcp_info: &[u8]) -> Sample {
     let known = |id: fn(&diag::Ulp) -> u8| target.entry.subflow.map_or(i16::from(UNKNOWN), |ulp| id(&ulp).into());
     let mut row = Sample {
         time_ns: time_ns as i64,
@@ -76,10 +78,24 @@ pub fn sample(time_ns: u64, target: &Target, state: u8, tcp_info: &[u8], last: b
         local_id: known(|ulp| ulp.local_id),
         remote_id: known(|ulp| ulp.remote_id),
         backup: target.entry.subflow.map_or(UNKNOWN, |ulp| ulp.backup().into()),
-        last: last.into(),
+        last: 0,
         tcp_info: [0; TCP_INFO.len()],
     };
     put_tcp_info(&mut row.tcp_info, tcp_info);
+    target.read = row.tcp_info;
+    row
+}
+
+/// The final row of a subflow that is dead. The kernel wipes the counters of some before it tells of their death, of an
+/// initial subflow that was reset for one: then they are those of the last reading.
+pub fn final_sample(time_ns: u64, target: &mut Target, tcp_info: &[u8]) -> Sample {
+    let read = target.read;
+    let mut row = sample(time_ns, target, tcp_state::CLOSE, tcp_info);
+    row.last = 1;
+    if row.tcp_info[SEGS_OUT] < read[SEGS_OUT] {
+        row.tcp_info = read;
+    }
+    target.ended = true;
     row
 }
 
@@ -126,10 +142,10 @@ impl ByDiag {
     }
 
     /// Takes over the subflows that were found meanwhile.
-    fn adopt(&mut self, time_ns: u64) {
+    pub fn adopt(&mut self, time_ns: u64) {
         let found = std::mem::take(&mut *lock(&self.site.known.found));
         let mut changed = false;
-        for entry in found {
+        for entry in found.into_values() {
             let Some(ulp) = entry.subflow.filter(|ulp| self.wants(ulp.token)) else { continue };
             if !self.targets.contains_key(&entry.cookie) && !self.gone.contains_key(&entry.cookie) {
                 let target = Target::new(entry, ulp.token, -1, time_ns);
@@ -176,7 +192,7 @@ impl ByDiag {
             let subflow = entry.subflow.or(target.entry.subflow);
             target.entry = Entry { subflow, ..entry };
             target.tick = tick;
-            let mut row = sample(time_ns, target, entry.state, tcp_info, false);
+            let mut row = sample(time_ns, target, entry.state, tcp_info);
             row.wait_ns = (sys::monotonic_ns() - time_ns) as i64;
             rows.push(row);
         });
@@ -233,7 +249,7 @@ impl ByDiag {
                         let subflow = entry.subflow.or(target.entry.subflow);
                         target.entry = Entry { subflow, ..entry };
                         target.tick = tick;
-                        let mut row = sample(time_ns, target, entry.state, tcp_info, false);
+                        let mut row = sample(time_ns, target, entry.state, tcp_info);
                         row.wait_ns = (sys::monotonic_ns() - time_ns) as i64;
                         rows.push(row);
                     }
@@ -267,7 +283,7 @@ impl ByDiag {
             return;
         }
         let ids = lock(&self.site.known.ids);
-        for target in self.targets.values_mut().filter(|target| target.id < 0) {
+        for target in self.targets.values_mut().chain(self.gone.values_mut()).filter(|target| target.id < 0) {
             let tuple = &target.entry.tuple;
             if let Some(id) = ids.get(&(target.token, tuple.local, tuple.remote)) {
                 target.id = *id as i32;
@@ -284,6 +300,7 @@ impl ByDiag {
 
     /// What was known of a socket that has died.
     pub fn take(&mut self, entry: &Entry) -> Option<Target> {
+        self.identify();
         if let Some(target) = self.gone.remove(&entry.cookie) {
             return Some(target);
         }
@@ -292,6 +309,3 @@ impl ByDiag {
         Some(target)
     }
 }
-
-/// The state of a socket whose death is told.
-pub const DEAD: u8 = tcp_state::CLOSE;

@@ -6,14 +6,16 @@ use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
 use super::row::{put_mptcp_info, ConnectionRow, MPTCP_INFO_COUNT};
-use super::{Common, Fallback, Site};
+use super::{Common, Site};
 use crate::connection;
 use crate::diag;
 use crate::error::{Error, Result};
+use crate::event::{Event, Kind};
 use crate::info::{self, Info};
 use crate::netlink::Channel;
 use crate::reader::lock;
 use crate::sys;
+use crate::sys::wait::EventFd;
 use crate::uapi;
 
 /// The connections of one network namespace.
@@ -60,7 +62,9 @@ impl Connections {
                 let flags = info::field::flags.read(info.bytes()).unwrap_or(0);
                 let fallen = flags & u64::from(uapi::MPTCP_INFO_FLAG_FALLBACK) != 0;
                 if fallen && place.fallen.insert(token) {
-                    lock(&self.common.fallbacks).push(Fallback { time_ns: sys::monotonic_ns(), token });
+                    let now = sys::monotonic_ns();
+                    let event = Event { token: Some(token), ..Event::new(Kind::Fallback, now) };
+                    lock(&self.common.events).push(event);
                 }
                 let mut row = ConnectionRow {
                     time_ns: time_ns as i64,
@@ -77,13 +81,30 @@ impl Connections {
         Ok(())
     }
 
+    /// Learns the ids of new subflows.
+    fn identify(&mut self) {
+        for place in &mut self.places {
+            for token in place.descriptors.keys().copied().collect::<Vec<_>>() {
+                // What fails is told when the connection is read for a row.
+                let _ = place.read(token);
+            }
+        }
+    }
+
     /// Reads at each tick of the timer until `stop` is readable, and then once more.
-    pub fn run(mut self, timer: &OwnedFd, stop: &OwnedFd) -> Result<()> {
-        let fds = [timer.as_raw_fd(), stop.as_raw_fd()];
+    pub fn run(mut self, timer: &OwnedFd, stop: &EventFd, new_subflow: &EventFd) -> Result<()> {
+        let fds = [timer.as_raw_fd(), stop.as_raw_fd(), new_subflow.as_raw_fd()];
         let mut ready = Vec::new();
         let failed = |error: std::io::Error| Error::call("waiting for the next tick", &error);
         loop {
             sys::clock::wait_any(&fds, &mut ready).map_err(failed)?;
+            if ready[2] {
+                new_subflow.reset();
+                self.identify();
+            }
+            if !ready[0] && !ready[1] {
+                continue;
+            }
             sys::clock::expirations(timer.as_raw_fd()).map_err(failed)?;
             if let Err(error) = self.tick() {
                 lock(&self.common.failure).get_or_insert(error);

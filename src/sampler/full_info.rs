@@ -5,7 +5,7 @@
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
-use super::by_diag::{sample, Target};
+use super::by_diag::{final_sample, sample, Target};
 use super::row::Sample;
 use super::Common;
 use crate::connection::{self, diag_failed};
@@ -236,8 +236,11 @@ fn push(target: &mut Target, bytes: &[u8], time_ns: u64, wait_ns: i64, rows: &mu
     if target.ended || state == tcp_state::LISTEN {
         return;
     }
-    target.ended = state == tcp_state::CLOSE;
-    let mut row = sample(time_ns, target, state, bytes, target.ended);
+    let mut row = if state == tcp_state::CLOSE {
+        final_sample(time_ns, target, bytes)
+    } else {
+        sample(time_ns, target, state, bytes)
+    };
     row.wait_ns = wait_ns;
     rows.push(row);
 }

@@ -14,7 +14,7 @@ mod ticks;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -23,9 +23,11 @@ use std::time::Duration;
 use crate::connection;
 use crate::diag::{Entry, Tuple};
 use crate::error::{Error, Result};
+use crate::event::Event;
 use crate::namespace::Namespace;
 use crate::reader::lock;
 use crate::sys;
+use crate::sys::wait::EventFd;
 
 pub use row::{ConnectionRow, Sample};
 use store::Store;
@@ -99,7 +101,7 @@ struct Common {
     real_time: AtomicBool,
     cpu_ns: AtomicU64,
     connections_cpu_ns: AtomicU64,
-    fallbacks: Mutex<Vec<Fallback>>,
+    events: Mutex<Vec<Event>>,
     /// Every subflow that was recorded, by its cookie.
     ends: Mutex<BTreeMap<u64, Ends>>,
     /// The first error that ended a thread.
@@ -122,13 +124,6 @@ impl Common {
     }
 }
 
-/// A connection that fell back to TCP while it was recorded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Fallback {
-    pub time_ns: u64,
-    pub token: u32,
-}
-
 /// Subflow ids by token and ends, as MPTCP_FULL_INFO told them.
 type Ids = HashMap<(u32, SocketAddr, SocketAddr), u32>;
 
@@ -138,8 +133,8 @@ struct Known {
     /// Connections of which subflows were seen.
     tokens: Mutex<BTreeSet<u32>>,
     ids: Mutex<Ids>,
-    /// Subflows that the last search found.
-    found: Mutex<Vec<Entry>>,
+    /// Subflows that were found and not taken over yet, by cookie.
+    found: Mutex<HashMap<u64, Entry>>,
     /// Whether anybody needs the search.
     searched: AtomicBool,
     /// When the ticks themselves last read by a dump, which finds new subflows.
@@ -208,7 +203,7 @@ fn sites(sources: &[Source]) -> Vec<Site> {
 #[derive(Debug)]
 pub struct Sampler {
     common: Arc<Common>,
-    stop: OwnedFd,
+    stop: Arc<EventFd>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     process: u32,
 }
@@ -227,16 +222,18 @@ impl Sampler {
             real_time: AtomicBool::new(false),
             cpu_ns: AtomicU64::new(0),
             connections_cpu_ns: AtomicU64::new(0),
-            fallbacks: Mutex::default(),
+            events: Mutex::default(),
             ends: Mutex::default(),
             failure: Mutex::default(),
         });
-        let stop = sys::eventfd().map_err(failed("eventfd"))?;
+        let event_fd = || EventFd::new().map(Arc::new).map_err(failed("eventfd"));
+        let stop = event_fd()?;
         let sites: Vec<Arc<Site>> = sites(sources).into_iter().map(Arc::new).collect();
         // First the connections: they tell the subflows' ids.
         let mut connections = connections::Connections::new(&sites, &common)?;
         connections.tick()?;
-        let mut finder = finder::Finder::new(&sites)?;
+        let new_subflow = event_fd()?;
+        let mut finder = finder::Finder::new(&sites, &common, &new_subflow)?;
         for site in &sites {
             site.known.searched.store(settings.method == Method::InetDiag, Ordering::Relaxed);
         }
@@ -250,9 +247,8 @@ impl Sampler {
             sys::clock::timer(start + interval, interval).map_err(failed("timerfd"))
         };
         let (tick_timer, connection_timer) = (timer(settings.interval)?, timer(settings.connection_interval)?);
-        let again = |fd: &OwnedFd| fd.try_clone().map_err(failed("dup"));
         let finder_timer = timer(finder::INTERVAL)?;
-        let (stop_ticks, stop_connections, stop_finder) = (again(&stop)?, again(&stop)?, again(&stop)?);
+        let [stop_ticks, stop_connections, stop_finder] = [(); 3].map(|()| Arc::clone(&stop));
         let sampler =
             Sampler { common: Arc::clone(&common), stop, threads: Mutex::default(), process: std::process::id() };
         let for_ticks = Arc::clone(&common);
@@ -261,7 +257,7 @@ impl Sampler {
             for_ticks.real_time.store(real_time, Ordering::Relaxed);
             ticks.run(&tick_timer, &stop_ticks)
         })?;
-        sampler.spawn("mptcp-conns", move || connections.run(&connection_timer, &stop_connections))?;
+        sampler.spawn("mptcp-conns", move || connections.run(&connection_timer, &stop_connections, &new_subflow))?;
         sampler.spawn("mptcp-finder", move || finder.run(&finder_timer, &stop_finder))?;
         Ok(sampler)
     }
@@ -288,9 +284,7 @@ impl Sampler {
             return;
         }
         let threads = std::mem::take(&mut *lock(&self.threads));
-        if threads.is_empty() || sys::clock::signal(self.stop.as_raw_fd()).is_err() {
-            return;
-        }
+        self.stop.set();
         for thread in threads {
             let _ = thread.join();
         }
@@ -304,9 +298,12 @@ impl Sampler {
         self.common.connections.take()
     }
 
-    /// Connections that fell back, since the last time.
-    pub fn take_fallbacks(&self) -> Vec<Fallback> {
-        std::mem::take(&mut *lock(&self.common.fallbacks))
+    /// Events since the last time, in order.
+    pub fn take_events(&self) -> Vec<Event> {
+        let mut events = std::mem::take(&mut *lock(&self.common.events));
+        // Two threads add to them.
+        events.sort_by_key(|event| event.time_ns);
+        events
     }
 
     /// The subflows that were recorded until now, by their cookies.

@@ -95,6 +95,15 @@ pub const fn mptcp_info_column(field: &Field) -> Column {
 /// tcpi_state is the first field, and stands in a sample's head.
 pub const TCP_INFO: &[Field] = tcp_info::FIELDS.split_at(1).1;
 
+/// Where tcpi_segs_out is among them.
+pub const SEGS_OUT: usize = {
+    let mut at = 0;
+    while !same(TCP_INFO[at].name, "segs_out") {
+        at += 1;
+    }
+    at
+};
+
 /// `mptcp_info` without the token, which stands in the row's head.
 pub const MPTCP_INFO_COUNT: usize = info::FIELDS.len() - 1;
 

@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
-use super::by_diag::{sample, ByDiag, DEAD};
+use super::by_diag::{final_sample, ByDiag};
 use super::full_info::{FullInfo, Outcome};
 use super::notices::Notices;
 use super::row::Sample;
@@ -13,6 +13,7 @@ use super::{Common, Method, Settings, Site};
 use crate::error::{Error, Result};
 use crate::reader::lock;
 use crate::sys;
+use crate::sys::wait::EventFd;
 
 /// What is read in one network namespace.
 struct Place {
@@ -84,12 +85,14 @@ impl Ticks {
     fn read_notices(&mut self) -> Result<()> {
         for place in &mut self.places {
             let Place { by_diag, full_info, notices } = place;
+            // One that lived for less than a tick.
+            by_diag.adopt(sys::monotonic_ns());
             let rows = &mut self.rows;
             let complete = notices.read(|entry, tcp_info| {
                 let by_full_info = || full_info.iter_mut().find_map(|connection| connection.take(&entry));
                 let target = by_diag.take(&entry).or_else(by_full_info);
-                if let Some(target) = target.filter(|target| !target.ended && !tcp_info.is_empty()) {
-                    rows.push(sample(sys::monotonic_ns(), &target, DEAD, tcp_info, true));
+                if let Some(mut target) = target.filter(|target| !target.ended && !tcp_info.is_empty()) {
+                    rows.push(final_sample(sys::monotonic_ns(), &mut target, tcp_info));
                 }
             })?;
             if !complete {
@@ -101,7 +104,7 @@ impl Ticks {
     }
 
     /// Reads at each tick of the timer until `stop` is readable, and then once more.
-    pub fn run(mut self, timer: &OwnedFd, stop: &OwnedFd) -> Result<()> {
+    pub fn run(mut self, timer: &OwnedFd, stop: &EventFd) -> Result<()> {
         let mut fds: Vec<RawFd> = vec![timer.as_raw_fd(), stop.as_raw_fd()];
         fds.extend(self.places.iter().map(|place| place.notices.fd()));
         let mut ready = Vec::new();

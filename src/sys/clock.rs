@@ -40,13 +40,6 @@ pub fn wait_any(fds: &[RawFd], ready: &mut Vec<bool>) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes an eventfd readable, and keeps it so.
-pub fn signal(fd: RawFd) -> io::Result<()> {
-    let one = 1u64.to_ne_bytes();
-    // SAFETY: the pointer and the length describe `one`, which outlives the call.
-    check(unsafe { libc::write(fd, one.as_ptr().cast(), one.len()) } as libc::c_int).map(drop)
-}
-
 /// How often a timer has expired since it was last asked.
 pub fn expirations(timer: RawFd) -> io::Result<u64> {
     let mut count = [0; 8];

@@ -19,9 +19,10 @@ from socket import AF_INET, AF_INET6, SOCK_DGRAM, SOCK_STREAM
 from types import EllipsisType, TracebackType
 from typing import Any, NamedTuple
 
-from mptcp import _connections, _counters, _socket
+from mptcp import _connections, _core, _counters, _socket
 from mptcp._connections import Connection
 from mptcp._errors import UnsupportedError
+from mptcp._events import Events
 from mptcp._path_manager import check_path_manager
 from mptcp._socket import IPPROTO_MPTCP, Socket
 from mptcp.lab import _channel, _programs, _topology, _units
@@ -402,6 +403,11 @@ class Host:
         """Return the connections of this host, as mptcp.connections does for the caller's namespace."""
         with self.socket(AF_INET, SOCK_DGRAM, 0) as sock:
             return _connections.list_connections(sock.fileno(), token=token, pid=pid, port=port)
+
+    def events(self) -> Events:
+        """Return the events of this host from now on, as mptcp.Events does for the caller's namespace."""
+        with self.socket(AF_INET, SOCK_DGRAM, 0) as sock:
+            return Events._of(_core.EventStream(sock.fileno(), None))
 
     def set_path_manager(self, name: str) -> str:
         """Set what new sockets of this host get, ``"kernel"`` or ``"userspace"``, and return the one before.

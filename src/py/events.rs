@@ -1,0 +1,307 @@
+//! Events: the Python class `mptcp.Event`, and the native companion of `mptcp.Events`.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyDict, PyTuple};
+
+use super::address::{from_any, to_tuple};
+use super::errors::to_py;
+use crate::address::{with_scope, Scope};
+use crate::error::Error;
+use crate::event;
+use crate::events::{Events, Taken};
+use crate::namespace::Namespace;
+use crate::reader::lock;
+
+/// The member of mptcp.EventKind.
+fn kind<'py>(py: Python<'py>, kind: event::Kind) -> PyResult<Bound<'py, PyAny>> {
+    static ENUM: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let class =
+        ENUM.get_or_try_init(py, || py.import("mptcp._event_kind")?.getattr("EventKind").map(Bound::unbind))?;
+    class.bind(py).getattr(kind.name())
+}
+
+/// One event. What its kind does not carry is None.
+#[pyclass(frozen, module = "mptcp")]
+pub struct Event(pub event::Event);
+
+const FIELDS: [&str; 12] = [
+    "kind",
+    "time_ns",
+    "token",
+    "local",
+    "remote",
+    "local_id",
+    "remote_id",
+    "backup",
+    "error",
+    "reset_reason",
+    "server_side",
+    "interface",
+];
+
+#[pymethods]
+impl Event {
+    #[new]
+    #[pyo3(signature = (
+        kind, time_ns, *, token = None, local = None, remote = None, local_id = None, remote_id = None, backup = None,
+        error = None, reset_reason = None, server_side = None, interface = None
+    ))]
+    #[expect(clippy::too_many_arguments, reason = "the fields")]
+    fn new(
+        kind: &Bound<'_, PyAny>,
+        time_ns: u64,
+        token: Option<u32>,
+        local: Option<&Bound<'_, PyAny>>,
+        remote: Option<&Bound<'_, PyAny>>,
+        local_id: Option<u8>,
+        remote_id: Option<u8>,
+        backup: Option<bool>,
+        error: Option<i32>,
+        reset_reason: Option<u32>,
+        server_side: Option<bool>,
+        interface: Option<&str>,
+    ) -> PyResult<Event> {
+        let name: String = kind
+            .getattr("name")
+            .and_then(|name| name.extract())
+            .map_err(|_| PyTypeError::new_err("kind must be an EventKind"))?;
+        let kind = event::Kind::of_name(&name)
+            .ok_or_else(|| PyValueError::new_err(format!("there is no kind of event {name:?}")))?;
+        let end = |name: &str, value: Option<&Bound<'_, PyAny>>| -> PyResult<_> {
+            let endpoint = value.map(|value| from_any(name, value)).transpose()?.flatten();
+            Ok(endpoint.map(|endpoint| match endpoint.scope {
+                Some(Scope::Index(index)) => with_scope(SocketAddr::new(endpoint.ip, endpoint.port), index),
+                _ => SocketAddr::new(endpoint.ip, endpoint.port),
+            }))
+        };
+        Ok(Event(event::Event {
+            kind,
+            time_ns,
+            token,
+            local: end("local", local)?,
+            remote: end("remote", remote)?,
+            local_id,
+            remote_id,
+            backup,
+            error,
+            reset_reason,
+            server_side,
+            interface: interface.map(Arc::from),
+        }))
+    }
+
+    #[getter]
+    fn kind<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        kind(py, self.0.kind)
+    }
+
+    #[getter]
+    fn time_ns(&self) -> u64 {
+        self.0.time_ns
+    }
+
+    #[getter]
+    fn token(&self) -> Option<u32> {
+        self.0.token
+    }
+
+    #[getter]
+    fn local<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyTuple>>> {
+        self.0.local.map(|local| to_tuple(py, local)).transpose()
+    }
+
+    #[getter]
+    fn remote<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyTuple>>> {
+        self.0.remote.map(|remote| to_tuple(py, remote)).transpose()
+    }
+
+    #[getter]
+    fn local_id(&self) -> Option<u8> {
+        self.0.local_id
+    }
+
+    #[getter]
+    fn remote_id(&self) -> Option<u8> {
+        self.0.remote_id
+    }
+
+    #[getter]
+    fn backup(&self) -> Option<bool> {
+        self.0.backup
+    }
+
+    #[getter]
+    fn error(&self) -> Option<i32> {
+        self.0.error
+    }
+
+    #[getter]
+    fn reset_reason(&self) -> Option<u32> {
+        self.0.reset_reason
+    }
+
+    #[getter]
+    fn server_side(&self) -> Option<bool> {
+        self.0.server_side
+    }
+
+    #[getter]
+    fn interface(&self) -> Option<&str> {
+        self.0.interface.as_deref()
+    }
+
+    fn asdict<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyDict>> {
+        let fields = PyDict::new(slf.py());
+        for name in FIELDS {
+            fields.set_item(name, slf.getattr(name)?)?;
+        }
+        Ok(fields)
+    }
+
+    fn __repr__(slf: &Bound<'_, Self>) -> PyResult<String> {
+        let mut text = format!("<Event {}", slf.get().0.kind.name());
+        for name in FIELDS.iter().skip(2) {
+            let value = slf.getattr(name)?;
+            if !value.is_none() {
+                text.push_str(&format!(" {name}={}", value.repr()?));
+            }
+        }
+        Ok(text + ">")
+    }
+
+    fn __eq__(&self, other: &Self) -> bool {
+        self.0 == other.0
+    }
+
+    fn __hash__(&self) -> u64 {
+        use std::hash::{DefaultHasher, Hash, Hasher};
+        let mut hasher = DefaultHasher::new();
+        (self.0.kind, self.0.time_ns, self.0.token, self.0.local, self.0.remote).hash(&mut hasher);
+        hasher.finish()
+    }
+
+    /// What pickle and copy take.
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyTuple>)> {
+        let remake = slf.py().import("mptcp._event_kind")?.getattr("remake")?;
+        Ok((remake, PyTuple::new(slf.py(), [Event::asdict(slf)?])?))
+    }
+}
+
+/// The native companion of one Events.
+#[pyclass(frozen, module = "mptcp._core")]
+pub struct EventStream {
+    events: Mutex<Option<Arc<Events>>>,
+    process: u32,
+}
+
+impl EventStream {
+    pub fn new(events: Events) -> EventStream {
+        EventStream { events: Mutex::new(Some(Arc::new(events))), process: std::process::id() }
+    }
+
+    fn is_closed(&self) -> bool {
+        self.process == std::process::id() && lock(&self.events).is_none()
+    }
+
+    fn events(&self, py: Python<'_>) -> PyResult<Arc<Events>> {
+        // Before any lock: a thread that the child lacks may have held it.
+        if self.process != std::process::id() {
+            let message =
+                "an Events belongs to the process that made it, not to its forked children: make another";
+            return Err(to_py(py, Error::os(libc::EBADF, message)));
+        }
+        lock(&self.events).clone().ok_or_else(|| PyValueError::new_err("the Events is closed"))
+    }
+}
+
+#[pymethods]
+impl EventStream {
+    /// Of the calling thread's network namespace, or of the one that a socket belongs to.
+    #[new]
+    #[pyo3(signature = (fd, token))]
+    fn make(py: Python<'_>, fd: Option<i32>, token: Option<u32>) -> PyResult<EventStream> {
+        let make = || {
+            let namespace = match fd {
+                Some(fd) => Namespace::of_socket(fd)?,
+                None => Namespace::current()?,
+            };
+            Events::new(namespace, token)
+        };
+        py.detach(make).map(EventStream::new).map_err(|error| to_py(py, error))
+    }
+
+    #[getter]
+    fn source(&self, py: Python<'_>) -> PyResult<&'static str> {
+        Ok(if self.events(py)?.is_polling() { "polling" } else { "netlink" })
+    }
+
+    fn fileno(&self, py: Python<'_>) -> PyResult<i32> {
+        Ok(self.events(py)?.fd())
+    }
+
+    /// The next event, or None: after `timeout` seconds, or when no more will come. Of one that is closed no more will
+    /// come to who iterates; else it is an error.
+    #[pyo3(signature = (timeout, iterating))]
+    fn get(&self, py: Python<'_>, timeout: Option<f64>, iterating: bool) -> PyResult<Option<Event>> {
+        let deadline = match timeout {
+            None => None,
+            Some(seconds) if seconds >= 0.0 => {
+                Duration::try_from_secs_f64(seconds).ok().and_then(|wait| Instant::now().checked_add(wait))
+            }
+            Some(_) => {
+                return Err(PyValueError::new_err("timeout must be a number of seconds >= 0, or None"))
+            }
+        };
+        if iterating && self.is_closed() {
+            return Ok(None);
+        }
+        let events = self.events(py)?;
+        loop {
+            match py.detach(|| events.take()).map_err(|error| to_py(py, error))? {
+                Taken::Event(event) => return Ok(Some(Event(event))),
+                Taken::Over => {
+                    // Perhaps since it was closed meanwhile.
+                    return if iterating { Ok(None) } else { self.events(py).map(|_| None) };
+                }
+                Taken::Nothing => {}
+            }
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                return Ok(None);
+            }
+            if let Err(error) = py.detach(|| events.wait(left)) {
+                if error.kind() != std::io::ErrorKind::Interrupted {
+                    return Err(to_py(py, Error::call("poll", &error)));
+                }
+                py.check_signals()?;
+            }
+        }
+    }
+
+    /// Whether no more will come to who iterates.
+    fn is_over(&self, py: Python<'_>) -> PyResult<bool> {
+        Ok(self.is_closed() || self.events(py)?.is_over())
+    }
+
+    fn close(&self, py: Python<'_>) {
+        if self.process != std::process::id() {
+            return;
+        }
+        let events = lock(&self.events).take();
+        if let Some(events) = events {
+            events.end();
+            py.detach(|| drop(events));
+        }
+    }
+
+    /// For tests of what happens when the kernel has no room for events.
+    fn set_receive_buffer(&self, py: Python<'_>, size: i32) -> PyResult<()> {
+        self.events(py)?.set_receive_buffer(size).map_err(|error| to_py(py, error))
+    }
+}

@@ -1,0 +1,68 @@
+//! Waiting for descriptors: a counter that wakes who waits, and poll.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+use super::check;
+
+/// A descriptor that is readable from `set` until `reset` (eventfd).
+#[derive(Debug)]
+pub struct EventFd(File);
+
+impl EventFd {
+    pub fn new() -> io::Result<EventFd> {
+        // SAFETY: no pointers; the descriptor is new and ours.
+        let fd =
+            unsafe { OwnedFd::from_raw_fd(check(libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK))?) };
+        Ok(EventFd(File::from(fd)))
+    }
+
+    /// Fails only where the counter is full, which is readable too.
+    pub fn set(&self) {
+        let _ = (&self.0).write(&1u64.to_ne_bytes());
+    }
+
+    pub fn reset(&self) {
+        let _ = (&self.0).read(&mut [0; 8]);
+    }
+}
+
+impl AsRawFd for EventFd {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+/// Waits until one of the descriptors is readable, or broken, and tells which; none of them after `timeout`. Negative
+/// ones never are. A signal is the error Interrupted.
+pub fn readable<const N: usize>(fds: [RawFd; N], timeout: Option<Duration>) -> io::Result<[bool; N]> {
+    let mut polled = fds.map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 });
+    let timeout = timeout.map(|timeout| libc::timespec {
+        tv_sec: timeout.as_secs().try_into().unwrap_or(libc::time_t::MAX),
+        tv_nsec: timeout.subsec_nanos().into(),
+    });
+    let timeout = timeout.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    // SAFETY: the first pointer and the count describe `polled`, the second is null or of a value that outlives the
+    // call; no signal mask is given.
+    check(unsafe { libc::ppoll(polled.as_mut_ptr(), N as libc::nfds_t, timeout, std::ptr::null()) })?;
+    Ok(polled.map(|fd| fd.revents != 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_descriptor_is_readable_from_set_until_reset() {
+        let (one, other) = (EventFd::new().unwrap(), EventFd::new().unwrap());
+        let look = || readable([one.as_raw_fd(), -1, other.as_raw_fd()], Some(Duration::ZERO)).unwrap();
+        assert_eq!(look(), [false, false, false]);
+        other.set();
+        other.set();
+        assert_eq!(look(), [false, false, true]);
+        other.reset();
+        assert_eq!(look(), [false, false, false]);
+    }
+}
