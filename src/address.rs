@@ -21,6 +21,26 @@ pub fn decode_sockaddr(bytes: &[u8]) -> Option<SocketAddr> {
     }
 }
 
+/// Sizes of `struct sockaddr_in` and `struct sockaddr_in6`.
+pub const SOCKADDR_IN: usize = size_of::<libc::sockaddr_in>();
+pub const SOCKADDR_IN6: usize = size_of::<libc::sockaddr_in6>();
+
+/// A `sockaddr_in` or `sockaddr_in6`, as long as its structure.
+pub fn encode_sockaddr(address: SocketAddr) -> Vec<u8> {
+    let mut bytes = vec![0; if address.is_ipv4() { SOCKADDR_IN } else { SOCKADDR_IN6 }];
+    wire::put(&mut bytes, 0, &u16::from(family(address.ip())).to_ne_bytes());
+    wire::put(&mut bytes, 2, &address.port().to_be_bytes());
+    match address {
+        SocketAddr::V4(v4) => wire::put(&mut bytes, 4, &v4.ip().octets()),
+        SocketAddr::V6(v6) => {
+            wire::put(&mut bytes, 4, &v6.flowinfo().to_be_bytes());
+            wire::put(&mut bytes, 8, &v6.ip().octets());
+            wire::put(&mut bytes, 24, &v6.scope_id().to_ne_bytes());
+        }
+    }
+    bytes
+}
+
 /// AF_INET or AF_INET6.
 pub fn family(ip: IpAddr) -> u8 {
     match ip {
@@ -110,6 +130,8 @@ mod tests {
         v6[23] = 1;
         v6[24] = 3;
         assert_eq!(decode_sockaddr(&v6).unwrap().to_string(), "[fe80::1%3]:5000");
+        assert_eq!(encode_sockaddr(decode_sockaddr(&v6).unwrap()), v6[..SOCKADDR_IN6]);
+        assert_eq!(encode_sockaddr(decode_sockaddr(&v4).unwrap()), v4[..SOCKADDR_IN]);
         assert_eq!(decode_sockaddr(&v6[..20]), None);
         assert_eq!(decode_sockaddr(&[0; 128]), None);
         assert_eq!(decode_sockaddr(&[]), None);

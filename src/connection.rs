@@ -386,14 +386,24 @@ pub fn close_subflow(connection: &dyn Connection, which: Which, force: bool) -> 
                     .to_owned(),
         });
     }
+    destroy(&namespace, &subflow, which)
+}
+
+/// Closes one subflow by a reset, whatever the path manager: SOCK_DESTROY. Needs CAP_NET_ADMIN.
+pub fn reset_subflow(connection: &dyn Connection, which: Which) -> Result<()> {
+    let (subflow, _) = find(connection, which)?;
+    destroy(&*connection.namespace()?, &subflow, which)
+}
+
+fn destroy(namespace: &Namespace, subflow: &Subflow, which: Which) -> Result<()> {
     let entry = subflow.entry.ok_or_else(|| gone(which))?;
     let destroyed = diag::destroy(&mut lock(&namespace.diag), &entry.tuple, entry.cookie);
     destroyed.map_err(|failure| match failure.errno {
         libc::ENOENT => gone(which),
         libc::EPERM => needs_net_admin("closing a subflow"),
         libc::EOPNOTSUPP => Error::unsupported(
-            "this kernel has no SOCK_DESTROY (CONFIG_INET_DIAG_DESTROY), which closes subflows under the \
-                 in-kernel path manager",
+            "this kernel has no SOCK_DESTROY (CONFIG_INET_DIAG_DESTROY), which resets subflows and closes them under \
+             the in-kernel path manager",
         ),
         errno => Error::subflow(errno, format!("SOCK_DESTROY: {}", failure.describe())),
     })

@@ -79,6 +79,11 @@ impl Ulp {
         self.flags & (ulp::FLAG_JOIN_LOC | ulp::FLAG_JOIN_REM) == 0
     }
 
+    /// A subflow that joined by our choice.
+    pub fn joined_here(&self) -> bool {
+        self.flags & ulp::FLAG_JOIN_LOC != 0
+    }
+
     /// The initial subflow of a connection that we opened.
     pub fn opened_here(&self) -> bool {
         self.flags & ulp::FLAG_MCAP_LOC != 0

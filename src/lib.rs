@@ -1,6 +1,7 @@
 //! Control and measurement of Multipath TCP, subflow by subflow: the core, which knows nothing of Python.
 //!
-//! Data flows one way: [`connection`], [`by_token`], [`open`] and [`announce`] (what a caller asks for) use
+//! Data flows one way: [`enhanced_api`] (the calls of 2016) uses [`connection`], [`by_token`], [`open`] and
+//! [`announce`] (what a caller asks for), which use
 //! [`address_ids`] and [`namespace`] (the netlink sockets of one network namespace), which uses the marshalling ([`info`], [`tcp_info`], [`subflow`],
 //! [`diag`], [`pm`], [`event`], [`route`]: pure functions over bytes), which uses [`wire`], [`address`] and
 //! [`uapi`]. Only [`sys`] talks to the kernel.
@@ -13,6 +14,7 @@ pub mod bpf;
 pub mod by_token;
 pub mod connection;
 pub mod diag;
+pub mod enhanced_api;
 pub mod error;
 pub mod event;
 pub mod events;
@@ -33,6 +35,7 @@ pub mod socket_option;
 pub mod subflow;
 pub mod subflow_options;
 pub mod subscription;
+pub mod supervisor;
 pub mod sys;
 pub mod tcp_info;
 pub mod uapi;

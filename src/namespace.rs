@@ -144,6 +144,11 @@ impl Namespace {
         Namespace::register(cookie, sys::open_in_namespace(&file, &WANTED).map_err(denied)?)
     }
 
+    /// Whether a socket belongs to it.
+    pub fn has_socket(&self, fd: RawFd) -> bool {
+        cookie_of(fd).is_ok_and(|cookie| cookie == self.cookie)
+    }
+
     /// What another thread enters this namespace by; `None` for a calling thread that is inside.
     pub fn elsewhere(&self) -> Result<Option<BorrowedFd<'_>>> {
         let [probe] = sys::open_here(&[NETLINK]);

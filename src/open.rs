@@ -190,11 +190,12 @@ impl Opening {
         }
     }
 
-    /// Sends the SYN if it is not out and leaves the subflow to itself.
-    pub fn detach(mut self, connection: &dyn Connection) -> Result<()> {
+    /// Sends the SYN if it is not out and leaves the subflow to itself. Its four-tuple, unless it was gone before it
+    /// could be seen.
+    pub fn detach(mut self, connection: &dyn Connection) -> Result<Option<Tuple>> {
         let sent = if self.state == State::NotSent { self.send(connection) } else { Ok(()) };
         self.state = State::Settled;
-        sent
+        sent.map(|()| self.tuple)
     }
 
     /// The subflow that was accepted.

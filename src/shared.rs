@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use crate::address_ids::AddressIds;
 use crate::diag::{Entry, Tuple};
+use crate::enhanced_api::ids::SubIds;
 use crate::reader::lock;
 
 /// What this process knows of one connection beyond what the kernel tells.
@@ -18,6 +19,8 @@ pub struct Shared {
     /// Held while a subflow is created, and while its place in the list is found.
     pub opening: Mutex<AddressIds>,
     ordinals: Mutex<Ordinals>,
+    /// The ids of the enhanced socket API.
+    pub sub_ids: Mutex<SubIds>,
     /// The interfaces of bound subflows, which an exact look-up has to name.
     pub interfaces: Mutex<HashMap<(SocketAddr, SocketAddr), u32>>,
 }
@@ -36,6 +39,7 @@ impl Shared {
             since: Instant::now(),
             opening: Mutex::default(),
             ordinals: Mutex::default(),
+            sub_ids: Mutex::default(),
             interfaces: Mutex::default(),
         }
     }

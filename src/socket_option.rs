@@ -93,6 +93,8 @@ pub struct SocketOption {
 
 pub const TCP_CONGESTION: SocketOption =
     SocketOption { level: libc::IPPROTO_TCP, number: libc::TCP_CONGESTION };
+pub const SO_BINDTODEVICE: SocketOption =
+    SocketOption { level: libc::SOL_SOCKET, number: libc::SO_BINDTODEVICE };
 pub const SO_RCVLOWAT: SocketOption = SocketOption { level: libc::SOL_SOCKET, number: libc::SO_RCVLOWAT };
 
 impl SocketOption {
@@ -102,6 +104,11 @@ impl SocketOption {
 
     pub fn source(self) -> Source {
         self.known().map_or(Source::Bpf, |known| known.source)
+    }
+
+    /// One whose value is a text and no integer.
+    pub fn is_name(self) -> bool {
+        self == TCP_CONGESTION || self == SO_BINDTODEVICE
     }
 }
 

@@ -12,6 +12,10 @@ use crate::uapi::{full_info, subflow_info};
 
 pub mod bpf;
 pub mod clock;
+pub mod credentials;
+pub mod memory;
+pub mod program;
+pub mod seccomp;
 pub mod wait;
 
 /// The result of a C call: -1 is the error in errno.

@@ -258,3 +258,49 @@ pub mod rtnetlink {
     pub const RTA_OIF: u16 = 4;
     pub const RTA_PREFSRC: u16 = 7;
 }
+
+/// The enhanced socket API of 2016: options at IPPROTO_TCP of the kernel of its authors, which upstream never had.
+/// draft-hesmans-mptcp-socket and `python/mptcp/include/mptcp_enhanced_api.h` have other layouts of the same options.
+pub mod enhanced_api {
+    pub const MPTCP_GET_SUB_IDS: i32 = 66;
+    pub const MPTCP_CLOSE_SUB_ID: i32 = 67;
+    pub const MPTCP_GET_SUB_TUPLE: i32 = 68;
+    pub const MPTCP_OPEN_SUB_TUPLE: i32 = 69;
+    pub const MPTCP_SUB_GETSOCKOPT: i32 = 71;
+    pub const MPTCP_SUB_SETSOCKOPT: i32 = 72;
+    /// What our header adds to the six numbers.
+    pub const HEADER: i32 = 0x4000;
+
+    /// `struct mptcp_sub_status`: an id and a byte of flags.
+    pub const STATUS_SIZE: usize = 2;
+    pub const SLAVE_SK: u8 = 1 << 0;
+    pub const FULLY_ESTABLISHED: u8 = 1 << 1;
+    pub const ATTACHED: u8 = 1 << 2;
+    pub const LOW_PRIO: u8 = 1 << 3;
+    pub const PRE_ESTABLISHED: u8 = 1 << 4;
+    /// The draft's only flag.
+    pub const DRAFT_LOW_PRIO: u8 = 1 << 0;
+
+    /// `struct mptcp_sub_ids`: a count in byte 0, and the array.
+    pub const SUB_STATUS: usize = 2;
+
+    /// `struct mptcp_close_sub_id` of the draft and of the header; the kernel's is the id alone.
+    pub const HOW: usize = 4;
+    pub const CLOSE_SUB_ID_SIZE: usize = 8;
+    /// The draft's "RST" beside SHUT_RD, SHUT_WR and SHUT_RDWR; it gives no value, this is our header's.
+    pub const MPTCP_RST: i32 = 3;
+
+    /// `struct mptcp_sub_tuple`: the id in byte 0, then, but in the kernel's, the priority.
+    pub const PRIO: usize = 1;
+    pub const ADDRS_KERNEL: usize = 1;
+    pub const ADDRS_DRAFT: usize = 2;
+    pub const ADDRS_HEADER: usize = 4;
+
+    /// `struct mptcp_sub_getsockopt` and `struct mptcp_sub_setsockopt` of 64-bit programs. `optlen` is a pointer in
+    /// the first and a number in the second.
+    pub const LEVEL: usize = 4;
+    pub const OPTNAME: usize = 8;
+    pub const OPTVAL: usize = 16;
+    pub const OPTLEN: usize = 24;
+    pub const SOCKOPT_SIZE: usize = 32;
+}

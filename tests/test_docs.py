@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import mptcp.cli
+import mptcp.enhanced_api
 import mptcp.lab
 import pytest
 from support import needs_bpf
@@ -38,15 +39,15 @@ def test_an_example_prints_what_the_readme_says(program: str, output: str) -> No
 
 
 def test_every_public_name_has_a_docstring() -> None:
-    for module in (mptcp, mptcp.lab):
+    for module in (mptcp, mptcp.enhanced_api, mptcp.lab):
         for name in module.__all__:
             assert getattr(module, name).__doc__, f"{module.__name__}.{name}"
 
 
 def public_names() -> set[str]:
-    """Every name of mptcp and mptcp.lab, the members of their classes, and the commands."""
+    """Every name of mptcp, mptcp.enhanced_api and mptcp.lab, the members of their classes, and the commands."""
     names = {f"mptcp {module.name}" for module in pkgutil.iter_modules(mptcp.cli.__path__) if module.name[0] != "_"}
-    for module in (mptcp, mptcp.lab):
+    for module in (mptcp, mptcp.enhanced_api, mptcp.lab):
         for name in module.__all__:
             names.add(name)
             thing = getattr(module, name)
@@ -60,6 +61,6 @@ def test_every_public_name_has_its_interface_and_privilege() -> None:
     rows = re.findall(r"^\| (`.+?|the .+?) \|", DESIGN.read_text(), re.MULTILINE)
     named = {name for row in rows for name in re.findall(r"`([\w. ]+)`", row)}
     assert public_names() - named == set()
-    headings = {"mptcp", "mptcp.lab"}
+    headings = {"mptcp", "mptcp.enhanced_api", "mptcp.lab"}
     inherited = {"Socket.close"}
     assert named - public_names() == headings | inherited, "names that are not there"

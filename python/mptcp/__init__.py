@@ -10,6 +10,7 @@ sock.close_subflow(sf)
 
 from typing import TYPE_CHECKING, Any
 
+from . import enhanced_api
 from ._connections import Connection, attach, connections, counters
 from ._core import Event, Info, Subflow, TcpInfo
 from ._errors import NotMultipathError, PathManagerError, SubflowError, UnsupportedError
@@ -49,6 +50,7 @@ __all__ = [
     "counters",
     "create_connection",
     "create_server",
+    "enhanced_api",
     "get_path_manager",
     "load",
     "set_path_manager",

@@ -59,7 +59,7 @@ pub fn open_subflow(
     };
     let mut opening = py.detach(|| Opening::new(connection, &request)).map_err(|error| to_py(py, error))?;
     if timeout == Some(0.0) {
-        return py.detach(|| opening.detach(connection)).map(|()| None).map_err(|error| to_py(py, error));
+        return py.detach(|| opening.detach(connection)).map(|_| None).map_err(|error| to_py(py, error));
     }
     let subflow = loop {
         let slice = Instant::now() + SIGNALS;

@@ -11,7 +11,7 @@ use crate::connection::{self, ByDescriptor, PathManager};
 /// What a socket needs beside its descriptor. Every method gets the descriptor, which stays Python's.
 #[pyclass(frozen, module = "mptcp._core")]
 #[derive(Default)]
-pub struct Handle(connection::Handle);
+pub struct Handle(pub(super) connection::Handle);
 
 #[pymethods]
 impl Handle {

@@ -3,6 +3,7 @@
 mod address;
 mod connection;
 mod control;
+mod enhanced_api;
 mod errors;
 mod events;
 mod handle;
@@ -11,6 +12,7 @@ mod rows;
 mod sampler;
 mod structs;
 mod subflow;
+mod supervisor;
 
 use pyo3::prelude::*;
 
@@ -42,6 +44,8 @@ mod _core {
     #[pymodule_export]
     use super::connection::ByToken;
     #[pymodule_export]
+    use super::enhanced_api::{enhanced_getsockopt, enhanced_setsockopt};
+    #[pymodule_export]
     use super::events::{Event, EventStream};
     #[pymodule_export]
     use super::handle::Handle;
@@ -51,6 +55,8 @@ mod _core {
     use super::structs::{Info, TcpInfo};
     #[pymodule_export]
     use super::subflow::Subflow;
+    #[pymodule_export]
+    use super::supervisor::{run_program, supervised_signals};
 
     #[pyfunction]
     #[pyo3(signature = (family, r#type, proto, path_manager))]

@@ -19,7 +19,7 @@ pub fn subflow<'a, 'py>(value: &'a Bound<'py, PyAny>) -> PyResult<&'a Bound<'py,
 }
 
 /// A C int.
-fn int(name: &str, value: &Bound<'_, PyAny>) -> PyResult<i32> {
+pub fn int(name: &str, value: &Bound<'_, PyAny>) -> PyResult<i32> {
     // An integer of any size, by __index__: i32 would tell a large one and a wrong type by other errors.
     let index = value
         .call_method0("__index__")

@@ -67,7 +67,8 @@ pub struct ByDiag {
 
 /// The row of a reading.
 pub fn sample(time_ns: u64, target: &mut Target, state: u8, tcp_info: &[u8]) -> Sample {
-    let known = |id: fn(&diag::Ulp) -> u8| target.entry.subflow.map_or(i16::from(UNKNOWN), |ulp| id(&ulp).into());
+    let known =
+        |id: fn(&diag::Ulp) -> u8| target.entry.subflow.map_or(i16::from(UNKNOWN), |ulp| id(&ulp).into());
     let mut row = Sample {
         time_ns: time_ns as i64,
         wait_ns: 0,
@@ -101,7 +102,8 @@ pub fn final_sample(time_ns: u64, target: &mut Target, tcp_info: &[u8]) -> Sampl
 
 impl ByDiag {
     pub fn new(site: &Arc<Site>, common: &Arc<Common>, tokens: Option<BTreeSet<u32>>) -> Result<ByDiag> {
-        let channel = Channel::new(site.diag_socket()?).map_err(|error| Error::call("socket(NETLINK_SOCK_DIAG)", &error))?;
+        let channel = Channel::new(site.diag_socket()?)
+            .map_err(|error| Error::call("socket(NETLINK_SOCK_DIAG)", &error))?;
         Ok(ByDiag {
             site: Arc::clone(site),
             common: Arc::clone(common),
@@ -239,7 +241,8 @@ impl ByDiag {
         let mut failed = None;
         for batch in &self.batches {
             let result = self.channel.exchange_prepared(batch, |index, reply| {
-                let Some(target) = order.get(index as usize).and_then(|cookie| targets.get_mut(cookie)) else {
+                let Some(target) = order.get(index as usize).and_then(|cookie| targets.get_mut(cookie))
+                else {
                     return;
                 };
                 match reply.map(diag::decode_with_info) {

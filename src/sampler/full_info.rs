@@ -142,8 +142,7 @@ impl FullInfo {
         for ((reading, tuple), entry) in readings.iter().zip(tuples).zip(entries) {
             let id = reading.id.and_then(|id| i32::try_from(id).ok()).unwrap_or(-1);
             let known = before.iter().position(|target| target.id == id).map(|at| before.swap_remove(at));
-            let unknown =
-                Entry { tuple, state: 0, cookie: 0, uid: 0, inode: 0, cgroup: None, subflow: None };
+            let unknown = Entry { tuple, state: 0, cookie: 0, uid: 0, inode: 0, cgroup: None, subflow: None };
             let mut target = known.unwrap_or_else(|| Target::new(unknown, self.token, id, time_ns));
             // A closed subflow's place may be another's by now.
             if let Some(entry) = entry.filter(|entry| [0, entry.cookie].contains(&target.entry.cookie)) {
@@ -181,7 +180,12 @@ impl FullInfo {
         }
     }
 
-    fn read_by_parts(&mut self, channel: &mut Channel, time_ns: u64, rows: &mut Vec<Sample>) -> Result<Outcome> {
+    fn read_by_parts(
+        &mut self,
+        channel: &mut Channel,
+        time_ns: u64,
+        rows: &mut Vec<Sample>,
+    ) -> Result<Outcome> {
         let mut read = match connection::read_by_parts(self.fd) {
             Ok(read) if read.info.token() == self.token => read,
             Ok(_) => return Ok(Outcome::Ended),
@@ -196,9 +200,10 @@ impl FullInfo {
         let wait_ns = (sys::monotonic_ns() - time_ns) as i64;
         for reading in &mut read.subflows {
             let ends = (reading.local, reading.remote);
-            let known = self.targets.iter().find(|target| {
-                (target.entry.tuple.local, target.entry.tuple.remote) == ends
-            });
+            let known = self
+                .targets
+                .iter()
+                .find(|target| (target.entry.tuple.local, target.entry.tuple.remote) == ends);
             let count = self.by_parts.get_or_insert_default();
             reading.id = Some(known.map_or_else(
                 || {

@@ -246,18 +246,25 @@ impl Sampler {
             let interval = interval.as_nanos() as u64;
             sys::clock::timer(start + interval, interval).map_err(failed("timerfd"))
         };
-        let (tick_timer, connection_timer) = (timer(settings.interval)?, timer(settings.connection_interval)?);
+        let (tick_timer, connection_timer) =
+            (timer(settings.interval)?, timer(settings.connection_interval)?);
         let finder_timer = timer(finder::INTERVAL)?;
         let [stop_ticks, stop_connections, stop_finder] = [(); 3].map(|()| Arc::clone(&stop));
-        let sampler =
-            Sampler { common: Arc::clone(&common), stop, threads: Mutex::default(), process: std::process::id() };
+        let sampler = Sampler {
+            common: Arc::clone(&common),
+            stop,
+            threads: Mutex::default(),
+            process: std::process::id(),
+        };
         let for_ticks = Arc::clone(&common);
         sampler.spawn("mptcp-ticks", move || {
             let real_time = sys::clock::become_real_time().is_ok();
             for_ticks.real_time.store(real_time, Ordering::Relaxed);
             ticks.run(&tick_timer, &stop_ticks)
         })?;
-        sampler.spawn("mptcp-conns", move || connections.run(&connection_timer, &stop_connections, &new_subflow))?;
+        sampler.spawn("mptcp-conns", move || {
+            connections.run(&connection_timer, &stop_connections, &new_subflow)
+        })?;
         sampler.spawn("mptcp-finder", move || finder.run(&finder_timer, &stop_finder))?;
         Ok(sampler)
     }

@@ -27,7 +27,8 @@ impl Notices {
         let groups = [uapi::diag::SKNLGRP_INET_TCP_DESTROY, uapi::diag::SKNLGRP_INET6_TCP_DESTROY];
         for group in groups {
             let fd = socket.as_raw_fd();
-            sys::setsockopt_i32(fd, libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, group as i32).map_err(failed)?;
+            sys::setsockopt_i32(fd, libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, group as i32)
+                .map_err(failed)?;
         }
         // More than the host's limit takes privilege: what cannot be had is done without.
         let _ = sys::setsockopt_i32(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, ROOM as i32);

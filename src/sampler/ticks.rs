@@ -56,7 +56,10 @@ impl Ticks {
                 Method::InetDiag => (site.tokens.clone(), Vec::new()),
                 Method::FullInfo => {
                     let connections = site.descriptors.iter();
-                    (Some(BTreeSet::new()), connections.map(|(fd, token)| FullInfo::new(common, *fd, *token)).collect())
+                    (
+                        Some(BTreeSet::new()),
+                        connections.map(|(fd, token)| FullInfo::new(common, *fd, *token)).collect(),
+                    )
                 }
             };
             Ok(Place {

@@ -1,0 +1,130 @@
+"""The enhanced socket API of 2016: six socket options by which a program controls the subflows of its connection.
+
+buffer = bytearray(42)
+length = mptcp.enhanced_api.getsockopt(sock, mptcp.enhanced_api.MPTCP_GET_SUB_IDS, buffer)
+count = buffer[0]; ids = buffer[2:length:2]
+
+The numbers and structures are those of the kernel that had them (its authors'), of the drafts, and of the C header
+in include_dir(). docs/enhanced-api.md has them byte by byte.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, Protocol
+from weakref import WeakKeyDictionary
+
+from . import _core
+from ._socket import Socket
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from _typeshed import ReadableBuffer, WriteableBuffer
+
+__all__ = [
+    "HEADER",
+    "MPTCP_CLOSE_SUB_ID",
+    "MPTCP_GET_SUB_IDS",
+    "MPTCP_GET_SUB_TUPLE",
+    "MPTCP_OPEN_SUB_TUPLE",
+    "MPTCP_RST",
+    "MPTCP_SUB_GETSOCKOPT",
+    "MPTCP_SUB_SETSOCKOPT",
+    "getsockopt",
+    "include_dir",
+    "setsockopt",
+]
+
+MPTCP_GET_SUB_IDS = 66
+"""getsockopt: the ids of the subflows, ``struct mptcp_sub_ids``."""
+MPTCP_CLOSE_SUB_ID = 67
+"""getsockopt: closes the subflow of ``struct mptcp_close_sub_id``."""
+MPTCP_GET_SUB_TUPLE = 68
+"""getsockopt: the two ends of a subflow, ``struct mptcp_sub_tuple``."""
+MPTCP_OPEN_SUB_TUPLE = 69
+"""getsockopt: opens a subflow between the two ends of ``struct mptcp_sub_tuple``."""
+MPTCP_SUB_GETSOCKOPT = 71
+"""getsockopt: reads a socket option of one subflow, ``struct mptcp_sub_getsockopt``."""
+MPTCP_SUB_SETSOCKOPT = 72
+"""setsockopt: sets a socket option on one subflow, ``struct mptcp_sub_setsockopt``."""
+
+HEADER = 0x4000
+"""What the C header of include_dir() adds to the six numbers: ``HEADER + MPTCP_GET_SUB_IDS`` has its layout."""
+
+MPTCP_RST = 3
+"""``how`` of MPTCP_CLOSE_SUB_ID in the draft's and the header's layout, beside SHUT_*: by a reset."""
+
+Layout = Literal["kernel", "draft"]
+
+
+class _Descriptor(Protocol):
+    def fileno(self) -> int: ...
+
+
+# What is known of the connections of sockets that are not of our class, ids above all, for as long as these live.
+_handles: WeakKeyDictionary[object, _core.Handle] = WeakKeyDictionary()
+
+
+def getsockopt(sock: _Descriptor, optname: int, buffer: WriteableBuffer, *, layout: Layout = "kernel") -> int:
+    """C's getsockopt(2) at level IPPROTO_TCP of one of the options: fills ``buffer`` and returns the new length.
+
+    ``sock`` is a Socket, or anything with a fileno(): what is not TCP gets the kernel's own answer. ``buffer``, a
+    bytearray for one, is as long as C's optlen says; it is read for what the option takes, filled from its start
+    and never resized. ``optname`` has the layout ``layout``, "kernel" or "draft"; with HEADER added the C header's.
+
+    Ids are 1 to 255, a subflow's for its life, as long as some Socket or Connection of this process refers to the
+    connection. MPTCP_OPEN_SUB_TUPLE returns once the SYN is sent: poll MPTCP_GET_SUB_IDS, or take Socket.events().
+    The pointers in MPTCP_SUB_GETSOCKOPT and MPTCP_SUB_SETSOCKOPT are addresses in this process, of ctypes objects
+    for one, that the caller keeps alive; an address where nothing is raises OSError (EFAULT).
+
+    MPTCP_FULL_INFO and sock_diag without privilege; opening and closing are SUBFLOW_CREATE and SUBFLOW_DESTROY of
+    the generic netlink family mptcp_pm and need CAP_NET_ADMIN in the user namespace that owns the network namespace.
+    A subflow's socket options need what Subflow.getsockopt says.
+
+    Raises OSError: NotMultipathError (EOPNOTSUPP) for a connection that is not Multipath TCP or fell back, EINVAL
+    for a buffer that is too short and for an unknown or closed subflow, ENOTCONN before the connection is
+    established, PermissionError, PathManagerError (EBUSY) for opening under the in-kernel path manager,
+    EADDRNOTAVAIL, EADDRINUSE and other errors of bind() and connect(). TypeError and ValueError for what C would not
+    compile: a buffer that is read-only, an ``optname`` or ``layout`` that is none of these.
+    """
+    draft = _is_draft(layout)
+    with memoryview(buffer) as whole:
+        if whole.readonly:
+            raise TypeError("buffer must be writable, as a bytearray is")
+        with whole.cast("B") as view:
+            reply, length = _core.enhanced_getsockopt(_handle(sock), sock.fileno(), optname, view.tobytes(), draft)
+            view[: len(reply)] = reply
+    return length
+
+
+def setsockopt(sock: _Descriptor, optname: int, buffer: ReadableBuffer, *, layout: Layout = "kernel") -> None:
+    """C's setsockopt(2) at level IPPROTO_TCP of MPTCP_SUB_SETSOCKOPT: sets a socket option on one subflow.
+
+    The arguments and errors are those of getsockopt(); the option is set as Subflow.setsockopt does, with its
+    privilege: CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN in the initial user namespace.
+    """
+    draft = _is_draft(layout)
+    with memoryview(buffer) as view:
+        value = view.tobytes()
+    _core.enhanced_setsockopt(_handle(sock), sock.fileno(), optname, value, draft)
+
+
+def include_dir() -> Path:
+    """The folder of the C header ``mptcp_enhanced_api.h``, for ``cc -I``. It is part of the package."""
+    from pathlib import Path
+
+    return Path(__file__).parent / "include"
+
+
+def _is_draft(layout: str) -> bool:
+    if layout not in ("kernel", "draft"):
+        raise ValueError(f'layout must be "kernel" or "draft", not {layout!r}')
+    return layout == "draft"
+
+
+def _handle(sock: _Descriptor) -> _core.Handle:
+    if isinstance(sock, Socket):
+        return sock._handle
+    if not hasattr(sock, "fileno"):
+        raise TypeError(f"sock must be a socket, not {type(sock).__name__}")
+    return _handles.setdefault(sock, _core.Handle())

@@ -1,0 +1,300 @@
+//! `mptcp run`: a program whose TCP sockets are created as Multipath TCP and whose calls of the enhanced socket API of
+//! 2016 are served, by seccomp user notification. [`filter`] says which calls those are, [`caller`] who made one,
+//! [`socket`] and [`options`] answer; here are the program's start and end, its signals, and the threads that serve.
+
+mod caller;
+mod connections;
+mod filter;
+mod options;
+mod socket;
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::AsFd;
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::{Arc, Mutex};
+
+use self::caller::Caller;
+use self::connections::Connections;
+use crate::connection::PathManager;
+use crate::enhanced_api::Layout;
+use crate::error::{Error, Result};
+use crate::namespace::{self, Namespace};
+use crate::reader::{lock, Reader};
+use crate::sys::program::{self, Child, SignalReader, Signals, Step, User};
+use crate::sys::seccomp::{Listener, Notification, Wait};
+use crate::sys::wait::EventFd;
+
+/// What is passed on to the program. The rest ends the supervisor as any program, or, like the terminal's SIGTTIN, is
+/// sent to the program anyway.
+pub const SIGNALS: [i32; 9] = [
+    libc::SIGHUP,
+    libc::SIGINT,
+    libc::SIGQUIT,
+    libc::SIGTERM,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+    libc::SIGCONT,
+    libc::SIGTSTP,
+    libc::SIGWINCH,
+];
+
+/// What all threads of a process that supervises hold back.
+pub fn held_back() -> Vec<i32> {
+    [SIGNALS.as_slice(), &[libc::SIGCHLD]].concat()
+}
+
+/// What ends a supervisor whose program has ended and left others behind.
+const ENDING: [i32; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
+
+/// Calls that are served at a time. One that waits, for a connection's lock say, keeps one thread.
+const THREADS: usize = 8;
+
+/// How to run a program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// The program, found as execvp() does, and its arguments.
+    pub arguments: Vec<CString>,
+    /// Its environment, `NAME=value` each.
+    pub environment: Vec<CString>,
+    /// What the program's sockets latch. Absent: userspace where the privilege is there, else the namespace's.
+    pub path_manager: Option<PathManager>,
+    /// Programs whose sockets stay TCP.
+    pub except: Vec<Vec<u8>>,
+    /// Of options 66 to 72.
+    pub layout: Layout,
+    pub user: Option<User>,
+    /// Signals that the program starts with held back.
+    pub blocked: Vec<i32>,
+}
+
+/// How the program ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    Exited(i32),
+    /// By a signal.
+    Killed(i32),
+    /// It did not even start: the errno of execve.
+    NotExecuted(i32),
+}
+
+/// What became of a call.
+enum Outcome {
+    /// The kernel does it, as without a supervisor.
+    Pass,
+    Succeed,
+    /// An errno.
+    Fail(i32),
+    Answered,
+}
+
+struct Supervisor<'a> {
+    settings: &'a Settings,
+    listener: Listener,
+    /// Our own network namespace.
+    namespace: Arc<Namespace>,
+    /// What new sockets latch, or the namespace's choice.
+    path_manager: Option<&'static str>,
+    uid: u32,
+    connections: Connections,
+    /// Held by the thread that waits for the next call.
+    turn: Mutex<()>,
+    /// Readable when the threads are to end.
+    stop: EventFd,
+    /// Under the userspace path manager joins are accepted only while somebody is subscribed.
+    _events: Option<Arc<Reader>>,
+}
+
+/// Runs a program to its end, and serves it and all that it starts until the last of them has ended. All threads of this
+/// process are to hold [`held_back`] back; the calling one does from now on.
+pub fn run(settings: &Settings) -> Result<End> {
+    check_proc()?;
+    let filter = filter::program().ok_or_else(|| {
+        Error::unsupported(
+            "mptcp run knows the system calls of x86-64 and of 64-bit ARM only, not of this machine",
+        )
+    })?;
+    let failed = |call: &'static str| move |error: io::Error| Error::call(call, &error);
+    let namespace = Namespace::current()?;
+    let path_manager = choose_path_manager(&namespace, settings.path_manager)?;
+    let events = namespace.reader().ok();
+    program::default_action(libc::SIGCHLD);
+    let caught = Signals::new(&held_back());
+    let signals = SignalReader::new(&caught).map_err(failed("signalfd"))?;
+    let stop = EventFd::new().map_err(failed("eventfd"))?;
+    let blocked = Signals::new(&settings.blocked);
+    let user = settings.user.as_ref();
+    let started = program::start(&settings.arguments, &settings.environment, &filter, user, &blocked)
+        .map_err(failed("starting the program"))?;
+    let (process, listener) = match started {
+        Ok(started) => started,
+        Err((Step::Execute, error)) => {
+            return Ok(End::NotExecuted(error.raw_os_error().unwrap_or(libc::ENOEXEC)))
+        }
+        Err((step, error)) => return Err(explain(step, &error)),
+    };
+    let supervisor = Supervisor {
+        settings,
+        listener,
+        namespace,
+        path_manager,
+        uid: program::own_uid(),
+        connections: Connections::default(),
+        turn: Mutex::default(),
+        stop,
+        _events: events,
+    };
+    std::thread::scope(|scope| {
+        let thread = || std::thread::Builder::new().name("mptcp-run".into());
+        let spawned = (0..THREADS).map(|_| thread().spawn_scoped(scope, || supervisor.serve()));
+        // Fewer do as well, but for one at least.
+        let (running, missing): (Vec<_>, Vec<_>) = spawned.partition(io::Result::is_ok);
+        if let Some(Err(error)) = missing.into_iter().next().filter(|_| running.is_empty()) {
+            return Err(Error::call("starting a thread", &error));
+        }
+        let end = supervisor.wait(process, &signals);
+        supervisor.stop_threads();
+        end.map_err(failed("waiting for the program"))
+    })
+}
+
+/// Who called is looked up in /proc by the ids that the kernel tells us.
+fn check_proc() -> Result<()> {
+    let told = std::fs::read_link("/proc/self");
+    if told.is_ok_and(|told| told.as_os_str() == std::process::id().to_string().as_str()) {
+        return Ok(());
+    }
+    Err(Error::unsupported(
+        "mptcp run needs the /proc of its own PID namespace: mount it, or enter the namespace with it (unshare --mount-proc)",
+    ))
+}
+
+/// What the program's sockets are to latch, tried on one.
+fn choose_path_manager(namespace: &Namespace, wanted: Option<PathManager>) -> Result<Option<&'static str>> {
+    let attempt = |name| {
+        namespace::create_socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP, name).map(drop)
+    };
+    if attempt(None).is_err() {
+        // No Multipath TCP here: the sockets are TCP, as the program asked.
+        return Ok(None);
+    }
+    match wanted {
+        Some(name) => attempt(Some(name.name())).map(|()| Some(name.name())),
+        None => {
+            let name = PathManager::Userspace.name();
+            // The subscription shows that the privilege to open subflows is there.
+            let allowed = namespace.reader().is_ok() && attempt(Some(name)).is_ok();
+            Ok(allowed.then_some(name))
+        }
+    }
+}
+
+fn explain(step: Step, error: &io::Error) -> Error {
+    let errno = error.raw_os_error().unwrap_or(libc::EIO);
+    let text = crate::error::describe(errno);
+    match (step, errno) {
+        (Step::Filter, libc::EBUSY) => Error::os(
+            errno,
+            "another supervisor, another mptcp run perhaps, has this process's system calls already: the kernel lets a \
+             process tree have one (seccomp, EBUSY)",
+        ),
+        (Step::Filter, libc::EINVAL | libc::ENOSYS) => Error::unsupported(
+            "this kernel has no seccomp user notification with WAIT_KILLABLE_RECV (CONFIG_SECCOMP_FILTER, Linux 5.19)",
+        ),
+        (Step::Filter, _) => Error::os(errno, format!("seccomp: {text}")),
+        (Step::NoNewPrivileges, _) => Error::os(errno, format!("PR_SET_NO_NEW_PRIVS: {text}")),
+        (Step::User, libc::EPERM) => {
+            Error::permission("another user needs CAP_SETUID, CAP_SETGID and, here, root's own user namespace")
+        }
+        (Step::User, libc::EINVAL) => {
+            Error::os(errno, "this user, or one of its groups, is not mapped in this user namespace")
+        }
+        (Step::User, _) => Error::os(errno, format!("becoming another user: {text}")),
+        (Step::Execute, _) => Error::os(errno, format!("execve: {text}")),
+    }
+}
+
+impl Supervisor<'_> {
+    /// Passes signals on, and returns when the last process has ended.
+    fn wait(&self, process: i32, signals: &SignalReader) -> io::Result<End> {
+        let mut end = None;
+        let mut stop_asked = false;
+        loop {
+            if self.listener.wait_for_hang_up(signals.as_fd())? == Wait::HangUp {
+                return match end {
+                    Some(end) => Ok(end),
+                    None => program::wait(process, true).map(|child| ended(child).unwrap_or(End::Exited(0))),
+                };
+            }
+            while let Some(signal) = signals.next() {
+                if signal.number == libc::SIGCHLD {
+                    if end.is_some() {
+                        continue;
+                    }
+                    let child = program::wait(process, false)?;
+                    end = ended(child);
+                    // The program took the terminal's Ctrl-Z: so do we. A SIGSTOP from elsewhere is the program's own.
+                    if child == Child::Stopped && std::mem::take(&mut stop_asked) {
+                        program::kill(std::process::id() as i32, libc::SIGSTOP);
+                    }
+                } else if let Some(end) = end {
+                    if ENDING.contains(&signal.number) {
+                        return Ok(end);
+                    }
+                } else {
+                    stop_asked |= signal.number == libc::SIGTSTP;
+                    // The terminal sends to the program too, and so does a program that sends to its process group.
+                    if signal.sender.is_some_and(|sender| sender != process) {
+                        program::kill(process, signal.number);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Ends the threads that serve.
+    fn stop_threads(&self) {
+        self.stop.set();
+    }
+
+    /// Serves calls until there are no more.
+    fn serve(&self) {
+        while let Some(call) = self.next() {
+            let Some(call) = call else { continue };
+            // A panic must leave no caller waiting.
+            let outcome = catch_unwind(AssertUnwindSafe(|| self.serve_one(&call)));
+            match outcome.unwrap_or(Outcome::Fail(libc::EIO)) {
+                Outcome::Pass => self.listener.pass(call.id),
+                Outcome::Succeed => self.listener.answer(call.id, Ok(())),
+                Outcome::Fail(errno) => self.listener.answer(call.id, Err(errno)),
+                Outcome::Answered => {}
+            }
+        }
+    }
+
+    /// The next call, or nothing if it went; `None` when there will be no more.
+    fn next(&self) -> Option<Option<Notification>> {
+        let _turn = lock(&self.turn);
+        match self.listener.wait(self.stop.as_fd()) {
+            Ok(Wait::Call) => self.listener.receive().ok(),
+            _ => None,
+        }
+    }
+
+    fn serve_one(&self, call: &Notification) -> Outcome {
+        let Ok(caller) = Caller::of(&self.listener, call) else { return Outcome::Pass };
+        match call.number {
+            libc::SYS_socket => socket::serve(self, &caller, call),
+            libc::SYS_getsockopt | libc::SYS_setsockopt => options::serve(self, &caller, call),
+            _ => Outcome::Pass,
+        }
+    }
+}
+
+fn ended(child: Child) -> Option<End> {
+    match child {
+        Child::Exited(status) => Some(End::Exited(status)),
+        Child::Killed(signal) => Some(End::Killed(signal)),
+        Child::Runs | Child::Stopped => None,
+    }
+}

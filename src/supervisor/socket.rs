@@ -1,0 +1,34 @@
+//! socket(): a Multipath TCP socket where the program asked for one of TCP.
+
+use std::os::fd::AsFd;
+
+use super::caller::Caller;
+use super::filter::SOCK_TYPE_MASK;
+use super::{Outcome, Supervisor};
+use crate::namespace;
+use crate::sys::program;
+use crate::sys::seccomp::Notification;
+
+/// Whatever stands in the way, the kernel makes the socket that was asked for.
+pub fn serve(supervisor: &Supervisor, caller: &Caller<'_>, call: &Notification) -> Outcome {
+    let [family, kind, ..] = call.arguments.map(|argument| argument as i32);
+    let known = SOCK_TYPE_MASK | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    if kind & !known != 0 || !caller.shares_network() || caller.is_program(&supervisor.settings.except) {
+        return Outcome::Pass;
+    }
+    let kept = kind & !libc::SOCK_CLOEXEC;
+    let path_manager = supervisor.path_manager;
+    let Ok(socket) = namespace::create_socket(family, kept, libc::IPPROTO_MPTCP, path_manager) else {
+        return Outcome::Pass;
+    };
+    // Its subflows are the caller's too, by the time that they are made.
+    if caller.uid != supervisor.uid && program::give_to_user(socket.as_fd(), caller.uid).is_err() {
+        return Outcome::Pass;
+    }
+    let close_on_exec = kind & libc::SOCK_CLOEXEC != 0;
+    match supervisor.listener.give(call.id, socket.as_fd(), close_on_exec) {
+        Ok(()) => Outcome::Answered,
+        // The caller has as many descriptors as it may, or was killed.
+        Err(error) => Outcome::Fail(error.raw_os_error().unwrap_or(libc::EMFILE)),
+    }
+}

@@ -1,0 +1,339 @@
+//! Starting a program under a seccomp filter, and waiting for it.
+
+use std::ffi::CString;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use super::seccomp::Listener;
+use super::{check, errno};
+
+/// Whom a program runs as.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User {
+    pub uid: u32,
+    pub gid: u32,
+    pub groups: Vec<u32>,
+}
+
+/// What stood in the way of a program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// setgroups, setresgid, setresuid or capset
+    User = 1,
+    /// PR_SET_NO_NEW_PRIVS
+    NoNewPrivileges = 2,
+    /// SECCOMP_SET_MODE_FILTER
+    Filter = 3,
+    /// execve
+    Execute = 4,
+}
+
+/// A set of signals.
+#[derive(Clone, Copy)]
+pub struct Signals(libc::sigset_t);
+
+impl Signals {
+    pub fn new(signals: &[i32]) -> Signals {
+        let mut set = MaybeUninit::uninit();
+        // SAFETY: sigemptyset fills the set; sigaddset refuses numbers that are none.
+        unsafe {
+            libc::sigemptyset(set.as_mut_ptr());
+            for signal in signals {
+                libc::sigaddset(set.as_mut_ptr(), *signal);
+            }
+            Signals(set.assume_init())
+        }
+    }
+}
+
+/// Starts a program in a new process. It finds the program as execvp() does, holds the signals of `blocked` back and
+/// no others, and has no_new_privs and the filter; as `user` it has no capabilities.
+pub fn start(
+    arguments: &[CString],
+    environment: &[CString],
+    filter: &[libc::sock_filter],
+    user: Option<&User>,
+    blocked: &Signals,
+) -> io::Result<Result<(i32, Listener), (Step, io::Error)>> {
+    let pointers = |strings: &[CString]| {
+        let ends = strings.iter().map(|string| string.as_ptr());
+        ends.chain(std::iter::once(std::ptr::null())).collect::<Vec<_>>()
+    };
+    let (arguments, environment) = (pointers(arguments), pointers(environment));
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
+    let (ours, theirs) = socket_pair()?;
+    // SAFETY: until execve or _exit the new process makes system calls only: it allocates nothing and takes no lock
+    // that another thread may have held at this moment.
+    let process = check(unsafe { libc::fork() })?;
+    if process == 0 {
+        let (step, error) =
+            become_program(theirs.as_raw_fd(), &arguments, &environment, &program, user, blocked);
+        let report = [step as i32, error];
+        // SAFETY: the pointer and the length describe `report`; _exit does not return.
+        unsafe {
+            libc::send(theirs.as_raw_fd(), report.as_ptr().cast(), size_of_val(&report), libc::MSG_NOSIGNAL);
+            libc::_exit(127);
+        }
+    }
+    drop(theirs);
+    let outcome = await_program(&ours);
+    if !matches!(outcome, Ok(Ok(_))) {
+        let _ = wait(process, true);
+    }
+    Ok(outcome?.map(|listener| (process, Listener::new(listener))))
+}
+
+/// The listener, once the program runs.
+fn await_program(channel: &OwnedFd) -> io::Result<Result<OwnedFd, (Step, io::Error)>> {
+    let mut listener = None;
+    loop {
+        let mut report = [0i32; 2];
+        let (length, descriptor) = receive(channel.as_fd(), &mut report)?;
+        if let Some(descriptor) = descriptor {
+            listener = Some(descriptor);
+            continue;
+        }
+        if length == 0 {
+            // execve has closed the other end.
+            return listener.map(Ok).ok_or_else(|| io::Error::from_raw_os_error(libc::ECHILD));
+        }
+        let steps = [Step::User, Step::NoNewPrivileges, Step::Filter, Step::Execute];
+        let step = steps.into_iter().find(|step| *step as i32 == report[0]).unwrap_or(Step::Execute);
+        return Ok(Err((step, io::Error::from_raw_os_error(report[1]))));
+    }
+}
+
+/// In the new process: returns only on failure. System calls only.
+fn become_program(
+    channel: RawFd,
+    arguments: &[*const libc::c_char],
+    environment: &[*const libc::c_char],
+    filter: &libc::sock_fprog,
+    user: Option<&User>,
+    blocked: &Signals,
+) -> (Step, i32) {
+    // SAFETY: every pointer is to memory of the calling function, copied by fork; the arrays end with NULL. By
+    // syscall() where the C library would look after threads, of which there is one.
+    unsafe {
+        // What Python ignores and a program expects at its default.
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        libc::signal(libc::SIGXFSZ, libc::SIG_DFL);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const blocked.0, std::ptr::null_mut());
+        if let Some(user) = user {
+            let groups = user.groups.as_ptr();
+            if libc::syscall(libc::SYS_setgroups, user.groups.len(), groups) != 0
+                || libc::syscall(libc::SYS_setresgid, user.gid, user.gid, user.gid) != 0
+                || libc::syscall(libc::SYS_setresuid, user.uid, user.uid, user.uid) != 0
+                || libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) != 0
+                || super::credentials::drop_all() != 0
+            {
+                return (Step::User, errno());
+            }
+        }
+        if libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 {
+            return (Step::NoNewPrivileges, errno());
+        }
+        let flags = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER | libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV;
+        let set = libc::SECCOMP_SET_MODE_FILTER;
+        let listener = libc::syscall(libc::SYS_seccomp, set, flags, std::ptr::from_ref(filter)) as RawFd;
+        if listener < 0 {
+            return (Step::Filter, errno());
+        }
+        if send_descriptor(channel, listener) < 0 {
+            return (Step::Filter, errno());
+        }
+        libc::close(listener);
+        libc::execvpe(arguments[0], arguments.as_ptr(), environment.as_ptr());
+        (Step::Execute, errno())
+    }
+}
+
+fn socket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let mut fds = [0; 2];
+    let kind = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC;
+    // SAFETY: the kernel writes two descriptors, which are new and ours.
+    unsafe {
+        check(libc::socketpair(libc::AF_UNIX, kind, 0, fds.as_mut_ptr()))?;
+        Ok((OwnedFd::from_raw_fd(fds[0]), OwnedFd::from_raw_fd(fds[1])))
+    }
+}
+
+/// Room for one descriptor, aligned as cmsghdr has to be.
+type Control = [u64; 4];
+
+/// A message of one byte with one descriptor. Called between fork and exec too.
+fn send_descriptor(channel: RawFd, descriptor: RawFd) -> isize {
+    let mut byte = 0u8;
+    let mut data = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
+    let mut control: Control = [0; 4];
+    // SAFETY: msghdr is plain data; its pointers are to the three values above, which outlive the call. The control
+    // buffer has room for a header and one descriptor, which is what CMSG_SPACE(4) is.
+    unsafe {
+        let mut message: libc::msghdr = std::mem::zeroed();
+        message.msg_iov = &raw mut data;
+        message.msg_iovlen = 1;
+        message.msg_control = control.as_mut_ptr().cast();
+        message.msg_controllen = libc::CMSG_SPACE(4) as _;
+        let header = libc::CMSG_FIRSTHDR(&raw const message);
+        (*header).cmsg_level = libc::SOL_SOCKET;
+        (*header).cmsg_type = libc::SCM_RIGHTS;
+        (*header).cmsg_len = libc::CMSG_LEN(4) as _;
+        libc::CMSG_DATA(header).cast::<RawFd>().write_unaligned(descriptor);
+        libc::sendmsg(channel, &raw const message, libc::MSG_NOSIGNAL)
+    }
+}
+
+/// A message, and the descriptor that came with it.
+fn receive(channel: BorrowedFd<'_>, report: &mut [i32; 2]) -> io::Result<(usize, Option<OwnedFd>)> {
+    let mut data = libc::iovec { iov_base: report.as_mut_ptr().cast(), iov_len: size_of_val(report) };
+    let mut control: Control = [0; 4];
+    // SAFETY: as in `send_descriptor`; a descriptor that the kernel puts there is new and ours.
+    unsafe {
+        let mut message: libc::msghdr = std::mem::zeroed();
+        message.msg_iov = &raw mut data;
+        message.msg_iovlen = 1;
+        message.msg_control = control.as_mut_ptr().cast();
+        message.msg_controllen = size_of_val(&control) as _;
+        let length = loop {
+            let length = libc::recvmsg(channel.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC);
+            match check(length as libc::c_int) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => break result? as usize,
+            }
+        };
+        let header = libc::CMSG_FIRSTHDR(&raw const message);
+        if header.is_null() || (*header).cmsg_type != libc::SCM_RIGHTS {
+            return Ok((length, None));
+        }
+        let descriptor = libc::CMSG_DATA(header).cast::<RawFd>().read_unaligned();
+        Ok((length, Some(OwnedFd::from_raw_fd(descriptor))))
+    }
+}
+
+/// How a child is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Child {
+    Runs,
+    Stopped,
+    Exited(i32),
+    /// Ended by a signal.
+    Killed(i32),
+}
+
+/// Asks after a child, or waits for its end.
+pub fn wait(process: i32, to_the_end: bool) -> io::Result<Child> {
+    let mut status = 0;
+    let options = if to_the_end { 0 } else { libc::WNOHANG | libc::WUNTRACED };
+    loop {
+        // SAFETY: `status` outlives the call.
+        match check(unsafe { libc::waitpid(process, &raw mut status, options) }) {
+            Ok(0) => return Ok(Child::Runs),
+            Ok(_) if libc::WIFSTOPPED(status) => return Ok(Child::Stopped),
+            Ok(_) if libc::WIFSIGNALED(status) => return Ok(Child::Killed(libc::WTERMSIG(status))),
+            Ok(_) => return Ok(Child::Exited(libc::WEXITSTATUS(status))),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Sends a signal to a process that may have ended.
+pub fn kill(process: i32, signal: i32) {
+    // SAFETY: no pointers.
+    unsafe { libc::kill(process, signal) };
+}
+
+/// Gives a signal its default meaning.
+pub fn default_action(signal: i32) {
+    // SAFETY: no handler is installed.
+    unsafe { libc::signal(signal, libc::SIG_DFL) };
+}
+
+/// A signal that came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Signal {
+    pub number: i32,
+    /// The process that sent it; `None` for the kernel, as when a terminal's key does.
+    pub sender: Option<i32>,
+}
+
+/// Signals that the calling thread holds back, read from a descriptor.
+#[derive(Debug)]
+pub struct SignalReader(OwnedFd);
+
+impl SignalReader {
+    /// Holds `signals` back in the calling thread, and in those that it starts.
+    pub fn new(signals: &Signals) -> io::Result<SignalReader> {
+        let flags = libc::SFD_CLOEXEC | libc::SFD_NONBLOCK;
+        // SAFETY: both calls read the set; the descriptor is new and ours.
+        unsafe {
+            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const signals.0, std::ptr::null_mut());
+            let descriptor = check(libc::signalfd(-1, &raw const signals.0, flags))?;
+            Ok(SignalReader(OwnedFd::from_raw_fd(descriptor)))
+        }
+    }
+
+    /// The next signal, if one has come.
+    pub fn next(&self) -> Option<Signal> {
+        let mut info = MaybeUninit::<libc::signalfd_siginfo>::uninit();
+        let size = size_of::<libc::signalfd_siginfo>();
+        // SAFETY: the kernel writes whole structures or nothing, and it is read only if it was written.
+        let info = unsafe {
+            if libc::read(self.0.as_raw_fd(), info.as_mut_ptr().cast(), size) != size as isize {
+                return None;
+            }
+            info.assume_init()
+        };
+        // SI_USER and all that processes send are 0 or less.
+        let sender = (info.ssi_code <= 0).then_some(info.ssi_pid as i32);
+        Some(Signal { number: info.ssi_signo as i32, sender })
+    }
+}
+
+impl AsFd for SignalReader {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// A duplicate of a descriptor of a thread, which need not have its process's. Needs ptrace access to it.
+pub fn take_descriptor_of_thread(thread: i32, process: i32, fd: RawFd) -> io::Result<OwnedFd> {
+    const PIDFD_THREAD: libc::c_uint = libc::O_EXCL as libc::c_uint; // <linux/pidfd.h>, Linux 6.9
+    const KCMP_FILES: libc::c_int = 2; // <linux/kcmp.h>
+                                       // SAFETY: no pointers; the descriptors are new and ours. Each call returns a descriptor, a number or -1.
+    unsafe {
+        let by_thread = check(libc::syscall(libc::SYS_pidfd_open, thread, PIDFD_THREAD) as libc::c_int);
+        let opened = match by_thread {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                // Only processes, then: this thread is to have its process's descriptors.
+                if thread != process {
+                    match check(
+                        libc::syscall(libc::SYS_kcmp, thread, process, KCMP_FILES, 0, 0) as libc::c_int
+                    ) {
+                        Ok(0) => {}
+                        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {}
+                        _ => return Err(io::Error::from_raw_os_error(libc::EBADF)),
+                    }
+                }
+                check(libc::syscall(libc::SYS_pidfd_open, process, 0) as libc::c_int)?
+            }
+            result => result?,
+        };
+        let pidfd = OwnedFd::from_raw_fd(opened);
+        let taken = libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) as libc::c_int;
+        Ok(OwnedFd::from_raw_fd(check(taken)?))
+    }
+}
+
+/// The user that our files, and so our sockets, belong to.
+pub fn own_uid() -> u32 {
+    // SAFETY: no pointers, and it cannot fail.
+    unsafe { libc::geteuid() }
+}
+
+/// Gives a socket to a user. Needs CAP_CHOWN where it is another's.
+pub fn give_to_user(descriptor: BorrowedFd<'_>, uid: u32) -> io::Result<()> {
+    // SAFETY: no pointers; a group of -1 stays as it is.
+    check(unsafe { libc::fchown(descriptor.as_raw_fd(), uid, u32::MAX) }).map(drop)
+}

@@ -1,0 +1,603 @@
+"""The enhanced socket API of 2016 under ``mptcp run``: programs in C, Go and Ruby, what they get wrong, and whose
+connections they reach."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mptcp
+import pytest
+from conftest import ROOT
+from mptcp import enhanced_api
+from mptcp.lab import Host, Link
+from support import PORT, eventually, has_bpf, ss, tuples
+from test_run import PYTHON, RUN, needs, needs_python, needs_root
+
+PROGRAMS = Path(__file__).parent / "enhanced_api"
+
+Paths = tuple[Host, Host, tuple[Link, Link]]
+Build = Callable[[Path], list[str]]
+
+#: What a program in Python needs to make the calls, which its socket module cannot: they read the buffer.
+PRELUDE = r"""
+import ctypes, os, socket, struct, sys, threading
+libc = ctypes.CDLL(None, use_errno=True)
+def call(function, fd, option, buffer, length):
+    result = function(fd, socket.IPPROTO_TCP, option, buffer, length)
+    return ctypes.get_errno() if result < 0 else 0
+def get(fd, option, data, length=None):
+    "The error, and what getsockopt left in a buffer that held these bytes."
+    buffer = ctypes.create_string_buffer(bytes(data), len(data))
+    size = ctypes.c_uint32(len(data) if length is None else length)
+    error = call(libc.getsockopt, fd, option, buffer, ctypes.byref(size))
+    return error, buffer.raw[:min(size.value, len(data))]
+def ids(fd):
+    error, reply = get(fd, 66, bytes(512))
+    assert error == 0, error
+    return list(reply[2::2])
+def end(host, port):
+    return struct.pack("=HHL8x", socket.AF_INET, socket.htons(port), *struct.unpack("=L", socket.inet_aton(host)))
+def open_subflow(fd, local, local_port, remote, remote_port):
+    return get(fd, 69, b"\0" + end(local, local_port) + end(remote, remote_port))[0]
+def connect(host, port):
+    sock = socket.create_connection((host, int(port)), 30)
+    sock.settimeout(None)
+    sock.sendall(b"x")
+    sock.recv(1)
+    return sock
+"""
+
+
+class Echo:
+    """A server that sends back the first byte of each connection and keeps it."""
+
+    def __init__(self, host: Host) -> None:
+        self.listener = host.create_server(("", PORT))
+        self.peers: list[mptcp.Socket] = []
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                peer, _ = self.listener.accept()
+            except OSError:
+                return
+            self.peers.append(peer)
+            peer.sendall(peer.recv(1))
+
+    def close(self) -> None:
+        # This wakes accept().
+        with contextlib.suppress(OSError):
+            self.listener.shutdown(2)
+        self._thread.join()
+        for sock in (self.listener, *self.peers):
+            sock.close()
+
+
+@pytest.fixture
+def echo(mptcp_two_paths: Paths) -> Iterator[Echo]:
+    server = Echo(mptcp_two_paths[1])
+    yield server
+    server.close()
+
+
+class Program:
+    """A program under mptcp run in the client's host, that waits for a line between its stages."""
+
+    def __init__(self, paths: Paths, *command: str, options: tuple[str, ...] = (), prefix: tuple[str, ...] = ()) -> None:
+        client, server, links = paths
+        self.host = client
+        self.process: subprocess.Popen[str] = client.popen(
+            [*prefix, *RUN, *options, *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def until(self, stage: str) -> list[str]:
+        """The lines up to ``-- stage``."""
+        lines = []
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line == f"-- {stage}\n":
+                return lines
+            lines.append(line.rstrip("\n"))
+        assert self.process.stderr is not None
+        raise AssertionError(f"{lines} {self.process.stderr.read()}")
+
+    def go_on(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    def finish(self) -> str:
+        """Wait for its end; what it said."""
+        output, errors = self.process.communicate(timeout=60)
+        assert self.process.returncode == 0, errors
+        assert errors == ""
+        return output
+
+    def __enter__(self) -> Program:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+def ask(paths: Paths, program: str, *arguments: str, **options: Any) -> list[str]:
+    """Run a program in Python with a connection ``sock`` of its own; the lines that it prints."""
+    server = paths[2][0].address(paths[1])
+    start = f"{PRELUDE}\nsock = connect({server!r}, {PORT})\nfd = sock.fileno()\n"
+    with Program(paths, PYTHON, "-c", start + program, *arguments, **options) as running:
+        return running.finish().splitlines()
+
+
+# Programs of 2016.
+
+
+def c(source: str, *flags: str) -> Build:
+    def build(folder: Path) -> list[str]:
+        output = folder / "program"
+        include = f"-I{enhanced_api.include_dir()}"
+        command = ["cc", "-Wall", "-Werror", *flags, include, "-o", str(output), str(PROGRAMS / source)]
+        subprocess.run(command, check=True, timeout=60)
+        return [str(output)]
+
+    return build
+
+
+def go(folder: Path) -> list[str]:
+    output = folder / "program"
+    environment = {**os.environ, "CGO_ENABLED": "0", "GOCACHE": str(folder / "cache"), "GO111MODULE": "off"}
+    command = ["go", "build", "-o", str(output), str(PROGRAMS / "control.go")]
+    subprocess.run(command, check=True, timeout=110, env=environment)
+    return [str(output)]
+
+
+def ruby(folder: Path) -> list[str]:
+    return ["ruby", str(PROGRAMS / "control.rb")]
+
+
+IN_ALL_LANGUAGES = [
+    pytest.param(c("slides.c"), id="slides", marks=needs("cc")),
+    pytest.param(c("slides.c", "-static", "-Wno-error"), id="slides-static", marks=needs("cc")),
+    pytest.param(c("kernel_layout.c"), id="kernel-layout", marks=needs("cc")),
+    pytest.param(c("kernel_layout.c", "-static", "-Wno-error"), id="kernel-layout-static", marks=needs("cc")),
+    pytest.param(go, id="go-static", marks=needs("go")),
+    pytest.param(ruby, id="ruby", marks=needs("ruby")),
+]
+
+
+@pytest.mark.parametrize("build", IN_ALL_LANGUAGES)
+def test_a_program_of_2016_prints_what_ss_shows(
+    mptcp_two_paths: Paths, echo: Echo, build: Build, tmp_path: Path
+) -> None:
+    client, server, links = mptcp_two_paths
+    second = links[1]
+    ends = [second.address(client), "12345", second.address(server), str(PORT)]
+    command = [*build(tmp_path), links[0].address(server), str(PORT), *ends]
+    check_control(mptcp_two_paths, command, (f"{ends[0]}:{ends[1]}", f"{ends[2]}:{ends[3]}"))
+
+
+@needs("cc", "ip")
+def test_the_subflow_of_the_slides(mptcp_two_paths: Paths, echo: Echo, tmp_path: Path) -> None:
+    """From 10.0.0.1 port 12345 to 10.1.0.1 port 1234, all by default."""
+    client, server, links = mptcp_two_paths
+    for host, own, other in ((client, "10.0.0.1", "10.1.0.1"), (server, "10.1.0.1", "10.0.0.1")):
+        device = links[0].interface(host)
+        gateway = links[0].address(server if host is client else client)
+        host.run(["ip", "address", "add", f"{own}/32", "dev", device], check=True)
+        host.run(["ip", "route", "add", other, "via", gateway, "dev", device, "src", own], check=True)
+    with server.create_server(("", 1234)) as listener:
+        answering = threading.Thread(target=answer, args=(listener,))
+        answering.start()
+        check_control(mptcp_two_paths, c("slides.c")(tmp_path), ("10.0.0.1:12345", "10.1.0.1:1234"))
+        answering.join()
+
+
+def answer(listener: mptcp.Socket) -> None:
+    """One connection: a byte each way, then nothing until its end."""
+    peer, _ = listener.accept()
+    with peer:
+        peer.sendall(peer.recv(1))
+        peer.recv(1)
+
+
+def check_control(paths: Paths, command: list[str], opened: tuple[str, str]) -> None:
+    client = paths[0]
+    with Program(paths, *command) as program:
+        lines = program.until("open")
+        [first] = [int(line.split()[-1]) for line in lines[:1]]
+        [new] = [int(line.split()[-1]) for line in lines if line.startswith("opened : ")]
+        assert lines[0] == f"Subflow id : {first}"
+        assert first != new
+        listed = [int(line.split()[-1]) for line in lines[2:] if line.startswith("Subflow id : ")]
+        assert sorted(listed) == sorted([first, new])
+        text = "\n".join(lines)
+        found = re.findall(
+            r"^Subflow (\d+)\n\tip src : (\S+) src port : (\d+)\n\tip dst : (\S+) dst port : (\d+)", text, re.MULTILINE
+        )
+        told = {int(number): (f"{src}:{sport}", f"{dst}:{dport}") for number, src, sport, dst, dport in found}
+        assert set(told.values()) == tuples(client)
+        assert told[new] == opened
+        # The kernel's own TCP_INFO of that subflow.
+        [row] = [row for row in ss(client, "-i", "-O", "--tos") if row[3:5] == list(opened)]
+        length, state, mss = re.findall(rf"^TCP_INFO of {new}: length (\d+) state (\d+) snd_mss (\d+)$", text, re.M)[0]
+        assert (int(length) >= 104, state) == (True, "1")
+        assert f"mss:{mss}" in row
+        if has_bpf():
+            assert f"IP_TOS of {new}: set to 16" in lines
+            assert "tos:0x10" in row
+        program.go_on()
+        assert program.until("closed") == [f"closed : {new}", f"Subflow id : {first}"]
+        assert eventually(lambda: tuples(client) == {told[first]})
+        program.go_on()
+        _, errors = program.process.communicate(timeout=60)
+        if has_bpf():
+            assert (program.process.returncode, errors) == (0, "")
+        else:
+            assert program.process.returncode == 1
+            assert errors.startswith("MPTCP_SUB_SETSOCKOPT(IP_TOS)")
+
+
+@needs("go")
+def test_a_go_program_in_a_rain_of_signals_opens_each_subflow_once(
+    mptcp_two_paths: Paths, echo: Echo, tmp_path: Path
+) -> None:
+    client, server, links = mptcp_two_paths
+    local, remote = links[1].address(client), links[1].address(server)
+    command = [*go(tmp_path), "storm", "10", links[0].address(server), str(PORT), local, remote, str(PORT)]
+    with Program(mptcp_two_paths, *command) as program:
+        [line] = program.until("open")
+        listed, signals = map(int, line.split())
+        assert listed == 11
+        assert signals > 1000
+        assert sum(ends[0].startswith(f"{local}:") for ends in tuples(client)) == 10
+        [peer] = echo.peers
+        assert len(peer.subflows()) == 11
+
+
+@needs_python
+def test_the_draft_s_layout_and_ipv6(mptcp_two_paths: Paths, echo: Echo) -> None:
+    client, server, links = mptcp_two_paths
+    program = rf"""
+tuple = bytes([0, 1]) + end({links[1].address(client)!r}, 0) + end({links[1].address(server)!r}, {PORT})
+error, reply = get(fd, 69, tuple)
+assert (error, len(reply)) == (0, 34), (error, reply)
+error, listed = get(fd, 66, bytes(100))
+print(error, listed[0], reply[0] in listed[2::2])
+error, told = get(fd, 68, reply[:1] + bytes(99))
+print(error, told[:2] == bytes([reply[0], 1]), socket.inet_ntoa(told[6:10]), len(told))
+error, _ = get(fd, 67, struct.pack("=Bxxxi", reply[0], 77))
+print(error)
+error, _ = get(fd, 67, struct.pack("=Bxxxi", reply[0], socket.SHUT_RDWR))
+print(error, reply[0] in get(fd, 66, bytes(100))[1][2::2])
+"""
+    assert ask(mptcp_two_paths, program, options=("--layout", "draft")) == [
+        "0 2 True",
+        f"0 True {links[1].address(client)} 34",
+        "22",
+        "0 False",
+    ]
+
+
+# What programs get wrong.
+
+
+@needs_python
+def test_wild_and_null_pointers_and_wrong_lengths(mptcp_two_paths: Paths, echo: Echo) -> None:
+    program = r"""
+import errno, mmap
+wild = [0, 8, 2**47 - 4096, 2**63]
+names = lambda error: errno.errorcode.get(error, error)
+size = ctypes.c_uint32(512)
+good = ctypes.create_string_buffer(512)
+P = ctypes.c_void_p
+for option in (66, 67, 68, 69, 71, 0x4000 + 66, 0x4000 + 69):
+    errors = set()
+    for address in wild:
+        errors.add(call(libc.getsockopt, fd, option, good, P(address)))
+        if option != 66 or True:
+            size.value = 512
+            errors.add(call(libc.getsockopt, fd, option, P(address), ctypes.byref(size)))
+    print(option, sorted(map(names, errors)), good.raw == bytes(512), size.value)
+for option, length in ((66, -1), (66, 3), (67, 0), (68, 0), (68, 32), (69, 32), (69, 34), (71, 31)):
+    error, _ = get(fd, option, bytes([1]) + end("127.0.0.1", 1) * 4, length)
+    print(option, length, names(error))
+print(names(call(libc.setsockopt, fd, 72, P(8), 32)), names(call(libc.setsockopt, fd, 72, good, 31)),
+      names(call(libc.setsockopt, fd, 72, good, -1)))
+# The pointers within.
+first = ids(fd)[0]
+def inner(optval, optlen):
+    return names(get(fd, 71, struct.pack("=BxxxiixxxxQQ", first, socket.IPPROTO_TCP, socket.TCP_INFO, optval, optlen))[0])
+size.value = 100
+print({inner(address, ctypes.addressof(size)) for address in wild}, {inner(ctypes.addressof(good), address) for address in wild})
+print(size.value, good.raw == bytes(512))
+def inner_set(optval, length):
+    request = struct.pack("=BxxxiixxxxQIxxxx", first, socket.IPPROTO_IP, socket.IP_TOS, optval, length)
+    return names(call(libc.setsockopt, fd, 72, request, len(request)))
+print({inner_set(address, 4) for address in wild}, inner_set(ctypes.addressof(good), 1 << 30))
+# Memory that ends in the middle of the reply, and memory that may only be read.
+page = mmap.PAGESIZE
+area = mmap.mmap(-1, 2 * page)
+start = ctypes.addressof(ctypes.c_char.from_buffer(area))
+assert libc.mprotect(P(start + page), page, 0) == 0
+size.value = 512
+print(names(call(libc.getsockopt, fd, 66, P(start + page - 3), ctypes.byref(size))), area[page - 3:page], size.value)
+assert libc.mprotect(P(start), page, mmap.PROT_READ) == 0
+print(names(call(libc.getsockopt, fd, 66, P(start), ctypes.byref(size))), size.value)
+print(len(ids(fd)))
+"""
+    lines = ask(mptcp_two_paths, program)
+    assert lines[:7] == [
+        "66 ['EFAULT'] True 512",
+        "67 ['EFAULT'] True 512",
+        "68 ['EFAULT'] True 512",
+        "69 ['EFAULT'] True 512",
+        "71 ['EFAULT'] True 512",
+        "16450 ['EFAULT'] True 512",
+        "16453 ['EFAULT'] True 512",
+    ]
+    wrong = [(66, -1), (66, 3), (67, 0), (68, 0), (68, 32), (69, 32), (69, 34), (71, 31)]
+    assert lines[7:15] == [
+        *(f"{option} {length} EINVAL" for option, length in wrong),
+    ]
+    assert lines[15] == "EFAULT EINVAL EINVAL"
+    assert lines[16:18] == ["{'EFAULT'} {'EFAULT'}", "100 True"]
+    assert lines[18] == "{'EFAULT'} EINVAL"
+    assert lines[19:21] == [r"EFAULT b'\x00\x00\x00' 512", "EFAULT 512"]
+    assert lines[21] == "1"
+
+
+@needs_python
+def test_no_subflow_is_opened_whose_id_cannot_be_told(mptcp_two_paths: Paths, echo: Echo) -> None:
+    client, server, links = mptcp_two_paths
+    program = rf"""
+import mmap
+area = mmap.mmap(-1, mmap.PAGESIZE)
+tuple = bytes(4) + end({links[1].address(client)!r}, 0) + end({links[1].address(server)!r}, {PORT})
+area[:len(tuple)] = tuple
+start = ctypes.addressof(ctypes.c_char.from_buffer(area))
+assert libc.mprotect(ctypes.c_void_p(start), mmap.PAGESIZE, mmap.PROT_READ) == 0
+size = ctypes.c_uint32(len(tuple))
+print(call(libc.getsockopt, fd, 0x4000 + 69, ctypes.c_void_p(start), ctypes.byref(size)), len(ids(fd)))
+"""
+    assert ask(mptcp_two_paths, program) == ["14 1"]
+
+
+@needs_python
+def test_what_is_no_multipath_tcp_connection(mptcp_two_paths: Paths, echo: Echo) -> None:
+    """A UDP socket, a file and a closed descriptor: as the kernel answers. TCP, and a connection that fell back:
+    EOPNOTSUPP, as in 2016."""
+    client, server, links = mptcp_two_paths
+    program = r"""
+def show(fd):
+    print([get(fd, option, bytes(100))[0] for option in (66, 67, 68, 69, 71)],
+          call(libc.setsockopt, fd, 72, bytes(32), 32))
+file = open("/dev/null")
+unix = socket.socket(socket.AF_UNIX)
+udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+for each in (file.fileno(), 999, -1, unix.fileno(), udp.fileno()):
+    show(each)
+"""
+    bare = client.run([PYTHON, "-c", PRELUDE + program], capture_output=True, text=True, check=True)
+    assert ask(mptcp_two_paths, program) == bare.stdout.splitlines()
+    tcp = rf"""
+fallen = socket.create_connection(({links[0].address(server)!r}, 5001))
+show(fallen.fileno())
+new = socket.socket()
+show(new.fileno())
+"""
+    with server.socket(proto=6) as listener:
+        listener.bind(("", 5001))
+        listener.listen()
+        lines = ask(mptcp_two_paths, program + tcp)
+    fell_back, not_connected = [errno.EOPNOTSUPP] * 5, [errno.ENOTCONN] * 5
+    assert lines[5:] == [f"{fell_back} {errno.EOPNOTSUPP}", f"{not_connected} {errno.ENOTCONN}"]
+
+
+@needs_python
+def test_tcp_sockets_of_excepted_programs_are_no_multipath_tcp(mptcp_two_paths: Paths, echo: Echo) -> None:
+    name = os.path.basename(os.path.realpath(PYTHON))
+    assert ask(mptcp_two_paths, "print(get(fd, 66, bytes(100))[0])", options=("--except", name)) == ["95"]
+
+
+@needs_python
+def test_ids_of_closed_subflows(mptcp_two_paths: Paths, echo: Echo) -> None:
+    client, server, links = mptcp_two_paths
+    program = rf"""
+before = ids(fd)
+print(open_subflow(fd, {links[1].address(client)!r}, 0, {links[1].address(server)!r}, {PORT}))
+[new] = set(ids(fd)) - set(before)
+print(get(fd, 67, bytes([new]))[0], get(fd, 67, bytes([new]))[0], get(fd, 68, bytes([new]) + bytes(99))[0])
+print(ids(fd) == before, get(fd, 67, bytes([200]))[0], get(fd, 67, bytes([0]))[0])
+"""
+    assert ask(mptcp_two_paths, program) == ["0", "0 22 22", "True 22 22"]
+
+
+@needs_python
+def test_blocking_mode_and_descriptors_stay_as_they_are(mptcp_two_paths: Paths, echo: Echo) -> None:
+    client, server, links = mptcp_two_paths
+    program = rf"""
+import fcntl
+for blocking in (False, True):
+    sock.setblocking(blocking)
+    before = fcntl.fcntl(fd, fcntl.F_GETFL), fcntl.fcntl(fd, fcntl.F_GETFD), os.listdir("/proc/self/fd")
+    ids(fd)
+    open_subflow(fd, {links[1].address(client)!r}, 0, {links[1].address(server)!r}, {PORT})
+    get(fd, 71, bytes(32))
+    print(before == (fcntl.fcntl(fd, fcntl.F_GETFL), fcntl.fcntl(fd, fcntl.F_GETFD), os.listdir("/proc/self/fd")))
+"""
+    assert ask(mptcp_two_paths, program) == ["True", "True"]
+
+
+@needs_python
+def test_descriptors_that_other_threads_close_and_replace(mptcp_two_paths: Paths, echo: Echo) -> None:
+    """Every answer is one of what the descriptor was at some moment, and the supervisor serves on."""
+    program = r"""
+import errno
+over = threading.Event()
+number = os.dup(fd)
+udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+seen = set()
+def ask():
+    while not over.is_set():
+        error, reply = get(number, 66, bytes(100))
+        seen.add(errno.errorcode.get(error, "no error"))
+        assert error or reply[0] == 1, reply
+threads = [threading.Thread(target=ask) for _ in range(3)]
+for thread in threads: thread.start()
+for _ in range(2000):
+    os.dup2(udp.fileno(), number)
+    os.close(number)
+    os.dup2(fd, number)
+over.set()
+for thread in threads: thread.join()
+print(*sorted(seen - {"no error", "EBADF", "ENOPROTOOPT", "ENOTSUP"}), len(ids(fd)))
+"""
+    assert ask(mptcp_two_paths, program) == ["1"]
+
+
+@needs_python
+def test_a_thread_with_descriptors_of_its_own(mptcp_two_paths: Paths, echo: Echo) -> None:
+    """The number means what it means in the calling thread."""
+    program = r"""
+CLONE_FILES = 0x400
+def elsewhere():
+    assert libc.unshare(CLONE_FILES) == 0
+    os.dup2(os.open("/dev/null", os.O_RDONLY), fd)
+    print(get(fd, 66, bytes(100))[0])
+thread = threading.Thread(target=elsewhere); thread.start(); thread.join()
+print(len(ids(fd)))
+"""
+    assert ask(mptcp_two_paths, program) == ["88", "1"]
+
+
+@needs_python
+def test_killed_in_the_middle_of_calls(mptcp_two_paths: Paths, echo: Echo) -> None:
+    """Threads that die while the supervisor serves them harm nobody."""
+    program = r"""
+import signal
+for _ in range(10):
+    child = os.fork()
+    if child == 0:
+        for _ in range(4):
+            threading.Thread(target=lambda: [(ids(fd), socket.socket().close()) for _ in range(10**6)]).start()
+        os.write(writer, b"x") if False else None
+        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_REAL, 0.02)
+        signal.pause()
+    assert os.waitstatus_to_exitcode(os.wait()[1]) == -signal.SIGALRM
+print(len(ids(fd)))
+"""
+    assert ask(mptcp_two_paths, program) == ["1"]
+
+
+# Whose connections.
+
+
+@needs_root
+@needs_python
+def test_an_unprivileged_program_controls_its_own_connection(mptcp_two_paths: Paths, echo: Echo) -> None:
+    client, server, links = mptcp_two_paths
+    local, remote = links[1].address(client), links[1].address(server)
+    program = rf"""
+import errno
+print(os.getuid() != 0, ids(fd) == [1])
+print(open_subflow(fd, {local!r}, 12345, {remote!r}, {PORT}))
+while len(ids(fd)) < 2: pass
+print(errno.errorcode[open_subflow(fd, {local!r}, 81, {remote!r}, {PORT})])
+def set_option(level, option, value):
+    data = ctypes.create_string_buffer(value, len(value))
+    request = struct.pack("=BxxxiixxxxQIxxxx", 1, level, option, ctypes.addressof(data), len(value))
+    return errno.errorcode.get(call(libc.setsockopt, fd, 72, request, len(request)), "set")
+print(set_option(socket.SOL_SOCKET, socket.SO_MARK, struct.pack("i", 5)),
+      set_option(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"no_such"),
+      set_option(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, struct.pack("i", 77)),
+      set_option(socket.SOL_SOCKET, 12, struct.pack("i", 7)), set_option(socket.SOL_SOCKET, 12, struct.pack("i", 3)))
+print("--", "open", flush=True)
+sys.stdin.readline()
+[new] = set(ids(fd)) - {{1}}
+print(get(fd, 67, bytes([new]))[0])
+"""
+    start = f"{PRELUDE}\nsock = connect({links[0].address(server)!r}, {PORT})\nfd = sock.fileno()\n"
+    with Program(mptcp_two_paths, PYTHON, "-c", start + program, options=("--user", "nobody")) as running:
+        lines = running.until("open")
+        assert lines[:3] == ["True True", "0", "EACCES"]
+        if has_bpf():
+            # SO_MARK and a priority above 6 need CAP_NET_ADMIN of any program.
+            assert lines[3].split() == ["EPERM", "ENOENT", "set", "EPERM", "set"]
+        assert (f"{local}:12345", f"{remote}:{PORT}") in tuples(client)
+        # The connection is the user's, its joined subflow too.
+        assert [row for row in ss(client, "-e") if f"uid:{uid_of('nobody')}" not in row and row[0] == "ESTAB"] == []
+        running.go_on()
+        assert running.finish() == "0\n"
+
+
+def uid_of(name: str) -> int:
+    import pwd
+
+    return pwd.getpwnam(name).pw_uid
+
+
+@needs_root
+@needs_python
+def test_a_program_that_gave_its_privileges_up_itself(mptcp_two_paths: Paths, echo: Echo) -> None:
+    """What counts is what the caller may do, not what the program could at its start."""
+    client, server, links = mptcp_two_paths
+    local, remote = links[1].address(client), links[1].address(server)
+    program = rf"""
+print(open_subflow(fd, {local!r}, 81, {remote!r}, {PORT}))
+os.setresuid(65534, 65534, 65534)
+new = socket.socket()
+print(open_subflow(fd, {local!r}, 82, {remote!r}, {PORT}), os.fstat(new.fileno()).st_uid)
+"""
+    assert ask(mptcp_two_paths, program) == ["0", "13 65534"]
+
+
+@needs_root
+@needs_python
+def test_another_process_s_connection_is_out_of_reach(mptcp_two_paths: Paths, echo: Echo) -> None:
+    """A program names a connection by a descriptor of its own, and can get none of another user's."""
+    client, server, links = mptcp_two_paths
+    with client.create_connection((links[0].address(server), PORT), timeout=10) as other:
+        other.sendall(b"x")
+        assert other.recv(1) == b"x"
+        program = rf"""
+import errno
+def show(result):
+    print(errno.errorcode[ctypes.get_errno()] if result < 0 else result)
+pid, number = {os.getpid()}, {other.fileno()}
+show(libc.syscall(438, libc.syscall(434, pid, 0), number, 0))  # pidfd_getfd
+print({{get(each, 66, bytes(100))[0] for each in range(64) if each != fd}} <= {{errno.EBADF, errno.ENOTSOCK, errno.EOPNOTSUPP}})
+"""
+        assert ask(mptcp_two_paths, program, options=("--user", "nobody")) == ["EPERM", "True"]
+        assert len(other.subflows()) == 1
+
+
+@needs_python
+def test_without_privilege_subflows_are_listed_and_not_opened(
+    mptcp_two_paths: Paths, echo: Echo, prefix: list[str]
+) -> None:
+    if ROOT and not prefix:
+        pytest.skip("this user may")
+    if shutil.which("setpriv") is None:
+        pytest.skip("needs setpriv of util-linux")
+    client, server, links = mptcp_two_paths
+    program = rf"""
+print(len(ids(fd)), open_subflow(fd, {links[1].address(client)!r}, 0, {links[1].address(server)!r}, {PORT}), len(ids(fd)))
+"""
+    bare = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all")
+    assert ask(mptcp_two_paths, program, prefix=bare) == ["1 1 1"]
