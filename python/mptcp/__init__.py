@@ -23,6 +23,8 @@ from ._recording import Recording
 from ._socket import Socket, create_connection, create_server, wrap
 
 if TYPE_CHECKING:
+    from . import lab as lab
+    from . import measures as measures
     from . import plot as plot
 
 Connection.__module__ = "mptcp"
@@ -60,8 +62,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # What few programs need is imported when it is first asked for, and numpy with it.
-    if name == "plot":
+    # These are imported when they are first asked for, and numpy with them.
+    if name in ("lab", "measures", "plot"):
         import importlib
 
         return importlib.import_module(f"{__name__}.{name}")

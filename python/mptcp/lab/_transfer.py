@@ -6,13 +6,12 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from mptcp._socket import Socket
-from mptcp.lab._lab import Host, Lab
+from mptcp.lab._lab import Host, Lab, Link
 
 if TYPE_CHECKING:
     from mptcp._recording import Recording
@@ -23,45 +22,47 @@ _TIMEOUT = 10.0
 
 
 class Transfer:
-    """One connection over which a host sends another data, zeros, as fast as it goes, until the with-block ends.
+    """One connection over which a host sends another data, zeros, as fast as it goes, while a with-block lasts.
 
     ::
 
-        with two_paths() as (client, server, (first, second)):
-            with Transfer(client, server) as transfer, mptcp.Recorder(transfer.sock) as rec:
-                transfer.sock.open_subflow(second.address(client), second.address(server))
+        with two_paths() as (client, server, paths):
+            with Transfer(client, server, paths) as transfer, mptcp.Recorder(transfer.sock) as rec:
                 time.sleep(3)
 
-    It goes over the first link that the two share, to ``port``; ``sock`` is the sender's end and ``peer`` the receiver's.
-    Both ends are fully established before the data begins. Further subflows are the block's business. ``received`` counts
-    the bytes that arrived. When the block ends what has been sent is waited for, and both ends are closed; if it ends by
-    an exception they are closed at once.
+    ``paths`` are links between the two: the initial subflow goes over the first, and over each of the others one is
+    opened before the data begins. The server listens on all its addresses at ``port``, so more may be opened to them.
+    ``sock`` is the sender's end, ``peer`` the receiver's, and ``received`` counts the bytes that have arrived. When the
+    block ends, what has been sent is waited for and both ends are closed; by an exception they are closed at once.
 
-    Raises what connecting raises, ValueError for hosts without a link, and at the end what sending or receiving raised.
+    Raises ValueError for no paths or others' links, and what connecting and opening raise; at the block's end what
+    sending or receiving has raised.
     """
 
-    def __init__(self, sender: Host, receiver: Host, port: int = 5000) -> None:
-        shared = [link for link in sender.lab.links if set(link.hosts) == {sender, receiver}]
-        if not shared:
-            raise ValueError(f"{sender.name!r} and {receiver.name!r} have no link")
-        #: The bytes that arrived until now.
+    def __init__(self, sender: Host, receiver: Host, paths: Sequence[Link], *, port: int = 5000) -> None:
+        if not paths or any(set(link.hosts) != {sender, receiver} for link in paths):
+            raise ValueError(f"a transfer needs links between {sender.name!r} and {receiver.name!r}, not {paths!r}")
+        #: The bytes that have arrived.
         self.received = 0
         self._ending = threading.Event()
-        with receiver.create_server(("", port)) as listener, contextlib.ExitStack() as undo:
+        self._running: list[Future[None]] = []
+        first, *others = paths
+        with contextlib.ExitStack() as stack:
+            listener = stack.enter_context(receiver.create_server(("", port)))
             listener.settimeout(_TIMEOUT)
-            self.sock: Socket = sender.create_connection((shared[0].address(receiver), port), _TIMEOUT)
-            undo.callback(self.sock.close)
-            self.peer: Socket = listener.accept()[0]
-            undo.callback(self.peer.close)
-            self.sock.settimeout(None)
+            self.sock = stack.enter_context(sender.create_connection((first.address(receiver), port), _TIMEOUT))
+            self.peer = stack.enter_context(listener.accept()[0])
             self.peer.settimeout(_TIMEOUT)
+            # A byte in each direction, after which subflows can be opened.
             for one, other in ((self.sock, self.peer), (self.peer, self.sock)):
                 one.sendall(b"\0")
                 other.recv(1)
+            for link in others:
+                self.sock.open_subflow(link.address(sender), (link.address(receiver), port))
+            self.sock.settimeout(None)
             self.peer.settimeout(None)
-            undo.pop_all()
-        self._pool = ThreadPoolExecutor(2, "mptcp-transfer")
-        self._running: list[Future[None]] = []
+            self._pool = stack.enter_context(ThreadPoolExecutor(2, "mptcp-transfer"))
+            self._open = stack.pop_all()
 
     def __enter__(self) -> Self:
         self._running = [self._pool.submit(self._send), self._pool.submit(self._receive)]
@@ -73,11 +74,11 @@ class Transfer:
         self._ending.set()
         if error is not None:
             self._hang_up()
-        with self.sock, self.peer, self._pool:
-            for running in self._running:
-                # Of an error in the block that one is told.
-                if (failed := running.exception()) and error is None:
-                    raise failed
+        with self._open:
+            failures = [running.exception() for running in self._running]
+        # Of a block that failed that is what is told.
+        if error is None and any(failures):
+            raise next(filter(None, failures))
 
     def _send(self) -> None:
         data = bytes(_CHUNK)
@@ -93,7 +94,7 @@ class Transfer:
                 self.received += count
 
     @contextlib.contextmanager
-    def _hung_up_on_error(self) -> Any:
+    def _hung_up_on_error(self) -> Iterator[None]:
         """Neither of the two is to wait for the other's end of a connection that has failed."""
         try:
             yield
@@ -108,30 +109,22 @@ class Transfer:
                 sock.shutdown(socket.SHUT_RDWR)
 
 
-def record_transfer(
-    paths: Sequence[Mapping[str, Any]], seconds: float = 3.0, *, interval: float = 0.01
-) -> Recording:
+def record_transfer(paths: Sequence[Mapping[str, Any]], seconds: float = 3.0, *, interval: float = 0.01) -> Recording:
     """Record a Transfer between two hosts in a lab of its own: one cell of a sweep.
 
     ``paths`` has for each link between them the arguments of Lab.link, as ``[{"rate": "20mbit"}, {"rate": "10mbit"}]``.
-    Over the first goes the initial subflow, over each other one more, all opened before the data begins, and then it
-    is recorded for ``seconds``, with ``interval`` seconds between two samples.
+    The transfer is recorded for ``seconds``, with ``interval`` seconds between two samples.
 
-    It is a function of the module and takes and returns what can be pickled, so any concurrent.futures.Executor can run
-    it: ``executor.map(record_transfer, cells)``.
+    It takes and returns what can be pickled, so any concurrent.futures.Executor can run it, in processes of this
+    machine or on others: ``executor.map(record_transfer, cells)``.
 
     Raises ValueError for no paths, UnsupportedError where the kernel lacks what a link asks for, and what a Lab raises.
     """
     import mptcp
 
-    if not paths:
-        raise ValueError("a transfer needs a path")
     with Lab() as lab:
         sender, receiver = lab.host("sender"), lab.host("receiver")
         links = [lab.link(sender, receiver, **options) for options in paths]
-        transfer = Transfer(sender, receiver)
-        for link in links[1:]:
-            transfer.sock.open_subflow(link.address(sender), link.address(receiver))
-        with transfer, mptcp.Recorder(transfer.sock, interval) as rec:
+        with Transfer(sender, receiver, links) as transfer, mptcp.Recorder(transfer.sock, interval) as rec:
             time.sleep(seconds)
         return mptcp.Recording(rec.samples, rec.connections, rec.events, rec.metadata)
