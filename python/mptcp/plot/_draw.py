@@ -28,7 +28,7 @@ def goodput(
 ) -> Axes:
     """Goodput over time, stacked by subflow: mptcp.measures.goodput, which says what it counts.
 
-    ``window`` is in seconds, by default a 50th to a 120th of the time. Raises ValueError for what is no time.
+    ``window`` is in seconds, by default a 30th to a 75th of the time. Raises ValueError for what is no time.
     """
     flows = flows_of(recording, token)
     direction = direction or main_direction(flows)

@@ -76,11 +76,11 @@ def main_direction(flows: list[Flow]) -> Direction:
 
 
 def round_window(seconds: float) -> float:
-    """A 50th to a 120th of a time: 1, 2 or 5 times a power of ten."""
+    """A 30th to a 75th of a time: 1, 2 or 5 times a power of ten."""
     if not seconds:
         return 1.0
-    power = 10.0 ** np.floor(np.log10(seconds / 120))
-    return float(next(step * power for step in (1, 2, 5, 10) if step * power >= seconds / 120 * (1 - 1e-9)))
+    power = 10.0 ** np.floor(np.log10(seconds / 75))
+    return float(next(step * power for step in (1, 2, 5, 10) if step * power >= seconds / 75 * (1 - 1e-9)))
 
 
 def thinned(time: Floats, values: Floats) -> tuple[Floats, Floats, Floats | None, Floats | None]:
