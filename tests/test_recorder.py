@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import os
 import re
@@ -20,7 +19,7 @@ from typing import Any, Literal
 import mptcp
 import numpy as np
 import pytest
-from mptcp.lab import Host, Lab, Link, two_paths
+from mptcp.lab import Host, Lab, two_paths
 from support import PORT, Connection, connected, descriptors, eventually, exchange, threads
 
 METHODS = ["inet_diag", "full_info"]
@@ -37,11 +36,12 @@ def last_rows(samples: Any) -> dict[int, Any]:
 
 @contextlib.contextmanager
 def receiving(peer: mptcp.Socket) -> Iterator[None]:
-    """Another thread that reads all that comes until the end."""
+    """Another thread that reads all that comes until the end, and closes."""
 
     def read() -> None:
-        while peer.recv(1 << 16):
-            pass
+        with peer:
+            while peer.recv(1 << 16):
+                pass
 
     peer.settimeout(60)
     thread = threading.Thread(target=read)
@@ -145,25 +145,25 @@ def test_a_recorder_keeps_no_connection_open(connection: Connection) -> None:
 
 
 def test_somebody_elses_descriptor_is_not_taken_for_the_socket(connection: Connection) -> None:
-    with mptcp.Recorder(connection.sock, 0.005, method="full_info") as recorder:
-        number, token = connection.sock.fileno(), connection.sock.token
-        connection.sock.close()
-        remote = connection.paths[0].address(connection.server), PORT + 1
-        with (
-            contextlib.ExitStack() as stack,
-            connection.server.create_server(("", PORT + 1)) as listener,
-            connection.client.create_connection(remote) as s,
-        ):
-            peer, _ = listener.accept()
-            with peer:
-                exchange(s, peer)
-                if s.fileno() != number:
-                    os.dup2(s.fileno(), number)
-                    stack.callback(os.close, number)
+    remote = connection.paths[0].address(connection.server), PORT + 1
+    with (
+        connection.server.create_server(("", PORT + 1)) as listener,
+        connection.client.create_connection(remote) as other,
+    ):
+        peer, _ = listener.accept()
+        with peer, mptcp.Recorder(connection.sock, 0.005, method="full_info") as recorder:
+            exchange(other, peer)
+            number, token = connection.sock.fileno(), connection.sock.token
+            connection.sock.close()
+            os.dup2(other.fileno(), number)
+            try:
                 ticks = recorder.metadata["ticks"]
                 assert eventually(lambda: recorder.metadata["ticks"] > ticks + 10)
                 assert set(recorder.samples["token"]) == {token}
+                assert eventually(lambda: len(recorder.connections) > 1)
                 assert set(recorder.connections["token"]) == {token}
+            finally:
+                os.close(number)
 
 
 def test_connections_and_the_whole_namespace(pair: tuple[mptcp.Socket, mptcp.Socket]) -> None:
@@ -228,7 +228,16 @@ def test_the_bytes_of_subflows_add_up_with_a_forced_reinjection() -> None:
             for link, name in zip(links, names, strict=True)
         ]
         defined = [f"counter {name} {{\n}}" for name in names]
-        nft(client, "table inet t {", *defined, "chain c {", "type filter hook postrouting priority 0", *counted, "}", "}")
+        nft(
+            client,
+            "table inet t {",
+            *defined,
+            "chain c {",
+            "type filter hook postrouting priority 0",
+            *counted,
+            "}",
+            "}",
+        )
         nft(server, "table inet t {", "chain c {", "type filter hook input priority 0", "}", "}")
         with connected(client, server, (links[0], links[1])) as made:
             sock, peer = made.sock, made.peer
@@ -372,7 +381,6 @@ def test_an_unclosed_recorder_is_ended_and_told(pair: tuple[mptcp.Socket, mptcp.
     assert threads() > before
     with pytest.warns(ResourceWarning, match="unclosed Recorder"):
         del recorder
-        gc.collect()
     assert threads() == before
 
 

@@ -1,8 +1,9 @@
 """The native core. Private: the package's own names are documented here, the rest serves mptcp's Python code."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, final, overload
 
+import numpy as np
 from _typeshed import ReadableBuffer
 
 from ._connections import Connection
@@ -15,6 +16,7 @@ __all__ = [
     "EventStream",
     "Handle",
     "Info",
+    "Sampler",
     "Subflow",
     "TcpInfo",
     "after_fork",
@@ -26,6 +28,7 @@ __all__ = [
     "get_path_manager",
     "info",
     "is_multipath",
+    "realtime_offset_ns",
     "set_path_manager",
     "subflows_of",
     "take_descriptor",
@@ -612,6 +615,26 @@ class EventStream:
     def set_receive_buffer(self, size: int) -> None: ...
 
 @final
+class Sampler:
+    """A native recording, from its making to stop(). ``sources`` are descriptors and ByTokens; None is the network
+    namespace of ``fd``, or of the calling thread. Of each of two arrays at most ``room`` rows wait to be taken."""
+
+    def __new__(
+        cls,
+        sources: Sequence[int | ByToken] | None,
+        fd: int | None,
+        interval: float,
+        connection_interval: float,
+        full_info: bool,
+        room: int,
+    ) -> Sampler: ...
+    def stop(self) -> None: ...
+    def take_samples(self) -> np.ndarray[tuple[int], np.dtype[np.void]]: ...
+    def take_connections(self) -> np.ndarray[tuple[int], np.dtype[np.void]]: ...
+    def take_events(self) -> list[Event]: ...
+    def status(self) -> dict[str, Any]: ...
+
+@final
 class Handle:
     """The native companion of one Socket: its network namespace and the subscription held for it."""
 
@@ -700,3 +723,5 @@ def get_path_manager() -> str: ...
 def set_path_manager(name: str) -> str: ...
 def before_fork() -> None: ...
 def after_fork(in_child: bool) -> None: ...
+def realtime_offset_ns() -> int:
+    """CLOCK_REALTIME minus CLOCK_MONOTONIC, in nanoseconds."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from types import TracebackType
-
 from typing import TYPE_CHECKING
 
 from . import _core

@@ -35,9 +35,9 @@ class Recorder(Recording):
     of the connections.
 
     ``method`` is how subflows are read. "inet_diag": by exact look-ups, several in one message, which wait for no
-    connection's lock; a new subflow is found within 0.1 s. "full_info": by MPTCP_FULL_INFO, all subflows of a connection
-    in one moment, after waiting for the connection's lock, which a sender at full speed may hold for milliseconds; for
-    Sockets alone. "auto" is inet_diag wherever that tells which sockets are subflows; metadata says which and why.
+    connection's lock; a new subflow is found at its event, without the privilege for events within 0.1 s. "full_info": by
+    MPTCP_FULL_INFO, all subflows of a connection in one moment, after waiting for the connection's lock, which a sender
+    at full speed may hold for milliseconds; for Sockets alone. "auto" is inet_diag wherever that tells which sockets are subflows; metadata says which and why.
 
     A native thread reads on an absolute clock and never waits for Python; where CAP_SYS_NICE or RLIMIT_RTPRIO permit it
     runs under SCHED_FIFO. A second one reads the connections, which waits for their locks whichever way it is done.
@@ -68,12 +68,12 @@ class Recorder(Recording):
         if self._path is not None:
             # Rather now than when the recording runs: pyarrow may not be there.
             from . import _writer
-        method, reason = _choose(method, wanted)
+        chosen, reason = _choose(method, wanted)
         metadata = {
             **_metadata.surroundings(),
             "interval": float(interval),
             "connection_interval": float(connection_interval),
-            "method": method,
+            "method": chosen,
             "method_reason": reason,
         }
         self._sampler = _core.Sampler(
@@ -81,7 +81,7 @@ class Recorder(Recording):
             None,
             float(interval),
             float(connection_interval),
-            method == "full_info",
+            chosen == "full_info",
             sys.maxsize if self._path is None else _writer.ROOM,
         )
         self._writer: _writer.Writer | None = None

@@ -156,12 +156,14 @@ class Recording:
 
 
 def _written(event: Event) -> dict[str, Any]:
-    return {name: value.value if name == "kind" else value for name, value in event.asdict().items() if value is not None}
+    return {
+        name: value.value if name == "kind" else value for name, value in event.asdict().items() if value is not None
+    }
 
 
 def read_event(fields: dict[str, Any]) -> Event:
     """An event from what a file has of it."""
-    ends = {name: tuple(fields[name])[:2] for name in ("local", "remote") if name in fields}
+    ends: dict[str, Any] = {name: tuple(fields[name]) for name in ("local", "remote") if name in fields}
     return remake({**fields, **ends, "kind": EventKind(fields["kind"])})
 
 

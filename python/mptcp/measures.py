@@ -63,8 +63,8 @@ def reinjection_ratio(samples: Rows, connections: Rows) -> float:
     where nothing was sent or this kernel has no such counter (before Linux 6.5). Take both over the same time, from a
     moment when nothing was in flight to another: the two tables are not read at once.
 
-    Packets that the host's own queueing discipline drops before the network count as reinjected, since TCP counts them as
-    sent each time and as retransmitted never (docs/measuring.md).
+    Packets that the host's own queueing discipline drops before the network count as reinjected, since TCP counts them
+    as sent each time and as retransmitted never (docs/measuring.md).
     """
     sent = sum(_carried(rows, "sent") for _, rows in _by_subflow(samples))
     once = 0.0
@@ -79,9 +79,11 @@ def time_to_recover(
 ) -> float:
     """Seconds from a failure until the goodput of all subflows together is back.
 
-    It is back at the end of the first window after ``failure_ns`` (CLOCK_MONOTONIC, as ``time_ns`` of samples and events)
-    in which the goodput of the sum is at least ``fraction`` of its mean before the failure, if in some window between
-    it was less. 0.0 if it never was, infinity if it does not come back, NaN if nothing was carried before.
+    It is back at the end of the first window in which it is at least ``fraction`` of its mean before the failure, after
+    one in which it was less; windows begin at ``failure_ns`` (CLOCK_MONOTONIC, as ``time_ns`` of samples and events).
+    0.0 if it never was less, infinity if it does not come back, NaN if nothing was carried before.
+
+    Raises ValueError for a failure that is not within the time of the samples, and as goodput().
     """
     begins = samples["time_ns"].min()
     if not begins < failure_ns <= samples["time_ns"].max():
@@ -108,8 +110,8 @@ def time_to_recover(
 def jain_index(values: ArrayLike) -> float:
     """Jain's fairness index of rates or shares: ``sum(x)**2 / (n * sum(x**2))``, from 1/n to 1. NaN if all are 0.
 
-    R. Jain, D. Chiu, W. Hawe: A Quantitative Measure of Fairness and Discrimination, DEC-TR-301, 1984. Raises ValueError
-    for no values and for negative ones.
+    R. Jain, D. Chiu, W. Hawe: A Quantitative Measure of Fairness and Discrimination, DEC-TR-301, 1984. Raises
+    ValueError for no values and for negative ones.
     """
     x = np.asarray(values, dtype=float).ravel()
     if not x.size or (x < 0).any():
@@ -119,8 +121,11 @@ def jain_index(values: ArrayLike) -> float:
 
 
 def _edges(samples: Rows, failure_ns: int, window: float) -> Floats:
+    if not window > 0:
+        raise ValueError(f"a window is a positive number of seconds, not {window}")
     whole = max(1, int((samples["time_ns"].max() - failure_ns) / 1e9 / window))
-    return failure_ns + window * 1e9 * np.arange(whole + 1)
+    edges: Floats = failure_ns + window * 1e9 * np.arange(whole + 1, dtype=np.float64)
+    return edges
 
 
 def _by_subflow(samples: Rows) -> list[tuple[int, Rows]]:

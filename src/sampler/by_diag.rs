@@ -136,7 +136,9 @@ impl ByDiag {
         self.adopt(time_ns);
         self.identify();
         let look_ups_ns = self.look_up_ns * self.targets.len() as u64;
-        if self.dump_ns < look_ups_ns || self.tick % TRIED_AGAIN == 0 && self.dump_ns < 2 * look_ups_ns {
+        if self.dump_ns < look_ups_ns
+            || self.tick.is_multiple_of(TRIED_AGAIN) && self.dump_ns < 2 * look_ups_ns
+        {
             self.dump(time_ns, rows)
         } else {
             self.look_up(time_ns, rows)

@@ -18,8 +18,33 @@ use crate::tcp_info;
 use crate::uapi::{full_info, subflow_info, tcp_state};
 use crate::wire;
 
-/// How old what inet_diag told may be.
-const REFRESH_NS: u64 = 100_000_000;
+/// How old what inet_diag told may be: a priority that was changed.
+const REFRESH_NS: u64 = 1_000_000_000;
+
+/// What one reading fills, for all connections one after the other.
+#[derive(Debug)]
+pub struct Buffers {
+    header: [u8; full_info::MPTCP_INFO + crate::info::SIZE],
+    subflows: Vec<u8>,
+    tcp_infos: Vec<u8>,
+}
+
+impl Buffers {
+    pub fn new() -> Buffers {
+        let mut buffers = Buffers {
+            header: [0; full_info::MPTCP_INFO + crate::info::SIZE],
+            subflows: Vec::new(),
+            tcp_infos: Vec::new(),
+        };
+        buffers.make_room(8);
+        buffers
+    }
+
+    fn make_room(&mut self, count: usize) {
+        self.subflows.resize(count * subflow_info::SIZE, 0);
+        self.tcp_infos.resize(count * tcp_info::SIZE, 0);
+    }
+}
 
 /// What came of a reading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,9 +64,6 @@ pub struct FullInfo {
     pub token: u32,
     /// It is not read any more.
     pub ended: bool,
-    header: [u8; full_info::MPTCP_INFO + crate::info::SIZE],
-    subflows: Vec<u8>,
-    tcp_infos: Vec<u8>,
     /// In the kernel's order.
     targets: Vec<Target>,
     /// Not in the list any more.
@@ -53,15 +75,11 @@ pub struct FullInfo {
 
 impl FullInfo {
     pub fn new(common: &Arc<Common>, fd: RawFd, token: u32) -> FullInfo {
-        let room = 8;
         FullInfo {
             common: Arc::clone(common),
             fd,
             token,
             ended: false,
-            header: [0; full_info::MPTCP_INFO + crate::info::SIZE],
-            subflows: vec![0; room * subflow_info::SIZE],
-            tcp_infos: vec![0; room * tcp_info::SIZE],
             targets: Vec::new(),
             gone: Vec::new(),
             refreshed_ns: 0,
@@ -70,36 +88,41 @@ impl FullInfo {
     }
 
     /// Adds a row a subflow.
-    pub fn read(&mut self, channel: &mut Channel, time_ns: u64, rows: &mut Vec<Sample>) -> Result<Outcome> {
+    pub fn read(
+        &mut self,
+        buffers: &mut Buffers,
+        channel: &mut Channel,
+        time_ns: u64,
+        rows: &mut Vec<Sample>,
+    ) -> Result<Outcome> {
         if self.by_parts.is_some() {
             return self.read_by_parts(channel, time_ns, rows);
         }
         let (total, stride) = loop {
             let length = match sys::getsockopt_full_info(
                 self.fd,
-                &mut self.header,
-                &mut self.subflows,
-                &mut self.tcp_infos,
+                &mut buffers.header,
+                &mut buffers.subflows,
+                &mut buffers.tcp_infos,
                 tcp_info::SIZE,
             ) {
                 Ok(length) => length,
                 Err(error) => return self.failed(&error, channel, time_ns, rows),
             };
-            let number = |at| wire::u32(&self.header[..length], at).unwrap_or(0) as usize;
+            let number = |at| wire::u32(&buffers.header[..length], at).unwrap_or(0) as usize;
             let total = number(full_info::NUM_SUBFLOWS);
-            if total * subflow_info::SIZE <= self.subflows.len() {
+            if total * subflow_info::SIZE <= buffers.subflows.len() {
                 break (total, number(full_info::SIZE_TCPINFO_KERNEL).min(tcp_info::SIZE));
             }
-            self.subflows.resize((total + 8) * subflow_info::SIZE, 0);
-            self.tcp_infos.resize((total + 8) * tcp_info::SIZE, 0);
+            buffers.make_room(total + 8);
         };
         let wait_ns = (sys::monotonic_ns() - time_ns) as i64;
-        let token = wire::u32(&self.header, full_info::MPTCP_INFO + crate::info::field::token.offset);
+        let token = wire::u32(&buffers.header, full_info::MPTCP_INFO + crate::info::field::token.offset);
         if token != Some(self.token) || stride == 0 {
             return Ok(Outcome::Ended);
         }
-        self.follow(channel, total, time_ns)?;
-        let mut tcp_infos = self.tcp_infos.chunks_exact(stride);
+        self.follow(&buffers.subflows, channel, total, time_ns)?;
+        let mut tcp_infos = buffers.tcp_infos.chunks_exact(stride);
         for target in &mut self.targets {
             let Some(bytes) = tcp_infos.next() else { break };
             push(target, bytes, time_ns, wait_ns, rows);
@@ -108,8 +131,8 @@ impl FullInfo {
     }
 
     /// Makes `targets` what the kernel's list is now.
-    fn follow(&mut self, channel: &mut Channel, total: usize, time_ns: u64) -> Result<()> {
-        let elements = || self.subflows.chunks_exact(subflow_info::SIZE).take(total);
+    fn follow(&mut self, subflows: &[u8], channel: &mut Channel, total: usize, time_ns: u64) -> Result<()> {
+        let elements = || subflows.chunks_exact(subflow_info::SIZE).take(total);
         let id = |element: &[u8]| wire::u32(element, subflow_info::ID).unwrap_or(0) as i32;
         let same = self.targets.len() == total
             && elements().zip(&self.targets).all(|(element, target)| id(element) == target.id);

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
 use super::by_diag::{final_sample, ByDiag};
-use super::full_info::{FullInfo, Outcome};
+use super::full_info::{Buffers, FullInfo, Outcome};
 use super::notices::Notices;
 use super::row::Sample;
 use super::{Common, Method, Settings, Site};
@@ -19,15 +19,16 @@ use crate::sys::wait::EventFd;
 struct Place {
     by_diag: ByDiag,
     full_info: Vec<FullInfo>,
+    buffers: Buffers,
     notices: Notices,
 }
 
 impl Place {
     fn read(&mut self, time_ns: u64, rows: &mut Vec<Sample>) -> Result<()> {
-        let Place { by_diag, full_info, .. } = self;
+        let Place { by_diag, full_info, buffers, .. } = self;
         let mut failed = Ok(());
         for connection in full_info.iter_mut().filter(|connection| !connection.ended) {
-            match connection.read(&mut by_diag.channel, time_ns, rows) {
+            match connection.read(buffers, &mut by_diag.channel, time_ns, rows) {
                 Ok(Outcome::Read) => {}
                 // It stays for the notices of its subflows. A connection may outlive its descriptor.
                 Ok(Outcome::Ended | Outcome::FellBack) => {
@@ -65,6 +66,7 @@ impl Ticks {
             Ok(Place {
                 by_diag: ByDiag::new(site, common, tokens)?,
                 full_info,
+                buffers: Buffers::new(),
                 notices: Notices::new(site.diag_socket()?)?,
             })
         };
@@ -87,7 +89,7 @@ impl Ticks {
     /// Final rows of subflows that have ended.
     fn read_notices(&mut self) -> Result<()> {
         for place in &mut self.places {
-            let Place { by_diag, full_info, notices } = place;
+            let Place { by_diag, full_info, notices, .. } = place;
             // One that lived for less than a tick.
             by_diag.adopt(sys::monotonic_ns());
             let rows = &mut self.rows;

@@ -28,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pid", type=_number(1, 2**31 - 1), help="only those that this process holds now")
     parser.add_argument("--port", type=_number(0, 65535), help="only those with this local or remote port now")
     parser.add_argument("--duration", type=_seconds(86400 * 365), help="seconds; without, until a signal comes")
-    parser.add_argument("--interval", type=_seconds(86400), default=0.01, help="seconds between two readings (%(default)s)")
+    parser.add_argument(
+        "--interval", type=_seconds(86400), default=0.01, help="seconds between two readings (%(default)s)"
+    )
     parser.add_argument("--quiet", action="store_true", help="show no progress")
 
 
