@@ -112,6 +112,21 @@ pub fn subflows_of(connections: &[&ByToken]) -> Result<Vec<Option<Vec<Subflow>>>
     Ok(live.collect())
 }
 
+/// Subflows of connections of one namespace by their four-tuples, whatever the number of others; `None` for one that
+/// is not there or closed.
+pub fn subflows_at(asked: &[(&ByToken, SocketAddr, SocketAddr)]) -> Result<Vec<Option<Subflow>>> {
+    let Some((first, ..)) = asked.first() else { return Ok(Vec::new()) };
+    let tuples: Vec<_> = asked.iter().map(|(of, local, remote)| of.shared.tuple(*local, *remote)).collect();
+    let read = diag::look_up_with_info(&mut lock(&first.ours()?.diag), &tuples).map_err(diag_failed)?;
+    let subflow = |((of, ..), read): (&(&ByToken, _, _), Option<(Entry, TcpInfo)>)| {
+        let (entry, tcp_info) = read?;
+        let is_live = entry.state != tcp_state::CLOSE && !entry.is_orphan();
+        let is_its = entry.subflow.is_some_and(|subflow| subflow.token == of.token());
+        (is_live && is_its).then(|| of.subflow(entry, tcp_info))
+    };
+    Ok(asked.iter().zip(read).map(subflow).collect())
+}
+
 /// Two dumps: of the subflows, which tell tokens, and of the connections, without their locks and so without tokens.
 /// A connection has the ends and the inode of its initial subflow; one whose initial subflow is gone is looked up.
 fn find_all(channel: &mut Channel) -> Result<Vec<(u32, Entry, Seen)>> {
@@ -149,7 +164,7 @@ fn find_one(channel: &mut Channel, token: u32) -> Result<Option<(u32, Entry, See
         return Ok(None);
     };
     let mut seen = Seen::default();
-    match diag::look_up_with_info(channel, &entry.tuple).map_err(diag_failed)? {
+    match diag::look_up_with_info(channel, &[entry.tuple]).map_err(diag_failed)?.pop().flatten() {
         Some((initial, tcp_info)) if initial.subflow.is_some_and(|subflow| subflow.token == token) => {
             seen.add(initial, &tcp_info);
         }
@@ -268,15 +283,18 @@ impl ByToken {
         let entries: Vec<Option<Entry>> = subflows.iter().map(|(entry, _)| Some(*entry)).collect();
         let mut ordered: Vec<_> = self.shared.ordinals(&entries).into_iter().zip(subflows).collect();
         ordered.sort_by_key(|(ordinal, _)| *ordinal);
-        let subflow = |(entry, tcp_info): (Entry, TcpInfo)| Subflow {
+        ordered.into_iter().map(|(_, (entry, tcp_info))| self.subflow(entry, tcp_info)).collect()
+    }
+
+    fn subflow(&self, entry: Entry, tcp_info: TcpInfo) -> Subflow {
+        Subflow {
             token: self.token(),
             id: None,
             local: entry.tuple.local,
             remote: entry.tuple.remote,
             tcp_info,
             entry: Some(entry),
-        };
-        ordered.into_iter().map(|(_, read)| subflow(read)).collect()
+        }
     }
 }
 
@@ -291,6 +309,10 @@ impl Connection for ByToken {
 
     fn ends(&self) -> Result<(SocketAddr, SocketAddr)> {
         self.now().map(|entry| (entry.tuple.local, entry.tuple.remote))
+    }
+
+    fn reads_by_dump(&self) -> bool {
+        true
     }
 
     fn read_with_closed(&self) -> Result<(u32, Vec<Reading>)> {

@@ -56,6 +56,11 @@ pub trait Connection: Sync {
     /// Its own local and remote end.
     fn ends(&self) -> Result<(SocketAddr, SocketAddr)>;
 
+    /// Reading its subflows takes a dump of all connections', which costs the more the more there are.
+    fn reads_by_dump(&self) -> bool {
+        false
+    }
+
     /// Its token, and its subflows; closed ones may be among them.
     fn read_with_closed(&self) -> Result<(u32, Vec<Reading>)>;
 

@@ -105,6 +105,11 @@ impl Ulp {
         self.flags & ulp::FLAG_BKUP_REM != 0
     }
 
+    /// Nobody can refuse the subflow any more: initial, opened by the peer, or accepted by it.
+    pub fn accepted(&self) -> bool {
+        self.flags & ulp::FLAG_JOIN_LOC == 0 || self.fully_established()
+    }
+
     /// The peer has accepted the subflow: for one that joins, by the fourth ACK.
     pub fn fully_established(&self) -> bool {
         self.flags & ulp::FLAG_FULLY_ESTABLISHED != 0
@@ -317,15 +322,21 @@ pub fn look_up(channel: &mut Channel, tuples: &[Tuple]) -> Result<Vec<Option<Ent
     )
 }
 
-/// The same of one subflow, with its `tcp_info`.
-pub fn look_up_with_info(channel: &mut Channel, tuple: &Tuple) -> Result<Option<(Entry, TcpInfo)>, Failure> {
-    match channel.request(diag::SOCK_DIAG_BY_FAMILY, &encode_request(tuple, diag::NOCOOKIE)) {
-        Ok(payload) => Ok(decode(&payload)
-            .filter(|entry| entry.subflow.is_some() && entry.tuple.same_endpoints(tuple))
-            .map(|entry| (entry, TcpInfo::decode(decode_info(&payload))))),
-        Err(failure) if failure.errno == libc::ENOENT => Ok(None),
-        Err(failure) => Err(failure),
-    }
+/// The same of what is a subflow, with its `tcp_info`.
+pub fn look_up_with_info(
+    channel: &mut Channel,
+    tuples: &[Tuple],
+) -> Result<Vec<Option<(Entry, TcpInfo)>>, Failure> {
+    look_up_all(
+        channel,
+        tuples,
+        |tuple| encode_request(tuple, diag::NOCOOKIE),
+        |tuple, payload| {
+            decode(payload)
+                .filter(|entry| entry.subflow.is_some() && entry.tuple.same_endpoints(tuple))
+                .map(|entry| (entry, TcpInfo::decode(decode_info(payload))))
+        },
+    )
 }
 
 /// Looks connections up by their tokens, without their locks; one that does not exist is `None`.
@@ -334,12 +345,12 @@ pub fn look_up_tokens(channel: &mut Channel, tokens: &[u32]) -> Result<Vec<Optio
 }
 
 /// Sends one look-up an item, in batches. What does not exist is `None`.
-fn look_up_all<T, P: AsRef<[u8]>>(
+fn look_up_all<T, P: AsRef<[u8]>, R: Clone>(
     channel: &mut Channel,
     items: &[T],
     encode: impl Fn(&T) -> P,
-    decode: impl Fn(&T, &[u8]) -> Option<Entry>,
-) -> Result<Vec<Option<Entry>>, Failure> {
+    decode: impl Fn(&T, &[u8]) -> Option<R>,
+) -> Result<Vec<Option<R>>, Failure> {
     let mut entries = Vec::with_capacity(items.len());
     let mut failed = None;
     for batch in items.chunks(BATCH) {

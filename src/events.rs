@@ -14,7 +14,7 @@ use crate::namespace::Namespace;
 use crate::picture::Picture;
 use crate::reader::{lock, Reader};
 use crate::subscription::{Filter, Item, Loss, Subscription};
-use crate::sys::wait;
+use crate::sys::{self, wait};
 
 /// What `Events::take` found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,8 +45,7 @@ impl Events {
             Err(error) if error.errno() == libc::EPERM => namespace.poller()?,
             result => result?,
         };
-        let subscription =
-            reader.subscribe_with_descriptor(token.map_or(Filter::Namespace, Filter::Token))?;
+        let subscription = reader.subscribe_to_stream(token.map_or(Filter::Namespace, Filter::Token))?;
         let watch = match token {
             Some(token) => {
                 check_there(&namespace, token, reader.is_polling())?;
@@ -105,6 +104,11 @@ impl Events {
         events.extend(self.watch.iter().flat_map(|watch| watch.state(picture.time_ns)));
         events.extend(picture.events(token));
         Ok(events)
+    }
+
+    /// The links that are up and the addresses there are, as the events by which they came about; of a namespace.
+    pub fn links(&self) -> Vec<Event> {
+        self.watch.iter().flat_map(|watch| watch.state(sys::monotonic_ns())).collect()
     }
 
     fn known(&self) -> std::collections::HashSet<u32> {

@@ -7,6 +7,7 @@
 
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,10 +25,14 @@ use crate::route;
 use crate::shared::Shared;
 use crate::subflow::Reading;
 use crate::subscription::Subscription;
+use crate::sys::wait::EventFd;
 use crate::uapi::{self, tcp_state};
 
 /// How long the events of a subflow that vanished may take to say why.
 const CAUSE: Duration = Duration::from_millis(500);
+
+/// How long one who waits for many does without a look, if no event comes.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// How long to look without a pause: a wait takes the kernel's timer slack of 50 us at least, which is longer than
 /// most handshakes on one host.
@@ -114,11 +119,27 @@ pub struct Opening {
     /// The SYN/ACK has come.
     answered: bool,
     closed: Option<Event>,
+    /// Since when it is not there any more, while it is not known why.
+    gone: Option<Instant>,
 }
 
 impl Opening {
     /// Fills the request in and subscribes to the connection's events. Sends nothing yet.
     pub fn new(connection: &dyn Connection, request: &Request) -> Result<Opening> {
+        Opening::with_events(connection, request, None)
+    }
+
+    /// The same with a descriptor for events, by which others may wait in `advance`'s place.
+    pub fn with_descriptor(connection: &dyn Connection, request: &Request) -> Result<Opening> {
+        let descriptor = EventFd::new().map_err(|error| Error::call("eventfd", &error))?;
+        Opening::with_events(connection, request, Some(descriptor))
+    }
+
+    fn with_events(
+        connection: &dyn Connection,
+        request: &Request,
+        descriptor: Option<EventFd>,
+    ) -> Result<Opening> {
         request.check()?;
         let shared = connection.shared()?;
         let namespace = connection.namespace()?;
@@ -133,7 +154,7 @@ impl Opening {
         };
         Ok(Opening {
             name,
-            events: reader.subscribe(shared.token),
+            events: reader.subscribe(shared.token, descriptor),
             _reader: reader,
             namespace,
             shared,
@@ -144,6 +165,7 @@ impl Opening {
             started: Instant::now(),
             answered: false,
             closed: None,
+            gone: None,
         })
     }
 
@@ -180,20 +202,39 @@ impl Opening {
                 std::thread::yield_now();
                 continue;
             }
-            // Looking again costs microseconds: wait an eighth of the time that has passed, so that the delay
-            // added to any handshake stays a small part of it.
-            let pause =
-                (self.started.elapsed() / 8).clamp(Duration::from_micros(20), Duration::from_millis(5));
-            if let Some(event) = self.events.next(until.min(now + pause)) {
+            if let Some(event) = self.events.next(until.min(now + self.pause())) {
                 self.take(event);
             }
         }
     }
 
+    /// How long to wait at most before the next look, if no event comes. Looking again costs microseconds: an eighth of
+    /// the time that has passed, so that the delay added to any handshake stays a small part of it.
+    fn pause(&self) -> Duration {
+        (self.started.elapsed() / 8).clamp(Duration::from_micros(20), Duration::from_millis(5))
+    }
+
+    /// The same for one who waits for many at once: the answer is an event, only what follows has to be looked for.
+    pub fn patient_pause(&self) -> Duration {
+        match self.state {
+            State::Sent if !self.answered && self.gone.is_none() => PATIENCE,
+            _ => self.pause(),
+        }
+    }
+
+    /// The descriptor that `new` got, readable when an event has come.
+    pub fn fd(&self) -> Option<RawFd> {
+        self.events.descriptor().map(AsRawFd::as_raw_fd)
+    }
+
     /// Sends the SYN if it is not out and leaves the subflow to itself. Its four-tuple, unless it was gone before it
-    /// could be seen.
+    /// could be seen, or would take a dump to see.
     pub fn detach(mut self, connection: &dyn Connection) -> Result<Option<Tuple>> {
-        let sent = if self.state == State::NotSent { self.send(connection) } else { Ok(()) };
+        let sent = match self.state {
+            State::NotSent if connection.reads_by_dump() => self.send_blindly(),
+            State::NotSent => self.send(connection),
+            _ => Ok(()),
+        };
         self.state = State::Settled;
         sent.map(|()| self.tuple)
     }
@@ -264,6 +305,12 @@ impl Opening {
             self.ends.local = tuple.local;
         }
         Ok(())
+    }
+
+    /// The SYN alone, for a subflow that is left to itself: neither the live ids nor the new four-tuple are looked up.
+    /// An id that another address of this connection has is refused by the kernel, and then its list is asked for.
+    fn send_blindly(&self) -> Result<()> {
+        self.create(&mut lock(&self.shared.opening), &[])
     }
 
     /// The connection's subflows, closed ones too: one that was refused at once is still listed for a moment.
@@ -359,14 +406,10 @@ impl Opening {
             }
         }
         // Gone. The event that says why may still be on its way from the kernel's worker.
-        let deadline = Instant::now() + CAUSE;
-        while self.closed.is_none() {
-            match self.events.next(deadline) {
-                Some(event) => self.take(event),
-                None => break,
-            }
+        if self.closed.is_some() || self.gone.get_or_insert_with(Instant::now).elapsed() > CAUSE {
+            return Err(self.cause());
         }
-        Err(self.cause())
+        Ok(false)
     }
 
     fn take(&mut self, event: Event) {

@@ -164,15 +164,15 @@ impl Reader {
         Ok(Reader { shared, thread: Some(thread), process: std::process::id() })
     }
 
-    /// Subscribes to the events of one connection, for one who waits by `Subscription::next`.
-    pub fn subscribe(&self, token: u32) -> Arc<Subscription> {
-        let subscription = Arc::new(Subscription::new(Filter::Token(token), None));
+    /// Subscribes to the events of one connection, for one who waits by `Subscription::next` or by its descriptor.
+    pub fn subscribe(&self, token: u32, descriptor: Option<EventFd>) -> Arc<Subscription> {
+        let subscription = Arc::new(Subscription::new(Filter::Token(token), descriptor));
         lock(&self.shared.subscribers).add(&subscription);
         subscription
     }
 
-    /// Subscribes for one who waits by a descriptor.
-    pub fn subscribe_with_descriptor(&self, filter: Filter) -> Result<Arc<Subscription>> {
+    /// Subscribes for one who takes events by a descriptor.
+    pub fn subscribe_to_stream(&self, filter: Filter) -> Result<Arc<Subscription>> {
         let descriptor = EventFd::new().map_err(|error| Error::call("eventfd", &error))?;
         let subscription = Arc::new(Subscription::new(filter, Some(descriptor)));
         let Source::Polling { requests, picture } = &self.shared.source else {

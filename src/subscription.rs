@@ -86,7 +86,7 @@ impl Subscription {
     pub fn next(&self, deadline: Instant) -> Option<Event> {
         let mut queue = lock(&self.queue);
         loop {
-            match queue.items.pop_front() {
+            match self.pop(&mut queue) {
                 Some(Item::Event(event)) => return Some(event),
                 Some(Item::Lost(_)) => return Some(Event::new(Kind::Overrun, sys::monotonic_ns())),
                 None => {}
@@ -98,10 +98,10 @@ impl Subscription {
 
     /// The next item, if there is one and it is not all over.
     pub fn take(&self) -> Option<Item> {
-        let mut queue = lock(&self.queue);
-        if queue.over {
-            return None;
-        }
+        self.pop(&mut lock(&self.queue))
+    }
+
+    fn pop(&self, queue: &mut Queue) -> Option<Item> {
         let item = match queue.read_back.pop_front() {
             Some(event) => Item::Event(event),
             None => queue.items.pop_front()?,

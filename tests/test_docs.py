@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mptcp.aio
 import mptcp.cli
 import mptcp.enhanced_api
 import mptcp.lab
@@ -18,6 +19,7 @@ from support import needs_bpf
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 DESIGN = ROOT / "docs" / "design.md"
+MODULES = (mptcp, mptcp.aio, mptcp.enhanced_api, mptcp.lab)
 
 
 def blocks(language: str) -> list[str]:
@@ -39,15 +41,15 @@ def test_an_example_prints_what_the_readme_says(program: str, output: str) -> No
 
 
 def test_every_public_name_has_a_docstring() -> None:
-    for module in (mptcp, mptcp.enhanced_api, mptcp.lab):
+    for module in MODULES:
         for name in module.__all__:
             assert getattr(module, name).__doc__, f"{module.__name__}.{name}"
 
 
 def public_names() -> set[str]:
-    """Every name of mptcp, mptcp.enhanced_api and mptcp.lab, the members of their classes, and the commands."""
+    """Every name of our modules, the members of their classes, and the commands."""
     names = {f"mptcp {module.name}" for module in pkgutil.iter_modules(mptcp.cli.__path__) if module.name[0] != "_"}
-    for module in (mptcp, mptcp.enhanced_api, mptcp.lab):
+    for module in MODULES:
         for name in module.__all__:
             names.add(name)
             thing = getattr(module, name)
@@ -61,6 +63,6 @@ def test_every_public_name_has_its_interface_and_privilege() -> None:
     rows = re.findall(r"^\| (`.+?|the .+?) \|", DESIGN.read_text(), re.MULTILINE)
     named = {name for row in rows for name in re.findall(r"`([\w. ]+)`", row)}
     assert public_names() - named == set()
-    headings = {"mptcp", "mptcp.enhanced_api", "mptcp.lab"}
+    headings = {module.__name__ for module in MODULES}
     inherited = {"Socket.close"}
     assert named - public_names() == headings | inherited, "names that are not there"

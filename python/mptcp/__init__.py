@@ -18,6 +18,7 @@ from ._event_kind import EventKind
 from ._events import Events
 from ._files import load
 from ._path_manager import get_path_manager, set_path_manager, use_path_manager
+from ._policy import LocalAddress, Opening, Policy, RunningPolicies, run_policy
 from ._recorder import Recorder
 from ._recording import Recording
 from ._socket import Socket, create_connection, create_server, wrap
@@ -26,11 +27,10 @@ if TYPE_CHECKING:
     from . import lab as lab
     from . import measures as measures
     from . import plot as plot
+    from . import policies as policies
 
-Connection.__module__ = "mptcp"
-Recorder.__module__ = "mptcp"
-Recording.__module__ = "mptcp"
-Socket.__module__ = "mptcp"
+for _class in (LocalAddress, Opening, Policy, RunningPolicies, Connection, Recorder, Recording, Socket):
+    _class.__module__ = "mptcp"
 
 __all__ = [
     "Connection",
@@ -38,10 +38,14 @@ __all__ = [
     "EventKind",
     "Events",
     "Info",
+    "LocalAddress",
     "NotMultipathError",
+    "Opening",
     "PathManagerError",
+    "Policy",
     "Recorder",
     "Recording",
+    "RunningPolicies",
     "Socket",
     "Subflow",
     "SubflowError",
@@ -55,6 +59,7 @@ __all__ = [
     "enhanced_api",
     "get_path_manager",
     "load",
+    "run_policy",
     "set_path_manager",
     "use_path_manager",
     "wrap",
@@ -63,7 +68,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # These are imported when they are first asked for, and numpy with them.
-    if name in ("lab", "measures", "plot"):
+    if name in ("lab", "measures", "plot", "policies"):
         import importlib
 
         return importlib.import_module(f"{__name__}.{name}")

@@ -306,6 +306,16 @@ def _inodes(pid: int) -> set[int]:
     return inodes
 
 
+def holders() -> dict[int, int]:
+    """The first process that holds each socket, by the sockets' inode numbers; of those that may be looked at."""
+    found: dict[int, int] = {}
+    for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdecimal()):
+        with contextlib.suppress(OSError):  # ended, or not ours to look at
+            for inode in _inodes(pid):
+                found.setdefault(inode, pid)
+    return found
+
+
 def _holder(inode: int) -> int | None:
     """The first process that holds the socket with this inode number."""
     if not inode:

@@ -114,28 +114,32 @@ class Events:
         while (event := self._native.get(0, True)) is None:
             if self._native.is_over():
                 raise StopAsyncIteration
-            await _until_readable(self._native.fileno())
+            await until_readable(self._native.fileno())
         return event
 
 
-async def _until_readable(fd: int) -> None:
+async def until_readable(fd: int, timeout: float | None = None) -> None:
     """Wait in asyncio for a descriptor, of which several tasks may wait and which may be closed meanwhile."""
     import asyncio  # here, as importing it takes longer than all of this package
 
     loop = asyncio.get_running_loop()
     readable = loop.create_future()
     duplicate = os.dup(fd)
+    timer = None if timeout is None else loop.call_later(timeout, finish, readable)
     try:
-        loop.add_reader(duplicate, _finish, readable)
+        loop.add_reader(duplicate, finish, readable)
         try:
             await readable
         finally:
             loop.remove_reader(duplicate)
     finally:
         os.close(duplicate)
+        if timer is not None:
+            timer.cancel()
 
 
-def _finish(future: asyncio.Future[None]) -> None:
+def finish(future: asyncio.Future[None]) -> None:
+    """Give a future its result, if it waits for one."""
     if not future.done():
         future.set_result(None)
 

@@ -1,6 +1,6 @@
 //! Endpoints to and from what Python's socket module uses.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -17,6 +17,16 @@ pub fn to_tuple(py: Python<'_>, address: SocketAddr) -> PyResult<Bound<'_, PyTup
             (v6.ip().to_string(), v6.port(), v6.flowinfo(), v6.scope_id()).into_pyobject(py)
         }
     }
+}
+
+/// An end as `to_tuple` gives it.
+pub fn from_tuple(tuple: &Bound<'_, PyAny>) -> PyResult<SocketAddr> {
+    let no_end = || PyValueError::new_err(format!("{tuple} is no end of a subflow"));
+    let Endpoint { ip, port, scope } = from_any("an end", tuple)?.ok_or_else(no_end)?;
+    Ok(match (ip, scope) {
+        (IpAddr::V6(ip), Some(Scope::Index(index))) => SocketAddrV6::new(ip, port, 0, index).into(),
+        _ => SocketAddr::new(ip, port),
+    })
 }
 
 /// A host, or a tuple of host and port (and flowinfo and scope_id), as an endpoint.

@@ -39,16 +39,24 @@ pub struct Open<'a, 'py> {
     pub timeout: Option<f64>,
 }
 
+impl Open<'_, '_> {
+    pub fn request(self, py: Python<'_>) -> PyResult<Request> {
+        let Open { local, remote, backup, interface, .. } = self;
+        let (local, remote) = (from_any("local", local)?, from_any("remote", remote)?);
+        let request = Request { local, remote, backup, interface };
+        request.check().map_err(|error| to_py(py, error))?;
+        Ok(request)
+    }
+}
+
 pub fn open_subflow(
     py: Python<'_>,
     connection: &dyn Connection,
     owner: Py<PyAny>,
     open: Open<'_, '_>,
 ) -> PyResult<Option<Subflow>> {
-    let Open { local, remote, backup, interface, timeout } = open;
-    let request =
-        Request { local: from_any("local", local)?, remote: from_any("remote", remote)?, backup, interface };
-    request.check().map_err(|error| to_py(py, error))?;
+    let timeout = open.timeout;
+    let request = open.request(py)?;
     // No deadline for a time that no clock can reach.
     let deadline = match timeout {
         None => None,

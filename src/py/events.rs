@@ -284,6 +284,11 @@ impl EventStream {
         }
     }
 
+    /// LINK_UP and ADDRESS_ADDED of what there is.
+    fn links(&self, py: Python<'_>) -> PyResult<Vec<Event>> {
+        Ok(self.events(py)?.links().into_iter().map(Event).collect())
+    }
+
     /// Whether no more will come to who iterates.
     fn is_over(&self, py: Python<'_>) -> PyResult<bool> {
         Ok(self.is_closed() || self.events(py)?.is_over())

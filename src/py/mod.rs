@@ -7,6 +7,7 @@ mod enhanced_api;
 mod errors;
 mod events;
 mod handle;
+mod opening;
 mod options;
 mod rows;
 mod sampler;
@@ -19,6 +20,7 @@ use pyo3::prelude::*;
 /// The native core of mptcp. Private: use the package's own names.
 #[pymodule(gil_used = false)]
 mod _core {
+    use super::address::from_tuple;
     use super::errors::to_py;
     use crate::error::{describe, Error};
     use crate::{bpf, by_token, connection, namespace, sys};
@@ -49,6 +51,8 @@ mod _core {
     use super::events::{Event, EventStream};
     #[pymodule_export]
     use super::handle::Handle;
+    #[pymodule_export]
+    use super::opening::Opening;
     #[pymodule_export]
     use super::sampler::{realtime_offset_ns, Sampler};
     #[pymodule_export]
@@ -112,6 +116,23 @@ mod _core {
             })
         };
         Ok(read.into_iter().zip(owners).map(with_owner).collect())
+    }
+
+    /// Subflows by the connections that they belong to and their ends, by exact look-ups; None for one that is gone.
+    #[pyfunction]
+    fn subflows_at(
+        py: Python<'_>,
+        asked: Vec<(Py<ByToken>, Py<PyAny>, Bound<'_, PyAny>, Bound<'_, PyAny>)>,
+    ) -> PyResult<Vec<Option<Subflow>>> {
+        let mut ends = Vec::with_capacity(asked.len());
+        for (native, _, local, remote) in &asked {
+            ends.push((&native.get().0, from_tuple(local)?, from_tuple(remote)?));
+        }
+        let read = py.detach(|| by_token::subflows_at(&ends)).map_err(|error| to_py(py, error))?;
+        let with_owner = |(data, (_, owner, ..)): (Option<_>, &(_, Py<PyAny>, _, _))| {
+            data.map(|data| Subflow::new(data, owner.clone_ref(py)))
+        };
+        Ok(read.into_iter().zip(&asked).map(with_owner).collect())
     }
 
     #[pyfunction]

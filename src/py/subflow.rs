@@ -80,6 +80,11 @@ impl Subflow {
     }
 
     #[getter]
+    fn _accepted(&self) -> Option<bool> {
+        self.ulp().map(|ulp| ulp.accepted())
+    }
+
+    #[getter]
     fn state(&self) -> &'static str {
         self.data.tcp_info.state_name()
     }

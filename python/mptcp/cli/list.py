@@ -18,28 +18,41 @@ _MIB = 1 << 20
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    parser.add_argument("--token", type=_number(0, 2**32 - 1), help="only the connection with this token")
-    parser.add_argument("--pid", type=_number(1, 2**31 - 1), help="only those that this process holds")
-    parser.add_argument("--port", type=_number(0, 65535), help="only those with this local or remote port")
+    add_choice(parser)
 
 
-def run(arguments: argparse.Namespace) -> int:
+def add_choice(parser: argparse.ArgumentParser) -> None:
+    """Arguments that choose connections."""
+    parser.add_argument("--token", type=number(0, 2**32 - 1), help="only the connection with this token")
+    parser.add_argument("--pid", type=number(1, 2**31 - 1), help="only those that this process holds")
+    parser.add_argument("--port", type=number(0, 65535), help="only those with this local or remote port")
+
+
+Found = list[tuple[Connection, list[Subflow]]]
+
+
+def find(arguments: argparse.Namespace) -> Found:
+    """The connections that are asked for, and their subflows."""
     listed = connections(token=arguments.token, pid=arguments.pid, port=arguments.port)
     # Connections end while they are listed.
     read = zip(listed, _connections.subflows_of(listed), strict=True)
-    found = [(connection, subflows) for connection, subflows in read if subflows is not None]
-    holders = _holders() if found else {}
+    return [(connection, subflows) for connection, subflows in read if subflows is not None]
+
+
+def run(arguments: argparse.Namespace) -> int:
+    found = find(arguments)
+    owners = holders() if found else {}
     if arguments.json:
-        print(json.dumps({"connections": [_report(*each, holders) for each in found]}, indent=2))
+        print(json.dumps({"connections": [report(*each, owners) for each in found]}, indent=2))
     else:
-        print(*_lines(found, holders), sep="\n")
+        print(*_lines(found, owners), sep="\n")
     return 0
 
 
-_Holders = Mapping[int, tuple[int, str]]
+Holders = Mapping[int, tuple[int, str]]
 
 
-def _holders() -> _Holders:
+def holders() -> Holders:
     """By inode number of a socket, the first process that holds it, and its program. In one pass over all processes."""
     holders: dict[int, tuple[int, str]] = {}
     for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdecimal()):
@@ -51,7 +64,7 @@ def _holders() -> _Holders:
     return holders
 
 
-def _number(lowest: int, highest: int) -> Callable[[str], int]:
+def number(lowest: int, highest: int) -> Callable[[str], int]:
     """An argument's type: a number, in decimal or with 0x, from lowest to highest."""
 
     def number(text: str) -> int:
@@ -63,7 +76,7 @@ def _number(lowest: int, highest: int) -> Callable[[str], int]:
     return number
 
 
-def _report(connection: Connection, subflows: list[Subflow], holders: _Holders) -> dict[str, Any]:
+def report(connection: Connection, subflows: list[Subflow], holders: Holders) -> dict[str, Any]:
     """A connection for programs. The names are those of the attributes."""
     names = ("token", "state", "server_side", "local", "remote", "uid", "inode", "cgroup")
     pid, program = holders.get(connection.inode, (None, None))
@@ -72,11 +85,11 @@ def _report(connection: Connection, subflows: list[Subflow], holders: _Holders) 
         "pid": pid,
         "program": program,
         "age_s": round(connection.age, 3),
-        "subflows": [_subflow_report(subflow) for subflow in subflows],
+        "subflows": [subflow_report(subflow) for subflow in subflows],
     }
 
 
-def _subflow_report(subflow: Subflow) -> dict[str, Any]:
+def subflow_report(subflow: Subflow) -> dict[str, Any]:
     names = (
         "cookie",
         "local",
@@ -91,49 +104,59 @@ def _subflow_report(subflow: Subflow) -> dict[str, Any]:
     return {**{name: getattr(subflow, name) for name in names}, "tcp_info": subflow.tcp_info.asdict()}
 
 
-def _lines(found: list[tuple[Connection, list[Subflow]]], holders: _Holders) -> list[str]:
+def _lines(found: Found, holders: Holders) -> list[str]:
     if not found:
         return ["no Multipath TCP connections"]
-    rows = [_row(subflow) for _, subflows in found for subflow in subflows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return table(found, holders, _row)
+
+
+def table(found: Found, holders: Holders, row: Callable[[Subflow], tuple[str, ...]]) -> list[str]:
+    """A line for each connection, and below it one for each of its subflows, with the cells of ``row``."""
+    rows = {subflow: row(subflow) for _, subflows in found for subflow in subflows}
+    widths = [max(map(len, column)) for column in zip(*rows.values(), strict=True)]
     lines = []
     for connection, subflows in found:
-        lines.append(_title(connection, holders))
+        lines.append(title(connection, holders))
         for subflow in subflows:
-            cells = (f"{cell:{width}}" for cell, width in zip(_row(subflow), widths, strict=True))
+            cells = (f"{cell:{width}}" for cell, width in zip(rows[subflow], widths, strict=True))
             lines.append(f"  {'  '.join(cells)}".rstrip())
     return lines
 
 
-def _title(connection: Connection, holders: _Holders) -> str:
+def title(connection: Connection, holders: Holders) -> str:
     side = {True: "server", False: "client", None: "?"}[connection.server_side]
     holder = holders.get(connection.inode)
     owner = "" if holder is None else "  pid {} ({})".format(*holder)
     return (
-        f"{connection.token}  {_endpoint(connection.local)} -> {_endpoint(connection.remote)}  {connection.state}"
+        f"{connection.token}  {endpoint(connection.local)} -> {endpoint(connection.remote)}  {connection.state}"
         f"  {side}  uid {connection.uid}{owner}"
+    )
+
+
+def flags(subflow: Subflow) -> str:
+    kind = {True: "initial", False: "joined", None: "?"}[subflow.initial]
+    return ",".join(
+        [kind, *(word for word, on in (("backup", subflow.backup), ("peer-backup", subflow.peer_backup)) if on)]
     )
 
 
 def _row(subflow: Subflow) -> tuple[str, ...]:
     tcp_info = subflow.tcp_info
-    kind = {True: "initial", False: "joined", None: "?"}[subflow.initial]
-    flags = [kind, *(word for word, on in (("backup", subflow.backup), ("peer-backup", subflow.peer_backup)) if on)]
     return (
-        f"{_endpoint(subflow.local)} -> {_endpoint(subflow.remote)}",
+        f"{endpoint(subflow.local)} -> {endpoint(subflow.remote)}",
         subflow.state,
-        f"ids {_or_unknown(subflow.local_id)}/{_or_unknown(subflow.remote_id)}",
-        ",".join(flags),
+        f"ids {or_unknown(subflow.local_id)}/{or_unknown(subflow.remote_id)}",
+        flags(subflow),
         f"rtt {(tcp_info.rtt or 0) / 1000:.1f} ms",
-        f"cwnd {_or_unknown(tcp_info.snd_cwnd)}",
+        f"cwnd {or_unknown(tcp_info.snd_cwnd)}",
         f"sent {(tcp_info.bytes_sent or 0) / _MIB:.1f} MiB",
         f"received {(tcp_info.bytes_received or 0) / _MIB:.1f} MiB",
     )
 
 
-def _or_unknown(value: int | None) -> str:
+def or_unknown(value: int | None) -> str:
     return "?" if value is None else str(value)
 
 
-def _endpoint(address: tuple[Any, ...]) -> str:
+def endpoint(address: tuple[Any, ...]) -> str:
     return f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"

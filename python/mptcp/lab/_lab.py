@@ -24,6 +24,7 @@ from mptcp._connections import Connection
 from mptcp._errors import UnsupportedError
 from mptcp._events import Events
 from mptcp._path_manager import check_path_manager
+from mptcp._policy import Policy, RunningPolicies
 from mptcp._socket import IPPROTO_MPTCP, Socket
 from mptcp.lab import _channel, _programs, _topology, _units
 from mptcp.lab._capture import Capture
@@ -403,6 +404,10 @@ class Host:
         """Return the connections of this host, as mptcp.connections does for the caller's namespace."""
         with self.socket(AF_INET, SOCK_DGRAM, 0) as sock:
             return _connections.list_connections(sock.fileno(), token=token, pid=pid, port=port)
+
+    def run_policy(self, *policies: Policy) -> RunningPolicies:
+        """Run policies for every connection of this host, as mptcp.run_policy does for the caller's namespace."""
+        return RunningPolicies(policies, lambda family, type: self.socket(family, type, 0), self.set_path_manager)
 
     def events(self) -> Events:
         """Return the events of this host from now on, as mptcp.Events does for the caller's namespace."""

@@ -1,0 +1,119 @@
+"""A connection as policies get it, and what the runtime knows of its subflows."""
+
+from __future__ import annotations
+
+import errno
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from .. import _core
+from .._connections import Connection
+from .._errors import SubflowError
+
+if TYPE_CHECKING:
+    from .._core import Subflow
+    from ._runtime import Runtime
+
+Ends = tuple[tuple[Any, ...], tuple[Any, ...]]
+
+
+@dataclass(eq=False)
+class Attempt:
+    """A subflow that a policy asked for and that the peer has not accepted yet."""
+
+    local: tuple[Any, ...]
+    """Any address where the host is "", any port where that is 0: the kernel's choice."""
+    remote: tuple[Any, ...]
+    backup: bool
+    interface: str | None = None
+    since: float = field(default_factory=time.monotonic)
+    answered: Ends | None = None
+    """Its ends, once the SYN/ACK has come."""
+    timed_out: bool = False
+
+    def matches(self, local: tuple[Any, ...], remote: tuple[Any, ...]) -> bool:
+        """Whether an event is of this one; after a reset it may lack the remote port."""
+        if self.answered is not None:
+            return self.answered[0][:2] == local[:2]
+        return (
+            self.local[0] in ("", local[0])
+            and self.local[1] in (0, local[1])
+            and self.remote[0] == remote[0]
+            and remote[1] in (0, self.remote[1])
+        )
+
+
+class PolicyConnection(Connection):
+    """A Connection whose open_subflow() asks every policy, and returns at once."""
+
+    __slots__ = ("_runtime", "attempts", "closing", "known", "waiting")
+
+    def __init__(self, native: _core.ByToken, runtime: Runtime) -> None:
+        super().__init__(native)
+        self._runtime = runtime
+        # All below is the runtime's, under its lock.
+        self.known: set[Ends] = set()
+        """The subflows that are there, by their ends: accepted ones, and the initial one."""
+        self.attempts: list[Attempt] = []
+        self.closing: set[Ends] = set()
+        """Those that a policy closed, until their events come."""
+        self.waiting: list[Attempt] = []
+        """What is to be opened when the connection is fully established."""
+
+    def open_subflow(  # type: ignore[override]
+        self,
+        local: Any = None,
+        remote: Any = None,
+        *,
+        backup: bool = False,
+        interface: str | None = None,
+        timeout: float | None = 0,
+    ) -> None:
+        """Open a subflow if every policy allows it, and return at once: the outcome is a callback.
+
+        The arguments are those of Connection.open_subflow; ``timeout`` has no effect, see Policy.open_timeout.
+        """
+        self._runtime.open(self, local, remote, bool(backup), interface)
+
+    def close_subflow(self, subflow: Subflow, *, force: bool = False) -> None:
+        """As Connection.close_subflow; no policy's on_subflow_lost() is called for it."""
+        ends = (subflow.local, subflow.remote)
+        with self._runtime.lock:
+            self.closing.add(ends)
+        try:
+            super().close_subflow(subflow, force=force)
+        except BaseException:
+            with self._runtime.lock:
+                self.closing.discard(ends)
+            raise
+
+    def subflows(self) -> list[Subflow]:
+        """A snapshot of the accepted subflows, the initial one first: look-ups of these alone, without a dump."""
+        with self._runtime.lock:
+            ends = list(self.known)
+        found = [one for one in self._runtime.look_up([(self, *pair) for pair in ends]) if one is not None]
+        if len(found) < len(ends):
+            # One that is bound to an interface is found by a dump only; or an event is about to tell of its end.
+            found = self.accepted(super().subflows())
+        return sorted(found, key=lambda subflow: (not subflow.initial, subflow.cookie))
+
+    def accepted(self, subflows: list[Subflow]) -> list[Subflow]:
+        """Those of a dump that the peer has accepted and that were not closed."""
+        with self._runtime.lock:
+            return [subflow for subflow in subflows if (subflow.local, subflow.remote) in self.known]
+
+    @property
+    def pid(self) -> int | None:
+        """As Connection.pid; looked up once for all connections."""
+        return self._runtime.holder(self)
+
+    def send(self, attempt: Attempt) -> None:
+        """SUBFLOW_CREATE. Raises SubflowError, with ENOTCONN for a connection that is not fully established yet."""
+        local = attempt.local if attempt.local[0] else None
+        backup, interface = attempt.backup, attempt.interface
+        Connection.open_subflow(self, local, attempt.remote, backup=backup, interface=interface, timeout=0)
+
+
+def is_not_fully_established(error: OSError) -> bool:
+    return isinstance(error, SubflowError) and error.errno == errno.ENOTCONN

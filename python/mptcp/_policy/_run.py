@@ -1,0 +1,135 @@
+"""Starting and ending policies: what is held meanwhile, and put back."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Self
+
+from .. import _core
+from .._events import Events
+from .._path_manager import set_path_manager
+from ._policy import Policy
+from ._runtime import Runtime
+
+# One that holds this name in a network namespace runs policies there. An abstract name belongs to the namespace,
+# takes no file, and is free again as soon as its process ends, however that happens.
+_NAME = "\0mptcp.policy"
+
+
+class RunningPolicies:
+    """Policies at work, made by run_policy(). They end with the with-block, or by close()."""
+
+    def __init__(
+        self,
+        policies: tuple[Policy, ...],
+        open_socket: Callable[[int, int], socket.socket],
+        set_path_manager: Callable[[str], str],
+    ) -> None:
+        _check(policies)
+        with contextlib.ExitStack() as stack:
+            _reserve(stack.enter_context(open_socket(socket.AF_UNIX, socket.SOCK_DGRAM)))
+            # What belongs to the namespace is reached by this.
+            place = stack.enter_context(open_socket(socket.AF_INET, socket.SOCK_DGRAM))
+            before = set_path_manager("userspace")
+            stack.callback(set_path_manager, before)
+            runtime = Runtime(policies, place.fileno(), stack.enter_context(_events_of(place)))
+            stack.callback(runtime.stop)
+            stack.enter_context(_ended_by_sigterm(self.close))
+            self._held = stack
+            runtime.start()
+            self._held = stack.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Calls no policy any more and puts the path manager back. Subflows that policies opened stay.
+
+        Waits for callbacks that are running, but no longer than 5 s each.
+        """
+        self._held.close()
+
+
+def run_policy(*policies: Policy) -> RunningPolicies:
+    """Runs policies for every connection of the calling thread's network namespace, whoever owns it.
+
+    For use in a with-block. Those that exist are told of first, by on_connection(); those that begin meanwhile latch
+    the userspace path manager, which the namespace has until the end, and what it had before is put back then, also
+    where SIGTERM ends the process by its default action. In-kernel endpoints are not touched: they act on
+    connections of the in-kernel path manager only.
+
+    Threads: one that reads the namespace's events, one for each policy.
+
+    Generic netlink mptcp_pm, sock_diag and rtnetlink. Needs CAP_NET_ADMIN in the user namespace that owns the
+    network namespace.
+
+    Raises TypeError for what is no Policy, ValueError for none at all and for a policy that runs already,
+    PermissionError without the privilege, OSError (EBUSY) if policies run in this network namespace already, in this
+    process or another, and what set_path_manager() raises.
+    """
+    return RunningPolicies(policies, lambda family, type: socket.socket(family, type), set_path_manager)
+
+
+def _check(policies: tuple[Policy, ...]) -> None:
+    if not policies:
+        raise ValueError("run_policy() needs a policy")
+    for policy in policies:
+        if isinstance(policy, type) or not isinstance(policy, Policy):
+            raise TypeError(f"a policy is an instance of a class derived from mptcp.Policy, not {policy!r}")
+        if policy._runtime is not None or policies.count(policy) > 1:
+            raise ValueError(f"{policy!r} runs already: one instance runs once at a time")
+
+
+def _events_of(place: socket.socket) -> Events:
+    events = Events._of(_core.EventStream(place.fileno(), None))
+    if events.source != "netlink":
+        events.close()
+        raise PermissionError(
+            errno.EPERM, "policies need CAP_NET_ADMIN in the user namespace that owns the network namespace"
+        )
+    return events
+
+
+def _reserve(sock: socket.socket) -> None:
+    try:
+        sock.bind(_NAME)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        raise OSError(
+            errno.EBUSY,
+            "policies run in this network namespace already: give them all to one run_policy() or `mptcp policy`",
+        ) from None
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm(close: Callable[[], None]) -> Iterator[None]:
+    """Has SIGTERM end the policies before it ends the process, where that is all that it would do."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    process = os.getpid()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        if os.getpid() == process:
+            close()
+        os.kill(os.getpid(), number)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is end:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)

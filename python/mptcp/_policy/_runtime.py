@@ -1,0 +1,422 @@
+"""What policies are told, and what they do: the picture of a namespace's connections, kept by its events."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from .. import _connections, _core
+from .._core import Event
+from .._errors import SubflowError
+from .._event_kind import EventKind
+from .._events import Events
+from ._callbacks import LOGGER, Callbacks
+from ._connection import Attempt, Ends, PolicyConnection, is_not_fully_established
+from ._policy import LocalAddress, Opening, Policy
+
+# The states of a connection that is about to end.
+_ENDING = {"FIN_WAIT1", "FIN_WAIT2", "CLOSING", "LAST_ACK", "TIME_WAIT", "CLOSE"}
+
+# Seconds between looks at subflows whose SYN/ACK has come: the fourth ACK raises no event.
+_FIRST_LOOK, _LAST_LOOK = 0.0005, 0.05
+
+# A callback that is running may go on for so long when the runtime is stopped.
+_PATIENCE = 5.0
+
+
+class Runtime:
+    """Reads the events of one network namespace and has the policies called."""
+
+    def __init__(self, policies: Sequence[Policy], fd: int, events: Events) -> None:
+        self.lock = threading.RLock()
+        self._policies = policies
+        self._fd = fd
+        self._events = events
+        self._connections: dict[int, PolicyConnection] = {}
+        self._addresses: list[LocalAddress] = []
+        self._interfaces: dict[str, str] = {}
+        self._holders: dict[int, int] = {}
+        self._callbacks = [Callbacks(policy, self._has_ended) for policy in policies]
+        self._thread = threading.Thread(target=self._run, name="mptcp-policies", daemon=True)
+        self._stopping = False
+        # Every attempt of every connection, oldest first, and those of them whose SYN/ACK has come.
+        self._attempts: dict[Attempt, PolicyConnection] = {}
+        self._answered: dict[Attempt, PolicyConnection] = {}
+        self._look_again = 0.0
+        self._pause = _FIRST_LOOK
+        self._open_timeout = min(policy.open_timeout for policy in policies)
+        now = time.monotonic()
+        self._next_tick = {
+            callbacks: now + callbacks.policy.tick for callbacks in self._callbacks if callbacks.wants("on_tick")
+        }
+
+    def start(self) -> None:
+        for policy in self._policies:
+            policy._runtime = self
+        self._read_addresses()
+        self._resync()
+        for callbacks in self._callbacks:
+            callbacks.start()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the threads. What policies opened stays."""
+        self._stopping = True
+        self._events.close()
+        if self._thread.ident is not None and threading.current_thread() is not self._thread:
+            self._thread.join()
+        for callbacks in self._callbacks:
+            if not callbacks.stop(_PATIENCE):
+                LOGGER.error("a callback of %s goes on after the policies were stopped", callbacks.policy)
+        for policy in self._policies:
+            policy._runtime = None
+
+    # For policies, called by their threads
+
+    def connections(self) -> list[PolicyConnection]:
+        with self.lock:
+            return list(self._connections.values())
+
+    def addresses(self) -> list[LocalAddress]:
+        with self.lock:
+            return list(self._addresses)
+
+    def opening(self, conn: Connection) -> list[Opening]:
+        if not isinstance(conn, PolicyConnection):
+            return []
+        with self.lock:
+            asked_for = conn.attempts + conn.waiting
+            return [Opening(*(one.answered or (one.local, one.remote)), one.backup) for one in asked_for]
+
+    def interface_of(self, address: str) -> str | None:
+        with self.lock:
+            return self._interfaces.get(address)
+
+    def open(self, conn: PolicyConnection, local: Any, remote: Any, backup: bool, interface: str | None) -> None:
+        local_host, local_port = _split(local)
+        remote_host, remote_port = _split(remote)
+        goal = (remote_host or conn.remote[0], remote_port or conn.remote[1])
+        origin = LocalAddress(local_host, interface or self.interface_of(local_host) or "")
+        if not all(policy.allows(conn, origin, goal) for policy in self._policies):
+            return
+        self._send(conn, Attempt((local_host, local_port), goal, backup, interface))
+
+    def _send(self, conn: PolicyConnection, attempt: Attempt) -> None:
+        attempt.since = time.monotonic()
+        self._begin(conn, attempt)
+        try:
+            conn.send(attempt)
+        except OSError as error:
+            self._end(conn, attempt)
+            if is_not_fully_established(error):
+                with self.lock:
+                    conn.waiting.append(attempt)
+            elif isinstance(error, SubflowError):
+                self._tell("on_subflow_failed", conn, _failure(conn, attempt, error.errno))
+            else:
+                raise
+        except BaseException:
+            self._end(conn, attempt)
+            raise
+
+    def _begin(self, conn: PolicyConnection, attempt: Attempt) -> None:
+        with self.lock:
+            conn.attempts.append(attempt)
+            self._attempts[attempt] = conn
+
+    def _end(self, conn: PolicyConnection, attempt: Attempt) -> bool:
+        """False if it has come to an end already."""
+        with self.lock:
+            self._answered.pop(attempt, None)
+            if self._attempts.pop(attempt, None) is None:
+                return False
+            conn.attempts.remove(attempt)
+            return True
+
+    def look_up(self, asked: Iterable[tuple[PolicyConnection, Any, Any]]) -> list[Any]:
+        return _core.subflows_at([(conn._native, conn, local, remote) for conn, local, remote in asked])
+
+    def holder(self, conn: PolicyConnection) -> int | None:
+        inode = conn.inode
+        with self.lock:
+            if inode not in self._holders:
+                self._holders = _connections.holders()
+            return self._holders.get(inode)
+
+    # The thread
+
+    def _run(self) -> None:
+        while not self._stopping:
+            try:
+                event = self._events.get(timeout=self._patience())
+                if event is not None:
+                    self._handle(event)
+                now = time.monotonic()
+                if self._answered and now >= self._look_again:
+                    self._look_for_acceptance(now)
+                self._give_up(now)
+                self._give_ticks(now)
+            except Exception:
+                if self._stopping:
+                    return
+                LOGGER.exception("the policies go on after an error of the runtime")
+
+    def _patience(self) -> float:
+        due = list(self._next_tick.values())
+        if self._answered:
+            due.append(self._look_again)
+        with self.lock:
+            oldest = next((attempt for attempt in self._attempts if not attempt.timed_out), None)
+        # One that begins while we wait is looked after by the next round.
+        due.append(time.monotonic() + self._open_timeout if oldest is None else oldest.since + self._open_timeout)
+        return max(0.0, min(due) - time.monotonic())
+
+    def _handle(self, event: Event) -> None:
+        kind = event.kind
+        if kind in (EventKind.LINK_UP, EventKind.LINK_DOWN, EventKind.ADDRESS_ADDED, EventKind.ADDRESS_REMOVED):
+            self._read_addresses()
+            method = {EventKind.LINK_UP: "on_link_up", EventKind.LINK_DOWN: "on_link_down"}.get(kind, "on_address")
+            self._tell(method, event)
+        elif kind == EventKind.OVERRUN:
+            self._read_addresses()
+            self._resync()
+        elif event.token is not None:
+            conn = self._connections.get(event.token)
+            if kind == EventKind.ESTABLISHED:
+                self._established(event.token, conn)
+            elif conn is not None:
+                self._handle_for(conn, event)
+
+    def _handle_for(self, conn: PolicyConnection, event: Event) -> None:
+        match event.kind:
+            case EventKind.CLOSED:
+                self._forget(conn)
+            case EventKind.SUB_ESTABLISHED:
+                self._subflow_answered(conn, event)
+            case EventKind.SUB_CLOSED:
+                self._subflow_closed(conn, event)
+            case EventKind.ANNOUNCED:
+                self._tell("on_address_announced", conn, event)
+            case EventKind.REMOVED:
+                self._tell("on_address_removed", conn, event)
+            case _:
+                pass
+
+    def _tell(self, method: str, *arguments: Any) -> None:
+        for callbacks in self._callbacks:
+            callbacks.put(method, *arguments)
+
+    # Connections
+
+    def _established(self, token: int, conn: PolicyConnection | None) -> None:
+        if conn is None:
+            for native in _core.connections(self._fd, token):
+                self._add(native, [])
+            return
+        with self.lock:
+            waiting, conn.waiting = conn.waiting, []
+        for attempt in waiting:
+            self._send(conn, attempt)
+
+    def _add(self, native: _core.ByToken, known: Iterable[Ends]) -> None:
+        conn = PolicyConnection(native, self)
+        conn.known.update(known)
+        conn.known.add((conn.local, conn.remote))
+        with self.lock:
+            self._connections[conn.token] = conn
+        self._tell("on_connection", conn)
+
+    def _forget(self, conn: PolicyConnection) -> None:
+        with self.lock:
+            self._connections.pop(conn.token, None)
+            for attempt in list(conn.attempts):
+                self._end(conn, attempt)
+        self._tell("on_closed", conn)
+
+    def _has_ended(self, conn: PolicyConnection) -> bool:
+        found = _core.connections(self._fd, conn.token)
+        return not any(native.cookie == conn._native.cookie for native in found)
+
+    def _is_ending(self, conn: PolicyConnection) -> bool:
+        found = [native for native in _core.connections(self._fd, conn.token) if native.cookie == conn._native.cookie]
+        return not found or found[0].state in _ENDING
+
+    # Subflows
+
+    def _subflow_answered(self, conn: PolicyConnection, event: Event) -> None:
+        ends = (event.local, event.remote)
+        if event.local is None or event.remote is None or ends in conn.known:
+            return
+        with self.lock:
+            attempt = next((one for one in conn.attempts if one.answered is None and one.matches(*ends)), None)
+            if attempt is None:  # asked for by somebody else
+                attempt = Attempt(event.local, event.remote, bool(event.backup))
+                self._begin(conn, attempt)
+            attempt.answered = (event.local, event.remote)
+            self._answered[attempt] = conn
+        self._pause = _FIRST_LOOK
+        self._look_for_acceptance(time.monotonic())
+
+    def _look_for_acceptance(self, now: float) -> None:
+        """Of every subflow whose SYN/ACK has come, whether the fourth ACK has come too."""
+        asked = [(attempt, conn, attempt.answered) for attempt, conn in self._answered.items() if attempt.answered]
+        found = self.look_up((conn, *ends) for _, conn, ends in asked)
+        for (attempt, conn, ends), subflow in zip(asked, found, strict=True):
+            if subflow is None:
+                # Bound to an interface, or gone, of which an event tells.
+                subflow = next((one for one in _dump(conn) if (one.local, one.remote) == ends), None)
+            if subflow is not None and subflow._accepted:
+                with self.lock:
+                    conn.known.add(ends)
+                    self._end(conn, attempt)
+                self._tell("on_subflow_established", conn, subflow)
+        self._look_again = now + self._pause
+        self._pause = min(self._pause * 1.5, _LAST_LOOK)
+
+    def _subflow_closed(self, conn: PolicyConnection, event: Event) -> None:
+        if event.local is None or event.remote is None:
+            return
+        ends = (event.local, event.remote)
+        with self.lock:
+            was_known = ends in conn.known
+            attempt = None
+            if not was_known:
+                attempt = next((one for one in conn.attempts if one.matches(*ends)), None)
+            if attempt is not None:
+                self._end(conn, attempt)
+            conn.known.discard(ends)
+            asked_for = ends in conn.closing
+            conn.closing.discard(ends)
+        if asked_for or not (was_known or attempt) or self._is_ending(conn):
+            return
+        if attempt is None:
+            self._tell("on_subflow_lost", conn, event)
+        elif attempt.timed_out:
+            self._tell("on_subflow_failed", conn, _failure(conn, attempt, errno.ETIMEDOUT))
+        else:
+            # After a reset the event may have lost the remote port.
+            self._tell("on_subflow_failed", conn, Event(**{**event.asdict(), "remote": attempt.remote}))
+
+    def _give_up(self, now: float) -> None:
+        """Closes what the peer has not accepted in time. Its event is the end of it."""
+        late: dict[PolicyConnection, list[Attempt]] = {}
+        with self.lock:
+            for attempt, conn in self._attempts.items():
+                if now - attempt.since < self._open_timeout:
+                    break
+                if not attempt.timed_out:
+                    attempt.timed_out = True
+                    late.setdefault(conn, []).append(attempt)
+        if not late:
+            return
+        read = _connections.subflows_of(list(late))
+        for (conn, attempts), subflows in zip(late.items(), read, strict=True):
+            left = [one for one in subflows or () if (one.local, one.remote) not in conn.known]
+            for attempt in attempts:
+                subflow = next((one for one in left if attempt.matches(one.local, one.remote)), None)
+                if subflow is not None:
+                    left.remove(subflow)
+                    with contextlib.suppress(OSError):  # gone meanwhile
+                        conn._native.close_subflow(subflow, False)
+                elif self._end(conn, attempt):
+                    self._tell("on_subflow_failed", conn, _failure(conn, attempt, errno.ETIMEDOUT))
+
+    # The true state
+
+    def _resync(self) -> None:
+        """Reads all connections and subflows, and tells of what is not as it was known."""
+        natives = {native.token: native for native in _core.connections(self._fd, None)}
+        with self.lock:
+            before = dict(self._connections)
+        for token, conn in before.items():
+            if token not in natives or natives[token].cookie != conn._native.cookie:
+                self._forget(conn)
+        fresh = [native for token, native in natives.items() if token not in self._connections]
+        handles = {native.token: _connections.Connection(native) for native in fresh}
+        for handle, subflows in zip(handles.values(), self._read(list(handles.values())), strict=True):
+            self._add(natives[handle.token], ((one.local, one.remote) for one in subflows if one._accepted))
+        known = [conn for conn in self.connections() if conn.token not in handles]
+        for conn, subflows in zip(known, self._read(known), strict=True):
+            self._compare(conn, subflows)
+
+    def _read(self, connections: Sequence[_connections.Connection]) -> list[list[Any]]:
+        return [subflows or [] for subflows in _connections.subflows_of(list(connections))]
+
+    def _compare(self, conn: PolicyConnection, subflows: list[Any]) -> None:
+        there = {(one.local, one.remote): one for one in subflows}
+        with self.lock:
+            lost = conn.known - there.keys()
+            conn.known -= lost
+            asked_for, conn.closing = conn.closing & lost, conn.closing - lost
+        for local, remote in lost - asked_for:
+            event = _event(EventKind.SUB_CLOSED, conn, local, remote, None)
+            self._tell("on_subflow_lost", conn, event)
+        for (local, remote), subflow in there.items():
+            if (local, remote) not in conn.known and subflow.state == "ESTABLISHED":
+                event = _event(EventKind.SUB_ESTABLISHED, conn, local, remote, None)
+                self._subflow_answered(conn, event)
+        for attempt in list(conn.attempts):
+            if attempt.answered and attempt.answered not in there and self._end(conn, attempt):
+                self._tell("on_subflow_failed", conn, _failure(conn, attempt, None))
+
+    def _read_addresses(self) -> None:
+        links = self._events._native.links()
+        up = {event.interface for event in links if event.kind == EventKind.LINK_UP}
+        found = [
+            LocalAddress(event.local[0], event.interface)
+            for event in links
+            if event.kind == EventKind.ADDRESS_ADDED and event.local is not None and event.interface is not None
+        ]
+        with self.lock:
+            self._interfaces.update(found)
+            self._addresses = [one for one in found if one.interface in up and _is_of_a_network(one.address)]
+
+    def _give_ticks(self, now: float) -> None:
+        due = [callbacks for callbacks, at in self._next_tick.items() if now >= at]
+        if not due:
+            return
+        connections = self.connections()
+        read = _connections.subflows_of(list(connections))
+        both = zip(connections, read, strict=True)
+        rounds = [(conn, conn.accepted(subflows)) for conn, subflows in both if subflows is not None]
+        for callbacks in due:
+            callbacks.put_ticks(rounds)
+            self._next_tick[callbacks] = now + callbacks.policy.tick
+
+
+def _split(end: Any) -> tuple[str, int]:
+    """The host and the port of an argument of open_subflow, "" and 0 for what is left open."""
+    if end is None:
+        return "", 0
+    if isinstance(end, str):
+        return end, 0
+    return end[0], end[1]
+
+
+def _dump(conn: PolicyConnection) -> list[Any]:
+    with contextlib.suppress(OSError):
+        return conn._native.subflows(conn)
+    return []
+
+
+def _failure(conn: PolicyConnection, attempt: Attempt, error: int | None) -> Event:
+    local, remote = attempt.answered or (attempt.local, attempt.remote)
+    return _event(EventKind.SUB_CLOSED, conn, local, remote, error)
+
+
+def _event(kind: EventKind, conn: PolicyConnection, local: Any, remote: Any, error: int | None) -> Event:
+    """What no event told, in the form of one. An end that is not known is None."""
+    return Event(
+        kind, time.monotonic_ns(), token=conn.token, local=local if local[0] else None, remote=remote, error=error
+    )
+
+
+def _is_of_a_network(address: str) -> bool:
+    """Not of this host or this link alone."""
+    ip = ipaddress.ip_address(address)
+    return not (ip.is_loopback or ip.is_link_local)

@@ -1,0 +1,82 @@
+"""``mptcp events``: what happens to the connections, subflows, links and addresses of the network namespace."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from mptcp import Event, Events
+from mptcp.cli.list import endpoint, number
+
+SUMMARY = "print what happens to connections, subflows, links and addresses"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object a line and nothing else")
+    parser.add_argument("--token", type=number(0, 2**32 - 1), help="only of the connection with this token")
+    parser.add_argument("--count", type=number(1, 2**63), help="end after so many events")
+    parser.add_argument("--duration", type=seconds, help="end after so many seconds")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    with Events(token=arguments.token) as events:
+        if events.source == "polling":
+            print(
+                "mptcp events: polling, as CAP_NET_ADMIN is missing: short-lived ones are not seen",
+                file=sys.stderr,
+            )
+        for event in _taken(events, arguments.count, arguments.duration):
+            print(json.dumps(_report(event)) if arguments.json else _line(event), flush=True)
+    return 0
+
+
+def seconds(text: str) -> float:
+    """An argument's type: a number of seconds above 0."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds above 0")
+    return value
+
+
+def _taken(events: Events, count: int | None, duration: float | None) -> Iterator[Event]:
+    deadline = None if duration is None else time.monotonic() + duration
+    while count is None or count > 0:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        # None once the time has passed, or when the one connection has ended.
+        if (event := events.get(left)) is None:
+            return
+        count = None if count is None else count - 1
+        yield event
+
+
+def _report(event: Event) -> dict[str, Any]:
+    """An event for programs. The names are those of the attributes."""
+    return {**event.asdict(), "kind": event.kind.name}
+
+
+def _line(event: Event) -> str:
+    words = [f"{event.time_ns / 1e9:.6f}", f"{event.kind.name:16}"]
+    if event.token is not None:
+        words.append(f"{event.token:10}")
+    ends = [endpoint(end) for end in (event.local, event.remote) if end is not None]
+    words.extend([" -> ".join(ends)] if ends else [])
+    if event.local_id is not None or event.remote_id is not None:
+        ids = ("?" if id is None else str(id) for id in (event.local_id, event.remote_id))
+        words.append(f"ids {'/'.join(ids)}")
+    if event.server_side is not None:
+        words.append("server" if event.server_side else "client")
+    if event.backup:
+        words.append("backup")
+    if event.interface is not None:
+        words.append(f"on {event.interface}")
+    if event.error:
+        words.append(os.strerror(event.error))
+    if event.reset_reason is not None:
+        words.append(f"reset reason {event.reset_reason}")
+    return "  ".join(words)

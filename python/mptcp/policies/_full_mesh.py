@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ._paths import PathPolicy
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .._connections import Connection
+    from .._core import Subflow
+    from .._policy import Opening
+
+
+class FullMesh(PathPolicy):
+    """A subflow from every local address to every address of the peer, on the side that opened the connection.
+
+    The peer's addresses are the connection's own and those that it announces. New interfaces are used as soon as
+    they are there; a subflow that was lost or failed is opened again.
+    """
+
+    def wanted(self, conn: Connection, subflows: list[Subflow], opening: Sequence[Opening]) -> None:
+        there = {(subflow.local[0], subflow.remote[0]) for subflow in subflows}
+        there |= {(one.local[0], one.remote[0]) for one in opening}
+        for local in self.addresses():
+            for remote in self.remotes(conn, local):
+                if (local.address, remote[0]) not in there and self.may_try(conn, local):
+                    conn.open_subflow(local.address, remote)

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from .._policy import LocalAddress
+from ._paths import Path, PathName, PathPolicy
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .._connections import Connection
+    from .._core import Subflow
+    from .._policy import Opening
+
+
+class OnlyFor(PathPolicy):
+    """A path for some connections only: opens a subflow on it for them, and lets nobody open one for others.
+
+    They are those of the ``programs`` (by name, as Connection.program), those whose local or remote port is among
+    ``ports``, and those of the users ``uids``; one of these is enough.
+    """
+
+    def __init__(
+        self, path: PathName, *, programs: Iterable[str] = (), ports: Iterable[int] = (), uids: Iterable[int] = ()
+    ) -> None:
+        super().__init__()
+        self.path = Path(path)
+        self.programs, self.ports, self.uids = _set(programs, str), _set(ports, int), _set(uids, int)
+        if not (self.programs or self.ports or self.uids):
+            raise ValueError("OnlyFor() needs programs, ports or uids")
+
+    def is_for(self, conn: Connection) -> bool:
+        return (
+            conn.uid in self.uids
+            or not self.ports.isdisjoint((conn.local[1], conn.remote[1]))
+            or (bool(self.programs) and conn.program in self.programs)
+        )
+
+    def allows(self, conn: Connection, local: LocalAddress, remote: tuple[Any, ...] | None) -> bool:
+        return local not in self.path or self.is_for(conn)
+
+    def wanted(self, conn: Connection, subflows: list[Subflow], opening: Sequence[Opening]) -> None:
+        if self.is_for(conn):
+            self.ensure(conn, subflows, opening, self.path)
+
+
+def _set(values: Iterable[Any], kind: type) -> frozenset[Any]:
+    if isinstance(values, (str, bytes)):
+        raise TypeError(f"an iterable of {kind.__name__} is needed, not {values!r}")
+    found = frozenset(values)
+    for value in found:
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise TypeError(f"{value!r} is no {kind.__name__}")
+    return found

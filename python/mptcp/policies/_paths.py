@@ -1,0 +1,191 @@
+"""What a path is, and what policies over paths have in common."""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+from .._policy import LocalAddress, Opening, Policy
+
+if TYPE_CHECKING:
+    from .._connections import Connection
+    from .._core import Event, Subflow
+    from ..lab import Link
+
+PathName: TypeAlias = "str | Link | ipaddress.IPv4Address | ipaddress.IPv6Address | ipaddress._BaseNetwork"
+
+# Seconds before a path is tried again after a failure: the first time, and at most.
+_FIRST_RETRY, _LAST_RETRY = 1.0, 60.0
+
+
+class Path:
+    """One path: which local addresses are on it."""
+
+    def __init__(self, name: Any) -> None:
+        self.name = name
+        self._interface: str | None = None
+        self._networks: list[Any] = []
+        if isinstance(name, (str, ipaddress._BaseAddress, ipaddress._BaseNetwork)):
+            try:
+                self._networks = [ipaddress.ip_network(name)]
+            except ValueError:
+                if not isinstance(name, str) or "/" in name or not name:
+                    raise ValueError(f"a network has no bits behind its prefix: {name!r}") from None
+                self._interface = name
+        elif hasattr(name, "hosts") and hasattr(name, "address"):
+            self._networks = [ipaddress.ip_network(address) for host in name.hosts for address in name._addresses(host)]
+        else:
+            raise TypeError(f"a path is an interface, a local address, a network or a link of a lab, not {name!r}")
+
+    def __repr__(self) -> str:
+        return f"Path({self.name!r})"
+
+    def __contains__(self, local: LocalAddress) -> bool:
+        if self._interface is not None:
+            return local.interface == self._interface
+        try:
+            address = ipaddress.ip_address(local.address)
+        except ValueError:
+            return False
+        return any(address in network for network in self._networks)
+
+
+class _Failures(NamedTuple):
+    """How often subflows from an address of a connection failed on end, and when to try again."""
+
+    count: int
+    try_again: float
+
+
+class PathPolicy(Policy):
+    """A policy that has a subflow on some paths of every connection that was opened here.
+
+    A subclass says which, in wanted(), and is asked again whenever something has changed. Opens that failed are
+    tried again after a while.
+    """
+
+    def __init__(self) -> None:
+        self._failures: dict[tuple[int, LocalAddress], _Failures] = {}
+        self._announced: dict[int, dict[int, tuple[Any, ...]]] = {}
+
+    def wanted(self, conn: Connection, subflows: list[Subflow], opening: Sequence[Opening]) -> None:
+        """Open and close what the connection needs, by ensure() and conn.close_subflow().
+
+        What was on its way when the snapshot began may be in both, or in ``opening`` alone.
+        """
+        raise NotImplementedError
+
+    def local_of(self, subflow: Subflow) -> LocalAddress:
+        return LocalAddress(subflow.local[0], self.interface_of(subflow.local[0]) or "")
+
+    def on_path(self, path: Path, subflows: list[Subflow]) -> list[Subflow]:
+        return [subflow for subflow in subflows if self.local_of(subflow) in path]
+
+    def is_up(self, subflow: Subflow) -> bool:
+        """Whether its local address is on an interface that is up."""
+        return subflow.local[0] in {local.address for local in self.addresses()}
+
+    def addresses_on(self, path: Path, conn: Connection) -> list[LocalAddress]:
+        """The local addresses of a path that can reach the peer and were not tried in vain lately."""
+        return [
+            local
+            for local in self.addresses()
+            if local in path and self.remotes(conn, local) and self.may_try(conn, local)
+        ]
+
+    def ensure(
+        self,
+        conn: Connection,
+        subflows: list[Subflow],
+        opening: Sequence[Opening],
+        path: Path,
+        *,
+        backup: bool = False,
+    ) -> bool:
+        """Whether the path has a working subflow or one on its way; opens one where it has none."""
+        if any(self.is_up(subflow) for subflow in self.on_path(path, subflows)):
+            return True
+        for local in self.addresses_on(path, conn):
+            if not any(one.local[0] == local.address for one in opening):
+                failures = self._failures.get((conn.token, local))
+                remotes = self.remotes(conn, local)
+                remote = remotes[(failures.count if failures else 0) % len(remotes)]
+                conn.open_subflow(local.address, remote, backup=backup)
+            return True
+        return False
+
+    def may_try(self, conn: Connection, local: LocalAddress) -> bool:
+        """Whether no subflow from there failed lately."""
+        failures = self._failures.get((conn.token, local))
+        return failures is None or failures.try_again <= time.monotonic()
+
+    def remotes(self, conn: Connection, local: LocalAddress) -> list[tuple[Any, ...]]:
+        """The ends that a subflow from there may be opened to: the connection's own, and what the peer announced."""
+        ends = [conn.remote[:2], *self._announced.get(conn.token, {}).values()]
+        return [end for end in ends if (":" in end[0]) == (":" in local.address)]
+
+    # When to look again
+
+    def _look(self, conn: Connection) -> None:
+        if conn.server_side is not True:
+            # In this order: what is accepted meanwhile is in both, and not in neither.
+            opening = self.opening(conn)
+            self.wanted(conn, conn.subflows(), opening)
+
+    def _look_at_all(self) -> None:
+        for conn in self.connections():
+            try:
+                self._look(conn)
+            except OSError:
+                continue  # it has ended
+
+    def on_connection(self, conn: Connection) -> None:
+        self._look(conn)
+
+    def on_closed(self, conn: Connection) -> None:
+        self._announced.pop(conn.token, None)
+        self._failures = {key: value for key, value in self._failures.items() if key[0] != conn.token}
+
+    def on_subflow_established(self, conn: Connection, subflow: Subflow) -> None:
+        self._failures.pop((conn.token, self.local_of(subflow)), None)
+        self._look(conn)
+
+    def on_subflow_failed(self, conn: Connection, event: Event) -> None:
+        if event.local is not None:
+            local = LocalAddress(event.local[0], self.interface_of(event.local[0]) or "")
+            before = self._failures.get((conn.token, local))
+            count = 1 if before is None else before.count + 1
+            # Another of the peer's addresses is tried at once.
+            rounds = count // max(1, len(self.remotes(conn, local)))
+            pause = min(_FIRST_RETRY * 2 ** (rounds - 1), _LAST_RETRY) if rounds else 0.0
+            self._failures[conn.token, local] = _Failures(count, time.monotonic() + pause)
+        self._look(conn)
+
+    def on_address_announced(self, conn: Connection, event: Event) -> None:
+        if event.remote is not None and event.remote_id is not None:
+            end = (event.remote[0], event.remote[1] or conn.remote[1])
+            self._announced.setdefault(conn.token, {})[event.remote_id] = end
+            self._look(conn)
+
+    def on_address_removed(self, conn: Connection, event: Event) -> None:
+        if event.remote_id is not None:
+            self._announced.get(conn.token, {}).pop(event.remote_id, None)
+
+    def on_subflow_lost(self, conn: Connection, event: Event) -> None:
+        self._look(conn)
+
+    def on_link_up(self, event: Event) -> None:
+        self._look_at_all()
+
+    def on_link_down(self, event: Event) -> None:
+        self._look_at_all()
+
+    def on_address(self, event: Event) -> None:
+        self._look_at_all()
+
+    def on_tick(self, conn: Connection, subflows: list[Subflow]) -> None:
+        # What failed is tried again.
+        if any(token == conn.token for token, _ in self._failures):
+            self._look(conn)

@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ._paths import Path, PathName, PathPolicy
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .._connections import Connection
+    from .._core import Subflow
+    from .._policy import Opening
+
+
+class Prefer(PathPolicy):
+    """One path at a time: the first of ``order`` that works. ``Prefer("c", "a", "b")``: a over b if c is down.
+
+    A path works if its interface is up and the peer accepts a subflow over it. A better one is moved to as soon as
+    it does, and those on the others are closed then: make before break.
+    """
+
+    def __init__(self, *order: PathName) -> None:
+        super().__init__()
+        if not order:
+            raise ValueError("Prefer() needs a path")
+        self.order = [Path(name) for name in order]
+
+    def wanted(self, conn: Connection, subflows: list[Subflow], opening: Sequence[Opening]) -> None:
+        for path in self.order:
+            best = [subflow for subflow in self.on_path(path, subflows) if self.is_up(subflow)]
+            if best:
+                for other in subflows:
+                    if other not in best:
+                        conn.close_subflow(other)
+                return
+            if self.ensure(conn, subflows, opening, path):
+                return

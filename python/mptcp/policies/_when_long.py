@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .._policy import LocalAddress
+from ._paths import Path, PathName, PathPolicy
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .._connections import Connection
+    from .._core import Subflow
+    from .._policy import Opening
+
+
+class WhenLong(PathPolicy):
+    """A path for long flows only: from ``after_bytes`` sent and received, or ``after_seconds`` of age, on.
+
+    Until then no other policy opens a subflow on it either.
+    """
+
+    tick = 0.1
+
+    def __init__(self, path: PathName, *, after_bytes: float | None = None, after_seconds: float | None = None) -> None:
+        super().__init__()
+        self.path = Path(path)
+        if after_bytes is None and after_seconds is None:
+            raise ValueError("WhenLong() needs after_bytes or after_seconds")
+        self.after_bytes = float("inf") if after_bytes is None else after_bytes
+        self.after_seconds = float("inf") if after_seconds is None else after_seconds
+        self._long: set[int] = set()
+
+    def allows(self, conn: Connection, local: LocalAddress, remote: tuple[Any, ...] | None) -> bool:
+        return local not in self.path or conn.token in self._long
+
+    def wanted(self, conn: Connection, subflows: list[Subflow], opening: Sequence[Opening]) -> None:
+        if conn.token in self._long:
+            self.ensure(conn, subflows, opening, self.path)
+
+    def on_tick(self, conn: Connection, subflows: list[Subflow]) -> None:
+        if conn.token not in self._long:
+            counters = [subflow.tcp_info for subflow in subflows]
+            total = sum((info.bytes_acked or 0) + (info.bytes_received or 0) for info in counters)
+            if total < self.after_bytes and conn.age < self.after_seconds:
+                return
+            self._long.add(conn.token)
+            self._look(conn)
+        super().on_tick(conn, subflows)
+
+    def on_closed(self, conn: Connection) -> None:
+        super().on_closed(conn)
+        self._long.discard(conn.token)

@@ -1,0 +1,295 @@
+"""mptcp.aio: streams over Multipath TCP, subflows opened without a thread, and events of many connections at once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import resource
+import ssl
+import subprocess
+import sys
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import mptcp
+import mptcp.aio
+import pytest
+import trustme
+from mptcp import EventKind
+from mptcp.lab import Host, Link
+from support import PORT, Connection, descriptors, exchange, threads
+
+TwoPaths = tuple[Host, Host, tuple[Link, Link]]
+
+DEADLINE = 60.0
+T = TypeVar("T")
+
+
+def run(program: Coroutine[Any, Any, T]) -> T:
+    async def within() -> T:
+        result = await asyncio.wait_for(program, DEADLINE)
+        # Those who serve see the end a moment later.
+        while len(asyncio.all_tasks()) > 1:
+            await asyncio.sleep(0)
+        return result
+
+    return asyncio.run(within())
+
+
+async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(ConnectionError):
+        while line := await reader.readline():
+            writer.write(line)
+            await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+
+
+# Streams.
+
+
+@pytest.mark.parametrize("host", [None, "127.0.0.1", "localhost"])
+def test_streams(host: str | None) -> None:
+    async def program() -> None:
+        async with await mptcp.aio.start_server(echo, host) as server:
+            port = server.sockets[0].getsockname()[1]
+            reader, writer = await mptcp.aio.open_connection("127.0.0.1", port)
+            writer.write(b"line\n")
+            assert await reader.readline() == b"line\n"
+            sock = writer.get_extra_info("socket")
+            assert sock.getsockopt(6, 1), "TCP_NODELAY"
+            with mptcp.wrap(sock) as control:
+                assert control.is_mptcp
+            writer.close()
+            await writer.wait_closed()
+
+    run(program())
+
+
+def test_streams_over_tls() -> None:
+    authority = trustme.CA()
+    ours, theirs = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
+    authority.issue_cert("localhost").configure_cert(ours)
+    authority.configure_trust(theirs)
+
+    async def program() -> None:
+        async with await mptcp.aio.start_server(echo, "127.0.0.1", ssl=ours) as server:
+            port = server.sockets[0].getsockname()[1]
+            reader, writer = await mptcp.aio.open_connection("localhost", port, ssl=theirs)
+            writer.write(b"line\n")
+            assert await reader.readline() == b"line\n"
+            assert isinstance(mptcp.aio._target(writer), mptcp.Socket)
+            writer.close()
+            await writer.wait_closed()
+
+    run(program())
+
+
+def test_the_local_address(mptcp_two_paths: TwoPaths) -> None:
+    async def program() -> None:
+        async with await mptcp.aio.start_server(echo, "127.0.0.1") as server:
+            port = server.sockets[0].getsockname()[1]
+            _, writer = await mptcp.aio.open_connection("127.0.0.1", port, local_addr=("127.0.0.2", 0))
+            assert writer.get_extra_info("sockname")[0] == "127.0.0.2"
+            writer.close()
+            await writer.wait_closed()
+
+    run(program())
+
+
+def test_nobody_listens() -> None:
+    before = descriptors()
+    with pytest.raises(ConnectionRefusedError):
+        run(mptcp.aio.open_connection("127.0.0.1", 1))
+    assert descriptors() == before
+
+
+# Subflows.
+
+
+def test_opening_and_closing(connection: Connection) -> None:
+    async def program() -> None:
+        reader, writer = await asyncio.open_connection(sock=connection.sock)
+        [handle] = connection.client.connections()
+        for way in (connection.sock, writer, writer.transport, writer.get_extra_info("socket"), handle):
+            subflow = await mptcp.aio.open_subflow(way, *connection.second)
+            assert subflow is not None
+            assert subflow in handle.subflows() if way is handle else subflow in connection.sock.subflows()
+            await mptcp.aio.close_subflow(way, subflow)
+            assert len(connection.sock.subflows()) == 1
+        assert await mptcp.aio.open_subflow(writer, *connection.second, timeout=0) is None
+        connection.peer.sendall(b"line\n")
+        assert await reader.readline() == b"line\n"
+        writer.close()
+        await writer.wait_closed()
+
+    run(program())
+
+
+def test_what_fails(connection: Connection) -> None:
+    local, remote = connection.second
+
+    async def program() -> None:
+        with pytest.raises(ConnectionRefusedError):
+            await mptcp.aio.open_subflow(connection.sock, local, (remote, 5001))
+        with pytest.raises(TimeoutError):
+            await mptcp.aio.open_subflow(connection.sock, local, "10.0.99.1", timeout=0.05)
+        with pytest.raises(mptcp.SubflowError) as caught:
+            await mptcp.aio.open_subflow(connection.sock, "192.0.2.1", remote)
+        assert caught.value.errno == errno.EADDRNOTAVAIL
+        for wrong in (-1, float("nan")):
+            with pytest.raises(ValueError, match="timeout"):
+                await mptcp.aio.open_subflow(connection.sock, timeout=wrong)
+        with pytest.raises(TypeError):
+            await mptcp.aio.open_subflow(object())
+
+    before = descriptors(), threads()
+    run(program())
+    assert len(connection.sock.subflows()) == 1
+    assert (descriptors(), threads()) == before
+
+
+def test_many_at_once_beside_those_that_nobody_answers(connection: Connection) -> None:
+    local, remote = connection.second
+
+    async def program() -> None:
+        silent = [
+            asyncio.ensure_future(mptcp.aio.open_subflow(connection.sock, local, "10.0.99.1", timeout=None))
+            for _ in range(50)
+        ]
+        while len(connection.sock.subflows()) < 51:
+            await asyncio.sleep(0)
+        opened = await asyncio.gather(*(mptcp.aio.open_subflow(connection.sock, local, remote) for _ in range(20)))
+        assert len(set(opened)) == 20
+        assert not any(task.done() for task in silent)
+        assert threads() == before[1], "an open takes no thread"
+        for task in silent:
+            task.cancel()
+        await asyncio.gather(*silent, return_exceptions=True)
+        assert {subflow.remote[0] for subflow in connection.sock.subflows()} == {
+            remote,
+            connection.sock.getpeername()[0],
+        }
+
+    before = descriptors(), threads()
+    run(program())
+    assert (descriptors(), threads()) == before
+
+
+def test_cancelled_at_any_moment_nothing_is_left(connection: Connection) -> None:
+    """Either the open is over, and the subflow is there, or it is cancelled, and there is none."""
+
+    async def program() -> None:
+        for turns in range(60):
+            task = asyncio.ensure_future(mptcp.aio.open_subflow(connection.sock, *connection.second))
+            for _ in range(turns % 6):
+                await asyncio.sleep(0)
+            task.cancel()
+            try:
+                subflow = await task
+            except asyncio.CancelledError:
+                pass
+            else:
+                assert subflow is not None
+                await mptcp.aio.close_subflow(connection.sock, subflow)
+            assert len(connection.sock.subflows()) == 1
+
+    before = descriptors(), threads()
+    run(program())
+    assert (descriptors(), threads()) == before
+
+
+# Events.
+
+
+def test_events_of_one_connection(connection: Connection) -> None:
+    async def program() -> list[EventKind]:
+        with connection.sock.events() as events:
+            await mptcp.aio.open_subflow(connection.sock, *connection.second)
+            kinds = []
+            async for event in events:
+                kinds.append(event.kind)
+                if event.kind == EventKind.SUB_ESTABLISHED:
+                    connection.sock.close()
+            return kinds
+
+    kinds = [kind for kind in run(program()) if kind not in (EventKind.CREATED, EventKind.ESTABLISHED)]
+    assert kinds == [EventKind.SUB_ESTABLISHED, EventKind.CLOSED]
+
+
+def test_waiting_for_events_is_cancelled_and_ends_with_close(connection: Connection) -> None:
+    async def next_of_kind(events: mptcp.Events, kind: EventKind) -> mptcp.Event | None:
+        async for event in events:
+            if event.kind == kind:
+                return event
+        return None
+
+    async def program() -> None:
+        events = connection.sock.events()
+        # Several tasks may wait for one.
+        waiting = [asyncio.ensure_future(next_of_kind(events, EventKind.SUB_CLOSED)) for _ in range(3)]
+        await asyncio.sleep(0)
+        waiting[0].cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting[0]
+        await mptcp.aio.open_subflow(connection.sock, *connection.second)
+        events.close()
+        assert await asyncio.gather(*waiting[1:]) == [None, None]
+
+    before = descriptors()
+    run(program())
+    assert descriptors() == before
+
+
+MANY = 1000
+
+
+@pytest.fixture
+def many_descriptors() -> Any:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 6 * MANY
+    if before[1] != resource.RLIM_INFINITY and before[1] < wanted:
+        pytest.skip(f"needs a hard limit of {wanted} descriptors")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(before[0], wanted), before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.usefixtures("many_descriptors")
+def test_a_thousand_connections_with_one_thread(mptcp_two_paths: TwoPaths) -> None:
+    client, server, paths = mptcp_two_paths
+    remote = paths[0].address(server), PORT
+    second = paths[1].address(client), paths[1].address(server)
+
+    async def wait(sock: mptcp.Socket) -> mptcp.Event:
+        with sock.events() as events:
+            async for event in events:
+                if event.kind == EventKind.SUB_ESTABLISHED:
+                    return event
+        raise AssertionError("the connection ended")
+
+    async def program(pairs: list[tuple[mptcp.Socket, mptcp.Socket]], before: int) -> None:
+        tasks = [asyncio.ensure_future(wait(sock)) for sock, _ in pairs]
+        await asyncio.sleep(0)
+        assert threads() == before
+        for sock, _ in pairs:
+            sock.open_subflow(*second, timeout=0)
+            await asyncio.sleep(0)
+        events = await asyncio.gather(*tasks)
+        assert [event.token for event in events] == [sock.token for sock, _ in pairs]
+        assert threads() == before
+
+    with server.create_server(("", PORT), backlog=128) as listener, contextlib.ExitStack() as stack:
+        pairs = []
+        for _ in range(MANY):
+            sock = stack.enter_context(client.create_connection(remote, timeout=10))
+            peer = stack.enter_context(listener.accept()[0])
+            exchange(sock, peer)
+            pairs.append((sock, peer))
+        run(program(pairs, threads()))
+
+
+def test_asyncio_is_not_imported_for_nothing() -> None:
+    program = "import sys, mptcp; sys.exit('asyncio' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0

@@ -1,0 +1,325 @@
+"""Each policy that ships, on the traffic of a program that knows nothing of it: which subflows there are, and which
+of them carry bytes, by the kernel's counters, before and after what the policy is about."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import mptcp
+import pytest
+from mptcp.lab import Host, Lab, Link
+from mptcp.policies import Backup, FullMesh, Handover, NDiffPorts, OnlyFor, Prefer, Refresh, WhenLong
+from support import eventually
+
+PORT = 5000
+
+# Sends until it is told to end by a line, and prints the digest of what it sent. It knows of Multipath TCP only that
+# its socket is one, which `mptcp run` would see to.
+SENDER = """
+import hashlib, select, socket, sys
+source, host, port = sys.argv[1:4]
+sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)
+sock.bind((source, 0))
+sock.connect((host, int(port)))
+print(sock.getsockname()[1], flush=True)
+sent, block = hashlib.sha256(), bytes(range(251)) * 16
+while not select.select([sys.stdin], [], [], 0)[0]:
+    sock.sendall(block)
+    sent.update(block)
+sock.shutdown(socket.SHUT_WR)
+sock.recv(1)
+print(sent.hexdigest(), flush=True)
+"""
+
+
+@dataclass
+class Site:
+    """Three links between a client and a server that takes whatever comes."""
+
+    client: Host
+    server: Host
+    links: list[Link]
+    listener: mptcp.Socket
+    received: dict[int, str] = field(default_factory=dict)
+
+    def serve(self) -> None:
+        while True:
+            try:
+                sock, (_, port) = self.listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._drain, args=(sock, port), daemon=True).start()
+
+    def _drain(self, sock: mptcp.Socket, port: int) -> None:
+        digest = hashlib.sha256()
+        with sock:
+            while data := sock.recv(1 << 16):
+                digest.update(data)
+        self.received[port] = digest.hexdigest()
+
+
+class Flow:
+    """A sender's connection, looked at from outside."""
+
+    def __init__(self, site: Site, process: subprocess.Popen[str]) -> None:
+        self.site, self.process = site, process
+        assert process.stdout is not None
+        self.port = int(process.stdout.readline())
+
+    def subflows(self) -> list[mptcp.Subflow]:
+        found = [conn for conn in self.site.client.connections(port=self.port) if not conn.server_side]
+        return found[0].subflows() if found else []
+
+    def on(self, *links: Link) -> bool:
+        """Whether the subflows are exactly on these links, one each."""
+        addresses = sorted(link.address(self.site.client) for link in links)
+        return sorted(local[0] for local in self.established()) == addresses
+
+    def established(self) -> list[tuple[str, int]]:
+        return [subflow.local for subflow in self.subflows() if subflow.state == "ESTABLISHED"]
+
+    def sent(self) -> dict[tuple[str, int], int]:
+        return {subflow.local: subflow.tcp_info.bytes_acked or 0 for subflow in self.subflows()}
+
+    def carrying(self, *links: Link) -> bool:
+        """Whether it comes to this: of 400 kB that are acknowledged, these links carried 50 kB each, and no other any."""
+        wanted = {link.address(self.site.client) for link in links}
+        before = self.sent()
+
+        def settled() -> bool:
+            nonlocal before
+            now = self.sent()
+            moved: dict[str, int] = {}
+            for ends, count in now.items():
+                moved[ends[0]] = moved.get(ends[0], 0) + count - before.get(ends, 0)
+            if sum(moved.values()) < 400_000:
+                return False
+            # What was on its way on another link before takes its time.
+            before = now
+            return {address for address, count in moved.items() if count > 50_000} == wanted
+
+        return eventually(settled, 30)
+
+    def finish(self) -> None:
+        """Ends the transfer: every byte has arrived."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        digest = self.process.stdout.readline().strip()
+        assert self.process.wait(60) == 0
+        assert eventually(lambda: self.port in self.site.received, 20)
+        assert self.site.received[self.port] == digest
+
+
+@pytest.fixture
+def site(mptcp_lab: Lab) -> Iterator[Site]:
+    client, server = mptcp_lab.host("client"), mptcp_lab.host("server")
+    links = [mptcp_lab.link(client, server, rate="20mbit") for _ in range(3)]
+    with server.create_server(("", PORT), backlog=64) as listener, server.run_policy(mptcp.Policy()):
+        site = Site(client, server, links, listener)
+        thread = threading.Thread(target=site.serve)
+        thread.start()
+        yield site
+        with contextlib.suppress(OSError):
+            listener.shutdown(2)
+        thread.join(10)
+
+
+@pytest.fixture
+def start(site: Site) -> Iterator[Callable[..., Flow]]:
+    with contextlib.ExitStack() as stack:
+
+        def start(link: Link, to: Link | None = None, executable: str | None = None) -> Flow:
+            """Begins over a link, to the server's address on another one, which that link leads to as well."""
+            ends = link.address(site.client), (to or link).address(site.server)
+            command = [executable or sys.executable, "-c", SENDER, *ends, str(PORT)]
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+            process = stack.enter_context(site.client.popen(command, text=True, **pipes))
+            stack.callback(process.kill)
+            return Flow(site, process)
+
+        yield start
+
+
+Start = Callable[..., Flow]
+
+
+# The three sentences of 2016
+
+
+def test_prefer_a_over_b_if_c_is_down(site: Site, start: Start) -> None:
+    a, b, c = site.links
+    with site.client.run_policy(Prefer(c, a, b)):
+        flow = start(b)
+        assert eventually(lambda: flow.on(c), 20)
+        assert flow.carrying(c)
+        c.down()
+        assert eventually(lambda: flow.on(a), 20)
+        assert flow.carrying(a)
+        c.up()
+        assert eventually(lambda: flow.on(c), 20)
+        assert flow.carrying(c)
+    flow.finish()
+
+
+def test_use_b_only_for_a_given_app(site: Site, start: Start) -> None:
+    a, b, c = site.links
+    with site.client.run_policy(FullMesh(), OnlyFor(b, ports=[5000]), OnlyFor(c, programs=["no-such-program"])):
+        flow = start(a)
+        assert eventually(lambda: flow.on(a, b), 20)
+        assert flow.carrying(a, b)
+    flow.finish()
+
+
+def test_by_program(site: Site, start: Start, tmp_path_factory: pytest.TempPathFactory) -> None:
+    a, b, _ = site.links
+    chosen = tmp_path_factory.mktemp("bin") / "the-chosen-one"
+    chosen.symlink_to(sys.executable)
+    with site.client.run_policy(OnlyFor(b, programs=[chosen.name])):
+        flow, other = start(a, executable=str(chosen)), start(a)
+        assert eventually(lambda: flow.on(a, b), 20)
+        assert other.on(a)
+        assert flow.carrying(a, b)
+        assert other.on(a)
+    flow.finish()
+    other.finish()
+
+
+def test_start_over_c_and_establish_a_if_the_flow_is_long_enough(site: Site, start: Start) -> None:
+    a, _, c = site.links
+    with site.client.run_policy(WhenLong(a, after_bytes=2_000_000)):
+        flow = start(c)
+        assert eventually(lambda: len(flow.subflows()) == 1 and sum(flow.sent().values()) > 100_000, 20)
+        before = sum(flow.sent().values())
+        assert flow.on(c) or before > 1_500_000
+        assert eventually(lambda: flow.on(a, c), 20)
+        assert sum(flow.sent().values()) >= 2_000_000
+        assert flow.carrying(a, c)
+    flow.finish()
+
+
+# The others
+
+
+def test_full_mesh(site: Site, start: Start) -> None:
+    a, b, c = site.links
+    c.down()
+    with site.client.run_policy(FullMesh()):
+        flow = start(a)
+        assert eventually(lambda: flow.on(a, b), 20)
+        # A new interface is used as soon as it is there, and an address as soon as it is announced.
+        c.up()
+        assert eventually(lambda: flow.on(a, b, c), 20)
+        assert flow.carrying(a, b, c)
+    flow.finish()
+
+
+def test_full_mesh_with_an_announced_address(site: Site, start: Start) -> None:
+    a, b, c = site.links
+    c.down()
+    with site.client.run_policy(FullMesh()):
+        flow = start(a)
+        assert eventually(lambda: flow.on(a, b), 20)
+        [peer] = site.server.connections(port=flow.port)
+        peer.announce_address(b.address(site.server))
+        assert eventually(lambda: len(flow.subflows()) == 4, 20)
+        remotes = {subflow.remote[0] for subflow in flow.subflows()}
+        assert remotes == {a.address(site.server), b.address(site.server)}
+    flow.finish()
+
+
+def test_n_diff_ports(site: Site, start: Start) -> None:
+    a = site.links[0]
+    with site.client.run_policy(NDiffPorts(4)):
+        flow = start(a)
+        assert eventually(lambda: flow.on(a, a, a, a), 20)
+        assert len({subflow.local[1] for subflow in flow.subflows()}) == 4
+    flow.finish()
+
+
+def test_backup(site: Site, start: Start) -> None:
+    a, b, c = site.links
+    with site.client.run_policy(Backup(a, b)):
+        flow = start(a, to=c)
+        assert eventually(lambda: flow.on(a, b), 20)
+        assert [subflow.backup for subflow in flow.subflows()] == [False, True]
+        assert flow.carrying(a)
+        a.down()
+        assert eventually(lambda: flow.on(b), 20)
+        assert flow.carrying(b)
+        a.up()
+        assert eventually(lambda: flow.on(a, b), 20)
+        assert flow.carrying(a)
+    flow.finish()
+
+
+def test_handover_from_a_link_that_goes_down(site: Site, start: Start) -> None:
+    a, b, c = site.links
+    with site.client.run_policy(Handover(a, b)):
+        flow = start(a, to=c)
+        assert flow.carrying(a)
+        assert flow.on(a)
+        a.down()
+        assert eventually(lambda: flow.on(b), 20)
+        assert flow.carrying(b)
+    flow.finish()
+
+
+def test_handover_from_a_slow_path(site: Site, start: Start) -> None:
+    """A link became so narrow that every segment takes a quarter of a second."""
+    a, b, _ = site.links
+    a.set(queue="20ms")
+    with site.client.run_policy(Handover(a, b, rtt=0.15)):
+        flow = start(a)
+        assert flow.carrying(a)
+        a.set(rate="50kbit", queue="2s")
+        assert eventually(lambda: flow.on(b), 60)
+        assert flow.carrying(b)
+        a.set(rate="20mbit")
+    flow.finish()
+
+
+def test_refresh(site: Site, start: Start) -> None:
+    """What comes from the first subflow's port is dropped, as a NAT does that has forgotten it."""
+    a = site.links[0]
+    with site.client.run_policy(Refresh(after=0.5)):
+        flow = start(a)
+        assert flow.carrying(a)
+        stuck = flow.subflows()[0].local
+        rules = (
+            "add table inet nat; add chain inet nat input { type filter hook input priority 0; }; "
+            f"add rule inet nat input tcp sport {stuck[1]} drop"
+        )
+        site.server.run(["nft", rules], check=True)
+        assert eventually(lambda: flow.on(a) and stuck not in flow.established(), 60)
+        assert flow.carrying(a)
+    flow.finish()
+
+
+def test_wrong_arguments() -> None:
+    for wrong in (
+        lambda: Prefer(),
+        lambda: Handover("eth0"),
+        lambda: OnlyFor("eth0"),
+        lambda: WhenLong("eth0"),
+        lambda: NDiffPorts(0),
+        lambda: Refresh(0),
+        lambda: Prefer("10.0.0.1/8"),
+    ):
+        with pytest.raises(ValueError, match=r"\w"):
+            wrong()
+    for of_wrong_type in (
+        lambda: NDiffPorts("2"),  # type: ignore[arg-type]
+        lambda: Prefer(3),  # type: ignore[arg-type]
+        lambda: OnlyFor("eth0", programs="curl"),
+        lambda: OnlyFor("eth0", ports=["http"]),  # type: ignore[list-item]
+    ):
+        with pytest.raises(TypeError):
+            of_wrong_type()

@@ -1,0 +1,355 @@
+"""The runtime of policies: what they are told, in which order, and what they do to others."""
+
+from __future__ import annotations
+
+import errno
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import mptcp
+import pytest
+from mptcp.lab import Host, Lab, Link
+from support import Connection, connected, eventually, exchange
+
+TwoPaths = tuple[Host, Host, tuple[Link, Link]]
+
+METHODS = [name for name in vars(mptcp.Policy) if name.startswith("on_") and name != "on_tick"]
+
+
+class Recorded(mptcp.Policy):
+    """Every callback with its arguments, in order."""
+
+    def __init__(self) -> None:
+        self.calls: queue.Queue[tuple[Any, ...]] = queue.Queue()
+
+    def next(self, method: str, seconds: float = 10) -> tuple[Any, ...]:
+        """The arguments of the next call, which has to be of this method."""
+        name, *arguments = self.calls.get(timeout=seconds)
+        assert name == method, (name, arguments)
+        return tuple(arguments)
+
+
+def recording(method: str) -> Any:
+    return lambda self, *arguments: self.calls.put((method, *arguments))
+
+
+for method in METHODS:
+    setattr(Recorded, method, recording(method))
+
+
+@pytest.fixture
+def made(mptcp_two_paths: TwoPaths) -> Iterator[Connection]:
+    with connected(*mptcp_two_paths) as made:
+        yield made
+
+
+def test_a_connection_that_is_there(made: Connection) -> None:
+    policy = Recorded()
+    with made.client.run_policy(policy):
+        (conn,) = policy.next("on_connection")
+        assert isinstance(conn, mptcp.Connection)
+        assert (conn.token, conn.local, conn.remote) == (made.sock.token, made.sock.getsockname(), made.sock.getpeername())
+        assert list(policy.connections()) == [conn]
+    assert list(policy.connections()) == []
+    assert policy.calls.empty()
+
+
+def test_a_connection_from_its_begin_to_its_end(mptcp_two_paths: TwoPaths) -> None:
+    client, server, _ = mptcp_two_paths
+    policies = Recorded(), Recorded()
+    with client.run_policy(policies[0]), server.run_policy(policies[1]):
+        told = []
+        with connected(*mptcp_two_paths) as made:
+            for policy, sock in zip(policies, (made.sock, made.peer), strict=True):
+                told += policy.next("on_connection")
+                assert told[-1].token == sock.token
+                assert told[-1].server_side is (policy is policies[1])
+        for policy, conn in zip(policies, told, strict=True):
+            assert policy.next("on_closed") == (conn,)
+
+
+def test_a_subflow_from_its_begin_to_its_end(made: Connection) -> None:
+    here, there = Recorded(), Recorded()
+    with made.client.run_policy(here), made.server.run_policy(there):
+        (conn,), (other,) = here.next("on_connection"), there.next("on_connection")
+        local, remote = made.second
+        assert conn.open_subflow((local, 12345), (remote, 5000)) is None
+        for policy, of, ends in ((here, conn, (local, remote)), (there, other, (remote, local))):
+            told, subflow = policy.next("on_subflow_established")
+            assert told == of
+            assert (subflow.local[0], subflow.remote[0]) == ends
+            assert subflow.state == "ESTABLISHED"
+        exchange(made.sock, made.peer)
+        # A policy closes it: that is no loss here, and one at the other end.
+        conn.close_subflow(conn.subflows()[1])
+        _, event = there.next("on_subflow_lost")
+        assert event.remote[0] == local
+    assert here.calls.empty()
+
+
+def test_an_open_that_fails(made: Connection) -> None:
+    policy = Recorded()
+    with made.client.run_policy(policy):
+        (conn,) = policy.next("on_connection")
+        local, remote = made.second
+        conn.open_subflow(local, (remote, 5999))
+        _, event = policy.next("on_subflow_failed")
+        assert (event.error, event.remote[:2]) == (errno.ECONNREFUSED, (remote, 5999))
+        # Known at once, and told in the same way.
+        conn.open_subflow("192.0.2.1", (remote, 5000))
+        _, event = policy.next("on_subflow_failed")
+        assert event.error in (errno.EADDRNOTAVAIL, errno.EINVAL)
+        assert event.local[0] == "192.0.2.1"
+        # What is wrong in itself is not an outcome.
+        with pytest.raises(ValueError, match="families"):
+            conn.open_subflow(local, ("fd00::1", 5000))
+        assert list(policy.opening(conn)) == []
+        assert len(conn.subflows()) == 1
+    exchange(made.sock, made.peer)
+
+
+def filtered(host: Host, port: int) -> None:
+    """What comes to this port is dropped, without an answer."""
+    rules = (
+        "add table inet filter; add chain inet filter input { type filter hook input priority 0; }; "
+        f"add rule inet filter input tcp dport {port} drop"
+    )
+    host.run(["nft", rules], check=True)
+
+
+def test_many_opens_without_an_answer(made: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They hold nobody up, and come to an end."""
+    filtered(made.server, 5998)
+    monkeypatch.setattr(Recorded, "open_timeout", 2.0)
+    policy = Recorded()
+    with made.client.run_policy(policy):
+        (conn,) = policy.next("on_connection")
+        local, remote = made.second
+        for _ in range(100):
+            conn.open_subflow(local, (remote, 5998))
+        conn.open_subflow(local, (remote, 5000))
+        assert policy.next("on_subflow_established")[1].remote[:2] == (remote, 5000)
+        for _ in range(100):
+            assert policy.next("on_subflow_failed", 30)[1].error == errno.ETIMEDOUT
+        assert eventually(lambda: len(made.sock.subflows()) == 2)
+
+
+def test_a_subflow_that_is_lost(made: Connection) -> None:
+    policy = Recorded()
+    made.sock.open_subflow(*made.second)
+    with made.client.run_policy(policy):
+        (conn,) = policy.next("on_connection")
+        lost = conn.subflows()[1]
+        made.client.run(["ss", "-K", "src", f"{lost.local[0]}:{lost.local[1]}"], check=True, capture_output=True)
+        told, event = policy.next("on_subflow_lost")
+        assert (told, event.local, event.error) == (conn, lost.local, errno.ECONNABORTED)
+        assert conn.subflows() == [subflow for subflow in conn.subflows() if subflow.initial]
+
+
+def test_announced_addresses(made: Connection) -> None:
+    policy = Recorded()
+    with made.client.run_policy(policy):
+        (conn,) = policy.next("on_connection")
+        number = made.peer.announce_address(made.second[1])
+        _, event = policy.next("on_address_announced")
+        assert (event.remote[0], event.remote_id) == (made.second[1], number)
+        made.peer.remove_address(number)
+        _, event = policy.next("on_address_removed")
+        assert event.remote_id == number
+
+
+def test_links_and_addresses(mptcp_two_paths: TwoPaths) -> None:
+    client, _, paths = mptcp_two_paths
+    policy = Recorded()
+    with client.run_policy(policy):
+        name = paths[1].interface(client)
+        assert {local.interface for local in policy.addresses()} == {path.interface(client) for path in paths}
+        paths[1].down()
+        seen = wait_for(policy, "on_link_down")
+        assert seen.interface == name
+        assert name not in {local.interface for local in policy.addresses()}
+        paths[1].up()
+        assert wait_for(policy, "on_link_up").interface == name
+        assert eventually(lambda: name in {local.interface for local in policy.addresses()})
+        assert policy.interface_of(paths[1].address(client)) == name
+
+
+def wait_for(policy: Recorded, method: str) -> Any:
+    while True:
+        name, *arguments = policy.calls.get(timeout=10)
+        if name == method:
+            return arguments[-1]
+
+
+def test_ticks(made: Connection) -> None:
+    rounds: queue.Queue[tuple[mptcp.Connection, list[mptcp.Subflow]]] = queue.Queue()
+
+    class Ticks(mptcp.Policy):
+        tick = 0.05
+
+        def on_tick(self, conn: mptcp.Connection, subflows: list[mptcp.Subflow]) -> None:
+            rounds.put((conn, subflows))
+
+    with made.client.run_policy(Ticks()):
+        conn, subflows = rounds.get(timeout=10)
+        assert conn.token == made.sock.token
+        assert [subflow.initial for subflow in subflows] == [True]
+        made.sock.open_subflow(*made.second)
+        assert eventually(lambda: len(rounds.get(timeout=10)[1]) == 2)
+
+
+def test_an_exception_is_reported_and_the_next_is_called(
+    made: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(mptcp.Policy):
+        def on_connection(self, conn: mptcp.Connection) -> None:
+            raise RuntimeError("oh no")
+
+        def on_closed(self, conn: mptcp.Connection) -> None:
+            closed.set()
+
+    closed = threading.Event()
+    other = Recorded()
+    with made.client.run_policy(Broken(), other):
+        other.next("on_connection")
+        made.sock.close()
+        made.peer.close()
+        assert closed.wait(10)
+    assert "Broken.on_connection() failed" in caplog.text
+    assert "oh no" in caplog.text
+
+
+def test_a_callback_that_blocks_holds_up_its_own_policy_only(made: Connection) -> None:
+    class Blocked(mptcp.Policy):
+        def on_connection(self, conn: mptcp.Connection) -> None:
+            release.wait(30)
+
+    release = threading.Event()
+    other = Recorded()
+    with made.client.run_policy(Blocked(), other):
+        (conn,) = other.next("on_connection")
+        conn.open_subflow(*made.second)
+        other.next("on_subflow_established")
+        release.set()
+
+
+def test_an_open_happens_if_all_allow_it(made: Connection) -> None:
+    class Never(mptcp.Policy):
+        def allows(self, conn: mptcp.Connection, local: mptcp.LocalAddress, remote: Any) -> bool:
+            asked.append((local, remote))
+            return False
+
+    asked: list[Any] = []
+    policy = Recorded()
+    with made.client.run_policy(policy, Never()):
+        (conn,) = policy.next("on_connection")
+        conn.open_subflow(made.second[0])
+        interface = made.paths[1].interface(made.client)
+        assert asked == [((made.second[0], interface), made.sock.getpeername())]
+        assert list(policy.opening(conn)) == []
+        assert len(made.sock.subflows()) == 1
+
+
+def test_an_open_waits_until_the_connection_is_fully_established(mptcp_two_paths: TwoPaths) -> None:
+    client, server, paths = mptcp_two_paths
+    policy = Recorded()
+    with (
+        server.create_server(("", 5000)) as listener,
+        client.create_connection((paths[0].address(server), 5000), timeout=10) as sock,
+        listener.accept()[0] as peer,
+        client.run_policy(policy),
+    ):
+        (conn,) = policy.next("on_connection")
+        conn.open_subflow(paths[1].address(client))
+        assert len(policy.opening(conn)) == 1
+        exchange(sock, peer)
+        policy.next("on_subflow_established")
+        assert list(policy.opening(conn)) == []
+
+
+def test_a_connection_of_the_in_kernel_path_manager(mptcp_two_paths: TwoPaths) -> None:
+    client, server, paths = mptcp_two_paths
+    policy = Recorded()
+    client.set_path_manager("kernel")
+    with connected(client, server, paths) as made, client.run_policy(policy):
+        (conn,) = policy.next("on_connection")
+        assert conn.path_manager == "kernel"
+        with pytest.raises(mptcp.PathManagerError):
+            conn.open_subflow(*made.second)
+        exchange(made.sock, made.peer)
+        conn.close_subflow(conn.subflows()[0], force=True)
+        assert eventually(lambda: made.sock.subflows() == [])
+
+
+def test_the_path_manager_is_held_and_put_back(mptcp_lab: Lab) -> None:
+    host = mptcp_lab.host("a")
+    host.set_path_manager("kernel")
+    with host.run_policy(Recorded()):
+        assert host.sysctl("net.mptcp.path_manager") == "userspace"
+    assert host.sysctl("net.mptcp.path_manager") == "kernel"
+
+
+def test_a_second_one_is_told(mptcp_lab: Lab) -> None:
+    host, other = mptcp_lab.host("a"), mptcp_lab.host("b")
+    with host.run_policy(Recorded()), other.run_policy(Recorded()):
+        with pytest.raises(OSError, match="already") as caught:
+            host.run_policy(Recorded())
+        assert caught.value.errno == errno.EBUSY
+    with host.run_policy(Recorded()):
+        pass
+
+
+def test_what_is_no_policy(mptcp_lab: Lab) -> None:
+    host = mptcp_lab.host("a")
+    for wrong in (Recorded, "fullmesh", None):
+        with pytest.raises(TypeError):
+            host.run_policy(wrong)  # type: ignore[arg-type]
+        with pytest.raises(TypeError):
+            mptcp.run_policy(wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="needs a policy"):
+        host.run_policy()
+    policy = Recorded()
+    with pytest.raises(ValueError, match="runs already"):
+        host.run_policy(policy, policy)
+    with host.run_policy(policy), pytest.raises(ValueError, match="runs already"):
+        mptcp_lab.host("b").run_policy(policy)
+
+
+PROGRAM = """
+import mptcp, signal, sys
+class Nothing(mptcp.Policy):
+    def on_connection(self, conn): pass
+running = mptcp.run_policy(Nothing())
+print(mptcp.get_path_manager(), flush=True)
+signal.pause()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_puts_the_path_manager_back(mptcp_lab: Lab, number: signal.Signals) -> None:
+    host = mptcp_lab.host("a")
+    host.set_path_manager("kernel")
+    # Python itself ends by SIGINT only after the with-block.
+    program = PROGRAM.replace("running = ", "with ").replace("())\nprint", "()):\n  print").replace("\nsignal", "\n  signal")
+    source = PROGRAM if number == signal.SIGTERM else program
+    with host.popen([sys.executable, "-c", source], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "userspace\n"
+        process.send_signal(number)
+        assert process.wait(30) == -number
+    assert host.sysctl("net.mptcp.path_manager") == "kernel"
+
+
+def test_without_privilege() -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root has CAP_NET_ADMIN")
+    with pytest.raises(PermissionError, match="CAP_NET_ADMIN"):
+        mptcp.run_policy(Recorded())
