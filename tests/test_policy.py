@@ -56,7 +56,11 @@ def test_a_connection_that_is_there(made: Connection) -> None:
     with made.client.run_policy(policy):
         (conn,) = policy.next("on_connection")
         assert isinstance(conn, mptcp.Connection)
-        assert (conn.token, conn.local, conn.remote) == (made.sock.token, made.sock.getsockname(), made.sock.getpeername())
+        assert (conn.token, conn.local, conn.remote) == (
+            made.sock.token,
+            made.sock.getsockname(),
+            made.sock.getpeername(),
+        )
         assert list(policy.connections()) == [conn]
     assert list(policy.connections()) == []
     assert policy.calls.empty()
@@ -206,9 +210,7 @@ def test_ticks(made: Connection) -> None:
         assert eventually(lambda: len(rounds.get(timeout=10)[1]) == 2)
 
 
-def test_an_exception_is_reported_and_the_next_is_called(
-    made: Connection, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_exception_is_reported_and_the_next_is_called(made: Connection, caplog: pytest.LogCaptureFixture) -> None:
     class Broken(mptcp.Policy):
         def on_connection(self, conn: mptcp.Connection) -> None:
             raise RuntimeError("oh no")
@@ -338,9 +340,13 @@ def test_a_signal_puts_the_path_manager_back(mptcp_lab: Lab, number: signal.Sign
     host = mptcp_lab.host("a")
     host.set_path_manager("kernel")
     # Python itself ends by SIGINT only after the with-block.
-    program = PROGRAM.replace("running = ", "with ").replace("())\nprint", "()):\n  print").replace("\nsignal", "\n  signal")
+    program = (
+        PROGRAM.replace("running = ", "with ").replace("())\nprint", "()):\n  print").replace("\nsignal", "\n  signal")
+    )
     source = PROGRAM if number == signal.SIGTERM else program
-    with host.popen([sys.executable, "-c", source], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    with host.popen(
+        [sys.executable, "-c", source], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "userspace\n"
         process.send_signal(number)

@@ -438,7 +438,7 @@ def test_what_the_program_leaves_behind_is_served_until_it_ends(host: Host, tmp_
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     background = f"read line < {fifo}; {PYTHON} -c '{PROTOCOL}'"
-    command = [*RUN, "sh", "-c", f"sh -c \"$0\" & exit 5", background]
+    command = [*RUN, "sh", "-c", f'sh -c "$0" & exit 5', background]
     with host.popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         # Opening waits for the one in the background.

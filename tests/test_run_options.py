@@ -94,7 +94,9 @@ def echo(mptcp_two_paths: Paths) -> Iterator[Echo]:
 class Program:
     """A program under mptcp run in the client's host, that waits for a line between its stages."""
 
-    def __init__(self, paths: Paths, *command: str, options: tuple[str, ...] = (), prefix: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, paths: Paths, *command: str, options: tuple[str, ...] = (), prefix: tuple[str, ...] = ()
+    ) -> None:
         client, server, links = paths
         self.host = client
         self.process: subprocess.Popen[str] = client.popen(

@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import measures
 from . import _style
-from ._flows import end_of, flows_of, main_direction, round_window, rows_of, thinned
+from ._flows import Flow, end_of, flows_of, main_direction, round_window, rows_of, thinned
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,10 +57,11 @@ def rtt(recording: Recording, *, ax: Axes | None = None, token: int | None = Non
     Of more than 1,000 samples of a subflow the line is the median of 500 pieces, with a band from the lowest to the
     highest of each.
     """
+    flows = flows_of(recording, token)
     with _style.axes(ax) as ax:
         # 0 is what the kernel has before the first measurement.
-        _lines(recording, ax, token, "rtt", 1e3, missing=0)
-        _style.finish(ax, flows_of(recording, token), recording, "RTT (ms)", events)
+        _lines(flows, ax, "rtt", 1e3, missing=0)
+        _style.finish(ax, flows, recording, "RTT (ms)", events)
     return ax
 
 
@@ -76,11 +77,12 @@ def cwnd(
 
     ``ssthresh`` adds the slow start threshold (``snd_ssthresh``), dotted; while it is infinite there is none.
     """
+    flows = flows_of(recording, token)
     with _style.axes(ax) as ax:
-        _lines(recording, ax, token, "snd_cwnd", 1)
+        _lines(flows, ax, "snd_cwnd", 1)
         if ssthresh:
-            _lines(recording, ax, token, "snd_ssthresh", 1, dotted=True)
-        _style.finish(ax, flows_of(recording, token), recording, "Congestion window\n(segments)", events)
+            _lines(flows, ax, "snd_ssthresh", 1, dotted=True)
+        _style.finish(ax, flows, recording, "Congestion window\n(segments)", events)
     return ax
 
 
@@ -115,9 +117,8 @@ def share(
 
 
 def _lines(
-    recording: Recording,
+    flows: list[Flow],
     ax: Axes,
-    token: int | None,
     name: str,
     divisor: float,
     *,
@@ -125,7 +126,7 @@ def _lines(
     dotted: bool = False,
 ) -> None:
     """A field of tcp_info, a line a subflow; of those that have no colour of their own behind the others."""
-    shown, others = _style.split(flows_of(recording, token))
+    shown, others = _style.split(flows)
     looks = _style.looks(shown, others)
     lines = [(flow, *looks[-1]) for flow in others] + list(zip(shown, *zip(*looks, strict=True), strict=False))
     known = set()
