@@ -38,8 +38,8 @@ def plot(
     heights = [0.35 + _BAR * bars if panel == "share" else _TIME for panel in panels]
     size = size or (_style.WIDTH, _REST + sum(heights))
     over_time = [panel for panel in panels if panel != "share"]
+    figure = _style.new_figure(*size)
     with _style.style():
-        figure = plt.figure(figsize=size, layout="constrained")
         try:
             drawn = figure.subplots(len(panels), squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
             axes = dict(zip(panels, drawn, strict=True))

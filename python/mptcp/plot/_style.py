@@ -53,21 +53,28 @@ STYLE: Any = {
     "axes.axisbelow": True,
     "legend.frameon": False,
     "savefig.dpi": 200,
-    "figure.dpi": 120,
     "pdf.fonttype": 42,
     "svg.fonttype": "none",
 }
 # What an entry of a legend takes, in inches.
 _ENTRY = 1.15
+_DPI = 120
 WIDTH, HEIGHT = 6.0, 2.2
 """Of a plot by itself, in inches."""
 
 
 def style() -> contextlib.AbstractContextManager[None]:
-    """The block's figures are made, or written, in our style."""
+    """The block's axes are made, or its figures written, in our style."""
     import matplotlib
 
     return matplotlib.rc_context(STYLE)
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of pyplot's, made outside of style(): the first one loads a backend, and what that sets has to stay."""
+    import matplotlib.pyplot as plt
+
+    return plt.figure(figsize=(width, height), dpi=_DPI, layout="constrained")
 
 
 @contextlib.contextmanager
@@ -76,10 +83,9 @@ def axes(ax: Axes | None, height: float = HEIGHT) -> Iterator[Axes]:
     if ax is not None:
         yield ax
         return
-    import matplotlib.pyplot as plt
-
+    figure = new_figure(WIDTH, height)
     with style():
-        yield plt.subplots(figsize=(WIDTH, height), layout="constrained")[1]
+        yield figure.subplots()
 
 
 def split(flows: list[Flow]) -> tuple[list[Flow], list[Flow]]:
