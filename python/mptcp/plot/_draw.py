@@ -34,7 +34,10 @@ def goodput(
     direction = direction or main_direction(flows)
     window = round_window(end_of(flows)) if window is None else window
     times, rates = measures.goodput(rows_of(flows), window=window, direction=direction)
-    edges = window * np.arange(len(times) + 1)
+    # A window in which the recording ended would show less than there was.
+    whole = max(1, int(end_of(flows) / window * (1 + 1e-9)))
+    edges = window * np.arange(min(whole, len(times)) + 1)
+    rates = {cookie: rate[: len(edges) - 1] for cookie, rate in rates.items()}
     shown, others = _style.split(flows)
     layers = [rates[flow.cookie] for flow in shown]
     if others:
@@ -42,7 +45,7 @@ def goodput(
     tops = np.cumsum(layers, axis=0)
     factor, unit = _style.scale(float(tops.max()), ("bit/s", "kbit/s", "Mbit/s", "Gbit/s"))
     with _style.axes(ax) as ax:
-        bottom = np.zeros(len(times))
+        bottom = np.zeros(len(edges) - 1)
         for top, (colour, label) in zip(tops / factor, _style.looks(shown, others), strict=True):
             ax.stairs(top, edges, baseline=bottom, fill=True, facecolor=colour, linewidth=0, label=label)
             bottom = top

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from . import _draw, _style
+from ._flows import flows_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,16 +44,18 @@ def plot(
         try:
             drawn = figure.subplots(len(panels), squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
             axes = dict(zip(panels, drawn, strict=True))
+            # Markers of events stand above the uppermost panel that has any.
             if "goodput" in axes:
-                _draw.goodput(
-                    recording, ax=axes["goodput"], token=token, direction=direction, window=window, events=events
-                )
+                ax, marked = axes["goodput"], events and over_time[0] == "goodput"
+                _draw.goodput(recording, ax=ax, token=token, direction=direction, window=window, events=marked)
             if "rtt" in axes:
-                _draw.rtt(recording, ax=axes["rtt"], token=token, events=events)
+                _draw.rtt(recording, ax=axes["rtt"], token=token, events=events and over_time[0] == "rtt")
             if "cwnd" in axes:
-                _draw.cwnd(recording, ax=axes["cwnd"], token=token, events=events)
+                _draw.cwnd(recording, ax=axes["cwnd"], token=token, events=events and over_time[0] == "cwnd")
             if "share" in axes:
                 _draw.share(recording, ax=axes["share"], token=token, direction=direction)
+            for panel in over_time[1:] if events else ():
+                _style.mark(axes[panel], flows_of(recording, token), recording, markers=False)
             for panel in over_time[:-1]:
                 axes[panel].sharex(axes[over_time[-1]])
                 axes[panel].set_xlabel("")

@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ._flows import Flow, end_of
 
 if TYPE_CHECKING:
@@ -33,8 +35,8 @@ _MARKERS = {
     "LINK_DOWN": "<",
 }
 _OTHER_MARKER = "*"
-# What tells of no subflow's path.
-_UNDRAWN = ("LISTENER_CREATED", "LISTENER_CLOSED")
+# What tells of no subflow, and addresses that come and go with their link.
+_UNDRAWN = ("LISTENER_CREATED", "LISTENER_CLOSED", "ADDRESS_ADDED", "ADDRESS_REMOVED")
 # More lines than this would hide what is under them: then there are markers alone.
 _EVENT_LINES = 40
 
@@ -127,37 +129,45 @@ def finish(ax: Axes, flows: list[Flow], recording: Recording, title: str, events
     ax.set_ylabel(title)
     ax.grid(axis="y", linewidth=0.4, color="#dddddd")
     if events:
-        _mark(ax, flows, recording, end)
+        mark(ax, flows, recording)
     legend(ax)
 
 
-def _mark(ax: Axes, flows: list[Flow], recording: Recording, end: float) -> None:
-    start = int(flows[0].rows["time_ns"][0])
-    tokens = {flow.token for flow in flows}
+def mark(ax: Axes, flows: list[Flow], recording: Recording, *, markers: bool = True) -> None:
+    """Events: a line behind the data, and a marker on the upper edge, above others of the same moment."""
+    from matplotlib.transforms import ScaledTranslation
+
+    marks = _marks(flows, recording)
+    lines = len(marks) <= _EVENT_LINES
+    level, before = 0, -np.inf
+    for time, kind, colour in marks:
+        if lines:
+            ax.axvline(time, color=colour, linewidth=0.6, linestyle=(0, (2, 2)), zorder=0.5, label="_")
+        if markers:
+            level = level + 1 if time - before < 0.015 * end_of(flows) else 0
+            before = time
+            raised = ScaledTranslation(0, level * 5 / 72, ax.figure.dpi_scale_trans)
+            edge = ax.get_xaxis_transform() + raised
+            shape = _MARKERS.get(kind, _OTHER_MARKER)
+            ax.scatter(time, 1, s=18, c=colour, marker=shape, transform=edge, clip_on=False, zorder=4, linewidths=0)
+    # The legend's markers are of no subflow.
+    for kind in dict.fromkeys(kind for _, kind, _ in marks) if markers else ():
+        shape = _MARKERS.get(kind, _OTHER_MARKER)
+        ax.plot([], [], marker=shape, markersize=4, color=_TEXT, linestyle="none", markeredgewidth=0, label=kind)
+
+
+def _marks(flows: list[Flow], recording: Recording) -> list[tuple[float, str, str]]:
+    """When, what and in which colour, of the events of these subflows' connections and of links."""
+    start, end = int(flows[0].rows["time_ns"][0]), end_of(flows)
+    tokens = {None, *(flow.token for flow in flows)}
     shown, others = split(flows)
     colours = {flow.local: colour for flow, (colour, _) in zip(shown, looks(shown, others), strict=False)}
-    found: dict[str, list[tuple[float, str]]] = {}
+    marks = []
     for event in recording.events:
-        kind = str(getattr(event.kind, "name", event.kind))
-        time = (event.time_ns - start) / 1e9
-        if kind in _UNDRAWN or not 0 <= time <= end or getattr(event, "token", None) not in {None, *tokens}:
-            continue
-        local = getattr(event, "local", None)
-        found.setdefault(kind, []).append((time, colours.get(local and tuple(local), _GREY)))
-    lines = sum(map(len, found.values())) <= _EVENT_LINES
-    for kind, marks in found.items():
-        times, of = zip(*marks, strict=True)
-        # Behind the data, and the marker on the upper edge.
-        if lines:
-            for time, colour in marks:
-                ax.axvline(time, color=colour, linewidth=0.6, linestyle=(0, (2, 2)), zorder=0.5, label="_")
-        marker = _MARKERS.get(kind, _OTHER_MARKER)
-        edge = ax.get_xaxis_transform()
-        ax.scatter(
-            times, [1.0] * len(times), s=18, c=of, marker=marker, transform=edge, clip_on=False, zorder=4, linewidths=0
-        )
-        # The legend's marker is of no subflow.
-        ax.plot([], [], marker=marker, markersize=4, color=_TEXT, linestyle="none", markeredgewidth=0, label=kind)
+        kind, time = event.kind.name, (event.time_ns - start) / 1e9
+        if kind not in _UNDRAWN and 0 <= time <= end and event.token in tokens:
+            marks.append((time, kind, colours.get(event.local, _GREY)))
+    return sorted(marks)
 
 
 def legend(ax: Axes) -> None:
