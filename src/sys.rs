@@ -13,6 +13,7 @@ use crate::uapi::{full_info, subflow_info};
 pub mod bpf;
 pub mod clock;
 pub mod credentials;
+pub mod descriptor;
 pub mod memory;
 pub mod program;
 pub mod seccomp;

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import socket
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -17,6 +19,10 @@ import pytest
 from mptcp.lab import Host, Link
 
 PORT = 5000
+
+RUN = [sys.executable, "-W", "error", "-m", "mptcp", "run"]
+# What is run under it: of the system, which every user may execute.
+PYTHON = "/usr/bin/python3"
 
 CAP_PERFMON, CAP_BPF = 38, 39
 
@@ -33,6 +39,14 @@ needs_bpf = pytest.mark.skipif(
     not (has_bpf() and os.path.exists("/sys/kernel/btf/vmlinux")),
     reason="CAP_BPF and CAP_PERFMON in the initial user namespace, or the kernel's BTF, are missing",
 )
+
+
+needs_python = pytest.mark.skipif(not os.path.exists(PYTHON), reason=f"{PYTHON} is missing")
+
+
+def needs(*programs: str) -> pytest.MarkDecorator:
+    missing = [program for program in programs if shutil.which(program) is None]
+    return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
 
 
 @dataclass

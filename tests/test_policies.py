@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,16 +14,18 @@ import mptcp
 import pytest
 from mptcp.lab import Host, Lab, Link
 from mptcp.policies import Backup, FullMesh, Handover, NDiffPorts, OnlyFor, Prefer, Refresh, WhenLong
-from support import eventually
+from support import PYTHON, RUN, eventually, needs, needs_python
 
 PORT = 5000
 
-# Sends until it is told to end by a line, and prints the digest of what it sent. It knows of Multipath TCP only that
-# its socket is one, which `mptcp run` would see to.
+pytestmark = needs_python
+
+# Sends until it is told to end by a line, and prints the digest of what it sent. It knows TCP only: `mptcp run` starts
+# it.
 SENDER = """
 import hashlib, select, socket, sys
 source, host, port = sys.argv[1:4]
-sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)
+sock = socket.socket()
 sock.bind((source, 0))
 sock.connect((host, int(port)))
 print(sock.getsockname()[1], flush=True)
@@ -88,7 +89,7 @@ class Flow:
         return {subflow.local: subflow.tcp_info.bytes_acked or 0 for subflow in self.subflows()}
 
     def carrying(self, *links: Link) -> bool:
-        """Whether it comes to this: of 400 kB that are acknowledged, these links carried 50 kB each, and no other any."""
+        """Whether it comes to this: of 400 kB acknowledged these links carried 50 kB each, and no other did."""
         wanted = {link.address(self.site.client) for link in links}
         before = self.sent()
 
@@ -139,7 +140,7 @@ def start(site: Site) -> Iterator[Callable[..., Flow]]:
         def start(link: Link, to: Link | None = None, executable: str | None = None) -> Flow:
             """Begins over a link, to the server's address on another one, which that link leads to as well."""
             ends = link.address(site.client), (to or link).address(site.server)
-            command = [executable or sys.executable, "-c", SENDER, *ends, str(PORT)]
+            command = [*RUN, executable or PYTHON, "-c", SENDER, *ends, str(PORT)]
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
             process = stack.enter_context(site.client.popen(command, text=True, **pipes))
             stack.callback(process.kill)
@@ -181,7 +182,7 @@ def test_use_b_only_for_a_given_app(site: Site, start: Start) -> None:
 def test_by_program(site: Site, start: Start, tmp_path_factory: pytest.TempPathFactory) -> None:
     a, b, _ = site.links
     chosen = tmp_path_factory.mktemp("bin") / "the-chosen-one"
-    chosen.symlink_to(sys.executable)
+    chosen.symlink_to(PYTHON)
     with site.client.run_policy(OnlyFor(b, programs=[chosen.name])):
         flow, other = start(a, executable=str(chosen)), start(a)
         assert eventually(lambda: flow.on(a, b), 20)
@@ -203,6 +204,33 @@ def test_start_over_c_and_establish_a_if_the_flow_is_long_enough(site: Site, sta
         assert sum(flow.sent().values()) >= 2_000_000
         assert flow.carrying(a, c)
     flow.finish()
+
+
+@needs("iperf3")
+def test_use_b_only_for_iperf3(site: Site, start: Start) -> None:
+    a, b, _ = site.links
+    ends = a.address(site.client), a.address(site.server)
+    quiet = {"stdout": subprocess.DEVNULL}
+    with (
+        site.client.run_policy(OnlyFor(b, programs=["iperf3"])),
+        site.server.popen([*RUN, "iperf3", "-s", "-1"], **quiet) as server,
+    ):
+        other = start(a)
+        listens = ["ss", "-Htln", "sport = 5201"]
+        assert eventually(lambda: bool(site.server.run(listens, capture_output=True).stdout), 20)
+
+        def sent_over_b() -> int:
+            subflows = [one for conn in site.client.connections(port=5201) for one in conn.subflows()]
+            on_b = [one for one in subflows if one.local[0] == b.address(site.client)]
+            return sum(one.tcp_info.bytes_acked or 0 for one in on_b)
+
+        command = [*RUN, "iperf3", "-B", ends[0], "-c", ends[1], "-n", "8M"]
+        with site.client.popen(command, **quiet) as client:
+            assert eventually(lambda: sent_over_b() > 1_000_000, 30)
+            assert other.on(a)
+            assert client.wait(60) == 0
+        assert server.wait(60) == 0
+    other.finish()
 
 
 # The others

@@ -6,12 +6,11 @@ import errno
 import os
 import queue
 import signal
-import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import mptcp
@@ -161,7 +160,7 @@ def test_a_subflow_that_is_lost(made: Connection) -> None:
 def test_announced_addresses(made: Connection) -> None:
     policy = Recorded()
     with made.client.run_policy(policy):
-        (conn,) = policy.next("on_connection")
+        policy.next("on_connection")
         number = made.peer.announce_address(made.second[1])
         _, event = policy.next("on_address_announced")
         assert (event.remote[0], event.remote_id) == (made.second[1], number)
@@ -326,27 +325,27 @@ def test_what_is_no_policy(mptcp_lab: Lab) -> None:
 
 
 PROGRAM = """
-import mptcp, signal, sys
-class Nothing(mptcp.Policy):
-    def on_connection(self, conn): pass
-running = mptcp.run_policy(Nothing())
+import mptcp, signal
+running = mptcp.run_policy(mptcp.Policy())
 print(mptcp.get_path_manager(), flush=True)
 signal.pause()
 """
 
+WITH_BLOCK = """
+import mptcp, signal
+with mptcp.run_policy(mptcp.Policy()):
+    print(mptcp.get_path_manager(), flush=True)
+    signal.pause()
+"""
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_puts_the_path_manager_back(mptcp_lab: Lab, number: signal.Signals) -> None:
+
+# SIGTERM ends a process whatever it is at; SIGINT ends it as Python does, through its with-blocks.
+@pytest.mark.parametrize(("number", "program"), [(signal.SIGTERM, PROGRAM), (signal.SIGINT, WITH_BLOCK)])
+def test_a_signal_puts_the_path_manager_back(mptcp_lab: Lab, number: signal.Signals, program: str) -> None:
     host = mptcp_lab.host("a")
     host.set_path_manager("kernel")
-    # Python itself ends by SIGINT only after the with-block.
-    program = (
-        PROGRAM.replace("running = ", "with ").replace("())\nprint", "()):\n  print").replace("\nsignal", "\n  signal")
-    )
-    source = PROGRAM if number == signal.SIGTERM else program
-    with host.popen(
-        [sys.executable, "-c", source], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
+    command = [sys.executable, "-c", program]
+    with host.popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "userspace\n"
         process.send_signal(number)
@@ -359,3 +358,42 @@ def test_without_privilege() -> None:
         pytest.skip("root has CAP_NET_ADMIN")
     with pytest.raises(PermissionError, match="CAP_NET_ADMIN"):
         mptcp.run_policy(Recorded())
+
+
+# The command
+
+FILE = """
+import mptcp
+
+class Second(mptcp.Policy):
+    def on_connection(self, conn):
+        if not conn.server_side:
+            conn.open_subflow(next(one.address for one in self.addresses() if one.address == "10.0.2.1"))
+"""
+
+
+@pytest.mark.parametrize("arguments", [["FILE"], ["--builtin", "fullmesh"], ["--builtin", "prefer:10.0.2.0/24,eth1"]])
+def test_the_command(mptcp_two_paths: TwoPaths, arguments: list[str], tmp_path: Path) -> None:
+    client, _, _ = mptcp_two_paths
+    (tmp_path / "policy.py").write_text(FILE)
+    arguments = [str(tmp_path / "policy.py") if one == "FILE" else one for one in arguments]
+    client.set_path_manager("kernel")
+    command = [sys.executable, "-W", "error", "-m", "mptcp", "policy", *arguments]
+    with client.popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert "at work" in process.stderr.readline()
+        with connected(*mptcp_two_paths) as made:
+            assert eventually(lambda: "10.0.2.1" in {subflow.local[0] for subflow in made.sock.subflows()}, 20)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+        assert process.stderr.read() == ""
+    assert client.sysctl("net.mptcp.path_manager") == "kernel"
+
+
+def test_the_command_with_what_is_no_policy(tmp_path: Path) -> None:
+    (tmp_path / "empty.py").write_text("import mptcp\n")
+    for arguments in ([], [str(tmp_path / "empty.py")], [str(tmp_path / "none.py")], ["--builtin", "nonsense"]):
+        command = [sys.executable, "-m", "mptcp", "policy", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "Traceback" not in done.stderr

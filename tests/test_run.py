@@ -9,7 +9,6 @@ import re
 import select
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,21 +20,11 @@ import pytest
 from conftest import ROOT
 from mptcp import cli
 from mptcp.lab import Host, Lab, Link
-from support import PORT, eventually, ss, subscribers
-
-RUN = [sys.executable, "-W", "error", "-m", "mptcp", "run"]
-# Programs to run: of the system, which every user may execute.
-PYTHON = "/usr/bin/python3"
+from support import PORT, PYTHON, RUN, eventually, needs, needs_python, ss, subscribers
 
 Paths = tuple[Host, Host, tuple[Link, Link]]
 
-needs_python = pytest.mark.skipif(not os.path.exists(PYTHON), reason=f"{PYTHON} is missing")
 needs_root = pytest.mark.skipif(not ROOT, reason="needs root")
-
-
-def needs(*programs: str) -> pytest.MarkDecorator:
-    missing = [program for program in programs if shutil.which(program) is None]
-    return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
 
 
 @pytest.fixture
@@ -149,11 +138,17 @@ def test_the_default_path_manager_is_userspace_where_the_privilege_is_there(host
 
 def latched(host: Host, *options: str) -> str:
     """The path manager of a connection that a program opens."""
-    program = "import socket, sys; s = socket.create_connection(('127.0.0.1', int(sys.argv[1]))); print('-', flush=True); sys.stdin.read()"
+    program = r"""
+import socket, sys
+sock = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+print("-", flush=True)
+sys.stdin.read()
+"""
     with host.create_server(("127.0.0.1", 0)) as listener:
         command = [*RUN, *options, *python(program, str(listener.getsockname()[1]))]
         with host.popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdin is not None and process.stdout is not None
+            assert process.stdin is not None
+            assert process.stdout is not None
             peer, _ = listener.accept()
             with peer:
                 assert process.stdout.readline() == "-\n"
@@ -337,11 +332,12 @@ def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
 @needs_python
 def test_signals_are_passed_on(host: Host) -> None:
     program = r"""
-import signal, sys
+import os, signal
 names = [signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH]
 for name in names:
-    signal.signal(name, lambda number, frame: print(signal.Signals(number).name, flush=True))
-print("ready", sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])), flush=True)
+    # Not print(), which must not be interrupted by itself.
+    signal.signal(name, lambda number, frame: os.write(1, signal.Signals(number).name.encode() + b"\n"))
+os.write(1, f"ready {sorted(signal.pthread_sigmask(signal.SIG_BLOCK, []))}\n".encode())
 while True:
     signal.pause()
 """
@@ -369,19 +365,22 @@ def test_the_terminal_stays_the_program_s(host: Host) -> None:
     """Ctrl-C reaches it once, Ctrl-Z stops it and us, and the size of the window is told."""
     program = r"""
 import os, signal, sys
+def say(*words):
+    # Not print(), which must not be interrupted by itself.
+    os.write(1, " ".join(map(str, words)).encode() + b"\n")
 count = 0
 def interrupted(number, frame):
     global count
     count += 1
-    print("interrupted", count, flush=True)
+    say("interrupted", count)
 signal.signal(signal.SIGINT, interrupted)
-signal.signal(signal.SIGCONT, lambda *_: print("continued", flush=True))
-print("ready", os.isatty(0), os.tcgetpgrp(0) == os.getpgrp(), flush=True)
+signal.signal(signal.SIGCONT, lambda *_: say("continued"))
+say("ready", os.isatty(0), os.tcgetpgrp(0) == os.getpgrp())
 while True:
     line = sys.stdin.readline()
     if line == "end\n":
         break
-    print("read", line.strip(), flush=True)
+    say("read", line.strip())
 """
     # As a shell does: the session's leader, which runs the command as a job in the foreground of the terminal.
     shell = r"""
@@ -438,7 +437,7 @@ def test_what_the_program_leaves_behind_is_served_until_it_ends(host: Host, tmp_
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     background = f"read line < {fifo}; {PYTHON} -c '{PROTOCOL}'"
-    command = [*RUN, "sh", "-c", f'sh -c "$0" & exit 5', background]
+    command = [*RUN, "sh", "-c", 'sh -c "$0" & exit 5', background]
     with host.popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         # Opening waits for the one in the background.
@@ -472,7 +471,8 @@ for _ in range(2):
 """
     command = [*RUN, *python(program)]
     with host.popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
 
         def says(line: str) -> bool:
             assert process.stdout is not None

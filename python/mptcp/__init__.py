@@ -24,6 +24,7 @@ from ._recording import Recording
 from ._socket import Socket, create_connection, create_server, wrap
 
 if TYPE_CHECKING:
+    from . import aio as aio
     from . import lab as lab
     from . import measures as measures
     from . import plot as plot
@@ -67,8 +68,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # These are imported when they are first asked for, and numpy with them.
-    if name in ("lab", "measures", "plot", "policies"):
+    # These are imported when they are first asked for, and asyncio and numpy with them.
+    if name in ("aio", "lab", "measures", "plot", "policies"):
         import importlib
 
         return importlib.import_module(f"{__name__}.{name}")

@@ -30,8 +30,11 @@ __all__ = [
     "info",
     "is_multipath",
     "realtime_offset_ns",
+    "run_program",
     "set_path_manager",
+    "subflows_at",
     "subflows_of",
+    "supervised_signals",
     "take_descriptor",
 ]
 
@@ -755,6 +758,16 @@ def enhanced_setsockopt(handle: Handle, fd: int, optname: int, buffer: bytes, dr
 def take_descriptor(pid: int, fd: int) -> int: ...
 def get_path_manager() -> str: ...
 def set_path_manager(name: str) -> str: ...
+def run_program(
+    arguments: list[str],
+    environment: list[str],
+    path_manager: str | None,
+    except_: list[str],
+    draft_layout: bool,
+    user: tuple[int, int, list[int]] | None,
+    blocked: list[int],
+) -> int: ...
+def supervised_signals() -> list[int]: ...
 def before_fork() -> None: ...
 def after_fork(in_child: bool) -> None: ...
 def realtime_offset_ns() -> int:

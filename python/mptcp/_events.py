@@ -18,6 +18,8 @@ _LAST_TOKEN = 2**32 - 1
 class Events:
     """The events of the calling thread's network namespace from now on, or of the connection with a token.
 
+    Events that were on their way when it was made are told too.
+
     ::
 
         with mptcp.Events() as events:

@@ -118,18 +118,21 @@ mod _core {
         Ok(read.into_iter().zip(owners).map(with_owner).collect())
     }
 
+    /// A connection, its owner in Python, and the ends of a subflow of it.
+    type AskedFor<'py> = (Py<ByToken>, Py<PyAny>, Bound<'py, PyAny>, Bound<'py, PyAny>);
+
     /// Subflows by the connections that they belong to and their ends, by exact look-ups; None for one that is gone.
     #[pyfunction]
     fn subflows_at(
         py: Python<'_>,
-        asked: Vec<(Py<ByToken>, Py<PyAny>, Bound<'_, PyAny>, Bound<'_, PyAny>)>,
+        asked: Vec<AskedFor<'_>>,
     ) -> PyResult<Vec<Option<Subflow>>> {
         let mut ends = Vec::with_capacity(asked.len());
         for (native, _, local, remote) in &asked {
             ends.push((&native.get().0, from_tuple(local)?, from_tuple(remote)?));
         }
         let read = py.detach(|| by_token::subflows_at(&ends)).map_err(|error| to_py(py, error))?;
-        let with_owner = |(data, (_, owner, ..)): (Option<_>, &(_, Py<PyAny>, _, _))| {
+        let with_owner = |(data, (_, owner, ..)): (Option<_>, &AskedFor<'_>)| {
             data.map(|data| Subflow::new(data, owner.clone_ref(py)))
         };
         Ok(read.into_iter().zip(&asked).map(with_owner).collect())

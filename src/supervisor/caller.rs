@@ -15,7 +15,7 @@ use crate::enhanced_api;
 use crate::error::{Error, Result};
 use crate::socket_option::SocketOption;
 use crate::sys::seccomp::{Listener, Notification};
-use crate::sys::{self, credentials, program, Wanted};
+use crate::sys::{self, credentials, descriptor, Wanted};
 
 const CAP_NET_BIND_SERVICE: u32 = 10; // <linux/capability.h>
 
@@ -122,7 +122,7 @@ impl<'a> Caller<'a> {
 
     /// A duplicate of a descriptor of the calling thread.
     pub fn descriptor(&self, fd: i32) -> io::Result<OwnedFd> {
-        let descriptor = program::take_descriptor_of_thread(self.thread, self.process, fd)?;
+        let descriptor = descriptor::take_from_thread(self.thread, self.process, fd)?;
         self.check()?;
         Ok(descriptor)
     }

@@ -138,7 +138,7 @@ mod tests {
 
     /// What the kernel would do: the instructions that the program uses, and no others.
     fn is_caught(arch: u32, number: libc::c_long, arguments: [i32; 3]) -> bool {
-        let mut data = vec![0u8; 64];
+        let mut data = [0u8; 64];
         data[0..4].copy_from_slice(&(number as u32).to_ne_bytes());
         data[4..8].copy_from_slice(&arch.to_ne_bytes());
         for (index, value) in arguments.into_iter().enumerate() {

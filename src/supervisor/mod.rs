@@ -10,7 +10,6 @@ mod socket;
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::AsFd;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::{Arc, Mutex};
 
@@ -21,6 +20,7 @@ use crate::enhanced_api::Layout;
 use crate::error::{Error, Result};
 use crate::namespace::{self, Namespace};
 use crate::reader::{lock, Reader};
+use crate::sys;
 use crate::sys::program::{self, Child, SignalReader, Signals, Step, User};
 use crate::sys::seccomp::{Listener, Notification, Wait};
 use crate::sys::wait::EventFd;
@@ -138,7 +138,7 @@ pub fn run(settings: &Settings) -> Result<End> {
         listener,
         namespace,
         path_manager,
-        uid: program::own_uid(),
+        uid: sys::descriptor::own_uid(),
         connections: Connections::default(),
         turn: Mutex::default(),
         stop,
@@ -220,7 +220,7 @@ impl Supervisor<'_> {
         let mut end = None;
         let mut stop_asked = false;
         loop {
-            if self.listener.wait_for_hang_up(signals.as_fd())? == Wait::HangUp {
+            if self.listener.wait_for_hang_up(signals)? == Wait::HangUp {
                 return match end {
                     Some(end) => Ok(end),
                     None => program::wait(process, true).map(|child| ended(child).unwrap_or(End::Exited(0))),
@@ -275,7 +275,7 @@ impl Supervisor<'_> {
     /// The next call, or nothing if it went; `None` when there will be no more.
     fn next(&self) -> Option<Option<Notification>> {
         let _turn = lock(&self.turn);
-        match self.listener.wait(self.stop.as_fd()) {
+        match self.listener.wait(&self.stop) {
             Ok(Wait::Call) => self.listener.receive().ok(),
             _ => None,
         }

@@ -6,7 +6,7 @@ use super::caller::Caller;
 use super::filter::SOCK_TYPE_MASK;
 use super::{Outcome, Supervisor};
 use crate::namespace;
-use crate::sys::program;
+use crate::sys::descriptor;
 use crate::sys::seccomp::Notification;
 
 /// Whatever stands in the way, the kernel makes the socket that was asked for.
@@ -22,7 +22,7 @@ pub fn serve(supervisor: &Supervisor, caller: &Caller<'_>, call: &Notification) 
         return Outcome::Pass;
     };
     // Its subflows are the caller's too, by the time that they are made.
-    if caller.uid != supervisor.uid && program::give_to_user(socket.as_fd(), caller.uid).is_err() {
+    if caller.uid != supervisor.uid && descriptor::give_to_user(socket.as_fd(), caller.uid).is_err() {
         return Outcome::Pass;
     }
     let close_on_exec = kind & libc::SOCK_CLOEXEC != 0;

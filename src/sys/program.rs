@@ -291,49 +291,8 @@ impl SignalReader {
     }
 }
 
-impl AsFd for SignalReader {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+impl AsRawFd for SignalReader {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
     }
-}
-
-/// A duplicate of a descriptor of a thread, which need not have its process's. Needs ptrace access to it.
-pub fn take_descriptor_of_thread(thread: i32, process: i32, fd: RawFd) -> io::Result<OwnedFd> {
-    const PIDFD_THREAD: libc::c_uint = libc::O_EXCL as libc::c_uint; // <linux/pidfd.h>, Linux 6.9
-    const KCMP_FILES: libc::c_int = 2; // <linux/kcmp.h>
-                                       // SAFETY: no pointers; the descriptors are new and ours. Each call returns a descriptor, a number or -1.
-    unsafe {
-        let by_thread = check(libc::syscall(libc::SYS_pidfd_open, thread, PIDFD_THREAD) as libc::c_int);
-        let opened = match by_thread {
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                // Only processes, then: this thread is to have its process's descriptors.
-                if thread != process {
-                    match check(
-                        libc::syscall(libc::SYS_kcmp, thread, process, KCMP_FILES, 0, 0) as libc::c_int
-                    ) {
-                        Ok(0) => {}
-                        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {}
-                        _ => return Err(io::Error::from_raw_os_error(libc::EBADF)),
-                    }
-                }
-                check(libc::syscall(libc::SYS_pidfd_open, process, 0) as libc::c_int)?
-            }
-            result => result?,
-        };
-        let pidfd = OwnedFd::from_raw_fd(opened);
-        let taken = libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) as libc::c_int;
-        Ok(OwnedFd::from_raw_fd(check(taken)?))
-    }
-}
-
-/// The user that our files, and so our sockets, belong to.
-pub fn own_uid() -> u32 {
-    // SAFETY: no pointers, and it cannot fail.
-    unsafe { libc::geteuid() }
-}
-
-/// Gives a socket to a user. Needs CAP_CHOWN where it is another's.
-pub fn give_to_user(descriptor: BorrowedFd<'_>, uid: u32) -> io::Result<()> {
-    // SAFETY: no pointers; a group of -1 stays as it is.
-    check(unsafe { libc::fchown(descriptor.as_raw_fd(), uid, u32::MAX) }).map(drop)
 }

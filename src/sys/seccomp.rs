@@ -1,7 +1,7 @@
 //! seccomp user notification: the listener of a filter, and what it is asked.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use super::check;
 
@@ -44,18 +44,18 @@ impl Listener {
     }
 
     /// Waits for a call, or until `other` is readable.
-    pub fn wait(&self, other: BorrowedFd<'_>) -> io::Result<Wait> {
-        self.poll(libc::POLLIN, other)
+    pub fn wait(&self, other: &impl AsRawFd) -> io::Result<Wait> {
+        self.poll(libc::POLLIN, other.as_raw_fd())
     }
 
     /// The same without regard to calls, which others wait for.
-    pub fn wait_for_hang_up(&self, other: BorrowedFd<'_>) -> io::Result<Wait> {
-        self.poll(0, other)
+    pub fn wait_for_hang_up(&self, other: &impl AsRawFd) -> io::Result<Wait> {
+        self.poll(0, other.as_raw_fd())
     }
 
-    fn poll(&self, events: libc::c_short, other: BorrowedFd<'_>) -> io::Result<Wait> {
+    fn poll(&self, events: libc::c_short, other: RawFd) -> io::Result<Wait> {
         let mut fds = [
-            libc::pollfd { fd: other.as_raw_fd(), events: libc::POLLIN, revents: 0 },
+            libc::pollfd { fd: other, events: libc::POLLIN, revents: 0 },
             libc::pollfd { fd: self.fd(), events, revents: 0 },
         ];
         loop {
@@ -125,11 +125,5 @@ impl Listener {
         // SAFETY: the kernel reads one such structure.
         check(unsafe { libc::ioctl(self.fd(), libc::SECCOMP_IOCTL_NOTIF_ADDFD as _, &raw const request) })
             .map(drop)
-    }
-}
-
-impl AsFd for Listener {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
     }
 }

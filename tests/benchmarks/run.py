@@ -6,9 +6,9 @@
 Needs iperf3, mptcpize (of mptcpd) and a C compiler, no privilege, and runs in a lab of its own for about a minute. A
 benchmark, not a test: nothing fails for being slow.
 
-mptcpize makes a program's sockets Multipath TCP by LD_PRELOAD, without a supervisor. It and ``mptcp run`` take turns, in
-an order that chance decides, and each number is the median of its rounds. Both have one subflow, over a link that is not
-shaped, so that the processor is the limit.
+mptcpize makes a program's sockets Multipath TCP by LD_PRELOAD, without a supervisor. It and ``mptcp run`` take turns,
+in an order that chance decides, and each number is the median of its rounds. Both have one subflow, over a link that is
+not shaped, so that the processor is the limit.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ class Runtime:
         with self.lock:
             return list(self._addresses)
 
-    def opening(self, conn: Connection) -> list[Opening]:
+    def opening(self, conn: _connections.Connection) -> list[Opening]:
         if not isinstance(conn, PolicyConnection):
             return []
         with self.lock:
@@ -249,9 +249,9 @@ class Runtime:
     # Subflows
 
     def _subflow_answered(self, conn: PolicyConnection, event: Event) -> None:
-        ends = (event.local, event.remote)
-        if event.local is None or event.remote is None or ends in conn.known:
+        if event.local is None or event.remote is None or (event.local, event.remote) in conn.known:
             return
+        ends = (event.local, event.remote)
         with self.lock:
             attempt = next((one for one in conn.attempts if one.answered is None and one.matches(*ends)), None)
             if attempt is None:  # asked for by somebody else

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import inspect
 import logging
 import re
 import signal
 import sys
-import types
 from pathlib import Path
 
 from mptcp import _policy, policies
+from mptcp.cli import _policy_file
 
 SUMMARY = "run policies, yours or those that ship, for every connection of this network namespace"
 
@@ -42,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     logging.basicConfig(format="mptcp policy: %(message)s")
     try:
-        chosen = [*arguments.builtin, *(load(arguments.file) if arguments.file else [])]
+        chosen = [*arguments.builtin, *(_policy_file.load(arguments.file) if arguments.file else [])]
     except (OSError, ValueError) as error:
         print(f"mptcp policy: {error}", file=sys.stderr)
         return 2
@@ -59,40 +57,23 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def load(path: Path) -> list[_policy.Policy]:
-    """The policies of a file: its list ``policies``, or an instance of each of its Policy classes."""
-    spec = importlib.util.spec_from_file_location("__mptcp_policy__", path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"{path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    found = getattr(module, "policies", None)
-    if isinstance(found, types.ModuleType) or found is None:
-        found = [thing() for thing in vars(module).values() if _is_policy_of(module, thing)]
-    found = list(found)
-    if not found:
-        raise ValueError(f"{path} has neither a class derived from mptcp.Policy nor a list `policies`")
-    return found
-
-
-def _is_policy_of(module: types.ModuleType, thing: object) -> bool:
-    return inspect.isclass(thing) and issubclass(thing, _policy.Policy) and thing.__module__ == module.__name__
-
-
 def _builtin(text: str) -> _policy.Policy:
     name, _, arguments = text.partition(":")
     if name.lower() not in _BUILTIN:
         raise argparse.ArgumentTypeError(f"there is no policy {name!r}: one of {', '.join(_BUILTIN)}")
-    positional, named = [], {}
+    positional: list[object] = []
+    named: dict[str, object] = {}
     for argument in filter(None, arguments.split(",")):
         key, equals, value = argument.partition("=")
         if equals:
-            named[key] = [_number(one) for one in value.split("+")] if key in ("programs", "ports", "uids") else _number(value)
+            named[key] = (
+                [_number(one) for one in value.split("+")] if key in ("programs", "ports", "uids") else _number(value)
+            )
         else:
             positional.append(_number(argument))
     try:
-        return _BUILTIN[name.lower()](*positional, **named)
+        policy: _policy.Policy = _BUILTIN[name.lower()](*positional, **named)
+        return policy
     except (TypeError, ValueError) as error:
         raise argparse.ArgumentTypeError(f"{text}: {error}") from None
 

@@ -11,9 +11,12 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from mptcp import _core
 from mptcp._path_manager import NAMES, use_path_manager
+from mptcp._policy import run_policy
+from mptcp.cli import _policy_file
 
 SUMMARY = "run a program over Multipath TCP, and serve it the enhanced socket API of 2016"
 
@@ -25,7 +28,7 @@ _SIGNALLED = 128
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "mptcp run [options] PROGRAM [ARG...]"
-    parser.epilog = "The exit status is the program's; 126 and 127 if it could not be executed or found. See docs/run.md."
+    parser.epilog = "The exit status is the program's, or 126 or 127 if it could not be executed or was not found."
     parser.add_argument(
         "--path-manager",
         choices=NAMES,
@@ -48,7 +51,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--layout",
         choices=("kernel", "draft"),
         default="kernel",
-        help="the structures of options 66 to 72: the authors' kernel's (the default) or draft-hesmans-mptcp-socket-00's",
+        help="the structures of options 66 to 72: their kernel's (the default) or draft-hesmans-mptcp-socket-00's",
+    )
+    parser.add_argument(
+        "--policy",
+        type=Path,
+        metavar="FILE.py",
+        help="run the policies of this file for the network namespace meanwhile, as `mptcp policy` does",
     )
     parser.add_argument("--user", type=_user, help="run the program as this user, without privileges; needs root")
     parser.add_argument("program", metavar="PROGRAM")
@@ -80,9 +89,16 @@ def run(arguments: argparse.Namespace) -> int:
     command = [arguments.program, *arguments.arguments]
     user = arguments.user
     environment = {**os.environ, **(user.environment if user else {})}
+    try:
+        policies = _policy_file.load(arguments.policy) if arguments.policy else []
+    except (OSError, ValueError) as error:
+        print(f"mptcp run: {error}", file=sys.stderr)
+        return 2
     with _signals_held_back() as blocked, contextlib.ExitStack() as stack:
         if arguments.hold_path_manager:
             stack.enter_context(use_path_manager(arguments.path_manager or "userspace"))
+        if policies:
+            stack.enter_context(run_policy(*policies))
         try:
             status = _core.run_program(
                 command,

@@ -31,7 +31,7 @@ class Handover(PathPolicy):
             raise ValueError("Handover() needs two paths at least")
         self.paths = [Path(name) for name in paths]
         self.rtt, self.loss, self.patience = rtt, loss, patience
-        self._watched: dict[int, dict[int, _Watched]] = {}
+        self._watched: dict[int, dict[int | None, _Watched]] = {}
 
     def wanted(self, conn: Connection, subflows: list[Subflow], opening: Sequence[Opening]) -> None:
         watched = self._watched.get(conn.token, {})

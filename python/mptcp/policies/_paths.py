@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from .._core import Event, Subflow
     from ..lab import Link
 
-PathName: TypeAlias = "str | Link | ipaddress.IPv4Address | ipaddress.IPv6Address | ipaddress._BaseNetwork"
+Ip: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address | ipaddress.IPv4Network | ipaddress.IPv6Network
+PathName: TypeAlias = "str | Ip | Link"
 
 # Seconds before a path is tried again after a failure: the first time, and at most.
 _FIRST_RETRY, _LAST_RETRY = 1.0, 60.0
@@ -27,7 +28,7 @@ class Path:
         self.name = name
         self._interface: str | None = None
         self._networks: list[Any] = []
-        if isinstance(name, (str, ipaddress._BaseAddress, ipaddress._BaseNetwork)):
+        if isinstance(name, str | Ip):
             try:
                 self._networks = [ipaddress.ip_network(name)]
             except ValueError:
@@ -55,7 +56,7 @@ class Path:
 class _Failures(NamedTuple):
     """How often subflows from an address of a connection failed on end, and when to try again."""
 
-    count: int
+    in_a_row: int
     try_again: float
 
 
@@ -111,7 +112,7 @@ class PathPolicy(Policy):
             if not any(one.local[0] == local.address for one in opening):
                 failures = self._failures.get((conn.token, local))
                 remotes = self.remotes(conn, local)
-                remote = remotes[(failures.count if failures else 0) % len(remotes)]
+                remote = remotes[(failures.in_a_row if failures else 0) % len(remotes)]
                 conn.open_subflow(local.address, remote, backup=backup)
             return True
         return False
@@ -156,7 +157,7 @@ class PathPolicy(Policy):
         if event.local is not None:
             local = LocalAddress(event.local[0], self.interface_of(event.local[0]) or "")
             before = self._failures.get((conn.token, local))
-            count = 1 if before is None else before.count + 1
+            count = 1 if before is None else before.in_a_row + 1
             # Another of the peer's addresses is tried at once.
             rounds = count // max(1, len(self.remotes(conn, local)))
             pause = min(_FIRST_RETRY * 2 ** (rounds - 1), _LAST_RETRY) if rounds else 0.0

@@ -28,7 +28,7 @@ class Refresh(Policy):
         for subflow in subflows:
             info = subflow.tcp_info
             key = (conn.token, subflow.local[0], subflow.remote[0])
-            is_stuck = info.unacked > 0 and info.last_ack_recv > self.after * 1000
+            is_stuck = bool(info.unacked) and (info.last_ack_recv or 0) > self.after * 1000
             if is_stuck and subflow.initial is not None and key not in self._stuck:
                 self._stuck[key] = subflow
                 conn.open_subflow(subflow.local[0], subflow.remote[:2], backup=bool(subflow.backup))

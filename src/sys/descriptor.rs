@@ -1,0 +1,58 @@
+//! Descriptors of other threads, and whose a socket is.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use super::check;
+
+/// `<linux/pidfd.h>`, Linux 6.9
+const PIDFD_THREAD: libc::c_int = libc::O_EXCL;
+
+/// `<linux/kcmp.h>`
+const KCMP_FILES: libc::c_int = 2;
+
+/// A duplicate of a descriptor of a thread, which need not have its process's. Needs ptrace access to it.
+pub fn take_from_thread(thread: i32, process: i32, fd: RawFd) -> io::Result<OwnedFd> {
+    let opened = match open_pidfd(thread, PIDFD_THREAD) {
+        // The kernel knows processes only.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) && share_descriptors(thread, process) => {
+            open_pidfd(process, 0)?
+        }
+        result => result?,
+    };
+    // SAFETY: no pointers; the descriptor is new and ours.
+    unsafe {
+        let taken = libc::syscall(libc::SYS_pidfd_getfd, opened.as_raw_fd(), fd, 0) as libc::c_int;
+        Ok(OwnedFd::from_raw_fd(check(taken)?))
+    }
+}
+
+fn open_pidfd(id: i32, flags: libc::c_int) -> io::Result<OwnedFd> {
+    // SAFETY: no pointers; the descriptor is new and ours.
+    unsafe {
+        let opened = check(libc::syscall(libc::SYS_pidfd_open, id, flags) as libc::c_int)?;
+        Ok(OwnedFd::from_raw_fd(opened))
+    }
+}
+
+/// Whether a thread has its process's descriptors. Taken for granted where the kernel has no kcmp().
+fn share_descriptors(thread: i32, process: i32) -> bool {
+    // SAFETY: no pointers.
+    let compared = unsafe { libc::syscall(libc::SYS_kcmp, thread, process, KCMP_FILES, 0, 0) };
+    match check(compared as libc::c_int) {
+        Ok(order) => order == 0,
+        Err(error) => thread == process || error.raw_os_error() == Some(libc::ENOSYS),
+    }
+}
+
+/// The user that our files, and so our sockets, belong to.
+pub fn own_uid() -> u32 {
+    // SAFETY: no pointers, and it cannot fail.
+    unsafe { libc::geteuid() }
+}
+
+/// Gives a socket to a user. Needs CAP_CHOWN where it is another's.
+pub fn give_to_user(descriptor: BorrowedFd<'_>, uid: u32) -> io::Result<()> {
+    // SAFETY: no pointers; a group of -1 stays as it is.
+    check(unsafe { libc::fchown(descriptor.as_raw_fd(), uid, u32::MAX) }).map(drop)
+}
