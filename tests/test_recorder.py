@@ -491,7 +491,7 @@ for _ in range(50):
     sock = mptcp.create_connection(listener.getsockname())
     pairs += [sock, listener.accept()[0]]
 peaks = []
-with mptcp.Recorder(pairs, 0.0005, path=sys.argv[1]) as recorder:
+with mptcp.Recorder(pairs, 0.001, path=sys.argv[1]) as recorder:
     for rows in (100_000, 400_000):
         while recorder.metadata["ticks"] * 100 < rows:
             time.sleep(0.01)

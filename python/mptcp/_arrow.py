@@ -22,6 +22,9 @@ from ._recording import _names
 if TYPE_CHECKING:
     from ._recording import Rows
 
+# The first time this imports pandas, where that is installed: seconds, in which a recording would lose rows.
+pa.array(np.empty(0))
+
 KEY = b"mptcp"
 """Of the metadata, JSON, in the schema and in the last batch of a stream that was ended."""
 

@@ -35,15 +35,16 @@ class Recorder(Recording):
     of the connections.
 
     ``method`` is how subflows are read. "inet_diag": by exact look-ups, several in one message, which wait for no
-    connection's lock; a new subflow is found at its event, without the privilege for events within 0.1 s. "full_info": by
-    MPTCP_FULL_INFO, all subflows of a connection in one moment, after waiting for the connection's lock, which a sender
-    at full speed may hold for milliseconds; for Sockets alone. "auto" is inet_diag wherever that tells which sockets are subflows; metadata says which and why.
+    connection's lock; a new subflow is found at its event, or within 0.1 s without the privilege for events.
+    "full_info": by MPTCP_FULL_INFO, all subflows of a connection in one moment, after waiting for its lock, which a
+    sender at full speed may hold for milliseconds; for Sockets alone. "auto" is inet_diag wherever that tells which
+    sockets are subflows; metadata says which and why.
 
     A native thread reads on an absolute clock and never waits for Python; where CAP_SYS_NICE or RLIMIT_RTPRIO permit it
     runs under SCHED_FIFO. A second one reads the connections, which waits for their locks whichever way it is done.
 
     ``path`` streams the rows to a file, ``.arrow``, with memory that does not grow: see save() for its form and load()
-    to read it. After a SIGKILL it is readable to its last whole batch, of which one is written every 0.2 s.
+    to read it. After a SIGKILL it is readable to its last whole batch, of which one is written every 0.1 s.
 
     Needs no privilege; a Socket of another network namespace than the caller's takes CAP_NET_ADMIN and CAP_SYS_ADMIN
     over that one. Raises TypeError and ValueError for wrong arguments before any system call, NotMultipathError for

@@ -9,11 +9,11 @@ from typing import Any
 
 from . import _arrow, _core, _files
 
-SECONDS = 0.2
+SECONDS = 0.1
 """Between two batches, and so what a kill loses at most."""
 
-ROOM = 200_000
-"""Rows that may wait for it, in each array: some 130 MB."""
+ROOM = 1 << 16
+"""Rows that may wait for it, in each array: some 40 MB."""
 
 
 class Writer:

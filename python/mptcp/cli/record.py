@@ -15,7 +15,7 @@ from pathlib import Path
 from mptcp import Recorder, _files, connections
 
 from ._screen import Screen
-from .list import _number
+from .list import number
 
 SUMMARY = "record subflows to a file, until --duration has passed or SIGINT or SIGTERM comes"
 
@@ -24,9 +24,9 @@ _PROGRESS_SECONDS = 0.2
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=_file, required=True, help="FILE.npz, FILE.parquet or FILE.arrow")
-    parser.add_argument("--token", type=_number(0, 2**32 - 1), help="only the connection with this token")
-    parser.add_argument("--pid", type=_number(1, 2**31 - 1), help="only those that this process holds now")
-    parser.add_argument("--port", type=_number(0, 65535), help="only those with this local or remote port now")
+    parser.add_argument("--token", type=number(0, 2**32 - 1), help="only the connection with this token")
+    parser.add_argument("--pid", type=number(1, 2**31 - 1), help="only those that this process holds now")
+    parser.add_argument("--port", type=number(0, 65535), help="only those with this local or remote port now")
     parser.add_argument("--duration", type=_seconds(86400 * 365), help="seconds; without, until a signal comes")
     parser.add_argument(
         "--interval", type=_seconds(86400), default=0.01, help="seconds between two readings (%(default)s)"
@@ -63,15 +63,15 @@ class _signals:
 
     def __enter__(self) -> Callable[[], bool]:
         self._come = False
-        self._before = {number: signal.signal(number, self._take) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {each: signal.signal(each, self._take) for each in (signal.SIGINT, signal.SIGTERM)}
         return lambda: self._come
 
     def _take(self, *unused: object) -> None:
         self._come = True
 
     def __exit__(self, *unused: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        for signal_number, handler in self._before.items():
+            signal.signal(signal_number, handler)
 
 
 def _wait(recorder: Recorder, duration: float | None, stopped: Callable[[], bool], *, show: bool) -> None:
