@@ -113,9 +113,7 @@ def test_events_are_marked_at_their_time(recording: mptcp.Recording) -> None:
     start = recording.samples["time_ns"].min()
     times = {event.kind.name: (event.time_ns - start) / 1e9 for event in recording.events}
     drawn = [float(points.get_offsets()[0][0]) for points in ax.collections]
-    assert len(ax.lines) == 2 + 2 * len(kinds), (
-        "of subflows, events and the legend"
-    )
+    assert len(ax.lines) == 2 + 2 * len(kinds), "of subflows, events and the legend"
     assert drawn == pytest.approx([times[kind] for kind in kinds])
     colours = [matplotlib.colors.to_hex(points.get_facecolor()[0]) for points in ax.collections]
     # The second was established, and the first was closed.
