@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 DESIGN = ROOT / "docs" / "design.md"
-MODULES = (mptcp, mptcp.aio, mptcp.enhanced_api, mptcp.lab, mptcp.policies)
+MODULES = (mptcp, mptcp.aio, mptcp.enhanced_api, mptcp.lab, mptcp.plot, mptcp.policies)
 
 
 def blocks(language: str) -> list[str]:

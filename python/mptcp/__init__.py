@@ -27,6 +27,7 @@ if _typing.TYPE_CHECKING:
     from . import aio as aio
     from . import lab as lab
     from . import measures as measures
+    from . import plot as plot
     from . import policies as policies
 
 for _class in (LocalAddress, Opening, Policy, RunningPolicies, Connection, Recorder, Recording, Socket):
@@ -68,7 +69,7 @@ __all__ = [
 
 def __getattr__(name: str) -> _typing.Any:
     # These are imported when they are first asked for, and asyncio and numpy with them.
-    if name in ("aio", "lab", "measures", "policies"):
+    if name in ("aio", "lab", "measures", "plot", "policies"):
         import importlib
 
         return importlib.import_module(f"{__name__}.{name}")

@@ -158,7 +158,13 @@ class Recorder(Recording):
     def metadata(self) -> dict[str, Any]:
         status = self._sampler.status()
         real_time = status.pop("real_time")
-        return {**self._metadata, **status, "scheduler": "SCHED_FIFO" if real_time else "SCHED_OTHER"}
+        names = ("cookie", "token", "local", "remote")
+        return {
+            **self._metadata,
+            **status,
+            "scheduler": "SCHED_FIFO" if real_time else "SCHED_OTHER",
+            "subflows": [dict(zip(names, row, strict=True)) for row in self._sampler.ends()],
+        }
 
 
 def _nothing() -> Rows:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from . import _html
 from ._core import Event
 from ._event_kind import EventKind, remake
 
@@ -12,6 +14,10 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas
     import pyarrow
+    from matplotlib.figure import Figure
+
+    from .measures import Direction
+    from .plot._panels import Panel
 
     Rows: TypeAlias = np.ndarray[tuple[int], np.dtype[np.void]]
 
@@ -35,6 +41,9 @@ class Recording:
             f"<{type(self).__name__} {len(self.samples)} samples of {self._count('cookie')} subflows and "
             f"{self._count('token')} connections, {self.missed} ticks missed>"
         )
+
+    def _repr_html_(self) -> str:
+        return _html.recording(self)
 
     def _count(self, name: str) -> int:
         import numpy as np
@@ -78,7 +87,8 @@ class Recording:
         ``kernel``, ``versions``, ``sysctls``, ``labs``: the surroundings. ``interval``, ``connection_interval``:
         seconds. ``method``, ``method_reason``: how subflows were read, and why so. ``scheduler``: SCHED_FIFO where the
         thread that reads subflows had that, else SCHED_OTHER. ``realtime_offset_ns``: CLOCK_REALTIME minus
-        CLOCK_MONOTONIC, at the start. ``missed``, ``ticks``; ``dropped``: rows that were not written in time;
+        CLOCK_MONOTONIC, at the start. ``subflows``: the ends of each, by its cookie. ``missed``, ``ticks``;
+        ``dropped``: rows that were not written in time;
         ``notices_lost``: whether some subflows may lack their final row; ``failure``: the first reading that failed.
         """
         return self._metadata
@@ -115,6 +125,25 @@ class Recording:
         from . import _files
 
         _files.save(self, path)
+
+    def plot(
+        self,
+        panels: Panel | Sequence[Panel] = ("goodput", "rtt", "cwnd", "share"),
+        *,
+        size: tuple[float, float] | None = None,
+        token: int | None = None,
+        direction: Direction | None = None,
+        window: float | None = None,
+        events: bool = True,
+    ) -> Figure:
+        """The plots of mptcp.plot with these names, one above the other, on a new figure of pyplot's.
+
+        ``size`` is its width and height in inches. The rest is as in mptcp.plot. Needs matplotlib: ``pip install
+        'mptcp[plot]'``. Raises ValueError for what is no panel, and for a recording without samples.
+        """
+        from .plot import _panels
+
+        return _panels.plot(self, panels, size, token, direction, window, events)
 
     def _table(self, table: Table) -> Rows:
         if table not in ("samples", "connections"):

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 
-from . import _core
+from . import _core, _html
 from ._core import Info, Subflow
 from ._events import Events
 from ._path_manager import check_path_manager
@@ -170,7 +170,7 @@ class Socket(socket.socket):
 
         Raises NotMultipathError, and PermissionError where the Socket's network namespace cannot be entered.
         """
-        return self._handle.subflows(self.fileno(), self)
+        return _html.Subflows(self._handle.subflows(self.fileno(), self))
 
     # A timeout that is 0 only at run time is typed as one that waits.
     @overload

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use numpy::{IntoPyArray, PyArray1};
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyTuple};
 
+use super::address::to_tuple;
 use super::connection::ByToken;
 use super::errors::to_py;
 use super::events::Event;
@@ -79,6 +80,18 @@ impl Sampler {
     /// The events since the last call, in order.
     fn take_events(&self) -> Vec<Event> {
         self.0.take_events().into_iter().map(Event).collect()
+    }
+
+    /// Of each subflow that was recorded until now its cookie, token, local and remote end.
+    #[expect(clippy::type_complexity, reason = "a row of a table")]
+    fn ends<'py>(
+        &self,
+        py: Python<'py>,
+    ) -> PyResult<Vec<(u64, u32, Bound<'py, PyTuple>, Bound<'py, PyTuple>)>> {
+        let row = |(cookie, ends): (u64, sampler::Ends)| {
+            Ok((cookie, ends.token, to_tuple(py, ends.local)?, to_tuple(py, ends.remote)?))
+        };
+        self.0.ends().into_iter().map(row).collect()
     }
 
     fn status<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {

@@ -154,6 +154,7 @@ impl ByDiag {
             if !self.targets.contains_key(&entry.cookie) && !self.gone.contains_key(&entry.cookie) {
                 let target = Target::new(entry, ulp.token, -1, time_ns);
                 self.targets.insert(entry.cookie, target);
+                self.common.note(&entry, ulp.token);
                 lock(&self.site.known.tokens).insert(ulp.token);
                 changed = true;
             }
@@ -170,6 +171,7 @@ impl ByDiag {
     fn dump(&mut self, time_ns: u64, rows: &mut Vec<Sample>) -> Result<()> {
         let begin_ns = sys::monotonic_ns();
         let (site, tokens, targets, tick) = (&self.site, &self.tokens, &mut self.targets, self.tick);
+        let common = &self.common;
         let wants = |token| tokens.as_ref().is_none_or(|tokens| tokens.contains(&token));
         let mut changed = false;
         let result = diag::dump_payloads(&mut self.channel, |payload| {
@@ -185,6 +187,7 @@ impl ByDiag {
                         changed = true;
                         lock(&site.known.tokens).insert(ulp.token);
                         let target = Target::new(entry, ulp.token, -1, time_ns);
+                        common.note(&entry, ulp.token);
                         targets.entry(entry.cookie).or_insert(target)
                     }
                 },

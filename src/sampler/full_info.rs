@@ -3,9 +3,11 @@
 //! from time to time.
 
 use std::os::fd::RawFd;
+use std::sync::Arc;
 
 use super::by_diag::{final_sample, sample, Target};
 use super::row::Sample;
+use super::Common;
 use crate::connection::{self, diag_failed};
 use crate::diag::{self, Entry, Tuple};
 use crate::error::{Error, Result};
@@ -57,6 +59,7 @@ pub enum Outcome {
 /// One connection.
 #[derive(Debug)]
 pub struct FullInfo {
+    common: Arc<Common>,
     fd: RawFd,
     pub token: u32,
     /// It is not read any more.
@@ -71,8 +74,9 @@ pub struct FullInfo {
 }
 
 impl FullInfo {
-    pub fn new(fd: RawFd, token: u32) -> FullInfo {
+    pub fn new(common: &Arc<Common>, fd: RawFd, token: u32) -> FullInfo {
         FullInfo {
+            common: Arc::clone(common),
             fd,
             token,
             ended: false,
@@ -165,6 +169,9 @@ impl FullInfo {
             let mut target = known.unwrap_or_else(|| Target::new(unknown, self.token, id, time_ns));
             // A closed subflow's place may be another's by now.
             if let Some(entry) = entry.filter(|entry| [0, entry.cookie].contains(&target.entry.cookie)) {
+                if target.entry.cookie == 0 {
+                    self.common.note(&entry, self.token);
+                }
                 target.entry = entry;
             }
             self.targets.push(target);

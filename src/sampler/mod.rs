@@ -12,7 +12,7 @@ pub mod row;
 mod store;
 mod ticks;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::os::fd::{OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,7 +21,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::connection;
-use crate::diag::Entry;
+use crate::diag::{Entry, Tuple};
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::namespace::Namespace;
@@ -102,8 +102,26 @@ struct Common {
     cpu_ns: AtomicU64,
     connections_cpu_ns: AtomicU64,
     events: Mutex<Vec<Event>>,
+    /// Every subflow that was recorded, by its cookie.
+    ends: Mutex<BTreeMap<u64, Ends>>,
     /// The first error that ended a thread.
     failure: Mutex<Option<Error>>,
+}
+
+/// Between what a subflow was, which its rows do not tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ends {
+    pub token: u32,
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+}
+
+impl Common {
+    /// Remembers a new subflow.
+    fn note(&self, entry: &Entry, token: u32) {
+        let Tuple { local, remote, .. } = entry.tuple;
+        lock(&self.ends).insert(entry.cookie, Ends { token, local, remote });
+    }
 }
 
 /// Subflow ids by token and ends, as MPTCP_FULL_INFO told them.
@@ -205,6 +223,7 @@ impl Sampler {
             cpu_ns: AtomicU64::new(0),
             connections_cpu_ns: AtomicU64::new(0),
             events: Mutex::default(),
+            ends: Mutex::default(),
             failure: Mutex::default(),
         });
         let event_fd = || EventFd::new().map(Arc::new).map_err(failed("eventfd"));
@@ -292,6 +311,11 @@ impl Sampler {
         // Two threads add to them.
         events.sort_by_key(|event| event.time_ns);
         events
+    }
+
+    /// The subflows that were recorded until now, by their cookies.
+    pub fn ends(&self) -> BTreeMap<u64, Ends> {
+        lock(&self.common.ends).clone()
     }
 
     pub fn status(&self) -> Status {

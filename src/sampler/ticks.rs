@@ -59,7 +59,7 @@ impl Ticks {
                     let connections = site.descriptors.iter();
                     (
                         Some(BTreeSet::new()),
-                        connections.map(|(fd, token)| FullInfo::new(*fd, *token)).collect(),
+                        connections.map(|(fd, token)| FullInfo::new(common, *fd, *token)).collect(),
                     )
                 }
             };
