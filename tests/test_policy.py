@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import queue
@@ -321,6 +322,51 @@ def test_what_is_no_policy(mptcp_lab: Lab) -> None:
         host.run_policy(policy, policy)
     with host.run_policy(policy), pytest.raises(ValueError, match="runs already"):
         mptcp_lab.host("b").run_policy(policy)
+
+
+def test_the_picture_survives_the_loss_of_events(made: Connection) -> None:
+    """After an overrun of 5,000 events the runtime knows the connections and subflows that the kernel has."""
+    policy = Recorded()
+    with contextlib.ExitStack() as stack, made.client.run_policy(policy), made.client.events() as events:
+        # What the runtime reads events by, as all of this process do. The smallest buffer holds two or three.
+        events._native.set_receive_buffer(1)
+        churn(made, 5000, stack)
+
+        def is_true() -> bool:
+            return known(policy) == true_picture(made.client)
+
+        assert eventually(is_true, 20)
+        assert len(known(policy)) > 15
+        assert mptcp.EventKind.OVERRUN in {event.kind for event in iter(lambda: events.get(0), None)}, (
+            "no event was lost"
+        )
+        # And it goes on to be right, by the events.
+        made.sock.open_subflow(*made.second)
+        assert eventually(is_true, 20)
+        assert len(known(policy)[made.sock.token]) == 2
+
+
+def churn(made: Connection, events: int, stack: contextlib.ExitStack) -> None:
+    """Connections that come and go, with so many events at the client; every hundredth stays, with two subflows."""
+    for number in range(events // 3):
+        with contextlib.ExitStack() as ends:
+            sock = ends.enter_context(made.client.create_connection(made.sock.getpeername(), timeout=10))
+            peer = ends.enter_context(made.listener.accept()[0])
+            exchange(sock, peer)
+            if number % 100 == 0:
+                sock.open_subflow(*made.second)
+                stack.enter_context(ends.pop_all())
+
+
+def known(policy: mptcp.Policy) -> dict[int, set[Any]]:
+    """What the runtime believes that the peers have accepted."""
+    return {conn.token: set(conn.known) for conn in policy.connections()}  # type: ignore[attr-defined]
+
+
+def true_picture(host: Host) -> dict[int, set[Any]]:
+    """What the kernel has, but for connections that their owner has closed, which live on for their last segments."""
+    listed = [conn for conn in host.connections() if conn.inode]
+    return {conn.token: {(one.local, one.remote) for one in conn.subflows()} for conn in listed}
 
 
 PROGRAM = """
