@@ -16,6 +16,7 @@ from typing import Any
 import mptcp
 import pytest
 from mptcp.lab import Host, Lab, Link
+from mptcp.policies import FullMesh
 from support import Connection, connected, eventually, exchange
 
 TwoPaths = tuple[Host, Host, tuple[Link, Link]]
@@ -324,6 +325,33 @@ def test_what_is_no_policy(mptcp_lab: Lab) -> None:
         mptcp_lab.host("b").run_policy(policy)
 
 
+def test_many_connections(mptcp_two_paths: TwoPaths) -> None:
+    """Each gets its second subflow, those that were there before the policy and those that come later."""
+    client, server, paths = mptcp_two_paths
+    local = paths[1].address(client)
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(server.create_server(("", 5000), backlog=200))
+
+        def connect() -> None:
+            sock = stack.enter_context(client.create_connection((paths[0].address(server), 5000), timeout=30))
+            exchange(sock, stack.enter_context(listener.accept()[0]))
+
+        for _ in range(100):
+            connect()
+        # Closed before the sockets are.
+        with client.run_policy(FullMesh()):
+            for _ in range(100):
+                connect()
+            conns = client.connections()
+            assert len(conns) == 200
+            assert eventually(lambda: all(accepted_from(local, conn) for conn in conns), 60)
+            assert [len(conn.subflows()) for conn in conns] == [2] * 200
+
+
+def accepted_from(local: str, conn: mptcp.Connection) -> list[mptcp.Subflow]:
+    return [subflow for subflow in conn.subflows() if subflow.local[0] == local and subflow._accepted]
+
+
 def test_the_picture_survives_the_loss_of_events(made: Connection) -> None:
     """After an overrun of 5,000 events the runtime knows the connections and subflows that the kernel has."""
     policy = Recorded()
@@ -347,15 +375,25 @@ def test_the_picture_survives_the_loss_of_events(made: Connection) -> None:
 
 
 def churn(made: Connection, events: int, stack: contextlib.ExitStack) -> None:
-    """Connections that come and go, with so many events at the client; every hundredth stays, with two subflows."""
-    for number in range(events // 3):
-        with contextlib.ExitStack() as ends:
-            sock = ends.enter_context(made.client.create_connection(made.sock.getpeername(), timeout=10))
-            peer = ends.enter_context(made.listener.accept()[0])
+    """Connections that come and go, with so many events at the client; every fiftieth stays, with two subflows.
+
+    They go fifty at once, which is more events than the thread that reads them is awake for.
+    """
+    for _ in range(events // 150):
+        socks, peers = [], []
+        for number in range(50):
+            sock = made.client.create_connection(made.sock.getpeername(), timeout=10)
+            peer, _ = made.listener.accept()
             exchange(sock, peer)
-            if number % 100 == 0:
+            if number == 0:
                 sock.open_subflow(*made.second)
-                stack.enter_context(ends.pop_all())
+                stack.enter_context(sock)
+                stack.enter_context(peer)
+            else:
+                socks.append(sock.detach())
+                peers.append(peer.detach())
+        for fd in socks + peers:
+            os.close(fd)
 
 
 def known(policy: mptcp.Policy) -> dict[int, set[Any]]:
