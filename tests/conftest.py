@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 
@@ -10,9 +9,7 @@ import mptcp
 import pytest
 from hypothesis import HealthCheck, settings
 from mptcp.lab import Host, Link
-from support import Connection, Marked, connected, exchange
-
-ROOT = os.geteuid() == 0
+from support import ROOT, Connection, Marked, connected, exchange
 
 # Unless --hypothesis-profile=long asks for more, the same examples every time. A loaded machine is no failure.
 settings.register_profile(

@@ -20,6 +20,8 @@ from mptcp.lab import Host, Link
 
 PORT = 5000
 
+ROOT = os.geteuid() == 0
+
 RUN = [sys.executable, "-W", "error", "-m", "mptcp", "run"]
 # What is run under it: of the system, which every user may execute.
 PYTHON = "/usr/bin/python3"
