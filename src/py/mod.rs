@@ -123,10 +123,7 @@ mod _core {
 
     /// Subflows by the connections that they belong to and their ends, by exact look-ups; None for one that is gone.
     #[pyfunction]
-    fn subflows_at(
-        py: Python<'_>,
-        asked: Vec<AskedFor<'_>>,
-    ) -> PyResult<Vec<Option<Subflow>>> {
+    fn subflows_at(py: Python<'_>, asked: Vec<AskedFor<'_>>) -> PyResult<Vec<Option<Subflow>>> {
         let mut ends = Vec::with_capacity(asked.len());
         for (native, _, local, remote) in &asked {
             ends.push((&native.get().0, from_tuple(local)?, from_tuple(remote)?));
