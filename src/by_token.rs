@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::connection::{diag_failed, latched, Connection, PathManager, Subflow};
+use crate::connection::{diag_failed, ended, latched, Connection, PathManager, Subflow};
 use crate::diag::{self, Entry};
 use crate::error::{Error, Result};
 use crate::fields::Field;
@@ -237,7 +237,7 @@ impl ByToken {
     }
 
     fn ended(&self) -> Error {
-        Error::os(libc::ENOTCONN, format!("the connection with token {} has ended", self.token()))
+        ended(self.token())
     }
 
     fn fell_back(&self) -> Error {

@@ -208,7 +208,7 @@ pub fn decode(payload: &[u8]) -> Option<Entry> {
 }
 
 /// The structure behind INET_DIAG_INFO: `tcp_info` of a subflow, `mptcp_info` of a connection. Empty if there is none.
-fn decode_info(payload: &[u8]) -> &[u8] {
+pub fn decode_info(payload: &[u8]) -> &[u8] {
     payload
         .get(diag::MESSAGE_SIZE..)
         .and_then(|attributes| find(attributes, diag::INET_DIAG_INFO))
@@ -221,7 +221,7 @@ pub fn decode_with_info(payload: &[u8]) -> Option<(Entry, &[u8])> {
 }
 
 /// The socket is a subflow or the TCP socket of a Multipath TCP listener.
-fn is_multipath(payload: &[u8]) -> bool {
+pub fn is_multipath(payload: &[u8]) -> bool {
     let attributes = payload.get(diag::MESSAGE_SIZE..).unwrap_or_default();
     let name =
         find(attributes, diag::INET_DIAG_ULP_INFO).and_then(|info| find(info, diag::INET_ULP_INFO_NAME));

@@ -18,7 +18,7 @@ pub mod enhanced_api;
 pub mod error;
 pub mod event;
 pub mod events;
-mod fields;
+pub mod fields;
 pub mod info;
 pub mod links;
 pub mod namespace;

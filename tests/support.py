@@ -35,12 +35,6 @@ def has_bpf() -> bool:
     return identity and all(capabilities >> number & 1 for number in (CAP_BPF, CAP_PERFMON))
 
 
-needs_bpf = pytest.mark.skipif(
-    not (has_bpf() and os.path.exists("/sys/kernel/btf/vmlinux")),
-    reason="CAP_BPF and CAP_PERFMON in the initial user namespace, or the kernel's BTF, are missing",
-)
-
-
 needs_python = pytest.mark.skipif(not os.path.exists(PYTHON), reason=f"{PYTHON} is missing")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import queue
@@ -16,6 +17,7 @@ from typing import Any
 import mptcp
 import pytest
 from mptcp.lab import Host, Lab, Link
+from mptcp.policies import FullMesh
 from support import Connection, connected, eventually, exchange
 
 TwoPaths = tuple[Host, Host, tuple[Link, Link]]
@@ -322,6 +324,88 @@ def test_what_is_no_policy(mptcp_lab: Lab) -> None:
         host.run_policy(policy, policy)
     with host.run_policy(policy), pytest.raises(ValueError, match="runs already"):
         mptcp_lab.host("b").run_policy(policy)
+
+
+def test_many_connections(mptcp_two_paths: TwoPaths) -> None:
+    """Each gets its second subflow, those that were there before the policy and those that come later."""
+    client, server, paths = mptcp_two_paths
+    local = paths[1].address(client)
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(server.create_server(("", 5000), backlog=200))
+
+        def connect() -> None:
+            sock = stack.enter_context(client.create_connection((paths[0].address(server), 5000), timeout=30))
+            exchange(sock, stack.enter_context(listener.accept()[0]))
+
+        for _ in range(100):
+            connect()
+        # Closed before the sockets are.
+        with client.run_policy(FullMesh()):
+            for _ in range(100):
+                connect()
+            conns = client.connections()
+            assert len(conns) == 200
+            assert eventually(lambda: all(accepted_from(local, conn) for conn in conns), 60)
+            assert [len(conn.subflows()) for conn in conns] == [2] * 200
+
+
+def accepted_from(local: str, conn: mptcp.Connection) -> list[mptcp.Subflow]:
+    return [subflow for subflow in conn.subflows() if subflow.local[0] == local and subflow._accepted]
+
+
+def test_the_picture_survives_the_loss_of_events(made: Connection) -> None:
+    """After an overrun of 5,000 events the runtime knows the connections and subflows that the kernel has."""
+    policy = Recorded()
+    with contextlib.ExitStack() as stack, made.client.run_policy(policy), made.client.events() as events:
+        # What the runtime reads events by, as all of this process do. The smallest buffer holds two or three.
+        events._native.set_receive_buffer(1)
+        churn(made, 5000, stack)
+
+        def is_true() -> bool:
+            return known(policy) == true_picture(made.client)
+
+        assert eventually(is_true, 20)
+        assert len(known(policy)) > 15
+        assert mptcp.EventKind.OVERRUN in {event.kind for event in iter(lambda: events.get(0), None)}, (
+            "no event was lost"
+        )
+        # And it goes on to be right, by the events.
+        made.sock.open_subflow(*made.second)
+        assert eventually(is_true, 20)
+        assert len(known(policy)[made.sock.token]) == 2
+
+
+def churn(made: Connection, events: int, stack: contextlib.ExitStack) -> None:
+    """Connections that come and go, with so many events at the client; every fiftieth stays, with two subflows.
+
+    They go fifty at once, which is more events than the thread that reads them is awake for.
+    """
+    for _ in range(events // 150):
+        socks, peers = [], []
+        for number in range(50):
+            sock = made.client.create_connection(made.sock.getpeername(), timeout=10)
+            peer, _ = made.listener.accept()
+            exchange(sock, peer)
+            if number == 0:
+                sock.open_subflow(*made.second)
+                stack.enter_context(sock)
+                stack.enter_context(peer)
+            else:
+                socks.append(sock.detach())
+                peers.append(peer.detach())
+        for fd in socks + peers:
+            os.close(fd)
+
+
+def known(policy: mptcp.Policy) -> dict[int, set[Any]]:
+    """What the runtime believes that the peers have accepted."""
+    return {conn.token: set(conn.known) for conn in policy.connections()}  # type: ignore[attr-defined]
+
+
+def true_picture(host: Host) -> dict[int, set[Any]]:
+    """What the kernel has, but for connections that their owner has closed, which live on for their last segments."""
+    listed = [conn for conn in host.connections() if conn.inode]
+    return {conn.token: {(one.local, one.remote) for one in conn.subflows()} for conn in listed}
 
 
 PROGRAM = """

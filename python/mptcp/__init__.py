@@ -8,7 +8,7 @@ print(sf.id, sf.tcp_info.rtt, [s.local for s in sock.subflows()])
 sock.close_subflow(sf)
 """
 
-from typing import TYPE_CHECKING, Any
+import typing as _typing
 
 from . import enhanced_api
 from ._connections import Connection, attach, connections, counters
@@ -23,7 +23,7 @@ from ._recorder import Recorder
 from ._recording import Recording
 from ._socket import Socket, create_connection, create_server, wrap
 
-if TYPE_CHECKING:
+if _typing.TYPE_CHECKING:
     from . import aio as aio
     from . import lab as lab
     from . import measures as measures
@@ -67,7 +67,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> _typing.Any:
     # These are imported when they are first asked for, and asyncio and numpy with them.
     if name in ("aio", "lab", "measures", "plot", "policies"):
         import importlib

@@ -288,6 +288,9 @@ class Socket(socket.socket):
         Connection of this process that used the connection is gone. An IPv6 link-local address names its interface,
         as in ``"fe80::1%eth0"``. The same address again is sent again, and has the same id.
 
+        Some kernels (seen on 6.18) drop an IPv6 address with a port, for which there is no room beside TCP timestamps
+        (net.ipv4.tcp_timestamps), and tell nobody: counters() has it in AddAddrTxDrop.
+
         ANNOUNCE of the generic netlink family mptcp_pm. Needs CAP_NET_ADMIN in the user namespace that owns the
         Socket's network namespace.
 

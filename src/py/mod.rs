@@ -22,6 +22,7 @@ use pyo3::prelude::*;
 mod _core {
     use super::address::from_tuple;
     use super::errors::to_py;
+    use super::options::int;
     use crate::error::{describe, Error};
     use crate::{bpf, by_token, connection, namespace, sys};
     use pyo3::exceptions::PyImportError;
@@ -66,11 +67,13 @@ mod _core {
     #[pyo3(signature = (family, r#type, proto, path_manager))]
     fn create_socket(
         py: Python<'_>,
-        family: i32,
-        r#type: i32,
-        proto: i32,
+        family: &Bound<'_, PyAny>,
+        r#type: &Bound<'_, PyAny>,
+        proto: &Bound<'_, PyAny>,
         path_manager: Option<&str>,
     ) -> PyResult<i32> {
+        let (family, r#type) = (int("family", family)?, int("type", r#type)?);
+        let proto = int("proto", proto)?;
         py.detach(|| namespace::create_socket(family, r#type, proto, path_manager))
             .map(IntoRawFd::into_raw_fd)
             .map_err(|error| to_py(py, error))

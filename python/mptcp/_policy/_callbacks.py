@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import collections
 import logging
+import queue
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -20,9 +20,10 @@ class Callbacks:
     def __init__(self, policy: Policy, has_ended: Callable[[PolicyConnection], bool]) -> None:
         self.policy = policy
         self._has_ended = has_ended
-        self._queue: collections.deque[tuple[str, tuple[Any, ...]]] = collections.deque()
-        self._ready = threading.Condition()
+        # What is called next; None ends the thread. Written in C: waking the thread by a Condition takes twice as long.
+        self._queue: queue.SimpleQueue[tuple[str, tuple[Any, ...]] | None] = queue.SimpleQueue()
         self._stopping = False
+        # Calls of on_tick() that are queued: set by who puts them while it is 0, and counted down by the thread alone.
         self._ticks = 0
         self._thread = threading.Thread(target=self._run, name=f"mptcp-policy-{type(policy).__name__}", daemon=True)
 
@@ -34,38 +35,28 @@ class Callbacks:
         return getattr(type(self.policy), method) is not getattr(Policy, method)
 
     def put(self, method: str, *arguments: Any) -> None:
-        if not self.wants(method):
-            return
-        with self._ready:
-            self._queue.append((method, arguments))
-            self._ready.notify()
+        if self.wants(method):
+            self._queue.put((method, arguments))
 
     def put_ticks(self, rounds: list[tuple[Any, ...]]) -> None:
         """Calls on_tick() for each, unless the last round is not over yet."""
-        with self._ready:
-            if self._ticks == 0:
-                self._ticks = len(rounds)
-                self._queue.extend(("on_tick", arguments) for arguments in rounds)
-                self._ready.notify()
+        if self._ticks == 0:
+            self._ticks = len(rounds)
+            for arguments in rounds:
+                self._queue.put(("on_tick", arguments))
 
     def stop(self, seconds: float) -> bool:
         """Calls no more; False if a callback that is running did not return in time."""
-        with self._ready:
-            self._stopping = True
-            self._queue.clear()
-            self._ready.notify()
+        self._stopping = True
+        self._queue.put(None)
         if threading.current_thread() is not self._thread:
             self._thread.join(seconds)
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        while True:
-            with self._ready:
-                self._ready.wait_for(lambda: self._queue or self._stopping)
-                if self._stopping:
-                    return
-                method, arguments = self._queue.popleft()
-                self._ticks -= method == "on_tick"
+        while (call := self._queue.get()) is not None and not self._stopping:
+            method, arguments = call
+            self._ticks -= method == "on_tick"
             try:
                 getattr(self.policy, method)(*arguments)
             except Exception as error:

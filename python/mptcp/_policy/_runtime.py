@@ -151,30 +151,39 @@ class Runtime:
     # The thread
 
     def _run(self) -> None:
+        due = 0.0
         while not self._stopping:
             try:
-                event = self._events.get(timeout=self._patience())
+                event = self._events.get(timeout=max(0.0, due - time.monotonic()))
                 if event is not None:
+                    # Then back at once to wait, without the GIL: a policy's thread has been woken and wants it.
                     self._handle(event)
                 now = time.monotonic()
-                if self._answered and now >= self._look_again:
-                    self._look_for_acceptance(now)
-                self._give_up(now)
-                self._give_ticks(now)
+                if now >= due or (self._answered and now >= self._look_again):
+                    self._do_what_is_due(now)
+                    due = self._next_due(now)
+                elif self._answered:
+                    due = min(due, self._look_again)
             except Exception:
                 if self._stopping:
                     return
                 LOGGER.exception("the policies go on after an error of the runtime")
 
-    def _patience(self) -> float:
+    def _do_what_is_due(self, now: float) -> None:
+        if self._answered and now >= self._look_again:
+            self._look_for_acceptance(now)
+        self._give_up(now)
+        self._give_ticks(now)
+
+    def _next_due(self, now: float) -> float:
         due = list(self._next_tick.values())
         if self._answered:
             due.append(self._look_again)
         with self.lock:
             oldest = next((attempt for attempt in self._attempts if not attempt.timed_out), None)
-        # One that begins while we wait is looked after by the next round.
-        due.append(time.monotonic() + self._open_timeout if oldest is None else oldest.since + self._open_timeout)
-        return max(0.0, min(due) - time.monotonic())
+        # One that begins later is late later than now.
+        due.append((now if oldest is None else oldest.since) + self._open_timeout)
+        return min(due)
 
     def _handle(self, event: Event) -> None:
         kind = event.kind

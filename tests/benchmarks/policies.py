@@ -1,0 +1,342 @@
+"""How soon a lost subflow is replaced: by `mptcp policy`, by mptcpd, and by the in-kernel path manager.
+
+    .venv/bin/maturin develop --release
+    .venv/bin/python tests/benchmarks/policies.py [--rounds 30]
+
+It runs in a lab of its own, without privilege, and prints a table after some minutes. What is not installed is left
+out: mptcpd (Debian: mptcpd), and a C compiler and mptcpd's headers (libmptcpd3-dev, libell-dev). A benchmark, not a
+test: nothing fails for being slow.
+
+The subflow ends in one of three ways: reset by the client's side (SOCK_DESTROY, as `ss -K`), reset by the server's, or
+its interface goes down at the client. Each way has its table, with a new connection a round; the contestants take
+turns. All times are the kernel's, of packets at the client: the RST, by which the kernel raises SUB_CLOSED too, then
+the SYN with MP_JOIN, then the fourth ACK, by which the server has accepted the subflow. An interface that goes down
+sends no packet: there the time runs from the request to take it down, and what the kernel takes to do so is in it.
+
+The links are as fast as the machine, so that the path manager is all of it but for the handshake. Over a network that
+takes a round trip and a half more, of everybody alike.
+
+The contestants replace a subflow by what they do so with:
+
+- mptcp policy: a process of its own with FullMesh, or Prefer where the interface goes down.
+- mptcpd with its plugin sspi. It is given the subflow, since sspi opens none.
+- mptcpd with the plugin policies_mptcpd.c, written for this: the least that mptcpd can do the same with.
+- in-kernel: two endpoints more, and a limit of one subflow, so that one endpoint is left to replace the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import os
+import random
+import shutil
+import socket
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import mptcp
+from mptcp.lab import Host, Lab, Link
+
+PORT = 5000
+SECONDS = 1.0
+# Whoever did nothing in so many rounds does nothing.
+HOPELESS = 3
+HERE = Path(__file__).parent
+MPTCPD = "/usr/libexec/mptcpd"
+
+ETH_P_ALL, SO_TIMESTAMPNS = 3, 35
+SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
+FIN, SYN, RST, ACK = 1, 2, 4, 16
+KIND_MPTCP, MP_JOIN = 30, 1
+
+
+class Packet(NamedTuple):
+    time: float
+    source: tuple[str, int]
+    destination: tuple[str, int]
+    flags: int
+    joins: bool
+
+
+class Rig(NamedTuple):
+    """A contestant's own two hosts with three links, and what it runs at the client."""
+
+    name: str
+    client: Host
+    server: Host
+    links: list[Link]
+    is_in_kernel: bool
+    opens: bool
+    command: Callable[[str], list[str]] | None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=30)
+    rounds = parser.parse_args().rounds
+    with Lab() as lab, tempfile.TemporaryDirectory() as folder:
+        rigs = list(contestants(lab, folder))
+        for way, cause in (
+            ("reset by the client's side", reset_here),
+            ("reset by the server's side", reset_there),
+            ("interface down at the client", down),
+        ):
+            print_table(way, run(rigs, way, cause, rounds), rounds)
+
+
+def contestants(lab: Lab, folder: str) -> Iterator[Rig]:
+    def policy(way: str, links: list[Link], client: Host) -> list[str]:
+        names = ",".join(link.interface(client) for link in links[1:])
+        return [
+            sys.executable,
+            "-m",
+            "mptcp",
+            "policy",
+            "--builtin",
+            f"prefer:{names}" if "down" in way else "fullmesh",
+        ]
+
+    number = 0
+
+    def rig(name: str, *, command: object = None, is_in_kernel: bool = False, opens: bool = True) -> Rig:
+        nonlocal number
+        number += 1
+        client, server = lab.host(f"client{number}"), lab.host(f"server{number}")
+        links = [lab.link(client, server) for _ in range(3)]
+        # What accepts is the same for all, and needs no process.
+        server.set_path_manager("kernel")
+        server.set_limits(subflows=8)
+        if is_in_kernel:
+            client.set_path_manager("kernel")
+            client.set_limits(subflows=1)
+            for link in links[1:]:
+                client.add_endpoint(link.address(client), "subflow")
+        return Rig(name, client, server, links, is_in_kernel, opens, command and command(client, links))  # type: ignore[operator]
+
+    yield rig("in-kernel", is_in_kernel=True)
+    yield rig("mptcp policy", command=lambda client, links: lambda way: policy(way, links, client))
+    if not os.access(MPTCPD, os.X_OK):
+        print(f"{MPTCPD} is not installed")
+        return
+    sspi = [MPTCPD, "--load-plugins=sspi", "--path-manager=sspi", "--log=null"]
+    yield rig("mptcpd, sspi", command=lambda *unused: lambda way: sspi, opens=False)
+    build = [
+        "cc",
+        "-O2",
+        "-shared",
+        "-fPIC",
+        "-o",
+        f"{folder}/replace.so",
+        HERE / "policies_mptcpd.c",
+        "-lmptcpd",
+        "-lell",
+    ]
+    if shutil.which("cc") is None or subprocess.run(build, stderr=subprocess.DEVNULL).returncode != 0:
+        print("a C compiler, or libmptcpd3-dev and libell-dev, are not installed")
+        return
+    own = [MPTCPD, f"--plugin-dir={folder}", "--load-plugins=replace", "--path-manager=replace", "--log=null"]
+    yield rig("mptcpd, policies_mptcpd.c", command=lambda *unused: lambda way: own)
+
+
+Times = dict[str, list[tuple[float, float] | None]]
+Cause = Callable[[Rig, mptcp.Connection, mptcp.Connection, mptcp.Subflow], float | None]
+
+
+def run(rigs: list[Rig], way: str, cause: Cause, rounds: int) -> Times:
+    """Seconds to the SYN and to the fourth ACK, of each round in which the subflow was replaced."""
+    times: Times = {rig.name: [] for rig in rigs}
+    with contextlib.ExitStack() as stack:
+        # mptcpd does not learn at once of addresses that come back with their interface.
+        anew = cause is down
+        for rig in rigs if not anew else ():
+            stack.enter_context(running(rig, way))
+        for _ in range(rounds):
+            for rig in random.sample(rigs, len(rigs)):
+                taken = times[rig.name]
+                if len(taken) < HOPELESS or any(taken):
+                    with running(rig, way) if anew else contextlib.nullcontext():
+                        taken.append(one_round(rig, cause))
+    return times
+
+
+@contextlib.contextmanager
+def running(rig: Rig, way: str) -> Iterator[None]:
+    """The process at the client, from when it hears of events."""
+    if rig.command is None:
+        yield
+        return
+    process = rig.client.popen(rig.command(way), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: is_subscribed(rig.client), f"{rig.name} to subscribe")
+        # mptcpd reads the addresses afterwards, and nothing tells when it has.
+        time.sleep(0.2)
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def one_round(rig: Rig, cause: Cause) -> tuple[float, float] | None:
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(rig.server.create_server(("", PORT)))
+        address = rig.links[0].address(rig.server)
+        sock = stack.enter_context(rig.client.create_connection((address, PORT), timeout=10))
+        peer = stack.enter_context(listener.accept()[0])
+        for sender, receiver in ((sock, peer), (peer, sock)):
+            sender.sendall(b"x")
+            receiver.recv(1)
+        (here,) = rig.client.connections(token=sock.token)
+        (there,) = rig.server.connections(token=peer.token)
+        local = rig.links[1].address(rig.client)
+        if not rig.opens:
+            here.open_subflow(local, address)
+
+        def lives_on() -> list[mptcp.Subflow]:
+            return [each for each in here.subflows() if each.local[0] == local and each._accepted]
+
+        wait_for(lambda: bool(lives_on()), f"the subflow of {rig.name}")
+        # Until nobody is at work any more.
+        time.sleep(0.05)
+        (subflow,) = lives_on()
+        capture = stack.enter_context(rig.client.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL)))
+        capture.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+        capture.setblocking(False)
+        begin = cause(rig, here, there, subflow)
+        packets: list[Packet] = []
+        deadline = time.monotonic() + SECONDS
+        result = None
+        while result is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+            packets += captured(capture)
+            result = replaced(packets, begin, subflow)
+    rig.links[1].up()
+    return result
+
+
+def reset_here(rig: Rig, here: mptcp.Connection, there: mptcp.Connection, subflow: mptcp.Subflow) -> None:
+    ends = [f"{host}:{port}" for host, port in (subflow.local, subflow.remote)]
+    rig.client.run(
+        ["ss", "-K", "src", ends[0], "dst", ends[1]], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+
+
+def reset_there(rig: Rig, here: mptcp.Connection, there: mptcp.Connection, subflow: mptcp.Subflow) -> None:
+    ends = [f"{host}:{port}" for host, port in (subflow.remote, subflow.local)]
+    rig.server.run(
+        ["ss", "-K", "src", ends[0], "dst", ends[1]], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+
+
+def down(rig: Rig, here: mptcp.Connection, there: mptcp.Connection, subflow: mptcp.Subflow) -> float:
+    """The time at which the kernel was told to take the interface down."""
+    name = rig.links[1].interface(rig.client).encode()
+    with rig.client.socket(socket.AF_INET, socket.SOCK_DGRAM, 0) as sock:
+        (flags,) = struct.unpack_from("=16xH", fcntl.ioctl(sock, SIOCGIFFLAGS, struct.pack("=16s24x", name)))
+        request = struct.pack("=16sH22x", name, flags & ~IFF_UP)
+        begin = time.clock_gettime(time.CLOCK_REALTIME)
+        fcntl.ioctl(sock, SIOCSIFFLAGS, request)
+    return begin
+
+
+def captured(capture: socket.socket) -> list[Packet]:
+    """The TCP segments over IPv4 that have passed."""
+    packets = []
+    while True:
+        try:
+            frame, ancillary, _, _ = capture.recvmsg(65536, 64)
+        except BlockingIOError:
+            return packets
+        seconds, nanoseconds = struct.unpack("=qq", ancillary[0][2])
+        packet = frame[14:]
+        if frame[12:14] != b"\x08\x00" or packet[9] != socket.IPPROTO_TCP:
+            continue
+        segment = packet[(packet[0] & 15) * 4 :]
+        source_port, destination_port = struct.unpack_from("!HH", segment)
+        source = socket.inet_ntoa(packet[12:16]), source_port
+        destination = socket.inet_ntoa(packet[16:20]), destination_port
+        joins = any(kind == KIND_MPTCP and data[0] >> 4 == MP_JOIN for kind, data in options(segment))
+        packets.append(Packet(seconds + nanoseconds / 1e9, source, destination, segment[13], joins))
+
+
+def options(segment: bytes) -> Iterator[tuple[int, bytes]]:
+    position, end = 20, (segment[12] >> 4) * 4
+    while position < end and segment[position] != 0:
+        if segment[position] == 1:
+            position += 1
+            continue
+        length = segment[position + 1]
+        yield segment[position], segment[position + 2 : position + length]
+        position += length
+
+
+def replaced(packets: list[Packet], begin: float | None, lost: mptcp.Subflow) -> tuple[float, float] | None:
+    """Seconds from the loss to the SYN and to the fourth ACK of the first subflow that was accepted after it."""
+    if begin is None:
+        begin = next(
+            (each.time for each in packets if each.flags & RST and lost.local[:2] in (each.source, each.destination)),
+            None,
+        )
+    if begin is None:
+        return None
+    for syn in packets:
+        if not (syn.joins and syn.flags & (SYN | ACK) == SYN):
+            continue
+        third = fourth = None
+        for each in packets:
+            if third is None and (each.source, each.destination) == (syn.source, syn.destination):
+                third = each if each.joins and not each.flags & SYN else None
+            elif third is not None and (each.source, each.destination) == (syn.destination, syn.source):
+                fourth = each
+                break
+        if fourth is not None and not fourth.flags & (RST | FIN):
+            return syn.time - begin, fourth.time - begin
+    return None
+
+
+def is_subscribed(host: Host) -> bool:
+    """Whether a process there listens to a generic netlink multicast group."""
+    rows = host.run(["cat", "/proc/net/netlink"], capture_output=True, text=True, check=True).stdout.splitlines()
+    return any(row.split()[1] == "16" and int(row.split()[3], 16) != 0 for row in rows[1:])
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        if time.monotonic() > deadline:
+            sys.exit(f"waited in vain for {what}")
+        time.sleep(0.001)
+
+
+def print_table(way: str, times: Times, rounds: int) -> None:
+    print(
+        f"\n{way + ', ms':34}{'to SYN':>10}{'accepted':>10}{'90 %':>10}{'of in-kernel':>14}{'of mptcpd':>12}   replaced"
+    )
+    medians = {
+        name: statistics.median(each[1] for each in taken if each) for name, taken in times.items() if any(taken)
+    }
+    daemon = min((median for name, median in medians.items() if name.startswith("mptcpd")), default=None)
+    for name, taken in times.items():
+        done = [each for each in taken if each]
+        share = f"{len(done)} of {len(taken)}"
+        if not done:
+            print(f"{name:34}{'-':>10}{'-':>10}{'-':>10}{'-':>14}{'-':>12}   {share}, in {SECONDS:.0f} s each")
+            continue
+        ordered = sorted(accepted for _, accepted in done)
+        columns = (statistics.median(syn for syn, _ in done), medians[name], ordered[int(len(ordered) * 0.9)])
+        line = f"{name:34}" + "".join(f"{column * 1e3:10.3f}" for column in columns)
+        for reference, width in ((medians.get("in-kernel"), 14), (daemon, 12)):
+            line += f"{'-':>{width}}" if reference is None else f"{medians[name] / reference:{width}.2f}"
+        print(f"{line}   {share}")
+
+
+if __name__ == "__main__":
+    main()
