@@ -158,12 +158,15 @@ class Recorder(Recording):
     def metadata(self) -> dict[str, Any]:
         status = self._sampler.status()
         real_time = status.pop("real_time")
-        names = ("cookie", "token", "local", "remote")
         return {
             **self._metadata,
             **status,
             "scheduler": "SCHED_FIFO" if real_time else "SCHED_OTHER",
-            "subflows": [dict(zip(names, row, strict=True)) for row in self._sampler.ends()],
+            "subflows": [
+                # Lists, as a file gives them back.
+                {"cookie": cookie, "token": token, "local": list(local), "remote": list(remote)}
+                for cookie, token, local, remote in self._sampler.ends()
+            ],
         }
 
 
