@@ -13,13 +13,14 @@ import mptcp.aio
 import mptcp.cli
 import mptcp.enhanced_api
 import mptcp.lab
+import mptcp.policies
 import pytest
 from support import needs_bpf
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 DESIGN = ROOT / "docs" / "design.md"
-MODULES = (mptcp, mptcp.aio, mptcp.enhanced_api, mptcp.lab)
+MODULES = (mptcp, mptcp.aio, mptcp.enhanced_api, mptcp.lab, mptcp.policies)
 
 
 def blocks(language: str) -> list[str]:
@@ -54,7 +55,9 @@ def public_names() -> set[str]:
             names.add(name)
             thing = getattr(module, name)
             # The fields of structures have docstrings of their own, and those of tuples are fields too.
-            if inspect.isclass(thing) and thing not in (mptcp.Info, mptcp.TcpInfo):
+            # The policies that ship have the members of Policy.
+            has_own = thing not in (mptcp.Info, mptcp.TcpInfo) and module is not mptcp.policies
+            if inspect.isclass(thing) and has_own:
                 names |= {f"{name}.{member}" for member in vars(thing) if not member.startswith("_")}
     return names
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import mptcp
@@ -451,3 +452,42 @@ def test_without_privilege() -> None:
         pytest.skip("root has CAP_NET_ADMIN")
     with pytest.raises(PermissionError, match="CAP_NET_ADMIN"):
         mptcp.run_policy(Recorded())
+
+
+# The command
+
+FILE = """
+import mptcp
+
+class Second(mptcp.Policy):
+    def on_connection(self, conn):
+        if not conn.server_side:
+            conn.open_subflow(next(one.address for one in self.addresses() if one.address == "10.0.2.1"))
+"""
+
+
+@pytest.mark.parametrize("arguments", [["FILE"], ["--builtin", "fullmesh"], ["--builtin", "prefer:10.0.2.0/24,eth1"]])
+def test_the_command(mptcp_two_paths: TwoPaths, arguments: list[str], tmp_path: Path) -> None:
+    client, _, _ = mptcp_two_paths
+    (tmp_path / "policy.py").write_text(FILE)
+    arguments = [str(tmp_path / "policy.py") if one == "FILE" else one for one in arguments]
+    client.set_path_manager("kernel")
+    command = [sys.executable, "-W", "error", "-m", "mptcp", "policy", *arguments]
+    with client.popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert "at work" in process.stderr.readline()
+        with connected(*mptcp_two_paths) as made:
+            assert eventually(lambda: "10.0.2.1" in {subflow.local[0] for subflow in made.sock.subflows()}, 20)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+        assert process.stderr.read() == ""
+    assert client.sysctl("net.mptcp.path_manager") == "kernel"
+
+
+def test_the_command_with_what_is_no_policy(tmp_path: Path) -> None:
+    (tmp_path / "empty.py").write_text("import mptcp\n")
+    for arguments in ([], [str(tmp_path / "empty.py")], [str(tmp_path / "none.py")], ["--builtin", "nonsense"]):
+        command = [sys.executable, "-m", "mptcp", "policy", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "Traceback" not in done.stderr

@@ -8,6 +8,8 @@ print(sf.id, sf.tcp_info.rtt, [s.local for s in sock.subflows()])
 sock.close_subflow(sf)
 """
 
+from typing import TYPE_CHECKING, Any
+
 from . import enhanced_api
 from ._connections import Connection, attach, connections, counters
 from ._core import Event, Info, Subflow, TcpInfo
@@ -17,6 +19,11 @@ from ._events import Events
 from ._path_manager import get_path_manager, set_path_manager, use_path_manager
 from ._policy import LocalAddress, Opening, Policy, RunningPolicies, run_policy
 from ._socket import Socket, create_connection, create_server, wrap
+
+if TYPE_CHECKING:
+    from . import aio as aio
+    from . import lab as lab
+    from . import policies as policies
 
 for _class in (LocalAddress, Opening, Policy, RunningPolicies, Connection, Socket):
     _class.__module__ = "mptcp"
@@ -50,3 +57,12 @@ __all__ = [
     "use_path_manager",
     "wrap",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # These are imported when they are first asked for, and asyncio with them.
+    if name in ("aio", "lab", "policies"):
+        import importlib
+
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
