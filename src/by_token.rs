@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::connection::{diag_failed, latched, Connection, PathManager, Subflow};
+use crate::connection::{diag_failed, ended, latched, Connection, PathManager, Subflow};
 use crate::diag::{self, Entry};
 use crate::error::{Error, Result};
 use crate::fields::Field;
@@ -14,6 +14,7 @@ use crate::info::{self, Info};
 use crate::namespace::Namespace;
 use crate::netlink::{Channel, Failure};
 use crate::reader::lock;
+use crate::sampler::Source;
 use crate::shared::Shared;
 use crate::subflow::Reading;
 use crate::tcp_info::{self, TcpInfo};
@@ -186,6 +187,12 @@ impl ByToken {
         self.shared.token
     }
 
+    /// What records this connection, if it is still there.
+    pub fn source(&self) -> Result<Source> {
+        self.now()?;
+        Ok(Source::Token { token: self.token(), namespace: Arc::clone(&self.namespace) })
+    }
+
     /// How old the connection is at least: by what the kernel told, and since this process knows it.
     pub fn age(&self) -> Duration {
         (self.at_least + self.listed.elapsed()).max(self.shared.since.elapsed())
@@ -230,7 +237,7 @@ impl ByToken {
     }
 
     fn ended(&self) -> Error {
-        Error::os(libc::ENOTCONN, format!("the connection with token {} has ended", self.token()))
+        ended(self.token())
     }
 
     fn fell_back(&self) -> Error {

@@ -494,6 +494,7 @@ pub fn latched(namespace: &Namespace, token: u32) -> Result<PathManager> {
             match (tells(token)?, tells(0)?) {
                 (_, true) => Err(error),
                 (true, false) => Ok(PathManager::Userspace),
+                (false, false) if has_ended(namespace, token)? => Err(ended(token)),
                 (false, false) => Ok(PathManager::Kernel),
             }
         }
@@ -506,10 +507,23 @@ pub fn latched_of_token(namespace: &Namespace, token: u32) -> Result<PathManager
     let nobody = pm::Address::new(SocketAddr::from(([127, 0, 0, 1], 1)));
     match namespace.pm.command(&pm::encode_destroy(token, &nobody, &nobody))?.map_err(|failure| failure.errno)
     {
+        // What it says of a token that is nobody's any more, too.
+        Err(libc::EINVAL) if has_ended(namespace, token)? => Err(ended(token)),
         Err(libc::EINVAL) => Ok(PathManager::Kernel),
         Err(libc::EPERM) => Err(needs_net_admin("telling a connection's path manager on this kernel")),
         _ => Ok(PathManager::Userspace),
     }
+}
+
+/// Whether no connection has this token. False where inet_diag knows no connections and nobody tells.
+fn has_ended(namespace: &Namespace, token: u32) -> Result<bool> {
+    let mut channel = lock(&namespace.diag);
+    let found = diag::look_up_tokens(&mut channel, &[token]).map_err(diag_failed)?.pop().flatten();
+    Ok(found.is_none() && diag::dump_connections(&mut channel, |_| {}).is_ok())
+}
+
+pub fn ended(token: u32) -> Error {
+    Error::os(libc::ENOTCONN, format!("the connection with token {token} has ended"))
 }
 
 /// The inet_diag entries of subflows, by exact look-ups. One that is bound to an interface which we do not know
@@ -592,6 +606,31 @@ mod tests {
             assert_eq!(rtt(a), rtt(b));
             assert_eq!(a.tcp_info.bytes().len(), b.tcp_info.bytes().len());
         }
+    }
+
+    #[test]
+    fn the_path_manager_of_a_connection_that_has_ended_is_not_told() {
+        let Some((client, server)) = loopback() else {
+            eprintln!("skipped: no Multipath TCP here");
+            return;
+        };
+        let namespace = Namespace::current().unwrap();
+        let token = read_info(client.as_raw_fd()).unwrap().token();
+        let before = latched(&namespace, token);
+        if matches!(&before, Err(error) if error.errno() == libc::EPERM) {
+            eprintln!("skipped: this kernel tells the path manager to the privileged only");
+            return;
+        }
+        assert!(before.is_ok());
+        // The connection is gone at once.
+        client.set_linger(Some(std::time::Duration::ZERO)).unwrap();
+        drop((client, server));
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while latched(&namespace, token) == before {
+            assert!(std::time::Instant::now() < deadline, "still told");
+            std::thread::yield_now();
+        }
+        assert_eq!(latched(&namespace, token), Err(ended(token)));
     }
 
     #[test]

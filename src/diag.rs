@@ -158,6 +158,15 @@ pub fn encode_dump(family: u8) -> [u8; diag::REQUEST_SIZE] {
     bytes
 }
 
+/// `struct inet_diag_req`, whose dump goes through the kernel's table once for IPv4 and IPv6 together. That takes half
+/// the time, since the table has as many places as the host could have sockets.
+fn encode_dump_of_all_families() -> [u8; diag::OLD_REQUEST_SIZE] {
+    let mut bytes = [0; diag::OLD_REQUEST_SIZE];
+    bytes[3] = INFO;
+    wire::put(&mut bytes, 52, &CONNECTED.to_ne_bytes());
+    bytes
+}
+
 /// `struct inet_diag_req_v2` for the connections of the namespace: the one with this token, or, as a dump, all of a
 /// family, which plays no part otherwise.
 fn encode_mptcp(family: i32, token: u32, extensions: u8) -> Vec<u8> {
@@ -199,15 +208,20 @@ pub fn decode(payload: &[u8]) -> Option<Entry> {
 }
 
 /// The structure behind INET_DIAG_INFO: `tcp_info` of a subflow, `mptcp_info` of a connection. Empty if there is none.
-fn decode_info(payload: &[u8]) -> &[u8] {
+pub fn decode_info(payload: &[u8]) -> &[u8] {
     payload
         .get(diag::MESSAGE_SIZE..)
         .and_then(|attributes| find(attributes, diag::INET_DIAG_INFO))
         .unwrap_or_default()
 }
 
+/// An entry and, as bytes, its `tcp_info`, which a socket in TIME_WAIT has none of.
+pub fn decode_with_info(payload: &[u8]) -> Option<(Entry, &[u8])> {
+    decode(payload).map(|entry| (entry, decode_info(payload)))
+}
+
 /// The socket is a subflow or the TCP socket of a Multipath TCP listener.
-fn is_multipath(payload: &[u8]) -> bool {
+pub fn is_multipath(payload: &[u8]) -> bool {
     let attributes = payload.get(diag::MESSAGE_SIZE..).unwrap_or_default();
     let name =
         find(attributes, diag::INET_DIAG_ULP_INFO).and_then(|info| find(info, diag::INET_ULP_INFO_NAME));
@@ -355,17 +369,18 @@ fn look_up_all<T, P: AsRef<[u8]>, R: Clone>(
     }
 }
 
+/// Every TCP socket of the namespace that may be a subflow, as bytes of the kernel.
+pub fn dump_payloads(channel: &mut Channel, on_socket: impl FnMut(&[u8])) -> Result<(), Failure> {
+    channel.dump(diag::TCPDIAG_GETSOCK, &encode_dump_of_all_families(), on_socket)
+}
+
 /// Every subflow of the namespace, of all connections.
 pub fn dump(channel: &mut Channel, mut on_subflow: impl FnMut(Entry, TcpInfo)) -> Result<(), Failure> {
-    for family in [libc::AF_INET, libc::AF_INET6] {
-        let request = encode_dump(family as u8);
-        channel.dump(diag::SOCK_DIAG_BY_FAMILY, &request, |payload| {
-            if let Some(entry) = decode(payload).filter(|entry| entry.subflow.is_some()) {
-                on_subflow(entry, TcpInfo::decode(decode_info(payload)));
-            }
-        })?;
-    }
-    Ok(())
+    dump_payloads(channel, |payload| {
+        if let Some(entry) = decode(payload).filter(|entry| entry.subflow.is_some()) {
+            on_subflow(entry, TcpInfo::decode(decode_info(payload)));
+        }
+    })
 }
 
 /// The local ends of every Multipath TCP listener of the namespace.

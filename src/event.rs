@@ -28,10 +28,12 @@ pub enum Kind {
     AddressRemoved,
     /// Events were lost: what is known has to be read anew.
     Overrun,
+    /// A connection fell back to TCP: no event of the kernel's, but of a recording.
+    Fallback,
 }
 
 impl Kind {
-    const ALL: [Kind; 15] = [
+    const ALL: [Kind; 16] = [
         Kind::Created,
         Kind::Established,
         Kind::Closed,
@@ -47,6 +49,7 @@ impl Kind {
         Kind::AddressAdded,
         Kind::AddressRemoved,
         Kind::Overrun,
+        Kind::Fallback,
     ];
 
     /// Of MPTCP_EVENT_*; `None` for one that this crate does not know.
@@ -93,6 +96,7 @@ impl Kind {
             Kind::AddressAdded => "ADDRESS_ADDED",
             Kind::AddressRemoved => "ADDRESS_REMOVED",
             Kind::Overrun => "OVERRUN",
+            Kind::Fallback => "FALLBACK",
         }
     }
 }

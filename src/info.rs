@@ -41,7 +41,6 @@ macro_rules! info_fields {
         }
     };
 }
-#[cfg(feature = "python")]
 pub(crate) use info_fields;
 
 info_fields!(crate::fields::define_fields);

@@ -20,7 +20,7 @@ use crate::wire;
 
 /// A change that the kernel told, or a part of what there is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Change {
+pub enum Change {
     Link { index: u32, name: Arc<str>, up: bool },
     LinkGone { index: u32 },
     Address { index: u32, ip: IpAddr },
@@ -28,7 +28,7 @@ enum Change {
 }
 
 /// Decodes a message of rtnetlink; `None` for what says nothing of a link or an address.
-fn decode(message_type: u16, payload: &[u8]) -> Option<Change> {
+pub fn decode(message_type: u16, payload: &[u8]) -> Option<Change> {
     match message_type {
         rtnetlink::RTM_NEWLINK | rtnetlink::RTM_DELLINK => {
             // Bridges say with their own family what becomes of their ports.

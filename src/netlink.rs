@@ -129,7 +129,7 @@ fn first_message(datagram: &[u8]) -> Option<(usize, Message<'_>)> {
         NLMSG_DONE => match wire::u32(payload, 0).map(|code| code as i32) {
             // A dump that failed on its way says so in its last message.
             Some(code) if code < 0 => {
-                Message::Failed { sequence, failure: Failure { errno: -code, text: None } }
+                Message::Failed { sequence, failure: Failure { errno: errno(code), text: None } }
             }
             _ => Message::Done { sequence },
         },
@@ -137,12 +137,17 @@ fn first_message(datagram: &[u8]) -> Option<(usize, Message<'_>)> {
             0 => Message::Ack { sequence },
             code => {
                 let text = extended_ack(flags, payload);
-                Message::Failed { sequence, failure: Failure { errno: code.saturating_neg(), text } }
+                Message::Failed { sequence, failure: Failure { errno: errno(code), text } }
             }
         },
         message_type => Message::Data { sequence, message_type, payload },
     };
     Some((length, message))
+}
+
+/// The errno in a code of the kernel's, which is its negative; EBADMSG for what is no such code.
+fn errno(code: i32) -> i32 {
+    code.checked_neg().filter(|errno| *errno > 0).unwrap_or(libc::EBADMSG)
 }
 
 /// The sentence in an error message, which follows the request's header or the whole request.
@@ -158,6 +163,20 @@ fn extended_ack(flags: u16, payload: &[u8]) -> Option<String> {
     let text = find(payload.get(4usize.checked_add(echoed)?..)?, NLMSGERR_ATTR_MSG)?;
     let text = text.split(|byte| *byte == 0).next().unwrap_or_default();
     Some(String::from_utf8_lossy(text).into_owned())
+}
+
+/// Requests that are sent more than once, each of which the kernel answers with exactly one message.
+#[derive(Debug, Default)]
+pub struct Prepared {
+    bytes: Vec<u8>,
+    count: usize,
+}
+
+impl Prepared {
+    pub fn push(&mut self, message_type: u16, sequence: u32, payload: &[u8]) {
+        push_request(&mut self.bytes, message_type, NLM_F_REQUEST, sequence, payload);
+        self.count += 1;
+    }
 }
 
 /// A netlink socket for requests. The kernel answers within sendmsg, so replies are there when it returns.
@@ -209,7 +228,8 @@ impl Channel {
                 if index >= payloads.len() {
                     continue; // the late reply to a request that was given up
                 }
-                missing -= 1;
+                // A second message for one request is none that we wait for.
+                missing = missing.saturating_sub(1);
                 match message {
                     Message::Data { payload, .. } => on_reply(index, Ok(payload)),
                     Message::Ack { .. } | Message::Done { .. } => on_reply(index, Ok(&[])),
@@ -218,6 +238,43 @@ impl Channel {
             }
         }
         Ok(())
+    }
+
+    /// Sends requests that were made once, in one system call, and takes a reply to each; `on_reply` gets the payload
+    /// or the failure with the request's own sequence number. After an error nothing of it is left in the socket.
+    pub fn exchange_prepared(
+        &mut self,
+        requests: &Prepared,
+        mut on_reply: impl FnMut(u32, std::result::Result<&[u8], Failure>),
+    ) -> io::Result<()> {
+        self.socket.send(&requests.bytes)?;
+        let mut missing = requests.count;
+        while missing > 0 {
+            let length = match (&self.socket).read(&mut self.buffer) {
+                Ok(length) => length,
+                Err(error) => {
+                    self.drain();
+                    return Err(error);
+                }
+            };
+            for message in messages(&self.buffer[..length]) {
+                missing = missing.saturating_sub(1);
+                match message {
+                    Message::Data { sequence, payload, .. } => on_reply(sequence, Ok(payload)),
+                    Message::Failed { sequence, failure } => on_reply(sequence, Err(failure)),
+                    Message::Ack { sequence } | Message::Done { sequence } => on_reply(sequence, Ok(&[])),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads what nobody waits for any more.
+    fn drain(&mut self) {
+        if self.socket.set_nonblocking(true).is_ok() {
+            while (&self.socket).read(&mut self.buffer).is_ok() {}
+            let _ = self.socket.set_nonblocking(false);
+        }
     }
 
     /// Sends one request and returns the payload of its reply.
@@ -302,5 +359,32 @@ mod tests {
         for length in 0..bytes.len() {
             let _ = messages(&bytes[..length]).count();
         }
+    }
+
+    #[test]
+    fn a_code_that_is_no_errno_is_a_bad_message() {
+        for (message_type, code) in
+            [(NLMSG_ERROR, 1), (NLMSG_ERROR, i32::MAX), (NLMSG_ERROR, i32::MIN), (NLMSG_DONE, i32::MIN)]
+        {
+            let mut bytes = Vec::new();
+            push_request(&mut bytes, message_type, 0, 5, &code.to_ne_bytes());
+            let failure = Failure { errno: libc::EBADMSG, text: None };
+            assert_eq!(messages(&bytes).next(), Some(Message::Failed { sequence: 5, failure }), "{code}");
+        }
+    }
+
+    #[test]
+    fn a_request_that_is_answered_twice_is_answered() {
+        let (ours, theirs) = std::os::unix::net::UnixDatagram::pair().unwrap();
+        let mut bytes = Vec::new();
+        for payload in [b"one", b"two"] {
+            push_request(&mut bytes, 20, 0, 1, payload);
+        }
+        theirs.send(&bytes).unwrap();
+        let socket = socket2::Socket::from(OwnedFd::from(ours));
+        let mut channel = Channel { socket, sequence: 0, buffer: vec![0; 1024] };
+        let mut replies = Vec::new();
+        channel.exchange(20, 0, &[b"ask"], |_, reply| replies.push(reply.map(<[u8]>::to_vec))).unwrap();
+        assert_eq!(replies, [Ok(b"one".to_vec()), Ok(b"two".to_vec())]);
     }
 }

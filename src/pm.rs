@@ -34,7 +34,7 @@ pub fn resolve(channel: &mut Channel) -> Result<Family, Failure> {
     decode_family(&reply).ok_or(Failure { errno: libc::EBADMSG, text: None })
 }
 
-fn decode_family(payload: &[u8]) -> Option<Family> {
+pub fn decode_family(payload: &[u8]) -> Option<Family> {
     let body = payload.get(4..)?;
     let id = wire::u16(find(body, ctrl::ATTR_FAMILY_ID)?, 0)?;
     let event_group = attributes(find(body, ctrl::ATTR_MCAST_GROUPS)?).find_map(|(_, group)| {

@@ -22,7 +22,7 @@ pub fn look_up(channel: &mut Channel, destination: IpAddr, interface: u32) -> Re
     decode(&reply).ok_or(Failure { errno: libc::EBADMSG, text: None })
 }
 
-fn encode(destination: IpAddr, interface: u32) -> Vec<u8> {
+pub fn encode(destination: IpAddr, interface: u32) -> Vec<u8> {
     let mut bytes = vec![0; rtnetlink::RTMSG_SIZE];
     bytes[0] = address::family(destination);
     let octets = match destination {
@@ -38,7 +38,7 @@ fn encode(destination: IpAddr, interface: u32) -> Vec<u8> {
     bytes
 }
 
-fn decode(payload: &[u8]) -> Option<Route> {
+pub fn decode(payload: &[u8]) -> Option<Route> {
     let source = find(payload.get(rtnetlink::RTMSG_SIZE..)?, rtnetlink::RTA_PREFSRC);
     Some(Route {
         source: source.and_then(|value| match value.len() {

@@ -11,6 +11,7 @@ use std::time::Duration;
 use crate::uapi::{full_info, subflow_info};
 
 pub mod bpf;
+pub mod clock;
 pub mod credentials;
 pub mod descriptor;
 pub mod memory;

@@ -89,7 +89,6 @@ macro_rules! tcp_info_fields {
         }
     };
 }
-#[cfg(feature = "python")]
 pub(crate) use tcp_info_fields;
 
 tcp_info_fields!(crate::fields::define_fields);

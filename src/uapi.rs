@@ -96,6 +96,9 @@ pub mod tcp_state {
 
 /// `<linux/sock_diag.h>` and `<linux/inet_diag.h>`.
 pub mod diag {
+    pub const TCPDIAG_GETSOCK: u16 = 18;
+    /// Size of `struct inet_diag_req`, which comes with TCPDIAG_GETSOCK.
+    pub const OLD_REQUEST_SIZE: usize = 60;
     pub const SOCK_DIAG_BY_FAMILY: u16 = 20;
     pub const SOCK_DESTROY: u16 = 21;
     /// Size of `struct inet_diag_req_v2`.

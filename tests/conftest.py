@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 
 import mptcp
 import pytest
+from hypothesis import HealthCheck, settings
 from mptcp.lab import Host, Link
-from support import Connection, Marked, connected, exchange
+from support import ROOT, Connection, Marked, connected, exchange
 
-ROOT = os.geteuid() == 0
-
-pytest_plugins = ["mptcp.pytest_plugin"]
+# Unless --hypothesis-profile=long asks for more, the same examples every time. A loaded machine is no failure.
+settings.register_profile(
+    "short", derandomize=True, database=None, deadline=None, max_examples=20, suppress_health_check=list(HealthCheck)
+)
+settings.register_profile("long", settings.get_profile("short"), derandomize=False, max_examples=300)
+settings.load_profile("short")
 
 
 @pytest.fixture

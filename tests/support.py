@@ -20,6 +20,8 @@ from mptcp.lab import Host, Link
 
 PORT = 5000
 
+ROOT = os.geteuid() == 0
+
 RUN = [sys.executable, "-W", "error", "-m", "mptcp", "run"]
 # What is run under it: of the system, which every user may execute.
 PYTHON = "/usr/bin/python3"
@@ -33,12 +35,6 @@ def has_bpf() -> bool:
     capabilities = int(re.findall(r"^CapEff:\s*(\w+)", status, re.MULTILINE)[0], 16)
     identity = Path("/proc/self/uid_map").read_text().split() == ["0", "0", "4294967295"]
     return identity and all(capabilities >> number & 1 for number in (CAP_BPF, CAP_PERFMON))
-
-
-needs_bpf = pytest.mark.skipif(
-    not (has_bpf() and os.path.exists("/sys/kernel/btf/vmlinux")),
-    reason="CAP_BPF and CAP_PERFMON in the initial user namespace, or the kernel's BTF, are missing",
-)
 
 
 needs_python = pytest.mark.skipif(not os.path.exists(PYTHON), reason=f"{PYTHON} is missing")

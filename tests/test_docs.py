@@ -15,12 +15,11 @@ import mptcp.enhanced_api
 import mptcp.lab
 import mptcp.policies
 import pytest
-from support import needs_bpf
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 DESIGN = ROOT / "docs" / "design.md"
-MODULES = (mptcp, mptcp.aio, mptcp.enhanced_api, mptcp.lab, mptcp.policies)
+MODULES = (mptcp, mptcp.aio, mptcp.enhanced_api, mptcp.lab, mptcp.plot, mptcp.policies)
 
 
 def blocks(language: str) -> list[str]:
@@ -30,7 +29,10 @@ def blocks(language: str) -> list[str]:
 def examples() -> list[object]:
     """Each program with its output, which is the next block of text."""
     pairs = zip(blocks("python"), blocks("text"), strict=True)
-    return [pytest.param(*pair, marks=needs_bpf if "set_subflow_options" in pair[0] else ()) for pair in pairs]
+    return [
+        pytest.param(*pair, marks=pytest.mark.mptcp_needs("bpf") if "set_subflow_options" in pair[0] else ())
+        for pair in pairs
+    ]
 
 
 @pytest.mark.usefixtures("mptcp_lab")

@@ -132,10 +132,9 @@ def test_namespaces_that_are_denied() -> None:
         assert "user.max_user_namespaces is 0: set it to" in findings[name]["advice"]
 
 
-def test_a_second_listener_for_user_notification(mptcp_lab: Lab) -> None:
+@pytest.mark.mptcp_needs("user_notification")
+def test_a_second_listener_for_user_notification() -> None:
     """A process tree has one at most: below a supervisor the kernel refuses another."""
-    if _abilities.lack("user_notification"):
-        pytest.skip(str(_abilities.lack("user_notification")))
     program = (
         "from mptcp import _abilities\n"
         "_abilities._install_filter()\n"

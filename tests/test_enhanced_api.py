@@ -21,7 +21,7 @@ import mptcp
 import pytest
 from mptcp import enhanced_api as api
 from mptcp.lab import Host, Link
-from support import PORT, Connection, connected, eventually, exchange, needs_bpf, ss
+from support import PORT, Connection, connected, eventually, exchange, ss
 
 TwoPaths = tuple[Host, Host, tuple[Link, Link]]
 
@@ -530,7 +530,7 @@ def test_lengths_of_an_option(connection: Connection) -> None:
             )
 
 
-@needs_bpf
+@pytest.mark.mptcp_needs("bpf")
 @LAYOUTS
 def test_an_option_of_one_subflow_is_set(layout: Layout, connection: Connection) -> None:
     (local, remote), sock = connection.second, connection.sock
@@ -642,7 +642,7 @@ def test_any_writable_buffer_will_do(pair: tuple[mptcp.Socket, mptcp.Socket]) ->
 # The documentation, and C.
 
 
-@needs_bpf
+@pytest.mark.mptcp_needs("bpf")
 def test_the_examples_run(connection: Connection, capsys: pytest.CaptureFixture[str]) -> None:
     sock = connection.sock
     second = sock.open_subflow(*connection.second)

@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
 from mptcp import cli
 from mptcp.lab import Host, Lab, Link
-from support import PORT, PYTHON, RUN, eventually, needs, needs_python, ss, subscribers
+from support import PORT, PYTHON, ROOT, RUN, eventually, needs, needs_python, ss, subscribers
 
 Paths = tuple[Host, Host, tuple[Link, Link]]
 

@@ -20,10 +20,9 @@ from typing import Any
 
 import mptcp
 import pytest
-from conftest import ROOT
 from mptcp import enhanced_api
 from mptcp.lab import Host, Link
-from support import PORT, PYTHON, RUN, eventually, has_bpf, needs, needs_python, ss, tuples
+from support import PORT, PYTHON, ROOT, RUN, eventually, has_bpf, needs, needs_python, ss, tuples
 
 PROGRAMS = Path(__file__).parent / "enhanced_api"
 

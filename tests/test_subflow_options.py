@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import mptcp
 import pytest
 from mptcp.lab import Host, Link, two_paths
-from support import Connection, connected, descriptors, eventually, exchange, has_bpf, needs_bpf
+from support import Connection, connected, descriptors, eventually, exchange, has_bpf
 
 TwoPaths = tuple[Host, Host, tuple[Link, Link]]
 
@@ -157,7 +157,7 @@ print(json.dumps(told))
 """
 
 
-@needs_bpf
+@pytest.mark.mptcp_needs("bpf")
 def test_root_without_the_capabilities(pair: Pair) -> None:
     """The same for a process that gave its capabilities away."""
     if shutil.which("setpriv") is None:
@@ -240,7 +240,7 @@ def test_a_closed_subflow(pair: Pair) -> None:
 # Setting.
 
 
-@needs_bpf
+@pytest.mark.mptcp_needs("bpf")
 def test_two_congestion_controls(pair: Pair) -> None:
     default = pair.first.getsockopt(TCP, socket.TCP_CONGESTION, 16)
     other = another(default)
@@ -252,7 +252,7 @@ def test_two_congestion_controls(pair: Pair) -> None:
     exchange(pair.sock, pair.made.peer)
 
 
-@needs_bpf
+@pytest.mark.mptcp_needs("bpf")
 @pytest.mark.parametrize(
     ("level", "optname", "value", "read"),
     [
@@ -283,7 +283,7 @@ def test_set_on_one_and_not_on_the_other(pair: Pair, level: int, optname: int, v
     exchange(pair.sock, pair.made.peer)
 
 
-@needs_bpf
+@pytest.mark.mptcp_needs("bpf")
 def test_buffers_and_notsent_lowat_as_ss_shows_them(pair: Pair) -> None:
     before = ss(pair.made.client, pair.first)
     pair.sock.set_subflow_options(
@@ -329,7 +329,7 @@ def pass_over_both(pair: Pair, size: int = 100_000) -> None:
     assert transfer_until(pair, lambda: min(sent(pair)) > size)
 
 
-@needs_bpf
+@pytest.mark.mptcp_needs("bpf")
 def test_a_mark_counted_by_nftables(mptcp_two_paths: TwoPaths) -> None:
     if shutil.which("nft") is None:
         pytest.skip("nft (Debian's nftables) is missing")
@@ -384,7 +384,7 @@ def traffic_classes(file: Path, host: str) -> set[int]:
     return classes
 
 
-@needs_bpf
+@pytest.mark.mptcp_needs("bpf")
 @pytest.mark.parametrize(
     ("family", "level", "optname"),
     [(socket.AF_INET, IP, socket.IP_TOS), (socket.AF_INET6, IPV6, socket.IPV6_TCLASS)],
@@ -407,7 +407,7 @@ def test_a_packet_capture_sees_the_traffic_class(
     assert seen == [{0}, {0x28}]
 
 
-@needs_bpf
+@pytest.mark.mptcp_needs("bpf")
 def test_a_pacing_rate_holds_one_subflow_back(pair: Pair) -> None:
     """1 Mbit/s on the second path, of 10; the first goes on at some 20."""
     limit = 125_000
@@ -428,7 +428,7 @@ def test_a_pacing_rate_holds_one_subflow_back(pair: Pair) -> None:
     assert pair.first.getsockopt(SOL_SOCKET, SO_MAX_PACING_RATE) == -1
 
 
-@needs_bpf
+@pytest.mark.mptcp_needs("bpf")
 def test_a_user_timeout_ends_one_subflow(pair: Pair) -> None:
     """Both paths go silent: the subflow with the timeout is given up, the other is still trying."""
     pair.second.setsockopt(TCP, socket.TCP_USER_TIMEOUT, 300)
@@ -448,7 +448,7 @@ def test_a_user_timeout_ends_one_subflow(pair: Pair) -> None:
     assert eventually(given_up, 20)
 
 
-@needs_bpf
+@pytest.mark.mptcp_needs("bpf")
 def test_several_at_once(pair: Pair) -> None:
     pair.sock.set_subflow_options(
         {
@@ -461,7 +461,7 @@ def test_several_at_once(pair: Pair) -> None:
         assert subflow.getsockopt(TCP, socket.TCP_USER_TIMEOUT) == 1000 * factor
 
 
-@needs_bpf
+@pytest.mark.mptcp_needs("bpf")
 def test_each_subflow_s_options_keep_their_order(pair: Pair) -> None:
     """IP_TOS sets the priority too: whether it comes first or last shows."""
     tos, priority = (IP, socket.IP_TOS), (SOL_SOCKET, socket.SO_PRIORITY)
@@ -471,7 +471,7 @@ def test_each_subflow_s_options_keep_their_order(pair: Pair) -> None:
     assert pair.second.getsockopt(*priority) == 2  # TC_PRIO_BULK
 
 
-@needs_bpf
+@pytest.mark.mptcp_needs("bpf")
 def test_more_options_than_one_visit_carries(pair: Pair) -> None:
     """40 that no kernel knows, and then one."""
     options: dict[tuple[int, int], int] = {(TCP, 10_000 + number): 0 for number in range(40)}
@@ -482,7 +482,7 @@ def test_more_options_than_one_visit_carries(pair: Pair) -> None:
     assert pair.second.getsockopt(SOL_SOCKET, socket.SO_MARK) == 9
 
 
-@needs_bpf
+@pytest.mark.mptcp_needs("bpf")
 def test_a_refused_option_has_its_name_and_errno(pair: Pair) -> None:
     for optname, value, name, number in (
         (socket.TCP_CORK, 1, "TCP_CORK", errno.EINVAL),
@@ -498,7 +498,7 @@ def test_a_refused_option_has_its_name_and_errno(pair: Pair) -> None:
     assert caught.value.errno == errno.EINVAL
 
 
-@needs_bpf
+@pytest.mark.mptcp_needs("bpf")
 def test_the_others_are_applied_and_named(pair: Pair) -> None:
     with pytest.raises(
         mptcp.SubflowError,
@@ -520,14 +520,14 @@ def test_rcvlowat_is_refused_here(pair: Pair) -> None:
     assert caught.value.errno == errno.EINVAL
 
 
-@needs_bpf
+@pytest.mark.mptcp_needs("bpf")
 def test_maxseg_has_no_effect_after_the_handshake(pair: Pair) -> None:
     before = pair.second.getsockopt(TCP, socket.TCP_MAXSEG)
     pair.second.setsockopt(TCP, socket.TCP_MAXSEG, 700)
     assert pair.second.getsockopt(TCP, socket.TCP_MAXSEG) == before
 
 
-@needs_bpf
+@pytest.mark.mptcp_needs("bpf")
 def test_a_bound_subflow(pair: Pair) -> None:
     """Bound after it was read: its exact look-up has to name the interface from then on."""
     client = pair.made.client
@@ -539,7 +539,7 @@ def test_a_bound_subflow(pair: Pair) -> None:
     assert pair.second.getsockopt(TCP, socket.TCP_USER_TIMEOUT) == 700
 
 
-@needs_bpf
+@pytest.mark.mptcp_needs("bpf")
 def test_what_a_later_setsockopt_on_the_whole_socket_does(pair: Pair) -> None:
     """It sets the option on every subflow, and leaves the other options alone."""
     set_here = {
@@ -556,7 +556,7 @@ def test_what_a_later_setsockopt_on_the_whole_socket_does(pair: Pair) -> None:
     assert {option: pair.second.getsockopt(*option) for option in set_here} == expected
 
 
-@needs_bpf
+@pytest.mark.mptcp_needs("bpf")
 def test_a_subflow_that_is_opening(mptcp_two_paths: TwoPaths) -> None:
     with pair_of(mptcp_two_paths) as pair:
         nobody = pair.made.second[1].rsplit(".", 1)[0] + ".99"
@@ -570,7 +570,7 @@ def test_a_subflow_that_is_opening(mptcp_two_paths: TwoPaths) -> None:
 # Which socket it hits.
 
 
-@needs_bpf
+@pytest.mark.mptcp_needs("bpf")
 def test_from_other_network_namespaces(mptcp_two_paths: TwoPaths) -> None:
     """The test is in none of the hosts' namespaces; a thread in the server's hits the client's subflow all the same."""
     setns = ctypes.CDLL(None, use_errno=True).setns
@@ -593,7 +593,7 @@ def test_from_other_network_namespaces(mptcp_two_paths: TwoPaths) -> None:
             assert subflow.getsockopt(TCP, socket.TCP_USER_TIMEOUT) == 0
 
 
-@needs_bpf
+@pytest.mark.mptcp_needs("bpf")
 def test_among_two_thousand_others(pair: Pair) -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     if before[1] < 5000:
@@ -642,7 +642,7 @@ def test_among_two_thousand_others(pair: Pair) -> None:
         assert pair.first.getsockopt(TCP, socket.TCP_CONGESTION, 16) == default
 
 
-@needs_bpf
+@pytest.mark.mptcp_needs("bpf")
 def test_subflows_that_come_and_go(pair: Pair) -> None:
     """A subflow that closes in between is ENOTCONN, and never another one that has its ends now."""
     local, remote = pair.made.second
@@ -685,7 +685,7 @@ def test_subflows_that_come_and_go(pair: Pair) -> None:
     assert pair.first.getsockopt(TCP, socket.TCP_USER_TIMEOUT) == 0
 
 
-@needs_bpf
+@pytest.mark.mptcp_needs("bpf")
 def test_threads_and_a_forked_child(pair: Pair) -> None:
     """Each gets its own answers, whoever loaded the program."""
     pair.first.setsockopt(TCP, socket.TCP_USER_TIMEOUT, 1)
@@ -763,7 +763,7 @@ sys.stdin.read()
 """
 
 
-@needs_bpf
+@pytest.mark.mptcp_needs("bpf")
 def test_loaded_once_and_nothing_is_left(pair: Pair) -> None:
     """Of a process that ends, and of one that is killed."""
     fd = pair.sock.fileno()
@@ -785,7 +785,7 @@ def test_loaded_once_and_nothing_is_left(pair: Pair) -> None:
         assert eventually(lambda: loaded_programs() == before)
 
 
-@needs_bpf
+@pytest.mark.mptcp_needs("bpf")
 def test_no_descriptor_is_lost(pair: Pair) -> None:
     pair.second.setsockopt(TCP, socket.TCP_USER_TIMEOUT, 1)
     before = descriptors()

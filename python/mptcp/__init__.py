@@ -8,7 +8,7 @@ print(sf.id, sf.tcp_info.rtt, [s.local for s in sock.subflows()])
 sock.close_subflow(sf)
 """
 
-from typing import TYPE_CHECKING, Any
+import typing as _typing
 
 from . import enhanced_api
 from ._connections import Connection, attach, connections, counters
@@ -16,16 +16,21 @@ from ._core import Event, Info, Subflow, TcpInfo
 from ._errors import NotMultipathError, PathManagerError, SubflowError, UnsupportedError
 from ._event_kind import EventKind
 from ._events import Events
+from ._files import load
 from ._path_manager import get_path_manager, set_path_manager, use_path_manager
 from ._policy import LocalAddress, Opening, Policy, RunningPolicies, run_policy
+from ._recorder import Recorder
+from ._recording import Recording
 from ._socket import Socket, create_connection, create_server, wrap
 
-if TYPE_CHECKING:
+if _typing.TYPE_CHECKING:
     from . import aio as aio
     from . import lab as lab
+    from . import measures as measures
+    from . import plot as plot
     from . import policies as policies
 
-for _class in (LocalAddress, Opening, Policy, RunningPolicies, Connection, Socket):
+for _class in (LocalAddress, Opening, Policy, RunningPolicies, Connection, Recorder, Recording, Socket):
     _class.__module__ = "mptcp"
 
 __all__ = [
@@ -39,6 +44,8 @@ __all__ = [
     "Opening",
     "PathManagerError",
     "Policy",
+    "Recorder",
+    "Recording",
     "RunningPolicies",
     "Socket",
     "Subflow",
@@ -52,6 +59,7 @@ __all__ = [
     "create_server",
     "enhanced_api",
     "get_path_manager",
+    "load",
     "run_policy",
     "set_path_manager",
     "use_path_manager",
@@ -59,9 +67,9 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # These are imported when they are first asked for, and asyncio with them.
-    if name in ("aio", "lab", "policies"):
+def __getattr__(name: str) -> _typing.Any:
+    # These are imported when they are first asked for, and asyncio and numpy with them.
+    if name in ("aio", "lab", "measures", "plot", "policies"):
         import importlib
 
         return importlib.import_module(f"{__name__}.{name}")

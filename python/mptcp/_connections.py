@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from . import _core, _counters
+from . import _core, _counters, _html
 from ._core import Info, Subflow
 from ._events import Events
 from ._socket import Address, Socket, wrap
@@ -44,6 +44,9 @@ class Connection:
 
     def __repr__(self) -> str:
         return f"<Connection {self.token} {self.local} -> {self.remote} {self.state}>"
+
+    def _repr_html_(self) -> str:
+        return _html.connection(self)
 
     def __eq__(self, other: object) -> bool:
         return self._native.cookie == other._native.cookie if isinstance(other, Connection) else NotImplemented
@@ -140,7 +143,7 @@ class Connection:
 
         Raises NotMultipathError after a fallback at the handshake, OSError (ENOTCONN) once the connection has ended.
         """
-        return self._native.subflows(self)
+        return _html.Subflows(self._native.subflows(self))
 
     def events(self) -> Events:
         """As Socket.events. Raises OSError (ENOTCONN) once the connection has ended."""
@@ -229,12 +232,12 @@ def list_connections(
     _check(pid, "a process", 1, _LAST_PID)
     _check(port, "a port", 0, _LAST_PORT)
     inodes = None if pid is None else _inodes(pid)
-    return [
+    return _html.Connections(
         Connection(native)
         for native in _core.connections(fd, token)
         if inodes is None or native.inode in inodes
         if port is None or port in (native.local[1], native.remote[1])
-    ]
+    )
 
 
 def subflows_of(connections: list[Connection]) -> list[list[Subflow] | None]:

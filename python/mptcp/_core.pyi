@@ -1,8 +1,9 @@
 """The native core. Private: the package's own names are documented here, the rest serves mptcp's Python code."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, final, overload
 
+import numpy as np
 from _typeshed import ReadableBuffer
 
 from ._connections import Connection
@@ -16,6 +17,7 @@ __all__ = [
     "Handle",
     "Info",
     "Opening",
+    "Sampler",
     "Subflow",
     "TcpInfo",
     "after_fork",
@@ -27,6 +29,7 @@ __all__ = [
     "get_path_manager",
     "info",
     "is_multipath",
+    "realtime_offset_ns",
     "run_program",
     "set_path_manager",
     "subflows_at",
@@ -623,6 +626,27 @@ class EventStream:
     def set_receive_buffer(self, size: int) -> None: ...
 
 @final
+class Sampler:
+    """A native recording, from its making to stop(). ``sources`` are descriptors and ByTokens; None is the network
+    namespace of ``fd``, or of the calling thread. Of each of two arrays at most ``room`` rows wait to be taken."""
+
+    def __new__(
+        cls,
+        sources: Sequence[int | ByToken] | None,
+        fd: int | None,
+        interval: float,
+        connection_interval: float,
+        full_info: bool,
+        room: int,
+    ) -> Sampler: ...
+    def stop(self) -> None: ...
+    def take_samples(self) -> np.ndarray[tuple[int], np.dtype[np.void]]: ...
+    def take_connections(self) -> np.ndarray[tuple[int], np.dtype[np.void]]: ...
+    def take_events(self) -> list[Event]: ...
+    def ends(self) -> list[tuple[int, int, tuple[Any, ...], tuple[Any, ...]]]: ...
+    def status(self) -> dict[str, Any]: ...
+
+@final
 class Handle:
     """The native companion of one Socket: its network namespace and the subscription held for it."""
 
@@ -746,3 +770,5 @@ def run_program(
 def supervised_signals() -> list[int]: ...
 def before_fork() -> None: ...
 def after_fork(in_child: bool) -> None: ...
+def realtime_offset_ns() -> int:
+    """CLOCK_REALTIME minus CLOCK_MONOTONIC, in nanoseconds."""

@@ -69,6 +69,10 @@ class EventKind(enum.Enum):
     OVERRUN = "OVERRUN"
     """Events were lost. What is known is to be forgotten: what there is follows, see Events."""
 
+    FALLBACK = "FALLBACK"
+    """A connection fell back to TCP: ``token``. Only a Recorder tells it, by the flag in struct mptcp_info
+    when it next reads the connection, for the kernel has no event of it."""
+
 
 EventKind.__module__ = "mptcp"
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 
-from . import _core
+from . import _core, _html
 from ._core import Info, Subflow
 from ._events import Events
 from ._path_manager import check_path_manager
@@ -170,7 +170,7 @@ class Socket(socket.socket):
 
         Raises NotMultipathError, and PermissionError where the Socket's network namespace cannot be entered.
         """
-        return self._handle.subflows(self.fileno(), self)
+        return _html.Subflows(self._handle.subflows(self.fileno(), self))
 
     # A timeout that is 0 only at run time is typed as one that waits.
     @overload
@@ -287,6 +287,9 @@ class Socket(socket.socket):
         Multipath TCP listener is, one is opened, and held until remove_address() or until the last Socket and
         Connection of this process that used the connection is gone. An IPv6 link-local address names its interface,
         as in ``"fe80::1%eth0"``. The same address again is sent again, and has the same id.
+
+        Some kernels (seen on 6.18) drop an IPv6 address with a port, for which there is no room beside TCP timestamps
+        (net.ipv4.tcp_timestamps), and tell nobody: counters() has it in AddAddrTxDrop.
 
         ANNOUNCE of the generic netlink family mptcp_pm. Needs CAP_NET_ADMIN in the user namespace that owns the
         Socket's network namespace.

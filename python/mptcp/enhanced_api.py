@@ -117,6 +117,8 @@ def include_dir() -> Path:
 
 
 def _is_draft(layout: str) -> bool:
+    if not isinstance(layout, str):
+        raise TypeError(f"layout must be a str, not {type(layout).__name__}")
     if layout not in ("kernel", "draft"):
         raise ValueError(f'layout must be "kernel" or "draft", not {layout!r}')
     return layout == "draft"

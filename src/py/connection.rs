@@ -94,7 +94,7 @@ impl ByToken {
         remote: &Bound<'_, PyAny>,
         backup: bool,
         interface: Option<String>,
-        timeout: Option<f64>,
+        #[pyo3(from_py_with = control::timeout)] timeout: Option<f64>,
     ) -> PyResult<Option<Subflow>> {
         let open = control::Open { local, remote, backup, interface, timeout };
         control::open_subflow(py, &self.0, owner, open)

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyInt, PyString};
 
@@ -24,6 +24,18 @@ const SIGNALS: Duration = Duration::from_millis(50);
 pub fn subflows(py: Python<'_>, connection: &dyn Connection, owner: &Py<PyAny>) -> PyResult<Vec<Subflow>> {
     let subflows = py.detach(|| connection.subflows()).map_err(|error| to_py(py, error))?;
     Ok(subflows.into_iter().map(|data| Subflow::new(data, owner.clone_ref(py))).collect())
+}
+
+/// A timeout. An int that no float can hold is a wrong value like any other.
+pub fn timeout(value: &Bound<'_, PyAny>) -> PyResult<Option<f64>> {
+    value.extract().map_err(|error: PyErr| match error.is_instance_of::<PyOverflowError>(value.py()) {
+        true => wrong_timeout(),
+        false => error,
+    })
+}
+
+fn wrong_timeout() -> PyErr {
+    PyValueError::new_err("timeout must be a number of seconds >= 0, or None")
 }
 
 pub fn events(py: Python<'_>, connection: &dyn Connection) -> PyResult<EventStream> {
@@ -63,7 +75,7 @@ pub fn open_subflow(
         Some(seconds) if seconds >= 0.0 => {
             Duration::try_from_secs_f64(seconds).ok().and_then(|wait| Instant::now().checked_add(wait))
         }
-        Some(_) => return Err(PyValueError::new_err("timeout must be a number of seconds >= 0, or None")),
+        Some(_) => return Err(wrong_timeout()),
     };
     let mut opening = py.detach(|| Opening::new(connection, &request)).map_err(|error| to_py(py, error))?;
     if timeout == Some(0.0) {

@@ -248,7 +248,12 @@ impl EventStream {
     /// The next event, or None: after `timeout` seconds, or when no more will come. Of one that is closed no more will
     /// come to who iterates; else it is an error.
     #[pyo3(signature = (timeout, iterating))]
-    fn get(&self, py: Python<'_>, timeout: Option<f64>, iterating: bool) -> PyResult<Option<Event>> {
+    fn get(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = super::control::timeout)] timeout: Option<f64>,
+        iterating: bool,
+    ) -> PyResult<Option<Event>> {
         let deadline = match timeout {
             None => None,
             Some(seconds) if seconds >= 0.0 => {

@@ -53,7 +53,7 @@ impl Handle {
         remote: &Bound<'_, PyAny>,
         backup: bool,
         interface: Option<String>,
-        timeout: Option<f64>,
+        #[pyo3(from_py_with = control::timeout)] timeout: Option<f64>,
     ) -> PyResult<Option<Subflow>> {
         let open = control::Open { local, remote, backup, interface, timeout };
         control::open_subflow(py, &ByDescriptor { handle: &self.0, fd }, owner, open)

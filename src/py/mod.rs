@@ -9,6 +9,8 @@ mod events;
 mod handle;
 mod opening;
 mod options;
+mod rows;
+mod sampler;
 mod structs;
 mod subflow;
 mod supervisor;
@@ -20,6 +22,7 @@ use pyo3::prelude::*;
 mod _core {
     use super::address::from_tuple;
     use super::errors::to_py;
+    use super::options::int;
     use crate::error::{describe, Error};
     use crate::{bpf, by_token, connection, namespace, sys};
     use pyo3::exceptions::PyImportError;
@@ -52,6 +55,8 @@ mod _core {
     #[pymodule_export]
     use super::opening::Opening;
     #[pymodule_export]
+    use super::sampler::{realtime_offset_ns, Sampler};
+    #[pymodule_export]
     use super::structs::{Info, TcpInfo};
     #[pymodule_export]
     use super::subflow::Subflow;
@@ -62,11 +67,13 @@ mod _core {
     #[pyo3(signature = (family, r#type, proto, path_manager))]
     fn create_socket(
         py: Python<'_>,
-        family: i32,
-        r#type: i32,
-        proto: i32,
+        family: &Bound<'_, PyAny>,
+        r#type: &Bound<'_, PyAny>,
+        proto: &Bound<'_, PyAny>,
         path_manager: Option<&str>,
     ) -> PyResult<i32> {
+        let (family, r#type) = (int("family", family)?, int("type", r#type)?);
+        let proto = int("proto", proto)?;
         py.detach(|| namespace::create_socket(family, r#type, proto, path_manager))
             .map(IntoRawFd::into_raw_fd)
             .map_err(|error| to_py(py, error))
@@ -119,10 +126,7 @@ mod _core {
 
     /// Subflows by the connections that they belong to and their ends, by exact look-ups; None for one that is gone.
     #[pyfunction]
-    fn subflows_at(
-        py: Python<'_>,
-        asked: Vec<AskedFor<'_>>,
-    ) -> PyResult<Vec<Option<Subflow>>> {
+    fn subflows_at(py: Python<'_>, asked: Vec<AskedFor<'_>>) -> PyResult<Vec<Option<Subflow>>> {
         let mut ends = Vec::with_capacity(asked.len());
         for (native, _, local, remote) in &asked {
             ends.push((&native.get().0, from_tuple(local)?, from_tuple(remote)?));

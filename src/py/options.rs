@@ -24,9 +24,14 @@ pub fn int(name: &str, value: &Bound<'_, PyAny>) -> PyResult<i32> {
     let index = value
         .call_method0("__index__")
         .map_err(|_| PyTypeError::new_err(format!("{name} must be an int, not {}", type_name(value))))?;
-    index
-        .extract()
-        .map_err(|_| PyValueError::new_err(format!("{name} {index} is not in the range of C\'s int")))
+    index.extract().map_err(|_| {
+        PyValueError::new_err(format!("{name} {} is not in the range of C's int", printed(&index)))
+    })
+}
+
+/// An int, which Python refuses to print from some thousands of digits on.
+fn printed(int: &Bound<'_, PyAny>) -> String {
+    int.str().map_or_else(|_| "of so many digits".to_owned(), |text| text.to_string())
 }
 
 fn type_name(value: &Bound<'_, PyAny>) -> String {
@@ -49,10 +54,11 @@ pub fn room(buflen: &Bound<'_, PyAny>) -> PyResult<Room> {
     if buflen.is_none() {
         return Ok(Room::Int);
     }
-    match usize::try_from(int("buflen", buflen)?) {
+    let length = int("buflen", buflen)?;
+    match usize::try_from(length) {
         Ok(0) => Ok(Room::Int),
         Ok(length) if length <= MAX_BUFFER => Ok(Room::Bytes(length)),
-        _ => Err(PyValueError::new_err(format!("buflen {buflen} is not in 0..{MAX_BUFFER}"))),
+        _ => Err(PyValueError::new_err(format!("buflen {length} is not in 0..{MAX_BUFFER}"))),
     }
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import ipaddress
+import operator
 import os
 import re
 import socket
@@ -44,6 +45,10 @@ _ENDPOINT_FLAGS = {"signal": 1, "subflow": 2, "backup": 4, "fullmesh": 8, "impli
 
 # The helper gives programs that will not end 10 seconds; then there is nothing more that it could do.
 _END_SECONDS = 30.0
+
+
+# The open labs of this process, for whoever writes down what surrounded a measurement.
+LABS: weakref.WeakSet[Lab] = weakref.WeakSet()
 
 
 class Lab:
@@ -95,6 +100,7 @@ class Lab:
         except BaseException:
             self.close()
             raise
+        LABS.add(self)
 
     def __enter__(self) -> Lab:
         return self
@@ -313,7 +319,11 @@ class Host:
         if path_manager is not None:
             check_path_manager(path_manager)
         _, (descriptor,) = self._request(
-            "socket", family=int(family), type=int(type), proto=int(proto), path_manager=path_manager
+            "socket",
+            family=_c_int(family, "family"),
+            type=_c_int(type, "type"),
+            proto=_c_int(proto, "proto"),
+            path_manager=path_manager,
         )
         try:
             return Socket(fileno=descriptor)
@@ -382,10 +392,16 @@ class Host:
         ``name`` is ``net.ipv4.tcp_congestion_control`` or the same with slashes, which a part with a dot in it needs.
         Raises FileNotFoundError if the namespace has no such sysctl, ValueError for one that is not a namespace's.
         """
+        if not isinstance(name, str):
+            raise TypeError(f"a sysctl's name must be a str, not {type(name).__name__}")
+        if not isinstance(value, str | int | None):
+            raise TypeError(f"a sysctl's value must be a str or an int, not {type(value).__name__}")
         path = name if "/" in name else name.replace(".", "/")
         if not _SYSCTL.fullmatch(path) or ".." in path.split("/"):
             raise ValueError(f"a host has the sysctls of its network namespace, net.*, not {name!r}")
         text = None if value is None else str(value)
+        if text is not None and not text.isascii():
+            raise ValueError(f"a sysctl's value is ASCII, not {text!r}")
         before: str = self._request("sysctl", path=path, value=text)[0]
         return before
 
@@ -438,8 +454,10 @@ class Host:
         there are none. It is for connections under that path manager, so call ``set_path_manager("kernel")`` first.
         Raises FileExistsError for an address that is one already.
         """
-        address = str(ipaddress.ip_address(address))
+        address = str(_endpoint_address(address))
         for flag in flags:
+            if not isinstance(flag, str):
+                raise TypeError(f"an endpoint's flag must be a str, not {type(flag).__name__}")
             if flag not in _ENDPOINT_FLAGS:
                 raise ValueError(f"an endpoint's flags are {', '.join(_ENDPOINT_FLAGS)}, not {flag!r}")
         _check_range(id, "an endpoint's id", 1, 255)
@@ -449,7 +467,7 @@ class Host:
 
     def remove_endpoint(self, address: str) -> None:
         """Take an endpoint out. Raises OSError with EADDRNOTAVAIL if the address is none."""
-        wanted = ipaddress.ip_address(address)
+        wanted = _endpoint_address(address)
         for endpoint in self.endpoints:
             if ipaddress.ip_address(endpoint.address) == wanted:
                 self._request("remove_endpoint", address=endpoint.address, id=endpoint.id)
@@ -590,6 +608,8 @@ class Link:
 
     def address(self, host: Host, family: int = AF_INET) -> str:
         """Return the address of ``host`` on this link. Raises UnsupportedError for IPv6 where the kernel has none."""
+        if not isinstance(family, int):
+            raise TypeError(f"an address family must be an int, not {type(family).__name__}")
         if family not in (AF_INET, AF_INET6):
             raise ValueError(f"a link has addresses of AF_INET and AF_INET6, not of family {family}")
         if family == AF_INET6 and not self._ipv6:
@@ -674,6 +694,8 @@ class Link:
         return capture
 
     def _side(self, host: Host) -> int:
+        if not isinstance(host, Host):
+            raise TypeError(f"a link is between hosts, not {type(host).__name__}")
         if host not in self.hosts:
             raise ValueError(f"{host!r} is not at an end of {self!r}")
         return self.hosts.index(host)
@@ -754,7 +776,7 @@ def _for_each_of_two(value: Any, what: str) -> Sequence[Any]:
     if value is None or isinstance(value, str | int | float):
         return (value, value)
     if len(value) != 2:
-        raise ValueError(f"{what} is one for both paths or one for each of the two, not {value!r}")
+        raise ValueError(f"{what} is one for both paths or one for each of the two, not {len(value)}")
     return list(value)
 
 
@@ -766,6 +788,21 @@ def _address(number: int, side: int, family: int) -> str:
 
 def _network(number: int, family: int) -> str:
     return f"10.{number >> 8}.{number & 255}.0/24" if family == AF_INET else f"fd00:0:0:{number:x}::/64"
+
+
+def _c_int(value: int, what: str) -> int:
+    number = operator.index(value)
+    _check_range(number, what, -(2**31), 2**31 - 1)
+    return int(number)
+
+
+def _endpoint_address(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    if not isinstance(address, str):
+        raise TypeError(f"an endpoint's address must be a str, not {type(address).__name__}")
+    parsed = ipaddress.ip_address(address)
+    if "%" in address:
+        raise ValueError(f"an endpoint's address names no interface: not {address!r}")
+    return parsed
 
 
 def _check_range(value: int | None, what: str, lowest: int, highest: int) -> None:

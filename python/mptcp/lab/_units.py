@@ -30,9 +30,13 @@ def _split(value: object, what: str, example: str) -> tuple[float, str]:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise TypeError(f"{what} must be a string like {example} or a number, not {type(value).__name__}")
     if not isinstance(value, str):
-        if not math.isfinite(value):
+        try:
+            number = float(value)
+        except OverflowError:
+            raise ValueError(f"{what} is too large an int") from None
+        if not math.isfinite(number):
             raise ValueError(f"{what} must be a finite number, not {value!r}")
-        return float(value), ""
+        return number, ""
     match = _NUMBER.fullmatch(value)
     if match is None or not match[2]:
         raise ValueError(f"{what} must be a number with its unit, like {example}, not {value!r}")

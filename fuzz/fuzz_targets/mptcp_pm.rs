@@ -1,0 +1,27 @@
+//! The path managers' generic netlink: events, addresses, the family's own description. Input: a datagram of netlink.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use mptcp::netlink::{messages, Message};
+use mptcp::{event, pm};
+
+fn decode(payload: &[u8]) {
+    if let Some(event) = event::decode(payload, 7, |index| Some(index.to_string().into())) {
+        assert_eq!(event.time_ns, 7);
+    }
+    let _ = pm::decode_family(payload);
+    if let Some(address) = pm::decode_get_addr(payload) {
+        for command in [pm::encode_announce(9, &address), pm::encode_create(9, &address, &address)] {
+            assert_eq!(pm::decode_get_addr(&command), Some(address));
+        }
+    }
+}
+
+fuzz_target!(|data: &[u8]| {
+    decode(data);
+    for message in messages(data) {
+        if let Message::Data { payload, .. } = message {
+            decode(payload);
+        }
+    }
+});

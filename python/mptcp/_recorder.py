@@ -1,0 +1,228 @@
+"""Recording subflows and connections: what is started and stopped, and where its rows go."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import warnings
+from collections.abc import Iterable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from . import _core, _files, _metadata
+from ._connections import Connection
+from ._core import Event
+from ._recording import Recording
+from ._socket import Socket
+
+if TYPE_CHECKING:
+    from . import _writer
+    from ._recording import Rows
+
+Source = Socket | Connection
+
+_METHODS = ("auto", "full_info", "inet_diag")
+_SHORTEST, _LONGEST = 1e-5, 86400.0
+
+
+class Recorder(Recording):
+    """Records what every subflow does, tick by tick, until the with-block ends or close() is called.
+
+    ``sources`` is what is recorded: a Socket, a Connection, some of them, or None for every connection of the calling
+    thread's network namespace, those to come too. The Recorder holds no descriptor of them: a connection ends when
+    its owner ends it. ``interval`` and ``connection_interval`` are the seconds between two readings of the subflows and
+    of the connections.
+
+    ``method`` is how subflows are read. "inet_diag": by exact look-ups, several in one message, which wait for no
+    connection's lock; a new subflow is found at its event, or within 0.1 s without the privilege for events.
+    "full_info": by MPTCP_FULL_INFO, all subflows of a connection in one moment, after waiting for its lock, which a
+    sender at full speed may hold for milliseconds; for Sockets alone. "auto" is inet_diag wherever that tells which
+    sockets are subflows; metadata says which and why.
+
+    A native thread reads on an absolute clock and never waits for Python; where CAP_SYS_NICE or RLIMIT_RTPRIO permit it
+    runs under SCHED_FIFO. A second one reads the connections, which waits for their locks whichever way it is done.
+
+    ``path`` streams the rows to a file, ``.arrow``, with memory that does not grow: see save() for its form and load()
+    to read it. After a SIGKILL it is readable to its last whole batch, of which one is written every 0.1 s.
+
+    Needs no privilege; a Socket of another network namespace than the caller's takes CAP_NET_ADMIN and CAP_SYS_ADMIN
+    over that one. Raises TypeError and ValueError for wrong arguments before any system call, NotMultipathError for
+    plain TCP, OSError (ENOTCONN) for a connection that is not there, UnsupportedError where the kernel cannot do it.
+    """
+
+    def __init__(
+        self,
+        sources: Source | Iterable[Source] | None,
+        interval: float = 0.01,
+        *,
+        method: Literal["auto", "full_info", "inet_diag"] = "auto",
+        connection_interval: float = 0.1,
+        path: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self._closed = True
+        self._owner = os.getpid()
+        wanted = _check_sources(sources)
+        _check_interval("interval", interval)
+        _check_interval("connection_interval", connection_interval)
+        self._path = None if path is None else _files.check(path, (".arrow",))
+        if self._path is not None:
+            # Rather now than when the recording runs: pyarrow may not be there.
+            from . import _writer
+        chosen, reason = _choose(method, wanted)
+        metadata = {
+            **_metadata.surroundings(),
+            "interval": float(interval),
+            "connection_interval": float(connection_interval),
+            "method": chosen,
+            "method_reason": reason,
+        }
+        self._sampler = _core.Sampler(
+            None if wanted is None else [_native(source) for source in wanted],
+            None,
+            float(interval),
+            float(connection_interval),
+            chosen == "full_info",
+            sys.maxsize if self._path is None else _writer.ROOM,
+        )
+        self._writer: _writer.Writer | None = None
+        self._read_back: Recording | None = None
+        try:
+            if self._path is not None:
+                self._writer = _writer.Writer(self._path, self._sampler, metadata)
+                samples = connections = _nothing()
+            else:
+                samples, connections = self._sampler.take_samples(), self._sampler.take_connections()
+            super().__init__(samples, connections, [], metadata)
+        except BaseException:
+            self._sampler.stop()
+            raise
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True) and self._owner == os.getpid():
+            self.close()
+            warnings.warn(f"unclosed {type(self).__name__}", ResourceWarning, stacklevel=2, source=self)
+
+    def close(self) -> None:
+        """Read everything once more and end the recording. What was recorded stays. Again is nothing.
+
+        Raises OSError if the file of ``path`` could not be written. In a forked child it does nothing: the recording
+        is the parent's.
+        """
+        if self._closed or self._owner != os.getpid():
+            return
+        self._closed = True
+        self._sampler.stop()
+        if self._writer is not None:
+            self._writer.end(self._metadata_of_file())
+
+    @property
+    def samples(self) -> Rows:
+        if self._path is not None:
+            return self._from_file().samples
+        self._samples = _joined(self._samples, self._sampler.take_samples())
+        return self._samples
+
+    @property
+    def connections(self) -> Rows:
+        if self._path is not None:
+            return self._from_file().connections
+        self._connections = _joined(self._connections, self._sampler.take_connections())
+        return self._connections
+
+    def _from_file(self) -> Recording:
+        """What has been streamed to the file, up to now or, once it is complete, for good."""
+        assert self._path is not None
+        if self._read_back is not None:
+            return self._read_back
+        recording = _files.load(self._path)
+        if self._closed:
+            self._read_back = recording
+        return recording
+
+    @property
+    def events(self) -> list[Event]:
+        self._events += self._sampler.take_events()
+        return self._events
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        status = self._sampler.status()
+        real_time = status.pop("real_time")
+        names = ("cookie", "token", "local", "remote")
+        return {
+            **self._metadata,
+            **status,
+            "scheduler": "SCHED_FIFO" if real_time else "SCHED_OTHER",
+            "subflows": [dict(zip(names, row, strict=True)) for row in self._sampler.ends()],
+        }
+
+
+def _nothing() -> Rows:
+    import numpy as np
+
+    return np.empty(0, np.dtype([]))
+
+
+def _joined(before: Rows, more: Rows) -> Rows:
+    """Both, one behind the other: a copy unless one is empty."""
+    import numpy as np
+
+    if not len(more):
+        return before
+    return np.concatenate((before, more)) if len(before) else more
+
+
+def _check_sources(sources: object) -> list[Source] | None:
+    if sources is None:
+        return None
+    if isinstance(sources, Socket | Connection):
+        return [sources]
+    if not isinstance(sources, Iterable) or isinstance(sources, str | bytes):
+        raise TypeError(f"what is recorded is a Socket, a Connection, some of them or None, not {sources!r}")
+    found: list[Source] = []
+    for source in sources:
+        if not isinstance(source, Socket | Connection):
+            raise TypeError(f"what is recorded is a Socket or a Connection, not {source!r}")
+        found.append(source)
+    if not found:
+        raise ValueError("nothing to record: None records the whole network namespace")
+    return found
+
+
+def _check_interval(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} is a number of seconds, not {value!r}")
+    if not (math.isfinite(value) and _SHORTEST <= value <= _LONGEST):
+        raise ValueError(f"{name} is from {_SHORTEST:g} to {_LONGEST:g} seconds, not {value}")
+
+
+def _choose(method: str, sources: list[Source] | None) -> tuple[str, str]:
+    """How subflows are read, and why so."""
+    if method not in _METHODS:
+        raise ValueError(f"method is one of {', '.join(map(repr, _METHODS))}, not {method!r}")
+    if method == "full_info" and not (sources and all(isinstance(source, Socket) for source in sources)):
+        raise ValueError("method='full_info' reads through a descriptor: it records Sockets only")
+    if method != "auto":
+        return method, "as asked for"
+    for source in sources or ():
+        # Without privilege older kernels do not tell which sockets are subflows.
+        if isinstance(source, Socket) and any(
+            subflow.state == "ESTABLISHED" and subflow.cookie is not None and subflow.initial is None
+            for subflow in source.subflows()
+        ):
+            return "full_info", "inet_diag does not tell an ordinary user of this kernel which sockets are subflows"
+    return "inet_diag", "it waits for no connection's lock"
+
+
+def _native(source: Source) -> int | _core.ByToken:
+    return source.fileno() if isinstance(source, Socket) else source._native

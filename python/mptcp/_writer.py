@@ -1,0 +1,60 @@
+"""The thread that takes rows from a native recording and writes them to a file."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from pathlib import Path
+from typing import Any
+
+from . import _arrow, _core, _files
+
+SECONDS = 0.1
+"""Between two batches, and so what a kill loses at most."""
+
+ROOM = 1 << 16
+"""Rows that may wait for it, in each array: some 40 MB."""
+
+
+class Writer:
+    """Writes until end(). Reading waits for it in nothing: what it cannot take in time is counted and dropped."""
+
+    def __init__(self, path: Path, sampler: _core.Sampler, metadata: dict[str, Any]) -> None:
+        self._sampler = sampler
+        self._end = threading.Event()
+        self._failure: BaseException | None = None
+        samples, connections = sampler.take_samples(), sampler.take_connections()
+        with contextlib.ExitStack() as stack:
+            self._samples = stack.enter_context(_arrow.Stream(path, samples.dtype, metadata))
+            beside = _arrow.Stream(_files.beside(path), connections.dtype, metadata)
+            self._connections = stack.enter_context(beside)
+            self._samples.write(samples)
+            self._connections.write(connections)
+            stack.pop_all()
+        self._thread = threading.Thread(target=self._run, name="mptcp-writer", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            while not self._end.wait(SECONDS):
+                self._write()
+        except BaseException as failure:
+            self._failure = failure
+
+    def _write(self) -> None:
+        self._samples.write(self._sampler.take_samples())
+        self._connections.write(self._sampler.take_connections())
+
+    def end(self, metadata: dict[str, Any]) -> None:
+        """Write what is left and what is known in the end. Raises what went wrong meanwhile, OSError for one."""
+        self._end.set()
+        self._thread.join()
+        if self._failure is None:
+            self._write()
+            self._samples.end(metadata)
+            self._connections.end(metadata)
+            return
+        for stream in (self._samples, self._connections):
+            with contextlib.suppress(OSError):
+                stream.close()
+        raise self._failure

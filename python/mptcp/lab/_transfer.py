@@ -1,0 +1,130 @@
+"""Bulk data between two hosts, to measure by."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from mptcp.lab._lab import Host, Lab, Link
+
+if TYPE_CHECKING:
+    from mptcp._recording import Recording
+
+_CHUNK = 1 << 16
+# Seconds in which a connection is made.
+_TIMEOUT = 10.0
+
+
+class Transfer:
+    """One connection over which a host sends another data, zeros, as fast as it goes, while a with-block lasts.
+
+    ::
+
+        with two_paths() as (client, server, paths):
+            with Transfer(client, server, paths) as transfer, mptcp.Recorder(transfer.sock) as rec:
+                time.sleep(3)
+
+    ``paths`` are links between the two: the initial subflow goes over the first, and over each of the others one is
+    opened before the data begins. The server listens on all its addresses at ``port``, so more may be opened to them.
+    ``sock`` is the sender's end, ``peer`` the receiver's, and ``received`` counts the bytes that have arrived. When the
+    block ends, what has been sent is waited for and both ends are closed; by an exception they are closed at once.
+
+    Raises ValueError for no paths or others' links, and what connecting and opening raise; at the block's end what
+    sending or receiving has raised.
+    """
+
+    def __init__(self, sender: Host, receiver: Host, paths: Sequence[Link], *, port: int = 5000) -> None:
+        if not paths or any(set(link.hosts) != {sender, receiver} for link in paths):
+            raise ValueError(f"a transfer needs links between {sender.name!r} and {receiver.name!r}, not {paths!r}")
+        #: The bytes that have arrived.
+        self.received = 0
+        self._ending = threading.Event()
+        self._running: list[Future[None]] = []
+        first, *others = paths
+        with contextlib.ExitStack() as stack:
+            listener = stack.enter_context(receiver.create_server(("", port)))
+            listener.settimeout(_TIMEOUT)
+            self.sock = stack.enter_context(sender.create_connection((first.address(receiver), port), _TIMEOUT))
+            self.peer = stack.enter_context(listener.accept()[0])
+            self.peer.settimeout(_TIMEOUT)
+            # A byte in each direction, after which subflows can be opened.
+            for one, other in ((self.sock, self.peer), (self.peer, self.sock)):
+                one.sendall(b"\0")
+                other.recv(1)
+            for link in others:
+                self.sock.open_subflow(link.address(sender), (link.address(receiver), port))
+            self.sock.settimeout(None)
+            self.peer.settimeout(None)
+            self._pool = stack.enter_context(ThreadPoolExecutor(2, "mptcp-transfer"))
+            self._open = stack.pop_all()
+
+    def __enter__(self) -> Self:
+        self._running = [self._pool.submit(self._send), self._pool.submit(self._receive)]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ending.set()
+        if error is not None:
+            self._hang_up()
+        with self._open:
+            failures = [running.exception() for running in self._running]
+        # Of a block that failed that is what is told.
+        if error is None and any(failures):
+            raise next(filter(None, failures))
+
+    def _send(self) -> None:
+        data = bytes(_CHUNK)
+        with self._hung_up_on_error():
+            while not self._ending.is_set():
+                self.sock.sendall(data)
+            self.sock.shutdown(socket.SHUT_WR)
+
+    def _receive(self) -> None:
+        buffer = bytearray(_CHUNK)
+        with self._hung_up_on_error():
+            while count := self.peer.recv_into(buffer):
+                self.received += count
+
+    @contextlib.contextmanager
+    def _hung_up_on_error(self) -> Iterator[None]:
+        """Neither of the two is to wait for the other's end of a connection that has failed."""
+        try:
+            yield
+        except BaseException:
+            self._hang_up()
+            raise
+
+    def _hang_up(self) -> None:
+        for sock in (self.sock, self.peer):
+            # It wakes whoever waits in send() or recv(). Perhaps the connection is gone already.
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+
+def record_transfer(paths: Sequence[Mapping[str, Any]], seconds: float = 3.0, *, interval: float = 0.01) -> Recording:
+    """Record a Transfer between two hosts in a lab of its own: one cell of a sweep.
+
+    ``paths`` has for each link between them the arguments of Lab.link, as ``[{"rate": "20mbit"}, {"rate": "10mbit"}]``.
+    The transfer is recorded for ``seconds``, with ``interval`` seconds between two samples.
+
+    It takes and returns what can be pickled, so any concurrent.futures.Executor can run it, in processes of this
+    machine or on others: ``executor.map(record_transfer, cells)``.
+
+    Raises ValueError for no paths, UnsupportedError where the kernel lacks what a link asks for, and what a Lab raises.
+    """
+    import mptcp
+
+    with Lab() as lab:
+        sender, receiver = lab.host("sender"), lab.host("receiver")
+        links = [lab.link(sender, receiver, **options) for options in paths]
+        with Transfer(sender, receiver, links) as transfer, mptcp.Recorder(transfer.sock, interval) as rec:
+            time.sleep(seconds)
+        return mptcp.Recording(rec.samples, rec.connections, rec.events, rec.metadata)

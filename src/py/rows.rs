@@ -1,0 +1,78 @@
+//! Rows as elements of numpy arrays, without a copy. With the system calls, the only unsafe.
+#![expect(unsafe_code, reason = "numpy takes a type for an element by its promise alone")]
+
+use numpy::{Element, PyArrayDescr, PyArrayDescrMethods};
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{IntoPyDict, PyList};
+
+use crate::sampler::row::{self, Column, ConnectionRow, Named, Sample};
+
+/// numpy's type string of a column.
+fn format(column: Column) -> &'static str {
+    match column {
+        Column::Signed => "i8",
+        Column::Unsigned => "u8",
+        Column::Float | Column::Unknown(_) | Column::Unlimited(_) => "f8",
+    }
+}
+
+/// The type of a row: its head and then its fields, aligned as the compiler aligns a repr(C) structure.
+fn descriptor(
+    py: Python<'_>,
+    head: &[(&'static str, &'static str)],
+    fields: impl Iterator<Item = Named>,
+    size: usize,
+) -> PyResult<Py<PyArrayDescr>> {
+    let fields = fields.map(|(name, column)| (name, format(column)));
+    let columns = PyList::new(py, head.iter().copied().chain(fields).collect::<Vec<_>>())?;
+    let aligned = [("align", true)].into_py_dict(py)?;
+    let descriptor = py.import("numpy")?.call_method("dtype", (columns,), Some(&aligned))?;
+    let descriptor = descriptor.cast_into::<PyArrayDescr>()?;
+    assert_eq!(descriptor.itemsize(), size, "the row's layout");
+    Ok(descriptor.unbind())
+}
+
+// SAFETY: a Sample is plain data without Python objects, and the type is built from the same table of fields, in the
+// order and with the alignment of the structure; its size is compared.
+unsafe impl Element for Sample {
+    const IS_COPY: bool = true;
+
+    fn get_dtype(py: Python<'_>) -> Bound<'_, PyArrayDescr> {
+        static DESCRIPTOR: PyOnceLock<Py<PyArrayDescr>> = PyOnceLock::new();
+        let head = [
+            ("time_ns", "i8"),
+            ("wait_ns", "i8"),
+            ("token", "u4"),
+            ("subflow", "i4"),
+            ("cookie", "u8"),
+            ("state", "i2"),
+            ("local_id", "i2"),
+            ("remote_id", "i2"),
+            ("backup", "i1"),
+            ("final", "?"),
+        ];
+        let make = || descriptor(py, &head, row::tcp_info_columns(), size_of::<Sample>());
+        DESCRIPTOR.get_or_try_init(py, make).expect("a numpy that knows these types").bind(py).clone()
+    }
+
+    fn clone_ref(&self, _py: Python<'_>) -> Sample {
+        *self
+    }
+}
+
+// SAFETY: as above.
+unsafe impl Element for ConnectionRow {
+    const IS_COPY: bool = true;
+
+    fn get_dtype(py: Python<'_>) -> Bound<'_, PyArrayDescr> {
+        static DESCRIPTOR: PyOnceLock<Py<PyArrayDescr>> = PyOnceLock::new();
+        let head = [("time_ns", "i8"), ("wait_ns", "i8"), ("token", "u4")];
+        let make = || descriptor(py, &head, row::mptcp_info_columns(), size_of::<ConnectionRow>());
+        DESCRIPTOR.get_or_try_init(py, make).expect("a numpy that knows these types").bind(py).clone()
+    }
+
+    fn clone_ref(&self, _py: Python<'_>) -> ConnectionRow {
+        *self
+    }
+}

@@ -1,0 +1,316 @@
+//! Subflows of one network namespace by inet_diag: exact look-ups of those that are known, several in a message, or,
+//! where that is cheaper, a dump.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::Ordering;
+use std::sync::Arc;
+
+use super::row::{put_tcp_info, Sample, SEGS_OUT, TCP_INFO, UNKNOWN};
+use super::{Common, Site};
+use crate::connection::diag_failed;
+use crate::diag::{self, Entry};
+use crate::error::{Error, Result};
+use crate::netlink::{Channel, Prepared};
+use crate::reader::lock;
+use crate::sys;
+use crate::uapi::{self, tcp_state};
+
+/// Look-ups in one message: their replies have to fit into the socket's receive buffer.
+const BATCH: usize = 64;
+
+/// Nanoseconds that look-up of one subflow takes, until we know better.
+const LOOK_UP_NS: u64 = 3000;
+
+/// Every so many ticks the way of reading that was slower is tried again.
+const TRIED_AGAIN: u64 = 1000;
+
+/// What is known of one subflow beside its `tcp_info`.
+#[derive(Debug, Clone, Copy)]
+pub struct Target {
+    pub entry: Entry,
+    pub token: u32,
+    pub id: i32,
+    pub since_ns: u64,
+    /// It has its final row.
+    pub ended: bool,
+    /// What was read of it last.
+    read: [u64; TCP_INFO.len()],
+    /// It was there at the tick of this number.
+    tick: u64,
+}
+
+impl Target {
+    pub fn new(entry: Entry, token: u32, id: i32, since_ns: u64) -> Target {
+        Target { entry, token, id, since_ns, ended: false, read: [0; TCP_INFO.len()], tick: 0 }
+    }
+}
+
+/// The subflows of a site.
+#[derive(Debug)]
+pub struct ByDiag {
+    site: Arc<Site>,
+    common: Arc<Common>,
+    pub channel: Channel,
+    /// The connections that are meant; all of the namespace if absent.
+    tokens: Option<BTreeSet<u32>>,
+    targets: HashMap<u64, Target>,
+    /// The cookies of the targets as they stand in `batches`.
+    order: Vec<u64>,
+    batches: Vec<Prepared>,
+    /// Subflows that no reading shows any more and no notice has told of.
+    gone: HashMap<u64, Target>,
+    /// Nanoseconds that the last dump took, and a look-up of one subflow.
+    dump_ns: u64,
+    look_up_ns: u64,
+    tick: u64,
+}
+
+/// The row of a reading.
+pub fn sample(time_ns: u64, target: &mut Target, state: u8, tcp_info: &[u8]) -> Sample {
+    let known =
+        |id: fn(&diag::Ulp) -> u8| target.entry.subflow.map_or(i16::from(UNKNOWN), |ulp| id(&ulp).into());
+    let mut row = Sample {
+        time_ns: time_ns as i64,
+        wait_ns: 0,
+        token: target.token,
+        subflow: target.id,
+        cookie: target.entry.cookie,
+        state: state.into(),
+        local_id: known(|ulp| ulp.local_id),
+        remote_id: known(|ulp| ulp.remote_id),
+        backup: target.entry.subflow.map_or(UNKNOWN, |ulp| ulp.backup().into()),
+        last: 0,
+        tcp_info: [0; TCP_INFO.len()],
+    };
+    put_tcp_info(&mut row.tcp_info, tcp_info);
+    target.read = row.tcp_info;
+    row
+}
+
+/// The final row of a subflow that is dead. The kernel wipes the counters of some before it tells of their death, of an
+/// initial subflow that was reset for one: then they are those of the last reading.
+pub fn final_sample(time_ns: u64, target: &mut Target, tcp_info: &[u8]) -> Sample {
+    let read = target.read;
+    let mut row = sample(time_ns, target, tcp_state::CLOSE, tcp_info);
+    row.last = 1;
+    if row.tcp_info[SEGS_OUT] < read[SEGS_OUT] {
+        row.tcp_info = read;
+    }
+    target.ended = true;
+    row
+}
+
+impl ByDiag {
+    pub fn new(site: &Arc<Site>, common: &Arc<Common>, tokens: Option<BTreeSet<u32>>) -> Result<ByDiag> {
+        let channel = Channel::new(site.diag_socket()?)
+            .map_err(|error| Error::call("socket(NETLINK_SOCK_DIAG)", &error))?;
+        Ok(ByDiag {
+            site: Arc::clone(site),
+            common: Arc::clone(common),
+            channel,
+            tokens,
+            targets: HashMap::new(),
+            order: Vec::new(),
+            batches: Vec::new(),
+            gone: HashMap::new(),
+            dump_ns: 0,
+            look_up_ns: LOOK_UP_NS,
+            tick: 0,
+        })
+    }
+
+    /// Reads another connection too.
+    pub fn add(&mut self, token: u32) {
+        if let Some(tokens) = &mut self.tokens {
+            tokens.insert(token);
+        }
+        self.site.known.searched.store(true, Ordering::Relaxed);
+    }
+
+    /// Adds a row a subflow.
+    pub fn read(&mut self, time_ns: u64, rows: &mut Vec<Sample>) -> Result<()> {
+        if self.tokens.as_ref().is_some_and(BTreeSet::is_empty) {
+            return Ok(());
+        }
+        self.tick += 1;
+        self.adopt(time_ns);
+        self.identify();
+        let look_ups_ns = self.look_up_ns * self.targets.len() as u64;
+        if self.dump_ns < look_ups_ns
+            || self.tick.is_multiple_of(TRIED_AGAIN) && self.dump_ns < 2 * look_ups_ns
+        {
+            self.dump(time_ns, rows)
+        } else {
+            self.look_up(time_ns, rows)
+        }
+    }
+
+    /// Takes over the subflows that were found meanwhile.
+    pub fn adopt(&mut self, time_ns: u64) {
+        let found = std::mem::take(&mut *lock(&self.site.known.found));
+        let mut changed = false;
+        for entry in found.into_values() {
+            let Some(ulp) = entry.subflow.filter(|ulp| self.wants(ulp.token)) else { continue };
+            if !self.targets.contains_key(&entry.cookie) && !self.gone.contains_key(&entry.cookie) {
+                let target = Target::new(entry, ulp.token, -1, time_ns);
+                self.targets.insert(entry.cookie, target);
+                self.common.note(&entry, ulp.token);
+                lock(&self.site.known.tokens).insert(ulp.token);
+                changed = true;
+            }
+        }
+        if changed {
+            self.prepare();
+        }
+    }
+
+    fn wants(&self, token: u32) -> bool {
+        self.tokens.as_ref().is_none_or(|tokens| tokens.contains(&token))
+    }
+
+    fn dump(&mut self, time_ns: u64, rows: &mut Vec<Sample>) -> Result<()> {
+        let begin_ns = sys::monotonic_ns();
+        let (site, tokens, targets, tick) = (&self.site, &self.tokens, &mut self.targets, self.tick);
+        let common = &self.common;
+        let wants = |token| tokens.as_ref().is_none_or(|tokens| tokens.contains(&token));
+        let mut changed = false;
+        let result = diag::dump_payloads(&mut self.channel, |payload| {
+            let Some((entry, tcp_info)) = diag::decode_with_info(payload) else { return };
+            if tcp_info.is_empty() {
+                return;
+            }
+            let target = match targets.get_mut(&entry.cookie) {
+                Some(target) => target,
+                None => match entry.subflow.filter(|ulp| wants(ulp.token)) {
+                    None => return,
+                    Some(ulp) => {
+                        changed = true;
+                        lock(&site.known.tokens).insert(ulp.token);
+                        let target = Target::new(entry, ulp.token, -1, time_ns);
+                        common.note(&entry, ulp.token);
+                        targets.entry(entry.cookie).or_insert(target)
+                    }
+                },
+            };
+            // A connection that fell back has lost its part of Multipath TCP: what was known of it stays.
+            let subflow = entry.subflow.or(target.entry.subflow);
+            target.entry = Entry { subflow, ..entry };
+            target.tick = tick;
+            let mut row = sample(time_ns, target, entry.state, tcp_info);
+            row.wait_ns = (sys::monotonic_ns() - time_ns) as i64;
+            rows.push(row);
+        });
+        result.map_err(diag_failed)?;
+        self.dump_ns = sys::monotonic_ns() - begin_ns;
+        self.site.known.dumped_ns.store(time_ns, Ordering::Relaxed);
+        let before = self.targets.len();
+        self.retire(|target| target.tick != tick);
+        if changed || self.targets.len() != before {
+            self.prepare();
+        }
+        Ok(())
+    }
+
+    /// Those that a reading no longer shows wait for their notice.
+    fn retire(&mut self, is_gone: impl Fn(&Target) -> bool) {
+        let gone = &mut self.gone;
+        self.targets.retain(|cookie, target| {
+            let leaves = is_gone(target);
+            if leaves {
+                gone.insert(*cookie, *target);
+            }
+            !leaves
+        });
+    }
+
+    fn prepare(&mut self) {
+        self.order = self.targets.keys().copied().collect();
+        self.order.sort_unstable();
+        self.batches.clear();
+        for (number, cookies) in self.order.chunks(BATCH).enumerate() {
+            let mut batch = Prepared::default();
+            for (index, cookie) in cookies.iter().enumerate() {
+                let request = diag::encode_request(&self.targets[cookie].entry.tuple, *cookie);
+                batch.push(uapi::diag::SOCK_DIAG_BY_FAMILY, (number * BATCH + index) as u32, &request);
+            }
+            self.batches.push(batch);
+        }
+    }
+
+    fn look_up(&mut self, time_ns: u64, rows: &mut Vec<Sample>) -> Result<()> {
+        let begin_ns = sys::monotonic_ns();
+        let (order, targets, tick) = (&self.order, &mut self.targets, self.tick);
+        let mut failed = None;
+        for batch in &self.batches {
+            let result = self.channel.exchange_prepared(batch, |index, reply| {
+                let Some(target) = order.get(index as usize).and_then(|cookie| targets.get_mut(cookie))
+                else {
+                    return;
+                };
+                match reply.map(diag::decode_with_info) {
+                    Ok(Some((entry, tcp_info)))
+                        if entry.cookie == target.entry.cookie && !tcp_info.is_empty() =>
+                    {
+                        let subflow = entry.subflow.or(target.entry.subflow);
+                        target.entry = Entry { subflow, ..entry };
+                        target.tick = tick;
+                        let mut row = sample(time_ns, target, entry.state, tcp_info);
+                        row.wait_ns = (sys::monotonic_ns() - time_ns) as i64;
+                        rows.push(row);
+                    }
+                    // ESTALE: another socket has the four-tuple now. A reply without tcp_info is of TIME_WAIT.
+                    Ok(_) => {}
+                    Err(failure) if [libc::ENOENT, libc::ESTALE].contains(&failure.errno) => {}
+                    Err(failure) => failed = Some(failure),
+                }
+            });
+            if let Err(error) = result {
+                return Err(Error::call("inet_diag", &error));
+            }
+        }
+        if let Some(failure) = failed {
+            return Err(diag_failed(failure));
+        }
+        if let Some(each) = (sys::monotonic_ns() - begin_ns).checked_div(order.len() as u64) {
+            self.look_up_ns = each;
+        }
+        let before = self.targets.len();
+        self.retire(|target| target.tick != tick);
+        if self.targets.len() != before {
+            self.prepare();
+        }
+        Ok(())
+    }
+
+    /// Gives subflows their ids as soon as they are known, and in rows that nobody has taken yet, too.
+    fn identify(&mut self) {
+        if self.site.descriptors.is_empty() {
+            return;
+        }
+        let ids = lock(&self.site.known.ids);
+        for target in self.targets.values_mut().chain(self.gone.values_mut()).filter(|target| target.id < 0) {
+            let tuple = &target.entry.tuple;
+            if let Some(id) = ids.get(&(target.token, tuple.local, tuple.remote)) {
+                target.id = *id as i32;
+                let (cookie, since_ns, id) = (target.entry.cookie, target.since_ns as i64, target.id);
+                self.common.samples.amend(|row| {
+                    if row.cookie == cookie {
+                        row.subflow = id;
+                    }
+                    row.time_ns >= since_ns
+                });
+            }
+        }
+    }
+
+    /// What was known of a socket that has died.
+    pub fn take(&mut self, entry: &Entry) -> Option<Target> {
+        self.identify();
+        if let Some(target) = self.gone.remove(&entry.cookie) {
+            return Some(target);
+        }
+        let target = self.targets.remove(&entry.cookie)?;
+        self.prepare();
+        Some(target)
+    }
+}

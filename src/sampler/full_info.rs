@@ -1,0 +1,274 @@
+//! Subflows of one connection by MPTCP_FULL_INFO through a descriptor: all in one moment, and after the connection's
+//! lock. What inet_diag alone tells, cookies, address ids and backup, is looked up when a subflow appears and anew
+//! from time to time.
+
+use std::os::fd::RawFd;
+use std::sync::Arc;
+
+use super::by_diag::{final_sample, sample, Target};
+use super::row::Sample;
+use super::Common;
+use crate::connection::{self, diag_failed};
+use crate::diag::{self, Entry, Tuple};
+use crate::error::{Error, Result};
+use crate::netlink::Channel;
+use crate::subflow::Reading;
+use crate::sys;
+use crate::tcp_info;
+use crate::uapi::{full_info, subflow_info, tcp_state};
+use crate::wire;
+
+/// How old what inet_diag told may be: a priority that was changed.
+const REFRESH_NS: u64 = 1_000_000_000;
+
+/// What one reading fills, for all connections one after the other.
+#[derive(Debug)]
+pub struct Buffers {
+    header: [u8; full_info::MPTCP_INFO + crate::info::SIZE],
+    subflows: Vec<u8>,
+    tcp_infos: Vec<u8>,
+}
+
+impl Buffers {
+    pub fn new() -> Buffers {
+        let mut buffers = Buffers {
+            header: [0; full_info::MPTCP_INFO + crate::info::SIZE],
+            subflows: Vec::new(),
+            tcp_infos: Vec::new(),
+        };
+        buffers.make_room(8);
+        buffers
+    }
+
+    fn make_room(&mut self, count: usize) {
+        self.subflows.resize(count * subflow_info::SIZE, 0);
+        self.tcp_infos.resize(count * tcp_info::SIZE, 0);
+    }
+}
+
+/// What came of a reading.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    Read,
+    /// The descriptor is closed, or is another connection's.
+    Ended,
+    /// The connection fell back to TCP.
+    FellBack,
+}
+
+/// One connection.
+#[derive(Debug)]
+pub struct FullInfo {
+    common: Arc<Common>,
+    fd: RawFd,
+    pub token: u32,
+    /// It is not read any more.
+    pub ended: bool,
+    /// In the kernel's order.
+    targets: Vec<Target>,
+    /// Not in the list any more.
+    gone: Vec<Target>,
+    refreshed_ns: u64,
+    /// This kernel has no MPTCP_FULL_INFO: our own count of subflows.
+    by_parts: Option<u32>,
+}
+
+impl FullInfo {
+    pub fn new(common: &Arc<Common>, fd: RawFd, token: u32) -> FullInfo {
+        FullInfo {
+            common: Arc::clone(common),
+            fd,
+            token,
+            ended: false,
+            targets: Vec::new(),
+            gone: Vec::new(),
+            refreshed_ns: 0,
+            by_parts: None,
+        }
+    }
+
+    /// Adds a row a subflow.
+    pub fn read(
+        &mut self,
+        buffers: &mut Buffers,
+        channel: &mut Channel,
+        time_ns: u64,
+        rows: &mut Vec<Sample>,
+    ) -> Result<Outcome> {
+        if self.by_parts.is_some() {
+            return self.read_by_parts(channel, time_ns, rows);
+        }
+        let (total, stride) = loop {
+            let length = match sys::getsockopt_full_info(
+                self.fd,
+                &mut buffers.header,
+                &mut buffers.subflows,
+                &mut buffers.tcp_infos,
+                tcp_info::SIZE,
+            ) {
+                Ok(length) => length,
+                Err(error) => return self.failed(&error, channel, time_ns, rows),
+            };
+            let number = |at| wire::u32(&buffers.header[..length], at).unwrap_or(0) as usize;
+            let total = number(full_info::NUM_SUBFLOWS);
+            if total * subflow_info::SIZE <= buffers.subflows.len() {
+                break (total, number(full_info::SIZE_TCPINFO_KERNEL).min(tcp_info::SIZE));
+            }
+            buffers.make_room(total + 8);
+        };
+        let wait_ns = (sys::monotonic_ns() - time_ns) as i64;
+        let token = wire::u32(&buffers.header, full_info::MPTCP_INFO + crate::info::field::token.offset);
+        if token != Some(self.token) || stride == 0 {
+            return Ok(Outcome::Ended);
+        }
+        self.follow(&buffers.subflows, channel, total, time_ns)?;
+        let mut tcp_infos = buffers.tcp_infos.chunks_exact(stride);
+        for target in &mut self.targets {
+            let Some(bytes) = tcp_infos.next() else { break };
+            push(target, bytes, time_ns, wait_ns, rows);
+        }
+        Ok(Outcome::Read)
+    }
+
+    /// Makes `targets` what the kernel's list is now.
+    fn follow(&mut self, subflows: &[u8], channel: &mut Channel, total: usize, time_ns: u64) -> Result<()> {
+        let elements = || subflows.chunks_exact(subflow_info::SIZE).take(total);
+        let id = |element: &[u8]| wire::u32(element, subflow_info::ID).unwrap_or(0) as i32;
+        let same = self.targets.len() == total
+            && elements().zip(&self.targets).all(|(element, target)| id(element) == target.id);
+        if same && time_ns < self.refreshed_ns + REFRESH_NS {
+            return Ok(());
+        }
+        let readings: Vec<Reading> = elements()
+            .filter_map(|element| {
+                Some(Reading {
+                    id: Some(id(element) as u32),
+                    local: crate::address::decode_sockaddr(&element[subflow_info::LOCAL..])?,
+                    remote: crate::address::decode_sockaddr(&element[subflow_info::REMOTE..])?,
+                    tcp_info: crate::tcp_info::TcpInfo::decode(&[]),
+                })
+            })
+            .collect();
+        self.adopt(channel, &readings, time_ns)
+    }
+
+    /// Takes over a new list, and asks inet_diag what it tells of each.
+    fn adopt(&mut self, channel: &mut Channel, readings: &[Reading], time_ns: u64) -> Result<()> {
+        let tuple = |reading: &Reading| {
+            let known = self.targets.iter().find(|target| reading.id == u32::try_from(target.id).ok());
+            let interface = known.map_or(0, |target| target.entry.tuple.interface);
+            Tuple { local: reading.local, remote: reading.remote, interface }
+        };
+        let tuples: Vec<Tuple> = readings.iter().map(tuple).collect();
+        let entries = diag::look_up(channel, &tuples).map_err(diag_failed)?;
+        let mut before = std::mem::take(&mut self.targets);
+        for ((reading, tuple), entry) in readings.iter().zip(tuples).zip(entries) {
+            let id = reading.id.and_then(|id| i32::try_from(id).ok()).unwrap_or(-1);
+            let known = before.iter().position(|target| target.id == id).map(|at| before.swap_remove(at));
+            let unknown = Entry { tuple, state: 0, cookie: 0, uid: 0, inode: 0, cgroup: None, subflow: None };
+            let mut target = known.unwrap_or_else(|| Target::new(unknown, self.token, id, time_ns));
+            // A closed subflow's place may be another's by now.
+            if let Some(entry) = entry.filter(|entry| [0, entry.cookie].contains(&target.entry.cookie)) {
+                if target.entry.cookie == 0 {
+                    self.common.note(&entry, self.token);
+                }
+                target.entry = entry;
+            }
+            self.targets.push(target);
+        }
+        self.gone.append(&mut before);
+        self.refreshed_ns = time_ns;
+        Ok(())
+    }
+
+    fn failed(
+        &mut self,
+        error: &std::io::Error,
+        channel: &mut Channel,
+        time_ns: u64,
+        rows: &mut Vec<Sample>,
+    ) -> Result<Outcome> {
+        match error.raw_os_error() {
+            Some(libc::EBADF | libc::ENOTSOCK | libc::EINVAL) => Ok(Outcome::Ended),
+            // Before 6.5, or fallen back, or another socket has the descriptor: the older calls tell which.
+            Some(libc::EOPNOTSUPP | libc::ENOPROTOOPT) => {
+                self.by_parts = Some(0);
+                let outcome = self.read_by_parts(channel, time_ns, rows)?;
+                if outcome != Outcome::Read {
+                    self.by_parts = None;
+                }
+                Ok(outcome)
+            }
+            _ => Err(Error::call("getsockopt(MPTCP_FULL_INFO)", error)),
+        }
+    }
+
+    fn read_by_parts(
+        &mut self,
+        channel: &mut Channel,
+        time_ns: u64,
+        rows: &mut Vec<Sample>,
+    ) -> Result<Outcome> {
+        let mut read = match connection::read_by_parts(self.fd) {
+            Ok(read) if read.info.token() == self.token => read,
+            Ok(_) => return Ok(Outcome::Ended),
+            Err(error) => {
+                return match error.raw_os_error() {
+                    Some(libc::EBADF | libc::ENOTSOCK | libc::EINVAL) => Ok(Outcome::Ended),
+                    Some(libc::EOPNOTSUPP | libc::ENOPROTOOPT) => Ok(Outcome::FellBack),
+                    _ => Err(Error::call("getsockopt(MPTCP_TCPINFO)", &error)),
+                }
+            }
+        };
+        let wait_ns = (sys::monotonic_ns() - time_ns) as i64;
+        for reading in &mut read.subflows {
+            let ends = (reading.local, reading.remote);
+            let known = self
+                .targets
+                .iter()
+                .find(|target| (target.entry.tuple.local, target.entry.tuple.remote) == ends);
+            let count = self.by_parts.get_or_insert_default();
+            reading.id = Some(known.map_or_else(
+                || {
+                    *count += 1;
+                    *count
+                },
+                |target| target.id as u32,
+            ));
+        }
+        let same = self.targets.len() == read.subflows.len()
+            && self.targets.iter().zip(&read.subflows).all(|(target, r)| Some(target.id as u32) == r.id);
+        if !same || time_ns >= self.refreshed_ns + REFRESH_NS {
+            self.adopt(channel, &read.subflows, time_ns)?;
+        }
+        for (target, reading) in self.targets.iter_mut().zip(&read.subflows) {
+            push(target, reading.tcp_info.bytes(), time_ns, wait_ns, rows);
+        }
+        Ok(Outcome::Read)
+    }
+
+    /// What was known of a socket that has died.
+    pub fn take(&mut self, entry: &Entry) -> Option<Target> {
+        for targets in [&mut self.gone, &mut self.targets] {
+            if let Some(at) = targets.iter().position(|target| target.entry.cookie == entry.cookie) {
+                return Some(if targets[at].ended { targets[at] } else { targets.swap_remove(at) });
+            }
+        }
+        None
+    }
+}
+
+/// The row of a subflow. One that is closed and stays in the kernel's list has its last.
+fn push(target: &mut Target, bytes: &[u8], time_ns: u64, wait_ns: i64, rows: &mut Vec<Sample>) {
+    let state = bytes.first().copied().unwrap_or(0);
+    if target.ended || state == tcp_state::LISTEN {
+        return;
+    }
+    let mut row = if state == tcp_state::CLOSE {
+        final_sample(time_ns, target, bytes)
+    } else {
+        sample(time_ns, target, state, bytes)
+    };
+    row.wait_ns = wait_ns;
+    rows.push(row);
+}

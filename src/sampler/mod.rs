@@ -1,0 +1,360 @@
+//! Threads that read subflows and connections on a clock, into rows. Nothing here waits for whoever uses the rows.
+//!
+//! One thread reads the subflows, tick by tick ([`ticks`]); a second reads connections, which waits for their locks
+//! whichever way it is done ([`connections`]); a third finds new subflows ([`finder`]).
+
+mod by_diag;
+mod connections;
+mod finder;
+mod full_info;
+mod notices;
+pub mod row;
+mod store;
+mod ticks;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::SocketAddr;
+use std::os::fd::{OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::connection;
+use crate::diag::{Entry, Tuple};
+use crate::error::{Error, Result};
+use crate::event::Event;
+use crate::namespace::Namespace;
+use crate::reader::lock;
+use crate::sys;
+use crate::sys::wait::EventFd;
+
+pub use row::{ConnectionRow, Sample};
+use store::Store;
+
+/// How subflows are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    /// MPTCP_FULL_INFO: atomic for all subflows of a connection, and waits for the connection's lock.
+    FullInfo,
+    /// inet_diag: each subflow by itself, and no connection's lock.
+    InetDiag,
+}
+
+impl Method {
+    pub fn name(self) -> &'static str {
+        match self {
+            Method::FullInfo => "full_info",
+            Method::InetDiag => "inet_diag",
+        }
+    }
+}
+
+/// What is recorded.
+#[derive(Debug, Clone)]
+pub enum Source {
+    /// A connection by a descriptor, which stays its owner's: closed, or somebody else's by now, is noticed by the token.
+    Descriptor { fd: RawFd, token: u32, namespace: Arc<Namespace> },
+    /// A connection by its token.
+    Token { token: u32, namespace: Arc<Namespace> },
+    /// Every connection of a network namespace.
+    Namespace(Arc<Namespace>),
+}
+
+impl Source {
+    /// Of a connected socket.
+    pub fn descriptor(fd: RawFd) -> Result<Source> {
+        let token = connection::read_info(fd)?.token();
+        if token == 0 {
+            return Err(Error::os(libc::ENOTCONN, "the socket is not connected: it has no token yet"));
+        }
+        Ok(Source::Descriptor { fd, token, namespace: Namespace::of_socket(fd)? })
+    }
+
+    fn namespace(&self) -> &Arc<Namespace> {
+        match self {
+            Source::Descriptor { namespace, .. }
+            | Source::Token { namespace, .. }
+            | Source::Namespace(namespace) => namespace,
+        }
+    }
+}
+
+/// How it is recorded.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    pub interval: Duration,
+    pub connection_interval: Duration,
+    pub method: Method,
+    /// Rows that wait at most.
+    pub room: usize,
+}
+
+/// What the threads and their owner share.
+#[derive(Debug)]
+struct Common {
+    samples: Store<Sample>,
+    connections: Store<ConnectionRow>,
+    missed: AtomicU64,
+    ticks: AtomicU64,
+    notices_lost: AtomicBool,
+    real_time: AtomicBool,
+    cpu_ns: AtomicU64,
+    connections_cpu_ns: AtomicU64,
+    events: Mutex<Vec<Event>>,
+    /// Every subflow that was recorded, by its cookie.
+    ends: Mutex<BTreeMap<u64, Ends>>,
+    /// The first error that ended a thread.
+    failure: Mutex<Option<Error>>,
+}
+
+/// Between what a subflow was, which its rows do not tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ends {
+    pub token: u32,
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+}
+
+impl Common {
+    /// Remembers a new subflow.
+    fn note(&self, entry: &Entry, token: u32) {
+        let Tuple { local, remote, .. } = entry.tuple;
+        lock(&self.ends).insert(entry.cookie, Ends { token, local, remote });
+    }
+}
+
+/// Subflow ids by token and ends, as MPTCP_FULL_INFO told them.
+type Ids = HashMap<(u32, SocketAddr, SocketAddr), u32>;
+
+/// What the threads tell each other of one network namespace.
+#[derive(Debug, Default)]
+struct Known {
+    /// Connections of which subflows were seen.
+    tokens: Mutex<BTreeSet<u32>>,
+    ids: Mutex<Ids>,
+    /// Subflows that were found and not taken over yet, by cookie.
+    found: Mutex<HashMap<u64, Entry>>,
+    /// Whether anybody needs the search.
+    searched: AtomicBool,
+    /// When the ticks themselves last read by a dump, which finds new subflows.
+    dumped_ns: AtomicU64,
+}
+
+/// The sources of one network namespace.
+#[derive(Debug)]
+struct Site {
+    namespace: Arc<Namespace>,
+    /// Connections by descriptor.
+    descriptors: Vec<(RawFd, u32)>,
+    /// The connections that are meant; all of the namespace if absent.
+    tokens: Option<BTreeSet<u32>>,
+    known: Arc<Known>,
+}
+
+impl Site {
+    fn wants(&self, token: u32) -> bool {
+        self.tokens.as_ref().is_none_or(|tokens| tokens.contains(&token))
+    }
+
+    /// A netlink socket of its own in the namespace, which no other thread waits for.
+    fn diag_socket(&self) -> Result<OwnedFd> {
+        self.namespace.socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_SOCK_DIAG)
+    }
+}
+
+/// Sources by network namespace.
+fn sites(sources: &[Source]) -> Vec<Site> {
+    let mut sites: Vec<Site> = Vec::new();
+    for source in sources {
+        let namespace = source.namespace();
+        let found = sites.iter().position(|site| site.namespace.cookie == namespace.cookie);
+        let index = found.unwrap_or_else(|| {
+            sites.push(Site {
+                namespace: Arc::clone(namespace),
+                descriptors: Vec::new(),
+                tokens: Some(BTreeSet::new()),
+                known: Arc::default(),
+            });
+            sites.len() - 1
+        });
+        let site = &mut sites[index];
+        let token = match source {
+            Source::Namespace(_) => {
+                site.tokens = None;
+                continue;
+            }
+            Source::Token { token, .. } => *token,
+            Source::Descriptor { fd, token, .. } => {
+                if !site.descriptors.iter().any(|(_, other)| other == token) {
+                    site.descriptors.push((*fd, *token));
+                }
+                *token
+            }
+        };
+        if let Some(tokens) = &mut site.tokens {
+            tokens.insert(token);
+        }
+    }
+    sites
+}
+
+/// A recording that runs until it is stopped or dropped.
+#[derive(Debug)]
+pub struct Sampler {
+    common: Arc<Common>,
+    stop: Arc<EventFd>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    process: u32,
+}
+
+impl Sampler {
+    /// Starts to record. The first tick is read before this returns, in the caller's thread, so that what cannot be
+    /// recorded is told at once.
+    pub fn start(sources: &[Source], settings: Settings) -> Result<Sampler> {
+        let failed = |what: &'static str| move |error: std::io::Error| Error::call(what, &error);
+        let common = Arc::new(Common {
+            samples: Store::new(settings.room),
+            connections: Store::new(settings.room),
+            missed: AtomicU64::new(0),
+            ticks: AtomicU64::new(0),
+            notices_lost: AtomicBool::new(false),
+            real_time: AtomicBool::new(false),
+            cpu_ns: AtomicU64::new(0),
+            connections_cpu_ns: AtomicU64::new(0),
+            events: Mutex::default(),
+            ends: Mutex::default(),
+            failure: Mutex::default(),
+        });
+        let event_fd = || EventFd::new().map(Arc::new).map_err(failed("eventfd"));
+        let stop = event_fd()?;
+        let sites: Vec<Arc<Site>> = sites(sources).into_iter().map(Arc::new).collect();
+        // First the connections: they tell the subflows' ids.
+        let mut connections = connections::Connections::new(&sites, &common)?;
+        connections.tick()?;
+        let new_subflow = event_fd()?;
+        let mut finder = finder::Finder::new(&sites, &common, &new_subflow)?;
+        for site in &sites {
+            site.known.searched.store(settings.method == Method::InetDiag, Ordering::Relaxed);
+        }
+        finder.tick()?;
+        let mut ticks = ticks::Ticks::new(&sites, &common, settings)?;
+        ticks.tick()?;
+
+        let start = sys::monotonic_ns();
+        let timer = |interval: Duration| {
+            let interval = interval.as_nanos() as u64;
+            sys::clock::timer(start + interval, interval).map_err(failed("timerfd"))
+        };
+        let (tick_timer, connection_timer) =
+            (timer(settings.interval)?, timer(settings.connection_interval)?);
+        let finder_timer = timer(finder::INTERVAL)?;
+        let [stop_ticks, stop_connections, stop_finder] = [(); 3].map(|()| Arc::clone(&stop));
+        let sampler = Sampler {
+            common: Arc::clone(&common),
+            stop,
+            threads: Mutex::default(),
+            process: std::process::id(),
+        };
+        let for_ticks = Arc::clone(&common);
+        sampler.spawn("mptcp-ticks", move || {
+            let real_time = sys::clock::become_real_time().is_ok();
+            for_ticks.real_time.store(real_time, Ordering::Relaxed);
+            ticks.run(&tick_timer, &stop_ticks)
+        })?;
+        sampler.spawn("mptcp-conns", move || {
+            connections.run(&connection_timer, &stop_connections, &new_subflow)
+        })?;
+        sampler.spawn("mptcp-finder", move || finder.run(&finder_timer, &stop_finder))?;
+        Ok(sampler)
+    }
+
+    fn spawn(&self, name: &str, run: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
+        let common = Arc::clone(&self.common);
+        let body = move || {
+            if let Err(error) = run() {
+                lock(&common.failure).get_or_insert(error);
+            }
+        };
+        let thread = std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(body)
+            .map_err(|error| Error::call("starting a thread", &error))?;
+        lock(&self.threads).push(thread);
+        Ok(())
+    }
+
+    /// Reads everything once more and ends; returns when the threads have ended. Again is nothing.
+    pub fn stop(&self) {
+        // After a fork the threads are the parent's.
+        if self.process != std::process::id() {
+            return;
+        }
+        let threads = std::mem::take(&mut *lock(&self.threads));
+        self.stop.set();
+        for thread in threads {
+            let _ = thread.join();
+        }
+    }
+
+    pub fn take_samples(&self) -> Vec<Sample> {
+        self.common.samples.take()
+    }
+
+    pub fn take_connections(&self) -> Vec<ConnectionRow> {
+        self.common.connections.take()
+    }
+
+    /// Events since the last time, in order.
+    pub fn take_events(&self) -> Vec<Event> {
+        let mut events = std::mem::take(&mut *lock(&self.common.events));
+        // Two threads add to them.
+        events.sort_by_key(|event| event.time_ns);
+        events
+    }
+
+    /// The subflows that were recorded until now, by their cookies.
+    pub fn ends(&self) -> BTreeMap<u64, Ends> {
+        lock(&self.common.ends).clone()
+    }
+
+    pub fn status(&self) -> Status {
+        let common = &self.common;
+        Status {
+            missed: common.missed.load(Ordering::Relaxed),
+            ticks: common.ticks.load(Ordering::Relaxed),
+            dropped: common.samples.dropped() + common.connections.dropped(),
+            notices_lost: common.notices_lost.load(Ordering::Relaxed),
+            real_time: common.real_time.load(Ordering::Relaxed),
+            cpu_ns: common.cpu_ns.load(Ordering::Relaxed),
+            connections_cpu_ns: common.connections_cpu_ns.load(Ordering::Relaxed),
+            failure: lock(&common.failure).clone(),
+        }
+    }
+}
+
+impl Drop for Sampler {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// How a recording goes.
+#[derive(Debug, Clone)]
+pub struct Status {
+    /// Ticks that no reading was done for.
+    pub missed: u64,
+    pub ticks: u64,
+    /// Rows that nobody took in time.
+    pub dropped: u64,
+    /// The kernel dropped notices of subflows that ended: some lack their final row.
+    pub notices_lost: bool,
+    /// The ticks run under SCHED_FIFO.
+    pub real_time: bool,
+    /// Processor time of the thread of the ticks, known when it has ended.
+    pub cpu_ns: u64,
+    /// Likewise of the thread of the connections.
+    pub connections_cpu_ns: u64,
+    /// What ended the recording before its time.
+    pub failure: Option<Error>,
+}

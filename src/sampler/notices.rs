@@ -1,0 +1,66 @@
+//! What inet_diag says of TCP sockets as they die (SKNLGRP_INET_TCP_DESTROY): their last `tcp_info`. No privilege.
+
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+
+use crate::diag::{self, Entry};
+use crate::error::{Error, Result};
+use crate::netlink::{messages, Message};
+use crate::sys;
+use crate::uapi;
+
+/// What the kernel is asked to keep for us, as far as net.core.rmem_max lets it.
+const ROOM: usize = 4 << 20;
+
+/// A subscription to the notices of one network namespace.
+#[derive(Debug)]
+pub struct Notices {
+    socket: socket2::Socket,
+    buffer: Vec<u8>,
+}
+
+impl Notices {
+    pub fn new(socket: OwnedFd) -> Result<Notices> {
+        let failed = |error: io::Error| Error::call("subscribing to notices of inet_diag", &error);
+        let socket = socket2::Socket::from(socket);
+        sys::bind_netlink(socket.as_raw_fd()).map_err(failed)?;
+        let groups = [uapi::diag::SKNLGRP_INET_TCP_DESTROY, uapi::diag::SKNLGRP_INET6_TCP_DESTROY];
+        for group in groups {
+            let fd = socket.as_raw_fd();
+            sys::setsockopt_i32(fd, libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, group as i32)
+                .map_err(failed)?;
+        }
+        // More than the host's limit takes privilege: what cannot be had is done without.
+        let _ = sys::setsockopt_i32(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, ROOM as i32);
+        socket.set_nonblocking(true).map_err(failed)?;
+        Ok(Notices { socket, buffer: vec![0; 64 * 1024] })
+    }
+
+    pub fn fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+
+    /// Reads all that there are; `on_socket` gets each socket and its last `tcp_info`. False if some were lost.
+    pub fn read(&mut self, mut on_socket: impl FnMut(Entry, &[u8])) -> Result<bool> {
+        let mut complete = true;
+        loop {
+            match (&self.socket).read(&mut self.buffer) {
+                Ok(length) => {
+                    for message in messages(&self.buffer[..length]) {
+                        if let Message::Data { payload, .. } = message {
+                            if let Some((entry, info)) = diag::decode_with_info(payload) {
+                                on_socket(entry, info);
+                            }
+                        }
+                    }
+                }
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::ENOBUFS) => complete = false,
+                    _ if error.kind() == io::ErrorKind::Interrupted => {}
+                    _ if error.kind() == io::ErrorKind::WouldBlock => return Ok(complete),
+                    _ => return Err(Error::call("reading notices of inet_diag", &error)),
+                },
+            }
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! Time: a timer on an absolute clock, waiting for several descriptors, and the scheduling of the calling thread.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+use super::check;
+
+/// A timer on CLOCK_MONOTONIC (timerfd): it expires at `first_ns` and every `interval_ns` from there, whenever it is
+/// looked at, and counts.
+pub fn timer(first_ns: u64, interval_ns: u64) -> io::Result<OwnedFd> {
+    let time = |ns: u64| libc::timespec {
+        tv_sec: (ns / 1_000_000_000) as libc::time_t,
+        tv_nsec: (ns % 1_000_000_000) as libc::c_long,
+    };
+    let times = libc::itimerspec { it_interval: time(interval_ns), it_value: time(first_ns) };
+    // SAFETY: no pointers but to `times`, which outlives the call; the descriptor is new and ours.
+    unsafe {
+        let flags = libc::TFD_CLOEXEC | libc::TFD_NONBLOCK;
+        let timer = OwnedFd::from_raw_fd(check(libc::timerfd_create(libc::CLOCK_MONOTONIC, flags))?);
+        let absolute = libc::TFD_TIMER_ABSTIME;
+        check(libc::timerfd_settime(timer.as_raw_fd(), absolute, &raw const times, std::ptr::null_mut()))?;
+        Ok(timer)
+    }
+}
+
+/// Waits until one of some descriptors is readable, with no deadline; tells which.
+pub fn wait_any(fds: &[RawFd], ready: &mut Vec<bool>) -> io::Result<()> {
+    let mut polled: Vec<_> =
+        fds.iter().map(|fd| libc::pollfd { fd: *fd, events: libc::POLLIN, revents: 0 }).collect();
+    loop {
+        // SAFETY: the pointer and the count describe `polled`, which outlives the call.
+        match check(unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, -1) }) {
+            Ok(_) => break,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    ready.clear();
+    ready.extend(polled.iter().map(|polled| polled.revents != 0));
+    Ok(())
+}
+
+/// How often a timer has expired since it was last asked.
+pub fn expirations(timer: RawFd) -> io::Result<u64> {
+    let mut count = [0; 8];
+    // SAFETY: the pointer and the length describe `count`, which outlives the call.
+    match check(unsafe { libc::read(timer, count.as_mut_ptr().cast(), count.len()) } as libc::c_int) {
+        Ok(_) => Ok(u64::from_ne_bytes(count)),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+        Err(error) => Err(error),
+    }
+}
+
+/// Gives the calling thread, and it alone, the lowest real-time priority (SCHED_FIFO). Needs CAP_SYS_NICE or
+/// RLIMIT_RTPRIO.
+pub fn become_real_time() -> io::Result<()> {
+    let parameters = libc::sched_param { sched_priority: 1 };
+    // SAFETY: `parameters` outlives the call; 0 is the calling thread.
+    check(unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters) }).map(drop)
+}
+
+/// Processor time of the calling thread, nanoseconds.
+pub fn thread_cpu_ns() -> u64 {
+    clock_ns(libc::CLOCK_THREAD_CPUTIME_ID)
+}
+
+/// CLOCK_REALTIME in nanoseconds since 1970.
+pub fn realtime_ns() -> u64 {
+    clock_ns(libc::CLOCK_REALTIME)
+}
+
+fn clock_ns(clock: libc::clockid_t) -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` outlives the call, which fails only for an unknown clock.
+    unsafe { libc::clock_gettime(clock, &raw mut now) };
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timer_counts_what_was_not_looked_at() {
+        let start = super::super::monotonic_ns();
+        let timer = timer(start, 1_000_000).unwrap();
+        let mut ready = Vec::new();
+        let mut total = 0;
+        while total < 5 {
+            wait_any(&[timer.as_raw_fd()], &mut ready).unwrap();
+            assert_eq!(ready, [true]);
+            total += expirations(timer.as_raw_fd()).unwrap();
+        }
+        // Expirations are at the start and every millisecond from there: no more than have passed.
+        assert!(super::super::monotonic_ns() >= start + (total - 1) * 1_000_000);
+    }
+}

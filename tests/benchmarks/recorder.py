@@ -1,0 +1,296 @@
+"""What a recording costs, against the obvious alternatives, all in one run.
+
+    .venv/bin/maturin develop --release && cargo build --release --example bare_sampler
+    .venv/bin/python tests/benchmarks/recorder.py [rows] [load] [missed] [sender] [memory]
+
+It needs ss; no privilege, since it runs in labs of its own. Without a word it does all but memory, in some minutes. A
+benchmark, not a test: nothing fails for being slow. The contestants take turns.
+
+- rows: processor time a row, and rows that a processor second gives, of the Recorder, of the same system calls in Rust
+  that do nothing with what they read (bare), of a Python loop of MPTCP_FULL_INFO and struct, and of a loop over
+  `ss -tinO`. Recorder and bare read on the same clock.
+- load: `wait_ns` of both methods beside a sender that writes 1 MB at a time at full speed.
+- missed: ticks missed at 1 kHz while Python is busy, against the bare loop beside the same.
+- sender: the processor time of a sender on a shaped link, sampled and not.
+- memory: ten million rows with path=, and the resident memory meanwhile. Takes 7 GB in /tmp at most.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import socket
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mptcp
+import numpy as np
+from mptcp.lab import Lab, two_paths
+
+ROOT = Path(__file__).parents[2]
+BARE = ROOT / "target" / "release" / "examples" / "bare_sampler"
+SETTINGS = [(1, 1), (4, 1), (32, 1), (1, 100), (1, 2000)]
+METHODS = ("inet_diag", "full_info")
+ROUNDS = 5
+
+SENDER = """
+import mptcp, os, sys
+listener = mptcp.create_server(("127.0.0.1", 0))
+sock = mptcp.create_connection(listener.getsockname())
+peer, _ = listener.accept()
+if os.fork() == 0:
+    sock.close()
+    buffer = bytearray(1 << 20)
+    while peer.recv_into(buffer):
+        pass
+    os._exit(0)
+peer.close()
+print(sock.token, sock.fileno(), flush=True)
+data = bytes(1 << 20)
+while True:
+    sock.sendall(data)
+"""
+
+
+def main() -> None:
+    if "--inside" in sys.argv:
+        parts: dict[str, Callable[[], None]] = {"rows": rows, "load": load, "missed": missed, "memory": memory}
+        parts[sys.argv[-1]]()
+        return
+    for part in sys.argv[1:] or ["rows", "load", "missed", "sender"]:
+        if part == "sender":
+            sender()
+            continue
+        with Lab() as lab:
+            lab.host("host").run([sys.executable, "-W", "ignore", __file__, "--inside", part], check=True)
+
+
+@contextlib.contextmanager
+def connections(subflows: int, count: int) -> Iterator[list[mptcp.Socket]]:
+    """So many connections over loopback, each with so many subflows: their clients' ends."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(mptcp.create_server(("", 5000), backlog=128))
+        clients = []
+        for _ in range(count):
+            sock = stack.enter_context(mptcp.create_connection(("127.0.0.1", 5000)))
+            peer = stack.enter_context(listener.accept()[0])
+            sock.sendall(b"x")
+            peer.sendall(peer.recv(1))
+            sock.recv(1)
+            for number in range(1, subflows):
+                sock.open_subflow(f"127.0.0.{number + 1}", "127.0.0.1")
+            clients.append(sock)
+        yield clients
+
+
+def bare(method: str, interval: float, ticks: int, socks: list[mptcp.Socket]) -> tuple[int, int, int, int]:
+    fds = [sock.fileno() for sock in socks]
+    command = [str(BARE), method, str(round(interval * 1e9)), str(ticks), *map(str, fds)]
+    output = subprocess.run(command, pass_fds=fds, capture_output=True, text=True, check=True).stdout
+    rows, cpu, whole, missed = map(int, output.split())
+    return rows, cpu, whole, missed
+
+
+def recorded(method: str, interval: float, seconds: float, sources: object) -> tuple[int, int, mptcp.Recorder]:
+    with mptcp.Recorder(sources, interval, method=method, connection_interval=10.0) as recorder:  # type: ignore[arg-type]
+        time.sleep(seconds)
+    return len(recorder.samples), recorder.metadata["cpu_ns"], recorder
+
+
+def by_python(socks: list[mptcp.Socket]) -> int:
+    """MPTCP_FULL_INFO of each, and every field of tcp_info as a number."""
+    import ctypes
+
+    found = 0
+    subflows, tcp_infos = ctypes.create_string_buffer(72 * 264), ctypes.create_string_buffer(72 * 280)
+    fields = struct.Struct("=8B24I4Q4I2I1I1Q3Q2I2Q4I2I2HI7I4x")
+    for sock in socks:
+        pointers = (ctypes.addressof(subflows), ctypes.addressof(tcp_infos))
+        header = bytearray(struct.pack("=6I2Q", 0, 280, 0, 264, 0, 72, *pointers) + bytes(96))
+        length = ctypes.c_uint32(len(header))
+        view = (ctypes.c_char * len(header)).from_buffer(header)
+        if ctypes.CDLL(None).getsockopt(sock.fileno(), 284, 4, view, ctypes.byref(length)):
+            raise OSError("getsockopt")
+        count = struct.unpack_from("=I", header, 16)[0]
+        data = tcp_infos.raw
+        for index in range(count):
+            fields.unpack_from(data, index * 280)
+            identity = struct.unpack_from("=I", subflows.raw, index * 264)
+            found += bool(identity)
+    return found
+
+
+def rows() -> None:
+    head = f"{'subflows':>9}{'connections':>12}{'method':>11}"
+    print(f"{head}{'us/row':>9}{'rows/s':>10}{'bare us':>9}{'ratio':>7}{'Python us':>11}{'ss -tinO us':>13}")
+    for subflows, count in SETTINGS:
+        with connections(subflows, count) as socks:
+            total = subflows * count
+            # Read for a quarter of the time at most.
+            interval = max(0.001, total * 20e-6)
+            seconds = max(1.0, 20 * interval)
+            python = cost(lambda s=socks: by_python(s), seconds / 2)
+            # Both ends of each connection are in this namespace.
+            through_ss = cost(lambda: len(ss().splitlines()) or 1, seconds / 2, children=True)
+            for method in METHODS:
+                ours, theirs = [], []
+                for _ in range(ROUNDS):
+                    found, cpu, _ = recorded(method, interval, seconds, socks)
+                    ours.append(cpu / found / 1e3)
+                    found, cpu, *_ = bare(method, interval, round(seconds / interval), socks)
+                    theirs.append(cpu / found / 1e3)
+                us, bare_us = statistics.median(ours), statistics.median(theirs)
+                print(
+                    f"{subflows:9}{count:12}{method:>11}{us:9.2f}{1e6 / us:10.0f}{bare_us:9.2f}{us / bare_us:7.2f}"
+                    f"{python:11.1f}{through_ss:13.1f}",
+                    flush=True,
+                )
+    print(
+        "\nprocessor time; the median of", ROUNDS, "turns; ss lists both ends of each connection, and so twice the rows"
+    )
+
+
+def ss() -> str:
+    return subprocess.run(["ss", "-tinOH"], capture_output=True, text=True, check=True).stdout
+
+
+def cost(call: Callable[[], int], seconds: float, *, children: bool = False) -> float:
+    """Microseconds of processor time a row."""
+
+    def now() -> float:
+        used = [resource.getrusage(resource.RUSAGE_SELF)]
+        if children:
+            used.append(resource.getrusage(resource.RUSAGE_CHILDREN))
+        return sum(each.ru_utime + each.ru_stime for each in used)
+
+    begin, cpu, found = time.monotonic(), now(), 0
+    while time.monotonic() - begin < seconds:
+        found += call()
+    return (now() - cpu) / found * 1e6
+
+
+def load() -> None:
+    command = [sys.executable, "-W", "ignore", "-c", SENDER]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        token, fd = map(int, process.stdout.readline().split())
+        [connection] = mptcp.connections(token=token)
+        with mptcp.attach(process.pid, fd) as sock:
+            waits: dict[str, list[np.ndarray]] = {method: [] for method in METHODS}
+            sent = connection.info().bytes_sent or 0
+            begin = time.monotonic()
+            for _ in range(ROUNDS):
+                for method, source in (("inet_diag", connection), ("full_info", sock)):
+                    *_, recorder = recorded(method, 0.005, 3.0, source)
+                    samples = recorder.samples
+                    waits[method].append(samples["wait_ns"][~samples["final"]] / 1e3)
+            rate = ((connection.info().bytes_sent or 0) - sent) / (time.monotonic() - begin)
+        process.kill()
+    print(f"\nwait_ns beside a sender at {rate / 1e6:.0f} MB/s, us")
+    print(f"{'method':>11}{'p50':>10}{'p99':>12}{'most':>12}{'samples':>9}")
+    quantiles = {}
+    for method, parts in waits.items():
+        joined = np.concatenate(parts)
+        quantiles[method] = np.percentile(joined, [50, 99, 100])
+        figures = "".join(f"{figure:{width}.0f}" for figure, width in zip(quantiles[method], (10, 12, 12), strict=True))
+        print(f"{method:>11}{figures}{len(joined):9}")
+    ratio = quantiles["full_info"] / quantiles["inet_diag"]
+    print(f"full_info waits {ratio[0]:.0f} times as long at the median, {ratio[1]:.0f} times at the 99th percentile")
+
+
+def missed() -> None:
+    shares: dict[str, list[float]] = {"Recorder": [], "bare": []}
+    stop = threading.Event()
+
+    def busy() -> None:
+        while not stop.is_set():
+            sum(range(1000))
+
+    thread = threading.Thread(target=busy)
+    thread.start()
+    with connections(2, 1) as socks:
+        for _ in range(ROUNDS):
+            *_, recorder = recorded("inet_diag", 0.001, 5.0, socks)
+            shares["Recorder"].append(recorder.missed / (recorder.missed + recorder.metadata["ticks"]))
+            *_, count = bare("inet_diag", 0.001, 5000, socks)
+            shares["bare"].append(count / 5000)
+        scheduler = recorder.metadata["scheduler"]
+    stop.set()
+    thread.join()
+    print(f"\nticks missed at 1 kHz while Python is busy, {scheduler}, of {ROUNDS} turns of 5 s each")
+    for name, values in shares.items():
+        print(f"{name:>11}: {statistics.mean(values):.3%} (each: {', '.join(f'{value:.3%}' for value in values)})")
+
+
+TRANSFER = """
+import resource, socket, sys, mptcp
+sock = mptcp.Socket(fileno=int(sys.argv[1]))
+data = bytes(1 << 16)
+for _ in range(int(sys.argv[2])):
+    sock.sendall(data)
+used = resource.getrusage(resource.RUSAGE_SELF)
+print(used.ru_utime + used.ru_stime)
+"""
+
+
+def sender() -> None:
+    times: dict[bool, list[float]] = {True: [], False: []}
+    with two_paths(rate=("100mbit", "100mbit")) as (client, server, _):
+        listener = server.create_server(("", 5000))
+        sock = client.create_connection(("10.0.1.2", 5000))
+        peer, _ = listener.accept()
+        sock.sendall(b"x")
+        peer.sendall(peer.recv(1))
+        sock.recv(1)
+        sock.open_subflow("10.0.2.1", "10.0.2.2")
+        reader = threading.Thread(target=lambda: [None for _ in iter(lambda: peer.recv(1 << 20), b"")])
+        reader.start()
+        for turn in range(2 * 2 * ROUNDS):
+            sampled = turn % 2 == 0
+            recorder = mptcp.Recorder(client.connections(), 0.01) if sampled else contextlib.nullcontext()
+            with recorder:
+                command = [sys.executable, "-W", "ignore", "-c", TRANSFER, str(sock.fileno()), "800"]
+                output = subprocess.run(command, pass_fds=[sock.fileno()], capture_output=True, text=True, check=True)
+            times[sampled].append(float(output.stdout))
+        sock.close()
+        reader.join()
+        peer.close()
+        listener.close()
+    medians = {sampled: statistics.median(values) for sampled, values in times.items()}
+    print("\nprocessor time of a sender of 52 MB over two paths of 100 Mbit/s, s")
+    for sampled, values in times.items():
+        name = "sampled at 100 Hz" if sampled else "not sampled"
+        print(f"{name:>20}: median {medians[sampled]:.3f} ({min(values):.3f} to {max(values):.3f})")
+    print(f"{'ratio':>20}: {medians[True] / medians[False]:.3f}")
+
+
+def memory() -> None:
+    with connections(1, 100) as socks, tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run.arrow"
+        print("\nrows        rows/s  resident MB  file MB  dropped")
+        with mptcp.Recorder(socks, 0.001, path=path) as recorder:
+            begin = time.monotonic()
+            for target in range(1_000_000, 10_000_001, 1_000_000):
+                while recorder.metadata["ticks"] * len(socks) < target:
+                    time.sleep(0.05)
+                status = Path("/proc/self/status").read_text()
+                resident = int(status.split("VmRSS:")[1].split()[0]) / 1024
+                rate = target / (time.monotonic() - begin)
+                size = os.path.getsize(path) / 1e6
+                print(f"{target:8}{rate:10.0f}{resident:13.0f}{size:9.0f}{recorder.metadata['dropped']:9}", flush=True)
+        print(f"{recorder.missed} ticks missed")
+
+
+if __name__ == "__main__":
+    socket.setdefaulttimeout(60)
+    main()

@@ -1,0 +1,163 @@
+"""The pytest plugin in another project, as a new user would have it: an empty directory and a test file."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mptcp import _abilities
+from support import Marked
+
+TESTING = Path(__file__).parent.parent / "docs" / "testing.md"
+USAGE_ERROR = 4
+
+
+class Project:
+    """Another project's directory, in which pytest is run with a command line's start."""
+
+    def __init__(self, folder: Path, prefix: list[str], environment: dict[str, str]) -> None:
+        self.folder = folder
+        self._prefix = prefix
+        self._environment = environment
+
+    def write(self, text: str, name: str = "test_it.py") -> None:
+        (self.folder / name).write_text(text)
+
+    def pytest(self, *options: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-W", "error", "-m", "pytest", "--strict-markers", "--strict-config", "-rs"]
+        command += ["-p", "no:cacheprovider", "--rootdir", str(self.folder), *options]
+        return subprocess.run(
+            [*self._prefix, *command],
+            cwd=self.folder,
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+
+    def doctor(self, name: str) -> dict[str, str]:
+        """The finding of an ability, in a process of its own with the same privileges."""
+        command = [*self._prefix, sys.executable, "-m", "mptcp", "doctor", "--json"]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=100).stdout
+        [finding] = [finding for finding in json.loads(found)["abilities"] if finding["name"] == name]
+        return dict(finding)
+
+
+@pytest.fixture
+def project(tmp_path: Path, prefix: list[str], marked: Marked) -> Project:
+    # Nothing of our own run reaches the other's.
+    environment = {name: value for name, value in marked.environment.items() if not name.startswith("PYTEST")}
+    environment |= {"COLUMNS": "400", "PYTHONDONTWRITEBYTECODE": "1"}
+    return Project(tmp_path, prefix, environment)
+
+
+@pytest.mark.usefixtures("mptcp_lab")
+def test_what_the_page_shows(project: Project, marked: Marked) -> None:
+    for number, program in enumerate(re.findall(r"^```python\n(.*?)^```", TESTING.read_text(), re.M | re.S)):
+        project.write(program, f"test_{number}.py")
+    done = project.pytest()
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert re.search(r"^=+ 2 passed in ", done.stdout, re.MULTILINE), done.stdout
+    assert marked.processes() == set()
+
+
+def test_the_page_has_every_ability() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", TESTING.read_text(), re.MULTILINE)
+    assert rows == [(ability.name, ability.what) for ability in _abilities.ABILITIES]
+
+
+MARKED = """
+import pytest
+
+class TestAll:
+    pytestmark = pytest.mark.mptcp_needs("multipath")
+
+    @pytest.mark.mptcp_needs("bpf", "multipath")
+    @pytest.mark.mptcp_needs("mptcp_info")
+    def test_marked(self):
+        pass
+
+@pytest.mark.parametrize("case", [0, pytest.param(1, marks=pytest.mark.mptcp_needs("bpf"))])
+def test_parameter(case):
+    pass
+"""
+
+
+def test_the_reason_is_what_the_doctor_says(project: Project) -> None:
+    project.write(MARKED)
+    finding = project.doctor("bpf")
+    done = project.pytest()
+    assert done.returncode == 0, done.stdout
+    if finding["available"]:
+        assert "3 passed" in done.stdout
+        assert "SKIPPED" not in done.stdout
+        return
+    reason = f"needs {finding['what']}: {finding['advice']}"
+    assert "1 passed, 2 skipped" in done.stdout
+    assert f"SKIPPED [1] test_it.py:7: {reason}" in done.stdout, "the place is the test's"
+    assert f"SKIPPED [1] test_it.py:12: {reason}" in done.stdout
+
+
+def test_namespaces_that_are_denied(tmp_path: Path) -> None:
+    """The fixtures skip and say what to set, and so does the marker."""
+    deny = (
+        "unshare",
+        "--user",
+        "--map-root-user",
+        "sh",
+        "-c",
+        'echo 0 > /proc/sys/user/max_user_namespaces && exec setpriv --bounding-set=-all --inh-caps=-all "$@"',
+        "-",
+    )
+    if subprocess.run([*deny, "true"], capture_output=True).returncode:
+        pytest.skip("needs unshare and setpriv of util-linux, and user namespaces")
+    environment = {**os.environ, "COLUMNS": "400", "PYTHONDONTWRITEBYTECODE": "1"}
+    project = Project(tmp_path, list(deny), environment)
+    project.write(
+        "import pytest\n"
+        "def test_lab(mptcp_lab): pass\n"
+        "def test_two_paths(mptcp_two_paths): pass\n"
+        "@pytest.mark.mptcp_needs('lab')\ndef test_marked(): pass\n"
+    )
+    done = project.pytest()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 skipped" in done.stdout
+    assert done.stdout.count("user.max_user_namespaces") >= 2, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("mark", "complaint"),
+    [
+        (
+            'mptcp_needs("tbf", "netm")',
+            r"mptcp_needs\('netm'\): an ability is one of multipath, mptcp_info, .*, netem, ",
+        ),
+        ("mptcp_needs", "mptcp_needs takes names of abilities"),
+        ("mptcp_needs(3)", r"mptcp_needs\(3\): an ability is one of "),
+    ],
+)
+def test_what_is_no_ability_is_an_error_of_the_collection(tmp_path: Path, mark: str, complaint: str) -> None:
+    project = Project(tmp_path, [], {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
+    project.write(f"import pytest\n\n@pytest.mark.{mark}\ndef test_it():\n    pass\n")
+    done = project.pytest("--collect-only")
+    assert done.returncode == USAGE_ERROR, done.stdout
+    assert re.search(rf"^ERROR: test_it.py::test_it: {complaint}", done.stderr, re.MULTILINE), done.stderr
+
+
+def test_who_does_not_use_it_pays_nothing(tmp_path: Path) -> None:
+    """It may be named by hand, too, as earlier versions wanted it."""
+    project = Project(tmp_path, [], {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
+    project.write('pytest_plugins = ["mptcp.pytest_plugin"]\n', "conftest.py")
+    project.write(
+        "import sys\n\n"
+        "def test_it():\n"
+        "    assert not {'mptcp.lab', 'mptcp._abilities', 'pyroute2'} & sys.modules.keys()\n"
+    )
+    done = project.pytest("-p", "mptcp.pytest_plugin")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "mptcp_needs(*abilities)" in project.pytest("--markers").stdout

@@ -1,0 +1,555 @@
+"""Recording: what the rows hold, how they come about, and what is left when it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import mptcp
+import numpy as np
+import pytest
+from mptcp.lab import Host, Lab, two_paths
+from support import PORT, Connection, connected, descriptors, eventually, exchange, threads
+
+METHODS = ["inet_diag", "full_info"]
+Method = Literal["inet_diag", "full_info"]
+
+
+def of_subflow(rows: Any, subflow: mptcp.Subflow) -> Any:
+    return rows[rows["cookie"] == subflow.cookie]
+
+
+def last_rows(samples: Any) -> dict[int, Any]:
+    return {int(cookie): samples[samples["cookie"] == cookie][-1] for cookie in np.unique(samples["cookie"])}
+
+
+@contextlib.contextmanager
+def receiving(peer: mptcp.Socket) -> Iterator[None]:
+    """Another thread that reads all that comes until the end, and closes."""
+
+    def read() -> None:
+        with peer:
+            while peer.recv(1 << 16):
+                pass
+
+    peer.settimeout(60)
+    thread = threading.Thread(target=read)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+def acknowledged(sock: mptcp.Socket) -> bool:
+    info = sock.info()
+    return info.snd_una == info.write_seq
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_rows_say_what_the_snapshot_says(connection: Connection, method: Method) -> None:
+    opened = connection.sock.open_subflow(*connection.second, backup=True)
+    with mptcp.Recorder(connection.sock, 0.001, method=method) as recorder:
+        assert eventually(lambda: recorder.metadata["ticks"] > 20)
+        subflows = connection.sock.subflows()
+    samples = recorder.samples
+    assert {row.id for row in subflows} == set(samples["subflow"]) == {1, opened.id}
+    assert set(samples["token"]) == {connection.sock.token}
+    for subflow in subflows:
+        row = of_subflow(samples, subflow)[-1]
+        assert (row["subflow"], row["state"]) == (subflow.id, 1)
+        for name in ("local_id", "remote_id", "backup"):
+            assert row[name] == getattr(subflow, name), name
+        assert not row["final"]
+        told = subflow.tcp_info.asdict()
+        for name in ("snd_mss", "advmss", "bytes_sent", "bytes_received", "rcv_wscale"):
+            assert row[name] == told[name], name
+        assert told["max_pacing_rate"] == 2**64 - 1
+        assert np.isinf(row["max_pacing_rate"])
+    connections = recorder.connections
+    told = connection.sock.info().asdict()
+    assert set(connections["token"]) == {told["token"]}
+    for name in ("write_seq", "rcv_nxt", "bytes_sent", "bytes_received", "subflows"):
+        assert connections[-1][name] == told[name], name
+    assert recorder.metadata["method"] == method
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_ticks_are_on_an_absolute_clock(connection: Connection, method: Method) -> None:
+    begin = time.monotonic_ns()
+    with mptcp.Recorder(connection.sock, 0.002, method=method) as recorder:
+        # Python is busy, which holds nothing up.
+        assert eventually(lambda: sum(range(1000)) > 0 and recorder.metadata["ticks"] > 200, 30)
+    end = time.monotonic_ns()
+    times = np.unique(recorder.samples["time_ns"])
+    assert begin < times[0] < times[-1] < end
+    # Between the first reading, in the constructor, and the last, in close(), are those of the clock, missed or not.
+    assert len(times) == recorder.metadata["ticks"]
+    clocked = len(times) - 2 + recorder.missed
+    assert (times[-1] - times[0]) / 2e6 - 5 < clocked <= (times[-1] - times[0]) / 2e6 + 1
+    assert (recorder.samples["wait_ns"] > 0).all()
+
+
+def test_a_new_subflow_and_a_closed_one(connection: Connection) -> None:
+    with mptcp.Recorder(connection.sock, 0.005) as recorder:
+        opened = connection.sock.open_subflow(*connection.second)
+        assert eventually(lambda: bool(len(of_subflow(recorder.samples, opened))))
+        connection.sock.sendall(bytes(100_000))
+        received = 0
+        while received < 100_000:
+            received += len(connection.peer.recv(1 << 16))
+        assert eventually(lambda: acknowledged(connection.sock))
+        before = {subflow.id: subflow.tcp_info.bytes_sent for subflow in connection.sock.subflows()}
+        connection.sock.close_subflow(opened)
+        assert eventually(lambda: bool(of_subflow(recorder.samples, opened)["final"].any()))
+    rows = of_subflow(recorder.samples, opened)
+    assert (rows["subflow"][-2:] == opened.id).all()
+    assert rows["final"].sum() == 1
+    assert rows[-1]["final"]
+    assert rows[-1]["bytes_sent"] >= before[opened.id]
+    assert rows[-1]["state"] == 7
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_end_of_a_connection_has_final_rows(connection: Connection, method: Method) -> None:
+    connection.sock.open_subflow(*connection.second)
+    with mptcp.Recorder(connection.sock, 0.01, method=method) as recorder:
+        subflows = connection.sock.subflows()
+        connection.sock.sendall(bytes(10_000))
+        assert connection.peer.recv(1)
+        connection.sock.close()
+        connection.peer.close()
+        assert eventually(lambda: recorder.samples["final"].sum() == 2, 20)
+    for subflow in subflows:
+        rows = of_subflow(recorder.samples, subflow)
+        assert rows[-1]["final"]
+        assert rows[-1]["subflow"] == subflow.id
+        assert rows[-1]["bytes_sent"] >= rows["bytes_sent"].max()
+
+
+def test_a_recorder_keeps_no_connection_open(connection: Connection) -> None:
+    with mptcp.Recorder([connection.sock, connection.peer], 0.01):
+        connection.sock.close()
+        assert connection.peer.recv(1) == b""
+
+
+def test_somebody_elses_descriptor_is_not_taken_for_the_socket(connection: Connection) -> None:
+    remote = connection.paths[0].address(connection.server), PORT + 1
+    with (
+        connection.server.create_server(("", PORT + 1)) as listener,
+        connection.client.create_connection(remote) as other,
+    ):
+        peer, _ = listener.accept()
+        with peer, mptcp.Recorder(connection.sock, 0.005, method="full_info") as recorder:
+            exchange(other, peer)
+            number, token = connection.sock.fileno(), connection.sock.token
+            connection.sock.close()
+            os.dup2(other.fileno(), number)
+            try:
+                ticks = recorder.metadata["ticks"]
+                assert eventually(lambda: recorder.metadata["ticks"] > ticks + 10)
+                assert set(recorder.samples["token"]) == {token}
+                assert eventually(lambda: len(recorder.connections) > 1)
+                assert set(recorder.connections["token"]) == {token}
+            finally:
+                os.close(number)
+
+
+def test_connections_and_the_whole_namespace(pair: tuple[mptcp.Socket, mptcp.Socket]) -> None:
+    tokens = {sock.token for sock in pair}
+    handles = [found for token in tokens for found in mptcp.connections(token=token)]
+    with mptcp.Recorder(handles, 0.01) as some, mptcp.Recorder(None, 0.01) as everything:
+        assert eventually(lambda: some.metadata["ticks"] > 3 and everything.metadata["ticks"] > 3)
+        with (
+            mptcp.create_server(("127.0.0.1", 0)) as listener,
+            mptcp.create_connection(listener.getsockname(), timeout=10) as later,
+        ):
+            peer, _ = listener.accept()
+            with peer:
+                exchange(later, peer)
+                assert eventually(lambda: later.token in everything.samples["token"])
+                assert eventually(lambda: later.token in everything.connections["token"])
+    assert set(some.samples["token"]) == tokens
+    assert set(some.connections["token"]) == tokens
+    assert (some.samples["subflow"] == -1).all(), "only a descriptor tells ids"
+    assert tokens < set(everything.samples["token"])
+
+
+def test_many_subflows_are_read_in_batches(connection: Connection) -> None:
+    local, remote = connection.second
+    for port in range(20000, 20070):
+        connection.sock.open_subflow((local, port), remote)
+    rows = {}
+    for method in METHODS:
+        with mptcp.Recorder(connection.sock, 0.01, method=method) as recorder:
+            assert eventually(lambda: recorder.metadata["ticks"] > 10)
+        rows[method] = recorder.samples
+        counts = np.unique(recorder.samples["time_ns"], return_counts=True)[1]
+        assert set(counts) == {71}
+    assert set(rows["inet_diag"]["subflow"]) == set(rows["full_info"]["subflow"]) == set(range(1, 72))
+    ids = [dict(zip(found["cookie"], found["subflow"], strict=True)) for found in rows.values()]
+    assert ids[0] == ids[1]
+
+
+def counters(host: Host) -> dict[str, dict[str, int]]:
+    output = host.run(["nft", "-j", "list", "counters"], capture_output=True, text=True, check=True).stdout
+    found = [item["counter"] for item in json.loads(output)["nftables"] if "counter" in item]
+    return {counter["name"]: counter for counter in found}
+
+
+def nft(host: Host, *lines: str) -> None:
+    made = host.run(["nft", "\n".join(lines)], capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"nftables of this kernel: {made.stderr.splitlines()[0]}")
+
+
+def test_the_bytes_of_subflows_add_up_with_a_forced_reinjection() -> None:
+    """What the subflows carried is what the connection sent and sent again, and nftables counted it on its way."""
+    if shutil.which("nft") is None:
+        pytest.skip("nft (Debian's nftables) is missing")
+    with Lab() as lab:
+        client, server = lab.host("client"), lab.host("server")
+        # Queues that lose nothing: what the host's own queue refuses, TCP counts as sent, and not as retransmitted.
+        links = [lab.link(client, server, rate=rate, queue="5s") for rate in ("20mbit", "10mbit")]
+        names = ("first", "second")
+        counted = [
+            f'oifname "{link.interface(client)}" tcp dport {PORT} counter name {name}'
+            for link, name in zip(links, names, strict=True)
+        ]
+        defined = [f"counter {name} {{\n}}" for name in names]
+        nft(
+            client,
+            "table inet t {",
+            *defined,
+            "chain c {",
+            "type filter hook postrouting priority 0",
+            *counted,
+            "}",
+            "}",
+        )
+        nft(server, "table inet t {", "chain c {", "type filter hook input priority 0", "}", "}")
+        with connected(client, server, (links[0], links[1])) as made:
+            sock, peer = made.sock, made.peer
+            with receiving(peer), mptcp.Recorder(sock, 0.01) as recorder:
+                short = sock.open_subflow((made.second[0], 20001), made.second[1])
+                sock.sendall(bytes(200_000))
+                assert eventually(lambda: acknowledged(sock), 30)
+                sock.close_subflow(short)
+                assert eventually(lambda: bool(of_subflow(recorder.samples, short)["final"].any()), 30)
+                opened = sock.open_subflow((made.second[0], 20002), made.second[1])
+
+                sender = threading.Thread(target=sock.sendall, args=(bytes(6_000_000),))
+                sender.start()
+                assert eventually(lambda: sock.subflows()[-1].tcp_info.bytes_sent > 300_000, 30)
+                # The second path loses everything until what it held was sent again over the first.
+                nft(server, f'add rule inet t c iifname "{links[1].interface(server)}" drop')
+                assert eventually(lambda: (sock.info().bytes_retrans or 0) > 0, 30)
+                nft(server, "flush chain inet t c")
+                sender.join()
+                assert eventually(lambda: acknowledged(sock), 60)
+                seen = counters(client)
+                total = sock.info()
+                sock.close()
+                # The initial subflow's notice and the others'.
+                assert eventually(lambda: recorder.samples["final"].sum() == 3, 30)
+    rows = last_rows(recorder.samples)
+    assert len(rows) == 3
+    assert {int(row["subflow"]) for row in rows.values()} == {1, short.id, opened.id}
+    carried = sum(int(row["bytes_sent"] - row["bytes_retrans"]) for row in rows.values())
+    assert total.bytes_retrans
+    assert total.bytes_sent is not None
+    assert carried == total.bytes_sent + total.bytes_retrans
+    assert int(recorder.connections[-1]["bytes_retrans"]) == total.bytes_retrans
+    # nftables counts the headers too, once for each packet: from 20 + 20 bytes to 20 + 60.
+    first = rows[recorder.samples["cookie"][0]]["bytes_sent"]
+    second = sum(int(row["bytes_sent"]) for row in rows.values()) - first
+    for name, sent in zip(names, (first, second), strict=True):
+        assert sent + 40 * seen[name]["packets"] <= seen[name]["bytes"] <= sent + 80 * seen[name]["packets"], name
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_after_a_fallback_the_recording_goes_on(connection: Connection, method: Method) -> None:
+    """A middlebox that takes Multipath TCP's options from segments makes a connection fall back."""
+    if shutil.which("nft") is None:
+        pytest.skip("nft (Debian's nftables) is missing")
+    ends = connection.sock, connection.peer
+    tokens = {sock.token for sock in ends}
+    with contextlib.ExitStack() as stack:
+        recorders = [stack.enter_context(mptcp.Recorder(sock, 0.01, method=method)) for sock in ends]
+        for host in (connection.client, connection.server):
+            strip = "tcp option mptcp exists reset tcp option mptcp"
+            nft(host, "table inet t {", "chain c {", "type filter hook prerouting priority -300", strip, "}", "}")
+        exchange(*ends)
+        assert eventually(lambda: not any(sock.is_mptcp for sock in ends))
+
+        def fallbacks() -> set[int | None]:
+            events = [event for recorder in recorders for event in recorder.events]
+            return {event.token for event in events if event.kind is mptcp.EventKind.FALLBACK}
+
+        assert eventually(lambda: fallbacks() == tokens)
+        connection.sock.sendall(bytes(1000))
+        assert eventually(lambda: bool(recorders[0].samples["bytes_sent"][-1] >= 1002))
+    for recorder in recorders:
+        assert len(np.unique(recorder.samples["cookie"])) == 1
+        assert recorder.connections["flags"][-1] & 1
+        assert recorder.metadata["failure"] is None
+
+
+def test_events_are_in_the_time_of_the_rows(connection: Connection, tmp_path: Path) -> None:
+    with mptcp.Recorder(connection.sock, 0.01) as recorder:
+        opened = connection.sock.open_subflow(*connection.second)
+        assert eventually(lambda: opened.cookie in recorder.samples["cookie"])
+        connection.paths[1].down()
+        connection.paths[1].up()
+        kinds = mptcp.EventKind.SUB_ESTABLISHED, mptcp.EventKind.LINK_DOWN, mptcp.EventKind.LINK_UP
+        assert eventually(lambda: set(kinds) <= {event.kind for event in recorder.events})
+    [event] = [event for event in recorder.events if event.kind is mptcp.EventKind.SUB_ESTABLISHED]
+    assert (event.token, event.local) == (connection.sock.token, opened.local)
+    times = recorder.samples["time_ns"]
+    assert times[0] < event.time_ns < times[-1]
+    recorder.save(tmp_path / "run.npz")
+    assert mptcp.load(tmp_path / "run.npz").events == recorder.events
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (("sock",), TypeError),
+        ((["sock"],), TypeError),
+        (([],), ValueError),
+        ((None, 0), ValueError),
+        ((None, -1.0), ValueError),
+        ((None, float("nan")), ValueError),
+        ((None, "1"), TypeError),
+        ((None, True), TypeError),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments: tuple[Any, ...], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        mptcp.Recorder(*arguments)
+
+
+def test_wrong_choices_are_refused(pair: tuple[mptcp.Socket, mptcp.Socket], tmp_path: Path) -> None:
+    for options in ({"method": "ss"}, {"method": "full_info"}, {"connection_interval": 0}, {"path": "run.npz"}):
+        with pytest.raises(ValueError, match=r"method|seconds|suffix"):
+            mptcp.Recorder(None, **options)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="path"):
+        mptcp.Recorder(None, path=3)  # type: ignore[arg-type]
+    with pytest.raises(FileNotFoundError):
+        mptcp.Recorder(pair[0], path=tmp_path / "missing" / "run.arrow")
+    with pytest.raises(mptcp.NotMultipathError), mptcp.Socket(proto=6) as plain:
+        mptcp.Recorder(plain)
+    with pytest.raises(OSError, match="not connected"), mptcp.Socket() as idle:
+        mptcp.Recorder(idle)
+    [handle] = mptcp.connections(token=pair[0].token)
+    pair[0].close()
+    pair[1].close()
+    assert eventually(lambda: not mptcp.connections(token=handle.token))
+    with pytest.raises(OSError, match="ended"):
+        mptcp.Recorder(handle)
+
+
+def test_nothing_is_left_behind(pair: tuple[mptcp.Socket, mptcp.Socket], tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="pyarrow is missing")
+    with mptcp.Recorder(pair, 0.01, path=tmp_path / "first.arrow"):
+        pass
+    before = descriptors(), threads()
+    for _ in range(5):
+        with mptcp.Recorder(pair, 0.001, path=tmp_path / "run.arrow") as recorder:
+            assert threads() > before[1]
+        recorder.close()
+        with mptcp.Recorder(pair, 0.001, method="full_info"):
+            pass
+    del recorder
+    assert (descriptors(), threads()) == before
+
+
+def test_an_unclosed_recorder_is_ended_and_told(pair: tuple[mptcp.Socket, mptcp.Socket]) -> None:
+    before = threads()
+    recorder = mptcp.Recorder(pair)
+    assert threads() > before
+    with pytest.warns(ResourceWarning, match="unclosed Recorder"):
+        del recorder
+    assert threads() == before
+
+
+def test_a_forked_child_leaves_the_recording_alone(pair: tuple[mptcp.Socket, mptcp.Socket]) -> None:
+    program = """
+import os, sys, mptcp
+listener = mptcp.create_server(("127.0.0.1", 0))
+sock = mptcp.create_connection(listener.getsockname())
+with mptcp.Recorder(sock, 0.001) as recorder:
+    child = os.fork()
+    if child == 0:
+        recorder.close()
+        os._exit(3)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+    ticks = recorder.metadata["ticks"]
+    while recorder.metadata["ticks"] < ticks + 20:
+        pass
+print(len(recorder.samples) > 20)
+"""
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (result.stdout, result.stderr) == ("True\n", "")
+
+
+def test_import_needs_no_numpy() -> None:
+    program = "import sys, mptcp; print(sorted({'numpy', 'pyarrow', 'pandas', 'asyncio'} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"
+
+
+# Files.
+
+
+def test_saved_and_loaded_is_the_same(connection: Connection, tmp_path: Path) -> None:
+    with mptcp.Recorder(connection.sock, 0.01) as recorder:
+        assert eventually(lambda: recorder.metadata["ticks"] > 5)
+    for suffix in (".npz", ".parquet", ".arrow"):
+        if suffix != ".npz":
+            pytest.importorskip("pyarrow", reason="pyarrow is missing")
+        path = tmp_path / f"run{suffix}"
+        recorder.save(path)
+        loaded = mptcp.load(path)
+        for one, other in ((loaded.samples, recorder.samples), (loaded.connections, recorder.connections)):
+            assert one.dtype.names == other.dtype.names
+            for name in other.dtype.names or ():
+                np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+        assert loaded.metadata == recorder.metadata
+        assert loaded.events == recorder.events
+        assert loaded.missed == recorder.missed
+    with pytest.raises(ValueError, match="suffix"):
+        recorder.save(tmp_path / "run.csv")
+    np.savez(tmp_path / "other.npz", x=np.zeros(3))
+    with pytest.raises(ValueError, match="no recording"):
+        mptcp.load(tmp_path / "other.npz")
+
+
+def test_a_stream_has_every_row(connection: Connection, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="pyarrow is missing")
+    path = tmp_path / "run.arrow"
+    with mptcp.Recorder(connection.sock, 0.001, path=path) as recorder:
+        assert eventually(lambda: path.stat().st_size > 0 and len(mptcp.load(path).samples) > 100, 30)
+    loaded = mptcp.load(path)
+    assert len(np.unique(loaded.samples["time_ns"])) == recorder.metadata["ticks"]
+    assert recorder.metadata["dropped"] == 0
+    assert loaded.metadata == recorder.metadata
+    assert len(recorder.samples) == len(loaded.samples)
+
+
+KILLED = """
+import sys, mptcp
+listener = mptcp.create_server(("127.0.0.1", 0))
+sock = mptcp.create_connection(listener.getsockname())
+peer, _ = listener.accept()
+sock.sendall(b"x"); peer.recv(1); peer.sendall(b"y"); sock.recv(1)
+recorder = mptcp.Recorder([sock, peer], 0.0005, path=sys.argv[1])
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_killed_recorder_leaves_a_readable_file(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="pyarrow is missing")
+    path = tmp_path / "run.arrow"
+    command = [sys.executable, "-W", "ignore", "-c", KILLED, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        assert eventually(lambda: len(mptcp.load(path).samples) > 1000, 30)
+        whole = len(mptcp.load(path).samples)
+        process.send_signal(signal.SIGKILL)
+        process.wait(30)
+    loaded = mptcp.load(path)
+    assert len(loaded.samples) >= whole
+    assert len(loaded.connections) > 0
+    assert loaded.metadata["interval"] == 0.0005
+    # Cut anywhere, it is readable to the batch before.
+    data = path.read_bytes()
+    for cut in (len(data) - 1, len(data) // 2, len(data) // 3):
+        path.write_bytes(data[:cut])
+        assert len(mptcp.load(path).samples) < len(loaded.samples)
+
+
+GROWING = """
+import resource, sys, time, mptcp
+listener = mptcp.create_server(("127.0.0.1", 0), backlog=100)
+pairs = []
+for _ in range(50):
+    sock = mptcp.create_connection(listener.getsockname())
+    pairs += [sock, listener.accept()[0]]
+peaks = []
+with mptcp.Recorder(pairs, 0.001, path=sys.argv[1]) as recorder:
+    for rows in (100_000, 400_000):
+        while recorder.metadata["ticks"] * 100 < rows:
+            time.sleep(0.01)
+        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(*peaks, recorder.metadata["dropped"])
+"""
+
+
+def test_memory_does_not_grow_with_a_path(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="pyarrow is missing")
+    command = [sys.executable, "-W", "ignore", "-c", GROWING, str(tmp_path / "run.arrow")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=110)
+    assert result.stderr == ""
+    first, second, _ = map(int, result.stdout.split())
+    # 300,000 rows more would be 190 MB; what waits for the writer on a busy machine is less.
+    assert second - first < 100_000, "KiB"
+
+
+def test_to_pandas_and_arrow(connection: Connection) -> None:
+    pytest.importorskip("pandas", reason="pandas is missing")
+    pytest.importorskip("pyarrow", reason="pyarrow is missing")
+    with mptcp.Recorder(connection.sock) as recorder:
+        assert eventually(lambda: recorder.metadata["ticks"] > 2)
+    samples = recorder.samples
+    frame = recorder.to_pandas()
+    assert list(frame.columns) == list(samples.dtype.names or ())
+    assert np.shares_memory(frame["rtt"].to_numpy(), samples)
+    assert frame.attrs["mptcp"]["method"] == "inet_diag"
+    table = recorder.to_arrow("connections")
+    assert table.column("write_seq").to_pylist() == list(recorder.connections["write_seq"])
+    with pytest.raises(ValueError, match="'samples' or 'connections'"):
+        recorder.to_pandas("events")  # type: ignore[arg-type]
+
+
+def test_metadata_can_be_written_and_names_the_lab() -> None:
+    with two_paths(rate=("20mbit", "10mbit")) as (client, server, paths), connected(client, server, paths) as made:
+        with mptcp.Recorder(made.sock) as recorder:
+            pass
+        metadata = json.loads(json.dumps(recorder.metadata))
+        [lab] = [lab for lab in metadata["labs"] if set(lab["hosts"]) == {client.name, server.name}]
+    assert [link["rate"] for link in lab["links"]] == [20_000_000, 10_000_000]
+    assert metadata["kernel"].startswith(os.uname().release)
+    assert metadata["sysctls"]["net.mptcp.enabled"] in ("0", "1")
+    assert metadata["scheduler"] in ("SCHED_FIFO", "SCHED_OTHER")
+    assert abs(metadata["realtime_offset_ns"] - (time.time_ns() - time.monotonic_ns())) < 60e9
+
+
+# The documentation of the arrays.
+
+MEASURING = Path(__file__).parent.parent / "docs" / "measuring.md"
+
+
+def test_every_field_is_documented_with_its_type(pair: tuple[mptcp.Socket, mptcp.Socket]) -> None:
+    with mptcp.Recorder(pair[0]) as recorder:
+        pass
+    tables = re.split(r"^## ", MEASURING.read_text(), flags=re.MULTILINE)
+    for heading, rows in (("The samples", recorder.samples), ("The connections", recorder.connections)):
+        [text] = [table for table in tables if table.startswith(heading)]
+        documented = re.findall(r"^\| `(\w+)` \| (\w+) \|", text, re.MULTILINE)
+        dtype = rows.dtype
+        assert documented == [(name, str(dtype[name])) for name in dtype.names or ()]
