@@ -81,6 +81,16 @@ def test_a_connection_from_its_begin_to_its_end(mptcp_two_paths: TwoPaths) -> No
             assert policy.next("on_closed") == (conn,)
 
 
+def test_a_connection_that_its_owner_has_closed(made: Connection) -> None:
+    """It lives on for what the peer may still send, but its CLOSED has been told and no more will be."""
+    made.sock.close()
+    assert eventually(lambda: [conn.state for conn in made.client.connections()] == ["FIN_WAIT2"])
+    policy = Recorded()
+    with made.client.run_policy(policy):
+        assert list(policy.connections()) == []
+    assert policy.calls.empty()
+
+
 def test_a_subflow_from_its_begin_to_its_end(made: Connection) -> None:
     here, there = Recorded(), Recorded()
     with made.client.run_policy(here), made.server.run_policy(there):

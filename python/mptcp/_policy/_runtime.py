@@ -339,7 +339,9 @@ class Runtime:
 
     def _resync(self) -> None:
         """Reads all connections and subflows, and tells of what is not as it was known."""
-        natives = {native.token: native for native in _core.connections(self._fd, None)}
+        found = _core.connections(self._fd, None)
+        # One that its owner has closed lives on for its last segments. Its CLOSED was told, or lost, before.
+        natives = {native.token: native for native in found if native.inode or native.state not in _ENDING}
         with self.lock:
             before = dict(self._connections)
         for token, conn in before.items():
