@@ -227,6 +227,13 @@ impl ByToken {
         ))
     }
 
+    /// The state that the connection has now; `None` once it has ended.
+    pub fn state_now(&self) -> Result<Option<u8>> {
+        let entries = diag::look_up_tokens(&mut lock(&self.ours()?.diag), &[self.token()]);
+        let entry = entries.map_err(diag_failed)?.pop().flatten();
+        Ok(entry.filter(|entry| entry.cookie == self.entry.cookie).map(|entry| entry.state))
+    }
+
     /// The connection itself, if it is still there.
     fn now(&self) -> Result<Entry> {
         let entries = diag::look_up_tokens(&mut lock(&self.ours()?.diag), &[self.token()]);

@@ -689,6 +689,9 @@ class ByToken:
     def local(self) -> tuple[Any, ...]: ...
     @property
     def remote(self) -> tuple[Any, ...]: ...
+    def state_now(self) -> str | None:
+        """The state that the connection has now, not when it was listed; None once it has ended."""
+
     @property
     def state(self) -> str: ...
     @property

@@ -13,6 +13,10 @@ use crate::by_token;
 use crate::connection::PathManager;
 use crate::uapi::tcp_state;
 
+fn name(state: u8) -> &'static str {
+    tcp_state::NAMES.get(usize::from(state)).copied().unwrap_or(tcp_state::NAMES[0])
+}
+
 /// What inet_diag told of a connection, and the way to it.
 #[pyclass(frozen, module = "mptcp._core")]
 pub struct ByToken(pub by_token::ByToken);
@@ -41,7 +45,13 @@ impl ByToken {
 
     #[getter]
     fn state(&self) -> &'static str {
-        tcp_state::NAMES.get(usize::from(self.0.entry.state)).copied().unwrap_or(tcp_state::NAMES[0])
+        name(self.0.entry.state)
+    }
+
+    /// The state that the connection has now, not when it was listed; None once it has ended.
+    fn state_now(&self, py: Python<'_>) -> PyResult<Option<&'static str>> {
+        let state = py.detach(|| self.0.state_now()).map_err(|error| to_py(py, error))?;
+        Ok(state.map(name))
     }
 
     #[getter]

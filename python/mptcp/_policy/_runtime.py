@@ -19,8 +19,8 @@ from ._callbacks import LOGGER, Callbacks
 from ._connection import Attempt, Ends, PolicyConnection, is_not_fully_established
 from ._policy import LocalAddress, Opening, Policy
 
-# The states of a connection that is about to end.
-_ENDING = {"FIN_WAIT1", "FIN_WAIT2", "CLOSING", "LAST_ACK", "TIME_WAIT", "CLOSE"}
+# The states of a connection that has ended or is about to.
+_ENDING = {None, "FIN_WAIT1", "FIN_WAIT2", "CLOSING", "LAST_ACK", "TIME_WAIT", "CLOSE"}
 
 # Seconds between looks at subflows whose SYN/ACK has come: the fourth ACK raises no event.
 _FIRST_LOOK, _LAST_LOOK = 0.0005, 0.05
@@ -248,12 +248,10 @@ class Runtime:
         self._tell("on_closed", conn)
 
     def _has_ended(self, conn: PolicyConnection) -> bool:
-        found = _core.connections(self._fd, conn.token)
-        return not any(native.cookie == conn._native.cookie for native in found)
+        return conn._native.state_now() is None
 
     def _is_ending(self, conn: PolicyConnection) -> bool:
-        found = [native for native in _core.connections(self._fd, conn.token) if native.cookie == conn._native.cookie]
-        return not found or found[0].state in _ENDING
+        return conn._native.state_now() in _ENDING
 
     # Subflows
 
