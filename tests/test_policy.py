@@ -18,7 +18,7 @@ import mptcp
 import pytest
 from mptcp.lab import Host, Lab, Link
 from mptcp.policies import FullMesh
-from support import Connection, connected, eventually, exchange
+from support import PYTHON, RUN, Connection, connected, eventually, exchange, needs_python
 
 TwoPaths = tuple[Host, Host, tuple[Link, Link]]
 
@@ -491,3 +491,35 @@ def test_the_command_with_what_is_no_policy(tmp_path: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True)
         assert (done.returncode, done.stdout) == (2, "")
         assert "Traceback" not in done.stderr
+
+
+HELD_OPEN = """
+import socket, sys
+sock = socket.create_connection((sys.argv[1], 5000))
+sock.sendall(b"x")
+sock.recv(1)
+sys.stdin.read()
+"""
+
+
+@needs_python
+def test_a_policy_beside_a_program(mptcp_two_paths: TwoPaths, tmp_path: Path) -> None:
+    client, server, paths = mptcp_two_paths
+    (tmp_path / "policy.py").write_text(FILE)
+    client.set_path_manager("kernel")
+    arguments = ["--path-manager", "userspace", "--policy", str(tmp_path / "policy.py"), PYTHON, "-c", HELD_OPEN]
+    with (
+        server.create_server(("", 5000)) as listener,
+        client.popen([*RUN, *arguments, paths[0].address(server)], stdin=subprocess.PIPE) as process,
+    ):
+        listener.settimeout(30)
+        peer, _ = listener.accept()
+        with peer:
+            assert peer.recv(1) == b"x"
+            peer.sendall(b"y")
+            ends = {paths[0].address(client), paths[1].address(client)}
+            assert eventually(lambda: {subflow.remote[0] for subflow in peer.subflows()} == ends, 20)
+            assert process.stdin is not None
+            process.stdin.close()
+            assert process.wait(30) == 0
+    assert client.sysctl("net.mptcp.path_manager") == "kernel"
