@@ -218,7 +218,8 @@ impl Supervisor<'_> {
     /// Passes signals on, and returns when the last process has ended.
     fn wait(&self, process: i32, signals: &SignalReader) -> io::Result<End> {
         let mut end = None;
-        let mut stop_asked = false;
+        // Of the terminal's Ctrl-Z, whose two signals come in either order.
+        let (mut stop_asked, mut stopped) = (false, false);
         loop {
             if self.listener.wait_for_hang_up(signals)? == Wait::HangUp {
                 return match end {
@@ -233,21 +234,26 @@ impl Supervisor<'_> {
                     }
                     let child = program::wait(process, false)?;
                     end = ended(child);
-                    // The program took the terminal's Ctrl-Z: so do we. A SIGSTOP from elsewhere is the program's own.
-                    if child == Child::Stopped && std::mem::take(&mut stop_asked) {
-                        program::kill(std::process::id() as i32, libc::SIGSTOP);
-                    }
+                    stopped |= child == Child::Stopped;
                 } else if let Some(end) = end {
                     if ENDING.contains(&signal.number) {
                         return Ok(end);
                     }
                 } else {
                     stop_asked |= signal.number == libc::SIGTSTP;
+                    if signal.number == libc::SIGCONT {
+                        (stop_asked, stopped) = (false, false);
+                    }
                     // The terminal sends to the program too, and so does a program that sends to its process group.
                     if signal.sender.is_some_and(|sender| sender != process) {
                         program::kill(process, signal.number);
                     }
                 }
+            }
+            // The program took the terminal's Ctrl-Z: so do we. A SIGSTOP from elsewhere is the program's own.
+            if stop_asked && stopped {
+                (stop_asked, stopped) = (false, false);
+                program::kill(std::process::id() as i32, libc::SIGSTOP);
             }
         }
     }
