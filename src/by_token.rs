@@ -229,18 +229,19 @@ impl ByToken {
 
     /// The state that the connection has now; `None` once it has ended.
     pub fn state_now(&self) -> Result<Option<u8>> {
+        Ok(self.look_up()?.map(|entry| entry.state))
+    }
+
+    /// The connection itself now, and not a later one with its token.
+    fn look_up(&self) -> Result<Option<Entry>> {
         let entries = diag::look_up_tokens(&mut lock(&self.ours()?.diag), &[self.token()]);
         let entry = entries.map_err(diag_failed)?.pop().flatten();
-        Ok(entry.filter(|entry| entry.cookie == self.entry.cookie).map(|entry| entry.state))
+        Ok(entry.filter(|entry| entry.cookie == self.entry.cookie))
     }
 
     /// The connection itself, if it is still there.
     fn now(&self) -> Result<Entry> {
-        let entries = diag::look_up_tokens(&mut lock(&self.ours()?.diag), &[self.token()]);
-        match entries.map_err(diag_failed)?.pop().flatten() {
-            Some(entry) if entry.cookie == self.entry.cookie => Ok(entry),
-            _ => Err(self.ended()),
-        }
+        self.look_up()?.ok_or_else(|| self.ended())
     }
 
     fn ended(&self) -> Error {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from . import _core, _counters, _html
@@ -309,21 +309,19 @@ def _inodes(pid: int) -> set[int]:
 def holders() -> dict[int, int]:
     """The first process that holds each socket, by the sockets' inode numbers; of those that may be looked at."""
     found: dict[int, int] = {}
-    for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdecimal()):
-        with contextlib.suppress(OSError):  # ended, or not ours to look at
-            for inode in _inodes(pid):
-                found.setdefault(inode, pid)
+    for pid, inodes in _processes():
+        for inode in inodes:
+            found.setdefault(inode, pid)
     return found
 
 
 def _holder(inode: int) -> int | None:
     """The first process that holds the socket with this inode number."""
-    if not inode:
-        return None
+    return next((pid for pid, inodes in _processes() if inode in inodes), None) if inode else None
+
+
+def _processes() -> Iterator[tuple[int, set[int]]]:
+    """Every process with the inode numbers of its sockets; without those that have ended or are not ours to look at."""
     for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdecimal()):
-        try:
-            if inode in _inodes(pid):
-                return pid
-        except OSError:
-            continue  # ended, or not ours to look at
-    return None
+        with contextlib.suppress(OSError):
+            yield pid, _inodes(pid)

@@ -61,6 +61,7 @@ class PolicyConnection(Connection):
         self.waiting: list[Attempt] = []
         """What is to be opened when the connection is fully established."""
 
+    # In a callback nothing waits, so there is never a Subflow to return.
     def open_subflow(  # type: ignore[override]
         self,
         local: Any = None,
