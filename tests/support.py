@@ -28,6 +28,8 @@ PYTHON = "/usr/bin/python3"
 
 CAP_PERFMON, CAP_BPF = 38, 39
 
+_PF_EXITING = 0x4  # <linux/sched.h>
+
 
 def has_bpf() -> bool:
     """CAP_BPF and CAP_PERFMON, in the initial user namespace."""
@@ -122,7 +124,30 @@ def descriptors() -> int:
 
 
 def threads() -> int:
-    return len(os.listdir("/proc/self/task"))
+    """Those of this process, without one that was joined and that the kernel has not taken away yet."""
+    return sum(not _is_exiting(task) for task in os.listdir("/proc/self/task"))
+
+
+def held() -> tuple[int, int]:
+    """How many descriptors and threads this process has."""
+    return descriptors(), threads()
+
+
+def holds_no_more_than(before: tuple[int, int]) -> bool:
+    """Whether what was opened and started since ``held()`` is gone, or goes at once.
+
+    Fewer is right, too: ``before`` may have counted a thread of an earlier test that was at its end.
+    """
+    return eventually(lambda: all(now <= then for now, then in zip(held(), before, strict=True)))
+
+
+def _is_exiting(task: str) -> bool:
+    try:
+        # The fields behind the name, which may hold spaces: state, ppid, pgrp, session, tty_nr, tpgid, flags.
+        fields = Path(f"/proc/self/task/{task}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return bool(int(fields[6]) & _PF_EXITING)
 
 
 class Marked:

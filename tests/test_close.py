@@ -9,7 +9,7 @@ import threading
 import mptcp
 import pytest
 from mptcp.lab import Host, Lab, Link
-from support import Connection, connected, descriptors, eventually, exchange, threads
+from support import Connection, connected, eventually, exchange, held, holds_no_more_than
 
 TwoPaths = tuple[Host, Host, tuple[Link, Link]]
 
@@ -122,9 +122,9 @@ def open_and_close(connection: Connection, rounds: int) -> None:
         ids.add(opened.id)
         connection.sock.close_subflow(opened)
         if round_ == 100:
-            before = descriptors(), threads(), resident()
+            before = *held(), resident()
     assert before is not None
-    assert (descriptors(), threads()) == before[:2]
+    assert holds_no_more_than(before[:2]), held()
     assert resident() - before[2] < 4 << 20
     stop.set()
     for thread in transfer:
@@ -142,8 +142,8 @@ def resident() -> int:
 def test_closing_frees_the_thread_and_the_descriptors(mptcp_two_paths: TwoPaths) -> None:
     with connected(*mptcp_two_paths):
         pass
-    before = descriptors(), threads()
+    before = held()
     for _ in range(20):
         with connected(*mptcp_two_paths) as made:
             made.sock.open_subflow(*made.second)
-    assert (descriptors(), threads()) == before
+    assert holds_no_more_than(before), held()

@@ -16,7 +16,7 @@ import mptcp
 import pytest
 from mptcp import _abilities, cli
 from mptcp.lab import Host, Lab
-from support import Marked, descriptors, sysctls, threads
+from support import Marked, held, holds_no_more_than, sysctls
 
 DEADLINE = 60.0
 DOCTOR = [sys.executable, "-W", "error", "-m", "mptcp", "doctor"]
@@ -167,9 +167,9 @@ def test_reasons_to_skip(mptcp_lab: Lab) -> None:
 
 def test_probing_leaves_nothing_open() -> None:
     _abilities.find()
-    before = descriptors(), threads()
+    before = held()
     _abilities.find()
-    assert (descriptors(), threads()) == before
+    assert holds_no_more_than(before), held()
 
 
 def test_every_ability_has_a_name_and_a_line() -> None:

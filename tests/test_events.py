@@ -19,7 +19,7 @@ import mptcp
 import pytest
 from mptcp import Event, EventKind, Events
 from mptcp.lab import Host, Lab, Link
-from support import PORT, Connection, connected, descriptors, eventually, exchange, threads
+from support import PORT, Connection, connected, eventually, exchange, held, holds_no_more_than, threads
 
 TwoPaths = tuple[Host, Host, tuple[Link, Link]]
 
@@ -257,24 +257,23 @@ def test_one_that_is_closed(mptcp_lab: Lab) -> None:
 def test_one_thread_and_nothing_left(mptcp_two_paths: TwoPaths) -> None:
     client, _, _ = mptcp_two_paths
     with connected(*mptcp_two_paths) as connection:
-        before = threads(), descriptors()
+        before = held()
         with contextlib.ExitStack() as stack:
             for _ in range(20):
                 stack.enter_context(client.events())
                 stack.enter_context(connection.sock.events())
             # The one of the host's sockets is there already, and two sockets of rtnetlink are shared.
-            assert threads() == before[0]
-            assert descriptors() == before[1] + 40 + 2
-        assert eventually(lambda: (threads(), descriptors()) == before)
+            assert held() == (before[0] + 40 + 2, before[1])
+        assert holds_no_more_than(before), held()
 
 
 def test_one_that_nobody_holds_ends(mptcp_lab: Lab) -> None:
     host = mptcp_lab.host("a")
-    before = threads(), descriptors()
+    before = held()
     events = host.events()
-    assert threads() == before[0] + 1
+    assert threads() == before[1] + 1
     del events
-    assert (threads(), descriptors()) == before
+    assert holds_no_more_than(before), held()
 
 
 def test_a_forked_child_makes_its_own(connection: Connection) -> None:

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mptcp import enhanced_api
 from mptcp.lab import Capture, Endpoint, Host, Lab, Limits, Link, two_paths
-from support import PORT, Connection, connected, descriptors, eventually, threads
+from support import PORT, Connection, connected, descriptors, eventually, held, holds_no_more_than
 
 
 class Theirs(Exception):
@@ -258,14 +258,14 @@ SOCKET: dict[str, Call] = {
 def check_connection(world: World, call: Call, value: object) -> None:
     """A connection is as it was after what it refused."""
     before, sent = world.of_connection(), world.sent()
-    count, running = descriptors(), threads()
+    holding = held()
     error = refused(lambda: call(world, value))
     if error is None:
         if world.of_connection() != before:
             world.renew()
         return
     assert world.of_connection() == before
-    assert (descriptors(), threads()) == (count, running)
+    assert holds_no_more_than(holding), held()
     if isinstance(error, TypeError | ValueError):
         assert world.sent() == sent
 
