@@ -168,14 +168,26 @@ def no_resets(*hosts: Host) -> None:
 def extra_subflows(pair: Pair, count: int) -> None:
     """Waits until struct mptcp_info has so many subflows beside the initial one at both ends."""
     for end in (pair.here, pair.there):
-        assert eventually(lambda end=end: end.sock.info().subflows == count, 10), end.sock.info()
+        assert eventually(lambda end=end: end.sock.info().subflows == count, 10), described(pair)
 
 
 def total_subflows(pair: Pair, count: int) -> None:
     """Waits until struct mptcp_info has so many subflows in all at both ends."""
     for end in (pair.here, pair.there):
         if end.sock.info().subflows_total is not None:
-            assert eventually(lambda end=end: end.sock.info().subflows_total == count, 10), end.sock.info()
+            assert eventually(lambda end=end: end.sock.info().subflows_total == count, 10), described(pair)
+
+
+def described(pair: Pair) -> str:
+    """What tells a count that is wrong from a subflow too many: for the message of a failed test."""
+    return "\n".join(
+        f"{end.host.name}: {end.sock.info()}, {list(end.sock.subflows())}, {nonzero(end.host)}"
+        for end in (pair.here, pair.there)
+    )
+
+
+def nonzero(host: Host) -> dict[str, int]:
+    return {name: count for name, count in host.counters().items() if count}
 
 
 def change_endpoint(host: Host, address: str, *words: str) -> None:
