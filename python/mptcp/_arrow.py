@@ -51,7 +51,11 @@ def rows_of(batches: list[pa.RecordBatch], described: pa.Schema) -> Rows:
     rows = np.empty(sum(len(each) for each in batches), dtype)
     start = 0
     for each in batches:
+        # What a damaged file says of its buffers' sizes may not be so.
+        each.validate()
         for name, column in zip(described.names, each.columns, strict=True):
+            if column.null_count:
+                raise ValueError(f"the column {name} has gaps")
             rows[name][start : start + len(each)] = column.to_numpy(zero_copy_only=False)
         start += len(each)
     return rows

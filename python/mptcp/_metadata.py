@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import sys
 from pathlib import Path
@@ -30,6 +29,8 @@ _LINK = ("rate", "delay", "jitter", "loss", "queue", "congestion_control", "is_u
 
 def surroundings() -> dict[str, Any]:
     """All that is known before a recording begins."""
+    import importlib.metadata  # here, since importing it takes as long as half of this package
+
     names = {name: importlib.metadata.version(name) for name in ("mptcp", "numpy")}
     return {
         "kernel": f"{platform.release()} {platform.version()}",

@@ -39,7 +39,7 @@ class Recording:
     def __repr__(self) -> str:
         return (
             f"<{type(self).__name__} {len(self.samples)} samples of {self._count('cookie')} subflows and "
-            f"{self._count('token')} connections, {self.missed} ticks missed>"
+            f"{self._count('token')} connections, {_html.known(self.metadata.get('missed'))} ticks missed>"
         )
 
     def _repr_html_(self) -> str:
@@ -77,8 +77,14 @@ class Recording:
 
     @property
     def missed(self) -> int:
-        """Ticks for which no reading was done, since the one before, or something else, took too long."""
-        return int(self.metadata["missed"])
+        """Ticks for which no reading was done, since the one before, or something else, took too long.
+
+        Raises ValueError where the file does not say, since the recorder was killed.
+        """
+        missed = self.metadata.get("missed")
+        if not isinstance(missed, int):
+            raise ValueError("how many ticks were missed is not known: the recorder was killed before it wrote that")
+        return missed
 
     @property
     def metadata(self) -> dict[str, Any]:

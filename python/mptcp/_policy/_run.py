@@ -85,7 +85,8 @@ def _check(policies: tuple[Policy, ...]) -> None:
         raise ValueError("run_policy() needs a policy")
     for policy in policies:
         if isinstance(policy, type) or not isinstance(policy, Policy):
-            raise TypeError(f"a policy is an instance of a class derived from mptcp.Policy, not {policy!r}")
+            what = f"the class {policy.__name__}" if isinstance(policy, type) else type(policy).__name__
+            raise TypeError(f"a policy is an instance of a class derived from mptcp.Policy, not {what}")
         if policy._runtime is not None or policies.count(policy) > 1:
             raise ValueError(f"{policy!r} runs already: one instance runs once at a time")
 
