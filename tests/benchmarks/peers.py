@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import importlib.util
 import re
 import shutil
@@ -47,13 +48,11 @@ def mptcplib(name: str, sock: socket.socket) -> Tool:
     """A function of mptcplib, of this socket."""
     if importlib.util.find_spec("mptcplib") is None:
         return Missing("mptcplib is not installed: pip install mptcplib")
-    import mptcplib  # type: ignore[import-not-found]
-
-    function = getattr(mptcplib, name)
+    function = getattr(importlib.import_module("mptcplib"), name)
     return lambda: function(sock)
 
 
-class _Command(mptcp_msg):  # type: ignore[misc]
+class _Command(mptcp_msg):
     """pyroute2 has the message of endpoints and limits: the attributes of a connection's commands are added."""
 
     nla_map = (

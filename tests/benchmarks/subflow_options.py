@@ -32,7 +32,7 @@ TCP = socket.IPPROTO_TCP
 ONE = (TCP, socket.TCP_KEEPIDLE)
 
 #: Sixteen options that every kernel sets on a subflow, and values that harm nothing.
-SIXTEEN = {
+SIXTEEN: dict[tuple[int, int], int | bytes] = {
     ONE: 7200,
     (TCP, socket.TCP_KEEPINTVL): 75,
     (TCP, socket.TCP_KEEPCNT): 9,

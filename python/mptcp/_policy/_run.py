@@ -16,7 +16,6 @@ from .. import _core
 from .._events import Events
 from .._path_manager import set_path_manager
 from ._policy import Policy
-from ._runtime import Runtime
 
 # One that holds this name in a network namespace runs policies there. An abstract name belongs to the namespace,
 # takes no file, and is free again as soon as its process ends, however that happens.
@@ -32,6 +31,9 @@ class RunningPolicies:
         open_socket: Callable[[int, int], socket.socket],
         set_path_manager: Callable[[str], str],
     ) -> None:
+        # Here, since importing it, and logging with it, takes as long as half of this package.
+        from ._runtime import Runtime
+
         _check(policies)
         with contextlib.ExitStack() as stack:
             _reserve(stack.enter_context(open_socket(socket.AF_UNIX, socket.SOCK_DGRAM)))
