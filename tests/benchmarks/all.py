@@ -98,7 +98,7 @@ def result_of(command: str) -> dict[str, Any]:
         return {
             "surroundings": surroundings(),
             "tables": [json.loads(line) for line in rows],
-            "output": done.stdout.strip(),
+            "output": done.stdout.strip("\n"),
             "failure": done.stderr.strip().rpartition("\n")[2] if done.returncode else None,
         }
 
