@@ -88,8 +88,8 @@ class Recording:
         connections by its cookie, their tokens or None for all, and its ``sysctls``; several if they live in several.
         ``interval``, ``connection_interval``: seconds. ``method``, ``method_reason``: how subflows are read, or were in
         the end, and why so. ``method_trials``: what "auto" measured; for each of the two ways the processor time of one
-        reading of everything, the subflows that it showed, and whether it waited for a lock. ``scheduler``: SCHED_FIFO where the
-        thread that reads subflows had that, else SCHED_OTHER. ``realtime_offset_ns``: CLOCK_REALTIME minus
+        reading of everything, the subflows that it showed, and whether it waited for a lock. ``scheduler``: SCHED_FIFO
+        where the thread that reads subflows had that, else SCHED_OTHER. ``realtime_offset_ns``: CLOCK_REALTIME minus
         CLOCK_MONOTONIC, at the start. ``subflows``: the ends of each, by its cookie. ``missed``, ``ticks``;
         ``dropped``: rows that were not written in time;
         ``notices_lost``: whether some subflows may lack their final row; ``failure``: the first reading that failed.

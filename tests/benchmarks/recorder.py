@@ -236,10 +236,13 @@ TRANSFER = """
 import resource, socket, sys, mptcp
 sock = mptcp.Socket(fileno=int(sys.argv[1]))
 data = bytes(1 << 16)
+def used():
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+before = used()
 for _ in range(int(sys.argv[2])):
     sock.sendall(data)
-used = resource.getrusage(resource.RUSAGE_SELF)
-print(used.ru_utime + used.ru_stime)
+print(used() - before)
 """
 
 
@@ -253,6 +256,8 @@ def sender() -> None:
         peer.sendall(peer.recv(1))
         sock.recv(1)
         sock.open_subflow("10.0.2.1", "10.0.2.2")
+        # The child process sends through this descriptor, which is to be a blocking one.
+        sock.settimeout(None)
         reader = threading.Thread(target=lambda: [None for _ in iter(lambda: peer.recv(1 << 20), b"")])
         reader.start()
         for turn in range(2 * 2 * ROUNDS):
