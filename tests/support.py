@@ -180,3 +180,25 @@ def sysctls() -> dict[Path, str]:
             except OSError:
                 continue
     return found
+
+
+def churn(made: Connection, events: int, stack: contextlib.ExitStack) -> None:
+    """Connections that come and go, with so many events at the client; every fiftieth stays, with two subflows.
+
+    They go fifty at once, which is more events than the thread that reads them is awake for.
+    """
+    for _ in range(events // 150):
+        socks, peers = [], []
+        for number in range(50):
+            sock = made.client.create_connection(made.sock.getpeername(), timeout=10)
+            peer, _ = made.listener.accept()
+            exchange(sock, peer)
+            if number == 0:
+                sock.open_subflow(*made.second)
+                stack.enter_context(sock)
+                stack.enter_context(peer)
+            else:
+                socks.append(sock.detach())
+                peers.append(peer.detach())
+        for fd in socks + peers:
+            os.close(fd)

@@ -13,13 +13,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import mptcp
 import pytest
 from mptcp import Event, EventKind, Events
 from mptcp.lab import Host, Lab, Link
-from support import PORT, Connection, connected, eventually, exchange, held, holds_no_more_than, threads
+from support import PORT, Connection, churn, connected, eventually, exchange, held, holds_no_more_than, threads
 
 TwoPaths = tuple[Host, Host, tuple[Link, Link]]
 
@@ -383,30 +383,13 @@ def true_picture(host: Host) -> dict[int, set[object]]:
     return picture
 
 
-def churn(connection: Connection, events: int) -> Iterator[mptcp.Socket]:
-    """Connections that come and go, with so many events at the client; every hundredth stays, with two subflows."""
-    address = connection.sock.getpeername()
-    for number in range(events // 3):
-        sock = connection.client.create_connection(address, timeout=10)
-        peer, _ = connection.listener.accept()
-        exchange(sock, peer)
-        if number % 100 == 0:
-            sock.open_subflow(*connection.second)
-            yield sock
-            yield peer
-        else:
-            sock.close()
-            peer.close()
-
-
 def test_a_picture_survives_the_loss_of_events_in_the_kernel(connection: Connection) -> None:
     with connection.client.events() as events, contextlib.ExitStack() as stack:
         # The smallest buffer that the kernel allows holds two or three events.
         events._native.set_receive_buffer(1)
         listener = Pictured()
         listener.connections.update(true_picture(connection.client))
-        for sock in churn(connection, 5000):
-            stack.enter_context(sock)
+        churn(connection, 5000, stack)
         alone = stack.enter_context(connection.client.create_connection(connection.sock.getpeername(), timeout=10))
         stack.enter_context(connection.listener.accept()[0])
         assert alone.token
@@ -429,8 +412,7 @@ def test_a_picture_survives_when_nobody_takes_events(connection: Connection) -> 
         # Without any subflow only its token leads to it.
         connection.sock.close_subflow(1)
         assert eventually(lambda: connection.sock.subflows() == [])
-        for sock in churn(connection, 16_384 + 1000):
-            stack.enter_context(sock)
+        churn(connection, 16_384 + 1000, stack)
         first = events.get(0)
         assert first is not None
         assert first.kind == EventKind.OVERRUN

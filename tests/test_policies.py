@@ -14,7 +14,9 @@ import mptcp
 import pytest
 from mptcp.lab import Host, Lab, Link
 from mptcp.policies import Backup, FullMesh, Handover, NDiffPorts, OnlyFor, Prefer, Refresh, WhenLong
-from support import PYTHON, RUN, eventually, needs, needs_python
+from support import PYTHON, RUN, connected, eventually, needs, needs_python
+
+TwoPaths = tuple[Host, Host, tuple[Link, Link]]
 
 PORT = 5000
 
@@ -204,6 +206,16 @@ def test_start_over_c_and_establish_a_if_the_flow_is_long_enough(site: Site, sta
         assert sum(flow.sent().values()) >= 2_000_000
         assert flow.carrying(a, c)
     flow.finish()
+
+
+def test_the_announced_address_on_the_path_is_tried_first(mptcp_two_paths: TwoPaths) -> None:
+    client, _, paths = mptcp_two_paths
+    with connected(*mptcp_two_paths) as made, client.run_policy(WhenLong(paths[1], after_bytes=100_000)):
+        made.peer.announce_address(made.second[1])
+        assert eventually(lambda: client.counters()["AddAddr"] == 1)
+        made.sock.sendall(bytes(200_000))
+        assert eventually(lambda: len(made.sock.subflows()) == 2)
+        assert made.sock.subflows()[1].remote == (made.second[1], PORT)
 
 
 @needs("iperf3")

@@ -7,6 +7,7 @@ import errno
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -16,9 +17,10 @@ from typing import Any
 
 import mptcp
 import pytest
+from mptcp import _connections
 from mptcp.lab import Host, Lab, Link
 from mptcp.policies import FullMesh
-from support import PYTHON, RUN, Connection, connected, eventually, exchange, needs_python
+from support import PYTHON, RUN, Connection, churn, connected, eventually, exchange, needs_python
 
 TwoPaths = tuple[Host, Host, tuple[Link, Link]]
 
@@ -385,28 +387,6 @@ def test_the_picture_survives_the_loss_of_events(made: Connection) -> None:
         assert len(known(policy)[made.sock.token]) == 2
 
 
-def churn(made: Connection, events: int, stack: contextlib.ExitStack) -> None:
-    """Connections that come and go, with so many events at the client; every fiftieth stays, with two subflows.
-
-    They go fifty at once, which is more events than the thread that reads them is awake for.
-    """
-    for _ in range(events // 150):
-        socks, peers = [], []
-        for number in range(50):
-            sock = made.client.create_connection(made.sock.getpeername(), timeout=10)
-            peer, _ = made.listener.accept()
-            exchange(sock, peer)
-            if number == 0:
-                sock.open_subflow(*made.second)
-                stack.enter_context(sock)
-                stack.enter_context(peer)
-            else:
-                socks.append(sock.detach())
-                peers.append(peer.detach())
-        for fd in socks + peers:
-            os.close(fd)
-
-
 def known(policy: mptcp.Policy) -> dict[int, set[Any]]:
     """What the runtime believes that the peers have accepted."""
     return {conn.token: set(conn.known) for conn in policy.connections()}  # type: ignore[attr-defined]
@@ -523,3 +503,30 @@ def test_a_policy_beside_a_program(mptcp_two_paths: TwoPaths, tmp_path: Path) ->
             process.stdin.close()
             assert process.wait(30) == 0
     assert client.sysctl("net.mptcp.path_manager") == "kernel"
+
+
+def test_one_walk_over_the_processes_answers_for_all(made: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For those too that no process holds, as none does what is on its way between two."""
+    walks = 0
+    walk = _connections.holders
+
+    def counted() -> dict[int, int]:
+        nonlocal walks
+        walks += 1
+        return walk()
+
+    monkeypatch.setattr(_connections, "holders", counted)
+    policy = Recorded()
+    near, far = socket.socketpair()
+    with near, far, made.client.run_policy(policy), contextlib.ExitStack() as stack:
+        for _ in range(5):
+            sock = made.client.create_connection(made.sock.getpeername(), timeout=10)
+            exchange(sock, stack.enter_context(made.listener.accept()[0]))
+            socket.send_fds(near, [b"."], [sock.fileno()])
+            sock.close()
+        assert eventually(lambda: len(policy.connections()) == 6)
+        for _ in range(2):
+            pids = {conn.token: conn.pid for conn in policy.connections()}
+            assert pids.pop(made.sock.token) == os.getpid()
+            assert list(pids.values()) == [None] * 5
+        assert walks == 1

@@ -40,7 +40,7 @@ class Runtime:
         self._connections: dict[int, PolicyConnection] = {}
         self._addresses: list[LocalAddress] = []
         self._interfaces: dict[str, str] = {}
-        self._holders: dict[int, int] = {}
+        self._holders: dict[int, int | None] = {}
         self._callbacks = [Callbacks(policy, self._has_ended) for policy in policies]
         self._thread = threading.Thread(target=self._run, name="mptcp-policies", daemon=True)
         self._stopping = False
@@ -145,8 +145,11 @@ class Runtime:
         inode = conn.inode
         with self.lock:
             if inode not in self._holders:
-                self._holders = _connections.holders()
-            return self._holders.get(inode)
+                # One walk answers for all there are, for those too whose holder may not be looked at.
+                found = _connections.holders()
+                there = {inode, *(one.inode for one in self._connections.values())}
+                self._holders = {one: found.get(one) for one in there}
+            return self._holders[inode]
 
     # The thread
 

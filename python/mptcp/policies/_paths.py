@@ -124,9 +124,14 @@ class PathPolicy(Policy):
         return failures is None or failures.try_again <= time.monotonic()
 
     def remotes(self, conn: Connection, local: LocalAddress) -> list[tuple[Any, ...]]:
-        """The ends that a subflow from there may be opened to: the connection's own, and what the peer announced."""
+        """The ends that a subflow from there may be opened to: the connection's own, and what the peer announced.
+
+        The one whose address has the longest prefix in common with the local one comes first, as in RFC 6724 (rule 9):
+        it is likely to be the peer's on the same path.
+        """
         ends = [conn.remote[:2], *self._announced.get(conn.token, {}).values()]
-        return [end for end in ends if (":" in end[0]) == (":" in local.address)]
+        reachable = [end for end in ends if (":" in end[0]) == (":" in local.address)]
+        return sorted(reachable, key=lambda end: _difference(end[0], local.address))
 
     # When to look again
 
@@ -191,3 +196,9 @@ class PathPolicy(Policy):
         # What failed is tried again.
         if any(token == conn.token for token, _ in self._failures):
             self._look(conn)
+
+
+def _difference(first: str, second: str) -> int:
+    """How many bits are left of two addresses of one family behind the prefix that they have in common."""
+    first, second = (one.partition("%")[0] for one in (first, second))
+    return (int(ipaddress.ip_address(first)) ^ int(ipaddress.ip_address(second))).bit_length()
