@@ -1,7 +1,7 @@
 """Transfers under faults, for as long as one likes.
 
     .venv/bin/maturin develop --release
-    .venv/bin/python tests/soak/soak.py --rounds 10000 [--seed 1] [--report docs/soak.md]
+    .venv/bin/python tests/soak/soak.py --rounds 10000 [--seed 1] [--minutes 30] [--report docs/soak.md]
 
 A round is a transfer of 16 KiB to 1 MiB in one direction over a connection between two hosts of a lab, hashed by
 SHA-256 at both ends, while one to three things are done to it: faults.py has them. What a round does follows from the
@@ -44,7 +44,7 @@ SIZES = (1 << 14, 1 << 16, 1 << 18, 1 << 20)
 CHECKED = 100
 
 # A process that has run for a while may have so much more memory of its own than at its first count.
-GROWTH = 16 << 20
+GROWTH = 32 << 20
 
 
 @dataclass
@@ -70,7 +70,7 @@ class Outcome:
     held: list[Held] = field(default_factory=list)
 
 
-def soak(rounds: int, seed: int) -> Outcome:
+def soak(rounds: int, seed: int, seconds: float = float("inf")) -> Outcome:
     outcome = Outcome(seed)
     begin = time.monotonic()
     with leaving_nothing(), contextlib.ExitStack() as stack:
@@ -79,7 +79,7 @@ def soak(rounds: int, seed: int) -> Outcome:
         faults = stack.enter_context(Faults(client, server, paths, service))
         stack.callback(faults.disconnect)
         try:
-            run(rounds, outcome, faults, service)
+            run(rounds, begin + seconds, outcome, faults, service)
         except BaseException as error:
             mismatches = server.counters().get("DSSNotMatching", 0), client.counters().get("DSSNotMatching", 0)
             error.add_note(f"in round {outcome.rounds} of seed {seed}; MPTcpExtDSSNotMatching {mismatches}")
@@ -95,7 +95,7 @@ def soak(rounds: int, seed: int) -> Outcome:
     return outcome
 
 
-def run(rounds: int, outcome: Outcome, faults: Faults, service: Server) -> None:
+def run(rounds: int, end: float, outcome: Outcome, faults: Faults, service: Server) -> None:
     # What the first connection has made for all, as the netlink sockets of the hosts, stays.
     Transfer(True, SIZES[0], 0).run(faults.connect(random.Random(outcome.seed)))
     faults.disconnect()
@@ -103,6 +103,8 @@ def run(rounds: int, outcome: Outcome, faults: Faults, service: Server) -> None:
     before = held()
     for number in range(rounds):
         outcome.rounds = number
+        if time.monotonic() > end and number % CHECKED == 0:
+            break
         numbers = random.Random(f"{outcome.seed}/{number}")
         if faults.sock is None or numbers.random() < 0.1:
             faults.connect(numbers)
@@ -122,7 +124,7 @@ def run(rounds: int, outcome: Outcome, faults: Faults, service: Server) -> None:
             outcome.held.append(Held(number + 1, *held(), memory()))
             first = outcome.held[0].memory
             assert outcome.held[-1].memory < first + GROWTH, f"memory has grown: {outcome.held}"
-    outcome.rounds = rounds
+        outcome.rounds = number + 1
 
 
 def one_round(transfer: Transfer, faults: Faults, numbers: random.Random) -> None:
@@ -243,10 +245,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no more rounds after so long")
     parser.add_argument("--report", type=Path)
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}", flush=True)
-    outcome = soak(arguments.rounds, arguments.seed)
+    outcome = soak(arguments.rounds, arguments.seed, arguments.minutes * 60)
     print(json.dumps({**vars(outcome), "held": [vars(one) for one in outcome.held]}, indent=1))
     if arguments.report:
         write_report(outcome, arguments.report)
