@@ -117,6 +117,22 @@ pub struct Ends {
 }
 
 impl Common {
+    fn new(room: usize) -> Common {
+        Common {
+            samples: Store::new(room),
+            connections: Store::new(room),
+            missed: AtomicU64::new(0),
+            ticks: AtomicU64::new(0),
+            notices_lost: AtomicBool::new(false),
+            real_time: AtomicBool::new(false),
+            cpu_ns: AtomicU64::new(0),
+            connections_cpu_ns: AtomicU64::new(0),
+            events: Mutex::default(),
+            ends: Mutex::default(),
+            failure: Mutex::default(),
+        }
+    }
+
     /// Remembers a new subflow.
     fn note(&self, entry: &Entry, token: u32) {
         let Tuple { local, remote, .. } = entry.tuple;
@@ -213,19 +229,7 @@ impl Sampler {
     /// recorded is told at once.
     pub fn start(sources: &[Source], settings: Settings) -> Result<Sampler> {
         let failed = |what: &'static str| move |error: std::io::Error| Error::call(what, &error);
-        let common = Arc::new(Common {
-            samples: Store::new(settings.room),
-            connections: Store::new(settings.room),
-            missed: AtomicU64::new(0),
-            ticks: AtomicU64::new(0),
-            notices_lost: AtomicBool::new(false),
-            real_time: AtomicBool::new(false),
-            cpu_ns: AtomicU64::new(0),
-            connections_cpu_ns: AtomicU64::new(0),
-            events: Mutex::default(),
-            ends: Mutex::default(),
-            failure: Mutex::default(),
-        });
+        let common = Arc::new(Common::new(settings.room));
         let event_fd = || EventFd::new().map(Arc::new).map_err(failed("eventfd"));
         let stop = event_fd()?;
         let sites: Vec<Arc<Site>> = sites(sources).into_iter().map(Arc::new).collect();

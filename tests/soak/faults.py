@@ -27,6 +27,8 @@ EXPECTED = {
     errno.ESRCH, errno.ENOTCONN, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE,
     # A link is down: no address, no route, no answer.
     errno.EADDRNOTAVAIL, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ETIMEDOUT,
+    # A subflow that nobody takes: if the connection itself is gone, its transfer fails too.
+    errno.ECONNREFUSED,
     # The last subflow is not closed without being forced.
     errno.EBUSY,
 }  # fmt: skip
@@ -99,7 +101,7 @@ class Faults:
         # A full one, with data behind its third ACK, meets a bug of the kernel: docs/kernel-bugs.md.
         subflow = sock.open_subflow(local, (remote, PORT), backup=True, timeout=timeout)
         if subflow is not None and numbers.random() < 0.7:
-            subflow.set_backup(False)
+            self._set_backup(subflow, False)
 
     def close_subflow(self, sock: mptcp.Socket, numbers: random.Random) -> None:
         subflow = numbers.choice(sock.subflows() or [None])
@@ -116,7 +118,12 @@ class Faults:
     def change_backup(self, sock: mptcp.Socket, numbers: random.Random) -> None:
         for subflow in sock.subflows():
             if subflow.state == "ESTABLISHED":
-                subflow.set_backup(numbers.random() < 0.3)
+                self._set_backup(subflow, numbers.random() < 0.3)
+
+    def _set_backup(self, subflow: mptcp.Subflow, backup: bool) -> None:
+        # EINVAL is what the kernel says of a subflow that is gone.
+        with self._counting("change backup", errno.EINVAL):
+            subflow.set_backup(backup)
 
     def announce(self, sock: mptcp.Socket, numbers: random.Random) -> None:
         path = numbers.choice(self.paths)

@@ -130,12 +130,12 @@ def run(rounds: int, end: float, outcome: Outcome, faults: Faults, service: Serv
 def one_round(transfer: Transfer, faults: Faults, numbers: random.Random) -> None:
     sock = faults.sock
     assert sock is not None
-    failures: list[BaseException] = []
+    failures: list[Exception] = []
 
     def transport() -> None:
         try:
             transfer.run(sock)
-        except BaseException as error:
+        except Exception as error:
             failures.append(error)
 
     thread = threading.Thread(target=transport)
@@ -143,6 +143,8 @@ def one_round(transfer: Transfer, faults: Faults, numbers: random.Random) -> Non
     try:
         for _ in range(numbers.randint(1, 3)):
             faults.act(sock, numbers)
+    except Exception as error:
+        failures.append(error)
     finally:
         deadline = time.monotonic() + 3 * DEADLINE
         while thread.is_alive() and time.monotonic() < deadline:
@@ -153,7 +155,7 @@ def one_round(transfer: Transfer, faults: Faults, numbers: random.Random) -> Non
             failures.append(TimeoutError(f"{transfer} did not end, over {sock.subflows()}"))
             faults.disconnect()
     if failures:
-        raise failures[0]
+        raise ExceptionGroup(f"{transfer}", failures)
 
 
 def what_is_held() -> str:
