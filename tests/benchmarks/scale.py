@@ -22,7 +22,7 @@ import datetime
 import gc
 import platform
 import resource
-import signal
+import select
 import statistics
 import subprocess
 import sys
@@ -51,7 +51,7 @@ SOCKETS = "Socket.subflows() of each"
 ONE = f"Connection.subflows() of {SAMPLE}"
 TICK = "Recorder: a tick"
 TICK_CONNECTIONS = "Recorder: reading the connections"
-CLOSE = "closing beside a Recorder, until all final rows are there"
+CLOSE = "Recorder: the end of them"
 
 
 def measure(count: int) -> dict[str, float]:
@@ -88,14 +88,19 @@ def measure(count: int) -> dict[str, float]:
 
 
 def accept(count: int) -> None:
-    """The peers' process: accepts so many connections, and answers a byte on each."""
-    with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(mptcp.create_server(("", PORT), backlog=128))
+    """The peers' process: accepts so many connections, answers a byte on each, and closes it when the client does."""
+    peers, poll = {}, select.poll()
+    with mptcp.create_server(("", PORT), backlog=128) as listener:
         print("listening", flush=True)
         for _ in range(count):
-            peer = stack.enter_context(listener.accept()[0])
+            peer, _ = listener.accept()
             peer.sendall(peer.recv(1))
-        signal.pause()
+            peers[peer.fileno()] = peer
+            poll.register(peer, select.POLLIN)
+        while peers:
+            for descriptor, _ in poll.poll():
+                poll.unregister(descriptor)
+                peers.pop(descriptor).close()
 
 
 def connect(client: Host, address: str, count: int, stack: contextlib.ExitStack) -> list[mptcp.Socket]:
@@ -133,16 +138,11 @@ def record(handles: list[mptcp.Connection], interval: float) -> mptcp.Recorder:
 
 
 def close(client: Host, connections: contextlib.ExitStack, count: int) -> float:
-    """Processor seconds until all are closed and the Recorder has told of the end of every subflow."""
-    with contextlib.closing(record(client.connections(), 0.1)) as recorder:
-        begin = time.process_time()
+    """Processor seconds of the thread that tells of the end of every subflow, and of one tick without any."""
+    with contextlib.closing(record(client.connections(), 1000)) as recorder:
         connections.close()
-
-        def all_have_ended() -> bool:
-            return int(recorder.samples["final"].sum()) >= 2 * count
-
-        wait_for(all_have_ended)
-        return time.process_time() - begin
+        wait_for(lambda: int(recorder.samples["final"].sum()) >= 2 * count)
+    return recorder.metadata["cpu_ns"] / 1e9
 
 
 def median(call: Callable[[], object]) -> float:

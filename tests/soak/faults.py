@@ -247,6 +247,8 @@ class Faults:
         self.disconnect()
         family, path = numbers.choice(FAMILIES), numbers.choice(self.paths)
         self.sock = self.client.create_connection((path.address(self.server, family=family), PORT), timeout=DEADLINE)
+        # What stands still is the round's to tell.
+        self.sock.settimeout(None)
         return self.sock
 
     def disconnect(self) -> None:
@@ -255,11 +257,12 @@ class Faults:
             self.sock = None
 
     def mend(self, sock: mptcp.Socket) -> None:
-        """Sees to it that there is a subflow to go on with."""
-        if any(subflow.state == "ESTABLISHED" for subflow in sock.subflows()):
-            return
-        path = self.paths[0]
+        """Opens a subflow to go on with: the others may be gone, or wait to send again what was lost on a link."""
+        path = self.paths[self.done["mend"] % 2]
         local, remote = (path.address(host, family=sock.family) for host in (self.client, self.server))
         self.done["mend"] += 1
         with self._counting("mend"):
+            subflows = sock.subflows()
+            if len(subflows) >= MOST_SUBFLOWS:
+                subflows[0].close()
             sock.open_subflow(local, (remote, PORT), backup=True, timeout=5.0)

@@ -43,6 +43,9 @@ SIZES = (1 << 14, 1 << 16, 1 << 18, 1 << 20)
 # Every so many rounds all is closed and counted.
 CHECKED = 100
 
+# Seconds that a transfer may stand still before there is a new subflow for it.
+PATIENCE = 2.0
+
 # A process that has run for a while may have so much more memory of its own than at its first count.
 GROWTH = 32 << 20
 
@@ -138,7 +141,7 @@ def one_round(transfer: Transfer, faults: Faults, numbers: random.Random) -> Non
         except Exception as error:
             failures.append(error)
 
-    thread = threading.Thread(target=transport)
+    thread = threading.Thread(target=transport, daemon=True)
     thread.start()
     try:
         for _ in range(numbers.randint(1, 3)):
@@ -147,9 +150,10 @@ def one_round(transfer: Transfer, faults: Faults, numbers: random.Random) -> Non
         failures.append(error)
     finally:
         deadline = time.monotonic() + 3 * DEADLINE
+        thread.join(PATIENCE)
         while thread.is_alive() and time.monotonic() < deadline:
             faults.mend(sock)
-            thread.join(0.5)
+            thread.join(PATIENCE)
         stuck = thread.is_alive()
         if stuck:
             failures.append(TimeoutError(f"{transfer} did not end, over {sock.subflows()}"))
