@@ -232,7 +232,7 @@ class Faults:
 
     def without_memory(self, sock: mptcp.Socket, numbers: random.Random) -> None:
         program = [sys.executable, str(Path(__file__).with_name("short_of_memory.py")), str(numbers.random())]
-        run = self.client.run(program, capture_output=True, text=True, timeout=DEADLINE * 2)
+        run = self.client.run(program, capture_output=True, text=True, timeout=DEADLINE * 6)
         if "cannot allocate memory for thread-local data" in run.stderr:
             # What glibc does in any program where a new thread finds no memory to begin with.
             self.errors["without memory: ended by glibc in a new thread"] += 1
