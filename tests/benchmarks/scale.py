@@ -90,7 +90,7 @@ def measure(count: int) -> dict[str, float]:
 def accept(count: int) -> None:
     """The peers' process: accepts so many connections, answers a byte on each, and closes it when the client does."""
     peers, poll = {}, select.poll()
-    with mptcp.create_server(("", PORT), backlog=128) as listener:
+    with mptcp.create_server(("", PORT), backlog=4096) as listener:
         print("listening", flush=True)
         for _ in range(count):
             peer, _ = listener.accept()
