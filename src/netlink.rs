@@ -179,6 +179,15 @@ impl Prepared {
     }
 }
 
+/// Room for one datagram. ENOMEM where there is none: what is this large is the first that memory does not suffice for.
+pub fn receive_buffer() -> io::Result<Vec<u8>> {
+    const SIZE: usize = 64 * 1024;
+    let mut buffer = Vec::new();
+    buffer.try_reserve_exact(SIZE).map_err(|_| io::Error::from_raw_os_error(libc::ENOMEM))?;
+    buffer.resize(SIZE, 0);
+    Ok(buffer)
+}
+
 /// A netlink socket for requests. The kernel answers within sendmsg, so replies are there when it returns.
 #[derive(Debug)]
 pub struct Channel {
@@ -197,7 +206,7 @@ impl Channel {
         }
         // A reply that the kernel could not queue never comes: rather an error than a wait without end.
         socket.set_read_timeout(Some(Duration::from_secs(2)))?;
-        Ok(Channel { socket, sequence: 0, buffer: vec![0; 64 * 1024] })
+        Ok(Channel { socket, sequence: 0, buffer: receive_buffer()? })
     }
 
     pub fn fd(&self) -> std::os::fd::RawFd {

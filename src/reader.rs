@@ -19,7 +19,7 @@ use crate::diag::{self, Tuple};
 use crate::error::{Error, Result};
 use crate::event::{self, Event, Kind};
 use crate::links::Watch;
-use crate::netlink::{messages, Channel, Failure, Message};
+use crate::netlink::{messages, receive_buffer, Channel, Failure, Message};
 use crate::picture::{self, Picture};
 use crate::subscription::{Filter, Loss, Subscription};
 use crate::sys::{self, wait, wait::EventFd};
@@ -157,9 +157,10 @@ impl Reader {
             known: Mutex::default(),
         });
         let for_thread = Arc::clone(&shared);
+        let buffer = receive_buffer().map_err(|error| Error::call("reading events", &error))?;
         let thread = std::thread::Builder::new()
             .name("mptcp-events".into())
-            .spawn(move || run(&for_thread))
+            .spawn(move || run(&for_thread, buffer))
             .map_err(|error| Error::call("starting the thread that reads events", &error))?;
         Ok(Reader { shared, thread: Some(thread), process: std::process::id() })
     }
@@ -259,8 +260,7 @@ fn membership(socket: &socket2::Socket, option: i32, group: u32) -> std::io::Res
 }
 
 /// The thread: reads until it is told to stop.
-fn run(shared: &Shared) {
-    let mut buffer = vec![0; 64 * 1024];
+fn run(shared: &Shared, mut buffer: Vec<u8>) {
     let mut polling = match &shared.source {
         Source::Netlink { .. } => None,
         Source::Polling { requests, picture } => {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import resource
 import shutil
 import socket
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import mptcp
 import pytest
+from mptcp import Event, EventKind
 from mptcp.lab import Host, Link
 
 PORT = 5000
@@ -150,6 +152,25 @@ def _is_exiting(task: str) -> bool:
     return bool(int(fields[6]) & _PF_EXITING)
 
 
+@contextlib.contextmanager
+def descriptors_left(number: int) -> Iterator[None]:
+    """RLIMIT_NOFILE that is reached when so many more descriptors are opened."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken: list[int] = []
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + number + 2, limit[1]))
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.dup(2))
+        for _ in range(number):
+            os.close(taken.pop())
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+        for descriptor in taken:
+            os.close(descriptor)
+
+
 class Marked:
     """Processes that are told by a variable of their environment, which those that they start inherit."""
 
@@ -202,3 +223,36 @@ def churn(made: Connection, events: int, stack: contextlib.ExitStack) -> None:
                 peers.append(peer.detach())
         for fd in socks + peers:
             os.close(fd)
+
+
+class Pictured:
+    """What one who only listens believes: the subflows of each connection, the initial one as None."""
+
+    def __init__(self) -> None:
+        self.connections: dict[int, set[object]] = {}
+        self.overruns = 0
+
+    def take(self, event: Event) -> None:
+        token = event.token
+        if event.kind == EventKind.OVERRUN:
+            self.overruns += 1
+            self.connections.clear()
+        elif token is None:
+            return
+        elif event.kind == EventKind.CREATED:
+            self.connections.setdefault(token, set()).add((event.local, event.remote))
+        elif event.kind == EventKind.CLOSED:
+            self.connections.pop(token, None)
+        elif event.kind == EventKind.SUB_ESTABLISHED:
+            self.connections.setdefault(token, set()).add((event.local, event.remote))
+        elif event.kind == EventKind.SUB_CLOSED and token in self.connections:
+            self.connections[token].discard((event.local, event.remote))
+
+
+def true_picture(host: Host) -> dict[int, set[object]]:
+    picture: dict[int, set[object]] = {}
+    for connection in host.connections():
+        # One that its owner has closed lives on for its last segments.
+        if connection.inode:
+            picture[connection.token] = {(subflow.local, subflow.remote) for subflow in connection.subflows()}
+    return picture

@@ -19,7 +19,19 @@ import mptcp
 import pytest
 from mptcp import Event, EventKind, Events
 from mptcp.lab import Host, Lab, Link
-from support import PORT, Connection, churn, connected, eventually, exchange, held, holds_no_more_than, threads
+from support import (
+    PORT,
+    Connection,
+    Pictured,
+    churn,
+    connected,
+    eventually,
+    exchange,
+    held,
+    holds_no_more_than,
+    threads,
+    true_picture,
+)
 
 TwoPaths = tuple[Host, Host, tuple[Link, Link]]
 
@@ -348,39 +360,6 @@ def test_an_event_is_a_value() -> None:
 
 
 # What is lost.
-
-
-class Pictured:
-    """What one who only listens believes: the subflows of each connection, the initial one as None."""
-
-    def __init__(self) -> None:
-        self.connections: dict[int, set[object]] = {}
-        self.overruns = 0
-
-    def take(self, event: Event) -> None:
-        token = event.token
-        if event.kind == EventKind.OVERRUN:
-            self.overruns += 1
-            self.connections.clear()
-        elif token is None:
-            return
-        elif event.kind == CREATED:
-            self.connections.setdefault(token, set()).add((event.local, event.remote))
-        elif event.kind == CLOSED:
-            self.connections.pop(token, None)
-        elif event.kind == SUB_ESTABLISHED:
-            self.connections.setdefault(token, set()).add((event.local, event.remote))
-        elif event.kind == SUB_CLOSED and token in self.connections:
-            self.connections[token].discard((event.local, event.remote))
-
-
-def true_picture(host: Host) -> dict[int, set[object]]:
-    picture: dict[int, set[object]] = {}
-    for connection in host.connections():
-        # One that its owner has closed lives on for its last segments.
-        if connection.inode:
-            picture[connection.token] = {(subflow.local, subflow.remote) for subflow in connection.subflows()}
-    return picture
 
 
 def test_a_picture_survives_the_loss_of_events_in_the_kernel(connection: Connection) -> None:

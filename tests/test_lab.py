@@ -29,6 +29,7 @@ from mptcp import _counters
 from mptcp.lab import Host, Lab, Link, two_paths
 from mptcp.lab._topology import Edge, remote_addresses
 from mptcp.lab._units import parse_loss, parse_queue, parse_rate, parse_time
+from support import descriptors_left, held, holds_no_more_than
 
 TwoPaths = tuple[Host, Host, tuple[Link, Link]]
 
@@ -1064,3 +1065,13 @@ def test_no_warnings_with_threads() -> None:
     finally:
         stop.set()
         thread.join()
+
+
+def test_what_there_is_no_descriptor_for_is_said(mptcp_lab: Lab) -> None:
+    host = mptcp_lab.host("host")
+    before = held()
+    with descriptors_left(0), pytest.raises(OSError, match="RLIMIT_NOFILE") as caught:
+        host.socket()
+    assert caught.value.errno == errno.EMFILE
+    host.socket().close()
+    assert holds_no_more_than(before)

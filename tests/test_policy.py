@@ -20,7 +20,7 @@ import pytest
 from mptcp import _connections
 from mptcp.lab import Host, Lab, Link
 from mptcp.policies import FullMesh
-from support import PYTHON, RUN, Connection, churn, connected, eventually, exchange, needs_python
+from support import PYTHON, RUN, Connection, churn, connected, eventually, exchange, needs_python, true_picture
 
 TwoPaths = tuple[Host, Host, tuple[Link, Link]]
 
@@ -390,12 +390,6 @@ def test_the_picture_survives_the_loss_of_events(made: Connection) -> None:
 def known(policy: mptcp.Policy) -> dict[int, set[Any]]:
     """What the runtime believes that the peers have accepted."""
     return {conn.token: set(conn.known) for conn in policy.connections()}  # type: ignore[attr-defined]
-
-
-def true_picture(host: Host) -> dict[int, set[Any]]:
-    """What the kernel has, but for connections that their owner has closed, which live on for their last segments."""
-    listed = [conn for conn in host.connections() if conn.inode]
-    return {conn.token: {(one.local, one.remote) for one in conn.subflows()} for conn in listed}
 
 
 PROGRAM = """

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
 use super::row::{put_tcp_info, Sample, TCP_INFO, UNKNOWN};
-use super::{Common, Site};
+use super::{Common, Ids, Site};
 use crate::connection::diag_failed;
 use crate::diag::{self, Entry};
 use crate::error::{Error, Result};
@@ -70,6 +70,8 @@ pub struct ByDiag {
     /// The cookies of the targets as they stand in `batches`.
     order: Vec<u64>,
     batches: Vec<Prepared>,
+    /// There are other targets by now. `batches` are made again when they are needed, not for every subflow that ends.
+    is_stale: bool,
     /// Subflows that no reading shows any more and no notice has told of.
     gone: HashMap<u64, Target>,
     /// Nanoseconds that the last dump took, and a look-up of one subflow.
@@ -125,6 +127,7 @@ impl ByDiag {
             targets: HashMap::new(),
             order: Vec::new(),
             batches: Vec::new(),
+            is_stale: false,
             gone: HashMap::new(),
             dump_ns: 0,
             look_up_ns: LOOK_UP_NS,
@@ -200,7 +203,7 @@ impl ByDiag {
             }
         }
         if changed {
-            self.prepare();
+            self.is_stale = true;
         }
     }
 
@@ -246,7 +249,7 @@ impl ByDiag {
         let before = self.targets.len();
         self.retire(|target| target.tick != tick);
         if changed || self.targets.len() != before {
-            self.prepare();
+            self.is_stale = true;
         }
         Ok(())
     }
@@ -278,6 +281,9 @@ impl ByDiag {
     }
 
     fn look_up(&mut self, time_ns: u64, rows: &mut Vec<Sample>) -> Result<()> {
+        if std::mem::take(&mut self.is_stale) {
+            self.prepare();
+        }
         let begin_ns = sys::monotonic_ns();
         let (order, targets, tick) = (&self.order, &mut self.targets, self.tick);
         let mut failed = None;
@@ -317,40 +323,83 @@ impl ByDiag {
         let before = self.targets.len();
         self.retire(|target| target.tick != tick);
         if self.targets.len() != before {
-            self.prepare();
+            self.is_stale = true;
         }
         Ok(())
     }
 
-    /// Gives subflows their ids as soon as they are known, and in rows that nobody has taken yet, too.
+    /// Gives subflows their ids as soon as they are known.
     fn identify(&mut self) {
         if self.site.descriptors.is_empty() {
             return;
         }
         let ids = lock(&self.site.known.ids);
         for target in self.targets.values_mut().chain(self.gone.values_mut()).filter(|target| target.id < 0) {
-            let tuple = &target.entry.tuple;
-            if let Some(id) = ids.get(&(target.token, tuple.local, tuple.remote)) {
-                target.id = *id as i32;
-                let (cookie, since_ns, id) = (target.entry.cookie, target.since_ns as i64, target.id);
-                self.common.samples.amend(|row| {
-                    if row.cookie == cookie {
-                        row.subflow = id;
-                    }
-                    row.time_ns >= since_ns
-                });
-            }
+            self.common.identify(target, &ids);
         }
     }
 
     /// What was known of a socket that has died.
     pub fn take(&mut self, entry: &Entry) -> Option<Target> {
-        self.identify();
-        if let Some(target) = self.gone.remove(&entry.cookie) {
-            return Some(target);
+        let mut target = match self.gone.remove(&entry.cookie) {
+            Some(target) => target,
+            None => {
+                self.is_stale = true;
+                self.targets.remove(&entry.cookie)?
+            }
+        };
+        if target.id < 0 {
+            self.common.identify(&mut target, &lock(&self.site.known.ids));
         }
-        let target = self.targets.remove(&entry.cookie)?;
-        self.prepare();
         Some(target)
+    }
+}
+
+impl Common {
+    /// Gives a subflow its id if it is known, in rows that nobody has taken yet, too.
+    fn identify(&self, target: &mut Target, ids: &Ids) {
+        let tuple = &target.entry.tuple;
+        let Some(id) = ids.get(&(target.token, tuple.local, tuple.remote)) else { return };
+        target.id = *id as i32;
+        let (cookie, since_ns, id) = (target.entry.cookie, target.since_ns as i64, target.id);
+        self.samples.amend(|row| {
+            if row.cookie == cookie {
+                row.subflow = id;
+            }
+            row.time_ns >= since_ns
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Method;
+    use super::*;
+    use crate::diag::Tuple;
+    use crate::namespace::Namespace;
+
+    #[test]
+    fn the_end_of_one_subflow_costs_nothing_for_the_others() {
+        let site = Site {
+            namespace: Namespace::current().unwrap(),
+            descriptors: Vec::new(),
+            tokens: None,
+            known: Arc::default(),
+        };
+        let mut by_diag = ByDiag::new(&Arc::new(site), &Arc::new(Common::new(10, Method::InetDiag)), None).unwrap();
+        let local = "127.0.0.1:1".parse().unwrap();
+        let tuple = Tuple { local, remote: local, interface: 0 };
+        let entry = |cookie| Entry { tuple, state: 1, cookie, uid: 0, inode: 0, cgroup: None, subflow: None };
+        for cookie in 1..=3 {
+            by_diag.targets.insert(cookie, Target::new(entry(cookie), 7, -1, 0));
+        }
+        by_diag.prepare();
+        assert!(by_diag.take(&entry(2)).is_some() && by_diag.take(&entry(2)).is_none());
+        assert_eq!(by_diag.order, [1, 2, 3], "the requests of the others were made again");
+        by_diag.tick += 1;
+        by_diag.look_up(0, &mut Vec::new()).unwrap();
+        assert_eq!(by_diag.order, [1, 3]);
+        // No socket has these ends.
+        assert_eq!((by_diag.targets.len(), by_diag.gone.len()), (0, 2));
     }
 }

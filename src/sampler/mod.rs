@@ -130,6 +130,23 @@ struct AllEnds {
 }
 
 impl Common {
+    fn new(room: usize, method: Method) -> Common {
+        Common {
+            samples: Store::new(room),
+            connections: Store::new(room),
+            missed: AtomicU64::new(0),
+            ticks: AtomicU64::new(0),
+            notices_lost: AtomicBool::new(false),
+            real_time: AtomicBool::new(false),
+            cpu_ns: AtomicU64::new(0),
+            connections_cpu_ns: AtomicU64::new(0),
+            events: Mutex::default(),
+            choice: Mutex::new(Choice::new(method)),
+            ends: Mutex::default(),
+            failure: Mutex::default(),
+        }
+    }
+
     /// Remembers a new subflow.
     fn note(&self, entry: &Entry, token: u32) {
         let Tuple { local, remote, .. } = entry.tuple;
@@ -256,20 +273,7 @@ impl Sampler {
             settings.method.get_or_insert(Method::InetDiag);
         }
         let failed = |what: &'static str| move |error: std::io::Error| Error::call(what, &error);
-        let common = Arc::new(Common {
-            samples: Store::new(settings.room),
-            connections: Store::new(settings.room),
-            missed: AtomicU64::new(0),
-            ticks: AtomicU64::new(0),
-            notices_lost: AtomicBool::new(false),
-            real_time: AtomicBool::new(false),
-            cpu_ns: AtomicU64::new(0),
-            connections_cpu_ns: AtomicU64::new(0),
-            events: Mutex::default(),
-            choice: Mutex::new(Choice::new(settings.method.unwrap_or(Method::InetDiag))),
-            ends: Mutex::default(),
-            failure: Mutex::default(),
-        });
+        let common = Arc::new(Common::new(settings.room, settings.method.unwrap_or(Method::InetDiag)));
         let event_fd = || EventFd::new().map(Arc::new).map_err(failed("eventfd"));
         let stop = event_fd()?;
         let sites: Vec<Arc<Site>> = sites(sources).into_iter().map(Arc::new).collect();

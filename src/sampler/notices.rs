@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use crate::diag::{self, Entry};
 use crate::error::{Error, Result};
-use crate::netlink::{messages, Message};
+use crate::netlink::{messages, receive_buffer, Message};
 use crate::sys;
 use crate::uapi;
 
@@ -33,7 +33,7 @@ impl Notices {
         // More than the host's limit takes privilege: what cannot be had is done without.
         let _ = sys::setsockopt_i32(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, ROOM as i32);
         socket.set_nonblocking(true).map_err(failed)?;
-        Ok(Notices { socket, buffer: vec![0; 64 * 1024] })
+        Ok(Notices { socket, buffer: receive_buffer().map_err(failed)? })
     }
 
     pub fn fd(&self) -> RawFd {

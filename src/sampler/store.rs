@@ -13,7 +13,7 @@ const LARGE: usize = 4 << 20;
 #[derive(Debug)]
 pub struct Store<R> {
     rows: Mutex<Rows<R>>,
-    /// No more than this are kept: what comes on top is counted and dropped.
+    /// No more than this are kept, and no more than there is memory for: what comes on top is counted and dropped.
     room: usize,
 }
 
@@ -31,7 +31,10 @@ impl<R> Store<R> {
     /// Adds rows, and leaves none behind.
     pub fn append(&self, new: &mut Vec<R>) {
         let mut inside = lock(&self.rows);
-        let room = self.room.saturating_sub(inside.rows.len());
+        let mut room = self.room.saturating_sub(inside.rows.len());
+        if inside.rows.try_reserve(new.len().min(room)).is_err() {
+            room = inside.rows.capacity() - inside.rows.len();
+        }
         if new.len() > room {
             inside.dropped += (new.len() - room) as u64;
             new.truncate(room);

@@ -61,6 +61,9 @@ def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
         return None
     if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
         close_all(descriptors)
+        if flags & socket.MSG_CTRUNC:
+            # The room for them is enough for all that is ever sent.
+            raise OSError(errno.EMFILE, "no descriptor is left for what the lab hands over: raise RLIMIT_NOFILE")
         raise OSError(errno.EMSGSIZE, "a message of the lab was cut short")
     return json.loads(data), list(descriptors)
 

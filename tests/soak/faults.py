@@ -1,0 +1,268 @@
+"""What is done to a connection, and to the process, while it transfers."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+import mptcp
+from mptcp.lab import Host, Link
+from support import PORT, Pictured, descriptors_left, eventually, true_picture
+from transfer import FAMILIES, Server
+
+# What an operation may end in while another closes subflows, cuts links or ends processes, by class and errno.
+EXPECTED = {
+    # The subflow or its connection is gone, or on its way out.
+    errno.ESRCH, errno.ENOTCONN, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE,
+    # A link is down: no address, no route, no answer.
+    errno.EADDRNOTAVAIL, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ETIMEDOUT,
+    # A subflow that nobody takes: if the connection itself is gone, its transfer fails too.
+    errno.ECONNREFUSED,
+    # The last subflow is not closed without being forced.
+    errno.EBUSY,
+}  # fmt: skip
+
+MOST_SUBFLOWS = 6
+DEADLINE = 30.0
+
+
+class Faults:
+    """One lab's connection under faults. ``sock`` is the client's end, while there is one."""
+
+    def __init__(self, client: Host, server: Host, paths: tuple[Link, Link], service: Server) -> None:
+        self.client, self.server, self.paths = client, server, paths
+        self.sock: mptcp.Socket | None = None
+        self.done: Counter[str] = Counter()
+        self.errors: Counter[str] = Counter()
+        self._service = service
+        self._stack = contextlib.ExitStack()
+        self._picture = Pictured()
+        self._policy: subprocess.Popen[bytes] | None = None
+        self._policy_errors: IO[bytes] = self._stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
+        self._actions: dict[Callable[[mptcp.Socket, random.Random], None], int] = {
+            self.open_subflow: 30, self.close_subflow: 20, self.change_backup: 10, self.flap: 12, self.announce: 5,
+            self.read: 10, self.record: 5, self.policy: 4, self.overrun: 3, self.without_descriptors: 12,
+            self.without_memory: 1,
+        }  # fmt: skip
+
+    def __enter__(self) -> Faults:
+        self._events = self._stack.enter_context(self.client.events())
+        self._stack.callback(self._end_policy, signal.SIGTERM)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @property
+    def overruns(self) -> int:
+        return self._picture.overruns
+
+    def policy_errors(self) -> str:
+        """What the policies wrote: they have nothing to complain of."""
+        self._policy_errors.seek(0)
+        return self._policy_errors.read().decode()
+
+    def act(self, sock: mptcp.Socket, numbers: random.Random) -> None:
+        """Does one thing, and counts it and how it went."""
+        [action] = numbers.choices(list(self._actions), list(self._actions.values()))
+        name = action.__name__.replace("_", " ")
+        self.done[name] += 1
+        with self._counting(name):
+            action(sock, numbers)
+
+    @contextlib.contextmanager
+    def _counting(self, name: str, *more: int) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in EXPECTED.union(more):
+                raise
+            self.errors[f"{name}: {type(error).__name__} {errno.errorcode[error.errno]}"] += 1
+
+    # Subflows
+
+    def open_subflow(self, sock: mptcp.Socket, numbers: random.Random) -> None:
+        subflows = sock.subflows()
+        if len(subflows) >= MOST_SUBFLOWS:
+            sock.close_subflow(numbers.choice(subflows), force=True)
+        path, timeout = numbers.choice(self.paths), numbers.choice((5.0, 5.0, 0.001, 0))
+        local, remote = (path.address(host, family=sock.family) for host in (self.client, self.server))
+        # A full one, with data behind its third ACK, meets a bug of the kernel: docs/kernel-bugs.md.
+        subflow = sock.open_subflow(local, (remote, PORT), backup=True, timeout=timeout)
+        if subflow is not None and numbers.random() < 0.7:
+            self._set_backup(subflow, False)
+
+    def close_subflow(self, sock: mptcp.Socket, numbers: random.Random) -> None:
+        subflow = numbers.choice(sock.subflows() or [None])
+        if subflow is None:
+            return
+        if numbers.random() < 0.5:
+            subflow.close()
+        else:
+            for connection in self.client.connections(token=sock.token):
+                for one in connection.subflows():
+                    if one.local == subflow.local:
+                        connection.close_subflow(one)
+
+    def change_backup(self, sock: mptcp.Socket, numbers: random.Random) -> None:
+        for subflow in sock.subflows():
+            if subflow.state == "ESTABLISHED":
+                self._set_backup(subflow, numbers.random() < 0.3)
+
+    def _set_backup(self, subflow: mptcp.Subflow, backup: bool) -> None:
+        # EINVAL is what the kernel says of a subflow that is gone.
+        with self._counting("change backup", errno.EINVAL):
+            subflow.set_backup(backup)
+
+    def announce(self, sock: mptcp.Socket, numbers: random.Random) -> None:
+        path = numbers.choice(self.paths)
+        # EADDRINUSE: a subflow has the connection's own port there.
+        with self._counting("announce", errno.EADDRINUSE):
+            sock.remove_address(sock.announce_address(path.address(self.client, family=sock.family)))
+
+    # Links
+
+    def flap(self, sock: mptcp.Socket, numbers: random.Random) -> None:
+        path = numbers.choice(self.paths)
+        path.down()
+        try:
+            if numbers.random() < 0.3:
+                with self._counting("open subflow on a link that is down"):
+                    local, remote = (path.address(host, family=sock.family) for host in (self.client, self.server))
+                    sock.open_subflow(local, (remote, PORT), backup=True, timeout=0.05)
+        finally:
+            path.up()
+
+    # Reading
+
+    def read(self, sock: mptcp.Socket, numbers: random.Random) -> None:
+        assert sock.info().token == sock.token
+        for host in (self.client, self.server):
+            for connection in host.connections():
+                with self._counting("read"):
+                    connection.subflows()
+                    connection.info()
+            host.counters()
+
+    def record(self, sock: mptcp.Socket, numbers: random.Random) -> None:
+        with mptcp.Recorder(numbers.choice((None, sock)), interval=0.001) as recorder, self._counting("record"):
+            sock.info()
+        assert recorder.metadata["failure"] is None, recorder.metadata["failure"]
+
+    # Processes
+
+    def policy(self, sock: mptcp.Socket, numbers: random.Random) -> None:
+        """Ends the policies of the client, by a signal that they can take notice of or not, and starts them anew."""
+        self._end_policy(numbers.choice((signal.SIGKILL, signal.SIGTERM)))
+        command = [sys.executable, "-m", "mptcp", "policy", "--builtin", "fullmesh"]
+        self._policy = self.client.popen(command, stdout=subprocess.DEVNULL, stderr=self._policy_errors)
+
+    def _end_policy(self, number: int) -> None:
+        if self._policy is not None:
+            self._policy.send_signal(number)
+            self._policy.wait(DEADLINE)
+            self._policy = None
+
+    # Shortage
+
+    def overrun(self, sock: mptcp.Socket, numbers: random.Random) -> None:
+        """Leaves the events room for two, has more come, and looks whether whoever follows them knows what there is."""
+        self._events._native.set_receive_buffer(1)
+        try:
+            address = self.paths[0].address(self.server), PORT
+            for _ in range(30):
+                with self.client.create_connection(address, timeout=DEADLINE):
+                    pass
+        finally:
+            self._events._native.set_receive_buffer(4 << 20)
+        self.check_picture()
+
+    def check_picture(self) -> None:
+        def is_true() -> bool:
+            for event in iter(lambda: self._events.get(0), None):
+                self._picture.take(event)
+            told = {token: subflows for token, subflows in self._picture.connections.items() if subflows}
+            with contextlib.suppress(OSError):  # a connection that ended between two calls
+                return told == {token: subflows for token, subflows in true_picture(self.client).items() if subflows}
+            return False
+
+        assert eventually(is_true, DEADLINE), f"{self._picture.connections} is told, {true_picture(self.client)} is"
+
+    def without_descriptors(self, sock: mptcp.Socket, numbers: random.Random) -> None:
+        def connect() -> None:
+            with self.client.create_connection((self.paths[0].address(self.server), PORT), timeout=DEADLINE):
+                pass
+
+        def listen() -> None:
+            self.client.create_server(("", PORT + 1)).close()
+
+        def watch() -> None:
+            with self.client.events() as everything, sock.events():
+                everything.get(0)
+
+        def record() -> None:
+            mptcp.Recorder(sock).close()
+
+        def duplicate() -> None:
+            with mptcp.wrap(sock) as same, same.dup():
+                pass
+
+        call = numbers.choice((
+            connect, listen, watch, record, duplicate, self.client.connections, self.client.counters, sock.info,
+            sock.subflows, lambda: self.open_subflow(sock, numbers), lambda: self.announce(sock, numbers),
+            lambda: self.flap(sock, numbers), lambda: mptcp.connections(pid=os.getpid()),
+        ))  # fmt: skip
+        self._service.has_descriptors.clear()
+        try:
+            with self._counting("without descriptors", errno.EMFILE), descriptors_left(numbers.randrange(12)):
+                call()
+        finally:
+            self._service.has_descriptors.set()
+
+    def without_memory(self, sock: mptcp.Socket, numbers: random.Random) -> None:
+        program = [sys.executable, str(Path(__file__).with_name("short_of_memory.py")), str(numbers.random())]
+        run = self.client.run(program, capture_output=True, text=True, timeout=DEADLINE * 6)
+        if "cannot allocate memory for thread-local data" in run.stderr:
+            # What glibc does in any program where a new thread finds no memory to begin with.
+            self.errors["without memory: ended by glibc in a new thread"] += 1
+            return
+        assert run.returncode == 0, f"short_of_memory.py ended with {run.returncode}: {run.stderr}"
+        for outcome, count in json.loads(run.stdout).items():
+            self.errors[f"without memory: {outcome}"] += count
+
+    # The connection
+
+    def connect(self, numbers: random.Random) -> mptcp.Socket:
+        self.disconnect()
+        family, path = numbers.choice(FAMILIES), numbers.choice(self.paths)
+        self.sock = self.client.create_connection((path.address(self.server, family=family), PORT), timeout=DEADLINE)
+        # What stands still is the round's to tell.
+        self.sock.settimeout(None)
+        return self.sock
+
+    def disconnect(self) -> None:
+        if self.sock is not None:
+            self.sock.close()
+            self.sock = None
+
+    def mend(self, sock: mptcp.Socket) -> None:
+        """Opens a subflow to go on with: the others may be gone, or wait to send again what was lost on a link."""
+        path = self.paths[self.done["mend"] % 2]
+        local, remote = (path.address(host, family=sock.family) for host in (self.client, self.server))
+        self.done["mend"] += 1
+        with self._counting("mend"):
+            subflows = sock.subflows()
+            if len(subflows) >= MOST_SUBFLOWS:
+                subflows[0].close()
+            sock.open_subflow(local, (remote, PORT), backup=True, timeout=5.0)

@@ -1,0 +1,146 @@
+"""Transfers whose bytes are hashed at both ends."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import random
+import select
+import socket
+import struct
+import threading
+from dataclasses import dataclass
+
+import mptcp
+from mptcp.lab import Host
+from support import PORT
+
+# Whether the client sends, how many bytes, and what the sender's random numbers start from.
+_HEADER = struct.Struct("!?QQ")
+_PIECE = 1 << 15
+_SERVING = "soak-serve"
+_DIGEST = hashlib.sha256().digest_size
+
+FAMILIES = (socket.AF_INET, socket.AF_INET6)
+
+
+class Mismatch(Exception):
+    """The two ends have hashed different bytes."""
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Bytes in one direction, and then the server's hash of them."""
+
+    upload: bool
+    size: int
+    seed: int
+
+    def run(self, sock: mptcp.Socket) -> None:
+        """The client's part."""
+        sock.sendall(_HEADER.pack(self.upload, self.size, self.seed))
+        ours = self._send(sock) if self.upload else self._receive(sock)
+        theirs = _exactly(sock, _DIGEST)
+        if ours != theirs:
+            raise Mismatch(f"{self}: SHA-256 is {ours.hex()} at the client and {theirs.hex()} at the server")
+
+    def serve(self, sock: mptcp.Socket) -> None:
+        """The server's part, behind the header."""
+        sock.sendall(self._receive(sock) if self.upload else self._send(sock))
+
+    def _send(self, sock: mptcp.Socket) -> bytes:
+        numbers, digest = random.Random(self.seed), hashlib.sha256()
+        for start in range(0, self.size, _PIECE):
+            piece = numbers.randbytes(min(_PIECE, self.size - start))
+            digest.update(piece)
+            sock.sendall(piece)
+        return digest.digest()
+
+    def _receive(self, sock: mptcp.Socket) -> bytes:
+        digest, left, buffer = hashlib.sha256(), self.size, memoryview(bytearray(_PIECE))
+        while left:
+            length = sock.recv_into(buffer, min(left, _PIECE))
+            if length == 0:
+                raise EOFError(f"the stream ended {left} of {self.size} bytes too early")
+            digest.update(buffer[:length])
+            left -= length
+        return digest.digest()
+
+
+def _exactly(sock: mptcp.Socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        piece = sock.recv(size - len(data))
+        if not piece:
+            raise EOFError(f"the stream ended after {len(data)} of {size} bytes")
+        data += piece
+    return data
+
+
+class Server:
+    """Accepts connections of both families in a host and serves their transfers, each by a thread of its own."""
+
+    def __init__(self, host: Host) -> None:
+        self.failures: list[str] = []
+        self.refused = 0
+        """How often accept() failed for want of descriptors."""
+        self.has_descriptors = threading.Event()
+        self.has_descriptors.set()
+        self._host = host
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a connection is served that its client has not closed, or of whose end has not been heard."""
+        return any(thread.name == _SERVING for thread in threading.enumerate())
+
+    def __enter__(self) -> Server:
+        with contextlib.ExitStack() as stack:
+            listeners = [
+                stack.enter_context(self._host.create_server((address, PORT), family=family))
+                for address, family in zip(("", "::"), FAMILIES, strict=True)
+            ]
+            stop, told = socket.socketpair()
+            stack.enter_context(told)
+            thread = threading.Thread(target=self._accept, args=(listeners, told))
+            thread.start()
+            stack.callback(thread.join)
+            stack.enter_context(stop)  # closed before, which ends the thread
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _accept(self, listeners: list[mptcp.Socket], told: socket.socket) -> None:
+        threads: list[threading.Thread] = []
+        poll = select.poll()
+        for waited in (*listeners, told):
+            poll.register(waited, select.POLLIN)
+        while True:
+            ready = {descriptor for descriptor, _ in poll.poll()}
+            if told.fileno() in ready:
+                break
+            for listener in listeners:
+                if listener.fileno() in ready:
+                    try:
+                        sock, _ = listener.accept()
+                    except OSError:
+                        self.refused += 1
+                        self.has_descriptors.wait()
+                        continue
+                    threads = [thread for thread in threads if thread.is_alive()]
+                    threads.append(threading.Thread(target=self._serve, args=(sock,), name=_SERVING))
+                    threads[-1].start()
+        for thread in threads:
+            thread.join()
+
+    def _serve(self, sock: mptcp.Socket) -> None:
+        with sock:
+            try:
+                while first := sock.recv(1):
+                    header = first + _exactly(sock, _HEADER.size - 1)
+                    Transfer(*_HEADER.unpack(header)).serve(sock)
+            except ConnectionResetError:
+                pass  # the client gave the connection up
+            except Exception as error:
+                self.failures.append(repr(error))
