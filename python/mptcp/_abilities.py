@@ -29,6 +29,7 @@ from mptcp._socket import Socket
 from mptcp.lab import Lab, Link, _programs
 
 _DEADLINE = 10.0
+_START = 60.0  # seconds, of a Python on a slow machine
 _PROC = Path("/proc/sys")
 
 # linux/mptcp.h and linux/tcp.h
@@ -551,7 +552,7 @@ def _in_child(name: str) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
     command = [sys.executable, "-P", "-m", "mptcp._abilities", name]
     done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment, timeout=_DEADLINE
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment, timeout=_START + _DEADLINE
     )
     if done.returncode:
         number, _, text = done.stdout.partition(" ")
