@@ -212,7 +212,8 @@ class Socket(socket.socket):
         ``backup`` asks the peer to use the subflow only when no other is left; kernels whose SUBFLOW_CREATE leaves
         that aside (6.1) say it by MP_PRIO once the subflow is accepted, and not with a ``timeout`` of 0.
         ``interface`` binds it to an interface. ``timeout`` is in seconds: None waits as long as the kernel does, 0
-        returns None at once and leaves the outcome to the events. The descriptor's own timeout and blocking mode play no part.
+        returns None at once and leaves the outcome to the events. The descriptor's own timeout and blocking mode play
+        no part.
 
         SUBFLOW_CREATE of the generic netlink family mptcp_pm, the events of mptcp_pm_events and exact inet_diag
         look-ups. Needs CAP_NET_ADMIN in the user namespace that owns the Socket's network namespace.
