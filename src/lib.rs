@@ -37,6 +37,7 @@ pub mod subflow_options;
 pub mod subscription;
 pub mod supervisor;
 pub mod sys;
+pub mod sysctls;
 pub mod tcp_info;
 pub mod uapi;
 pub mod wire;

@@ -261,10 +261,18 @@ impl Namespace {
             return new_socket(family, kind, protocol);
         }
         let failed = |error: io::Error| Error::call("socket in the connection's network namespace", &error);
-        let file = sys::namespace_of_socket(lock(&self.diag).fd()).map_err(failed)?;
-        let wanted = [Wanted::Socket { family, kind, protocol }];
-        let [there] = sys::open_in_namespace(&file, &wanted).map_err(failed)?;
+        let [there] = self.open(&[Wanted::Socket { family, kind, protocol }])?;
         there.map_err(failed)
+    }
+
+    /// Opens things in this namespace, whatever the caller's.
+    pub fn open<const N: usize>(&self, wanted: &[Wanted; N]) -> Result<[io::Result<OwnedFd>; N]> {
+        if current_cookie()? == self.cookie {
+            return Ok(sys::open_here(wanted));
+        }
+        let failed = |error: io::Error| Error::call("entering the connection's network namespace", &error);
+        let file = sys::namespace_of_socket(lock(&self.diag).fd()).map_err(failed)?;
+        sys::open_in_namespace(&file, wanted).map_err(failed)
     }
 
     /// The path manager that new sockets of this namespace get: "kernel", "userspace" or another's name.

@@ -15,6 +15,7 @@ pub mod clock;
 pub mod credentials;
 pub mod descriptor;
 pub mod memory;
+pub mod pages;
 pub mod program;
 pub mod seccomp;
 pub mod wait;

@@ -13,13 +13,14 @@ import mptcp.aio
 import mptcp.cli
 import mptcp.enhanced_api
 import mptcp.lab
+import mptcp.measures
 import mptcp.policies
 import pytest
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 DESIGN = ROOT / "docs" / "design.md"
-MODULES = (mptcp, mptcp.aio, mptcp.enhanced_api, mptcp.lab, mptcp.plot, mptcp.policies)
+MODULES = (mptcp, mptcp.aio, mptcp.enhanced_api, mptcp.lab, mptcp.measures, mptcp.plot, mptcp.policies)
 
 
 def blocks(language: str) -> list[str]:

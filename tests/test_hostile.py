@@ -6,105 +6,22 @@ Deterministic as it stands. With other and more examples each time: ``--hypothes
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import pickle
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import mptcp
+import mptcp.aio
 import pytest
+from hostile import Call, Theirs, hostile, params, refused, with_each_value
 from hypothesis import given
-from hypothesis import strategies as st
 from mptcp import enhanced_api
-from mptcp.lab import Capture, Endpoint, Host, Lab, Limits, Link, two_paths
+from mptcp.lab import Endpoint, Host, Lab, Limits, Link, two_paths
 from support import PORT, Connection, connected, descriptors, eventually, held, holds_no_more_than
-
-
-class Theirs(Exception):
-    """What an argument raises itself, which is the caller's own affair."""
-
-
-def _raise(*_: object, **__: object) -> Any:
-    raise Theirs
-
-
-class Raises:
-    """An object of which nothing works."""
-
-    __index__ = __int__ = __float__ = __bool__ = __len__ = __iter__ = __getitem__ = __fspath__ = __str__ = _raise
-    __eq__ = __ne__ = __lt__ = __contains__ = __call__ = fileno = keys = items = _raise
-    __hash__ = object.__hash__
-
-
-class WrongTypes:
-    """An object whose methods return what they must not."""
-
-    def _text(self, *_: object) -> Any:
-        return "\ud800"
-
-    __index__ = __int__ = __float__ = __bool__ = __len__ = __iter__ = __fspath__ = fileno = keys = items = _text
-
-
-class Int(int):
-    __index__ = __int__ = __eq__ = __str__ = __format__ = _raise
-    __hash__ = int.__hash__
-
-
-class Str(str):
-    __eq__ = __str__ = __len__ = __iter__ = __getitem__ = encode = __format__ = _raise
-    __hash__ = str.__hash__
-
-
-class Tuple(tuple[object, ...]):
-    __len__ = __iter__ = __getitem__ = __eq__ = _raise
-    __hash__ = tuple.__hash__
-
-
-class Dict(dict[object, object]):
-    keys = items = values = __iter__ = __getitem__ = __len__ = _raise
-
-
-def nested(depth: int) -> tuple[object, ...]:
-    inside: tuple[object, ...] = ()
-    for _ in range(depth):
-        inside = (inside,)
-    return inside
-
-
-# Ends of C's types, more than a float holds, and more than Python prints.
-INTS = [0, -1, 2**7, 2**8 - 1, 2**8, 2**16, -(2**31) - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**32, -(2**63) - 1, 2**63,
-        2**64, 10**400, -(10**400), 10**5000, -(10**5000)]  # fmt: skip
-TEXTS = ["", "\0", "a\0b", "\ud800", "a" * 300, "x" * 100_000, "10.0.2.1\0", "fe80::1%", "fe80::1%\0", "fe80::1%\ud800",
-         "fe80::1%99999999999", "fe80::1%-1", "fe80::1%" + "x" * 5000, "::ffff:1.2.3.4%1", "1e400", "nan", "-1", "%s%n",
-         "٣", "10.0.2.٣", "../../kernel/hostname", "\N{RIGHT-TO-LEFT OVERRIDE}", "\n"]  # fmt: skip
-ODD = [None, ..., True, False, object(), object, int, len, Raises(), Raises, WrongTypes(), Int(54321),
-       Str("10.0.2.1"), Tuple(("10.0.2.1", 1)), Dict({1: 2}), nested(100_000), 1j, range(3), memoryview(b"ab"),
-       socket.AF_INET, float("nan"), float("inf"), -float("inf"), -0.5, 5e-324, 1e308, Theirs(), Theirs]  # fmt: skip
-
-KNOWN = [*INTS, *TEXTS, *ODD]
-
-scalars = st.one_of(
-    # By their numbers, for not all of them can be printed.
-    st.sampled_from(range(len(KNOWN))).map(lambda number: KNOWN[number]),
-    st.integers(),
-    st.floats(),
-    st.text(st.characters(), max_size=20),
-    st.binary(max_size=70),
-    st.binary(max_size=70).map(bytearray),
-)
-
-
-hashable = scalars.filter(lambda value: not isinstance(value, bytearray | Dict | memoryview))
-hostile = st.one_of(
-    scalars,
-    st.lists(scalars, max_size=5),
-    st.lists(scalars, max_size=5).map(tuple),
-    st.tuples(st.sampled_from(["10.0.2.1", "fd00::1", "", "fe80::1"]), scalars),
-    st.tuples(st.sampled_from(["10.0.2.1", "fd00::1", "", "fe80::1"]), scalars, scalars, scalars),
-    st.dictionaries(hashable, scalars, max_size=3),
-)
 
 # Where no route leads, so that even what can be an endpoint is refused before a SYN.
 NOWHERE = ("192.0.2.1", PORT)
@@ -126,6 +43,9 @@ class World:
         local, remote = self.connection.second
         self.subflow = self.sock.open_subflow(local, (remote, PORT), timeout=30)
         (self.handle,) = self.client.connections(token=self.sock.token)
+        # Of the host's own network namespace, where asyncio's functions are called.
+        listener = self._stack.enter_context(mptcp.create_server(("127.0.0.1", 0), backlog=4096))
+        self.listening: tuple[str, int] = listener.getsockname()
         # Of an open one, what can be a timeout would be waited for.
         with self.sock.events() as self.closed_events:
             pass
@@ -172,38 +92,6 @@ def world() -> Iterator[World]:
         made = World(client, server, paths)
         stack.callback(made.close)
         yield made
-
-
-def dispose(result: object) -> None:
-    """Closes what a call made, whose arguments were none to refuse after all."""
-    if isinstance(result, socket.socket | Capture):
-        result.close()
-
-
-def refused(call: Callable[[], object], *also: type[Exception]) -> BaseException | None:
-    """Calls; what it was refused by, which is what may be raised: nothing else passes."""
-    expected: tuple[type[Exception], ...] = (TypeError, ValueError, OSError, Theirs, *also)
-    try:
-        dispose(call())
-    except expected as error:
-        return error.with_traceback(None)
-    return None
-
-
-Call = Callable[[World, Any], object]
-
-
-def with_each_value(check: Callable[[World, Call, object], None], world: World, call: Call) -> None:
-    for number, value in enumerate(KNOWN):
-        try:
-            check(world, call, value)
-        except BaseException as error:
-            error.add_note(f"with KNOWN[{number}]")  # which may be too large or too odd to print
-            raise
-
-
-def params(calls: dict[str, Call]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("call", [pytest.param(call, id=name) for name, call in calls.items()])
 
 
 def no_descriptor(value: object) -> object:
@@ -340,11 +228,14 @@ MODULE: dict[str, Call] = {
 }
 
 
+# Whose errors are those of the standard library's functions, OverflowError for a port or a timeout out of range too.
+LIKE_SOCKET = [call for name, call in MODULE.items() if name.startswith(("Socket", "create_"))]
+
+
 def check_module(world: World, call: Call, value: object) -> None:
     """Nothing is left behind, and the host's sysctl is what it was."""
     before, count = mptcp.get_path_manager(), descriptors()
-    # socket.socket's own word for a port or a timeout out of range.
-    refused(lambda: call(world, value), OverflowError)
+    refused(lambda: call(world, value), *([OverflowError] if call in LIKE_SOCKET else []))
     assert mptcp.get_path_manager() == before
     assert eventually(lambda: descriptors() == count)
 
@@ -358,6 +249,99 @@ def test_the_module_and_each_odd_value(world: World, call: Call) -> None:
 @given(value=hostile)
 def test_the_module_and_what_comes(world: World, call: Call, value: object) -> None:
     check_module(world, call, value)
+
+
+async def streams(world: World, **arguments: Any) -> None:
+    """A connection to a listener that accepts nothing, and its end."""
+    host, port = world.listening
+    _, writer = await mptcp.aio.open_connection(**{"host": host, "port": port, **arguments})
+    # No end to wait for: a peer that was never accepted answers nothing.
+    writer.transport.abort()
+    await asyncio.sleep(0)
+
+
+async def serving(callback: Any = print, host: Any = "127.0.0.1", port: Any = 0, **arguments: Any) -> None:
+    server = await mptcp.aio.start_server(callback, host, port, **arguments)
+    server.close()
+    await server.wait_closed()
+
+
+# Names are not asked for, and options that are asyncio's own are its own affair.
+AIO: dict[str, Call] = {
+    "open_connection(host)": lambda w, x: None if isinstance(x, str | bytes) else streams(w, host=x),
+    "open_connection(port)": lambda w, x: streams(w, port=x),
+    "open_connection(path_manager)": lambda w, x: streams(w, path_manager=x),
+    "open_connection(local_addr)": lambda w, x: streams(w, local_addr=literal("127.0.0.1", x)),
+    "open_connection(limit)": lambda w, x: streams(w, limit=x),
+    "open_connection(family)": lambda w, x: streams(w, family=x),
+    "open_connection(flags)": lambda w, x: streams(w, flags=x),
+    "start_server(client_connected_cb)": lambda w, x: serving(x),
+    "start_server(host)": lambda w, x: None if isinstance(x, str | bytes) else serving(host=x),
+    "start_server(port)": lambda w, x: serving(port=x),
+    "start_server(limit)": lambda w, x: serving(limit=x),
+    "start_server(family)": lambda w, x: serving(family=x),
+    "start_server(backlog)": lambda w, x: serving(backlog=x),
+    "start_server(reuse_port)": lambda w, x: serving(reuse_port=x),
+}
+AIO_OF_CONNECTION: dict[str, Call] = {
+    "aio.open_subflow(sock)": lambda w, x: mptcp.aio.open_subflow(no_descriptor(x), "10.0.2.1", NOWHERE, timeout=0.05),
+    "aio.open_subflow(local)": lambda w, x: mptcp.aio.open_subflow(w.sock, x, NOWHERE, timeout=0.05),
+    "aio.open_subflow(remote)": lambda w, x: mptcp.aio.open_subflow(w.sock, "192.0.2.2", x, timeout=0.05),
+    "aio.open_subflow(backup)": lambda w, x: mptcp.aio.open_subflow(
+        w.sock, "192.0.2.2", NOWHERE, backup=x, timeout=0.05
+    ),
+    "aio.open_subflow(interface)": lambda w, x: mptcp.aio.open_subflow(
+        w.sock, "192.0.2.2", NOWHERE, interface=x, timeout=0.05
+    ),
+    "aio.open_subflow(timeout)": lambda w, x: mptcp.aio.open_subflow(w.sock, "192.0.2.2", NOWHERE, timeout=x),
+    "aio.close_subflow(sock)": lambda w, x: mptcp.aio.close_subflow(no_descriptor(x), 12345),
+    "aio.close_subflow(subflow)": lambda w, x: mptcp.aio.close_subflow(w.sock, x),
+    "aio.close_subflow of a Connection": lambda w, x: mptcp.aio.close_subflow(w.handle, x),
+}
+
+
+def run(call: Call) -> Call:
+    """The call in a loop of its own."""
+
+    def within(world: World, value: object) -> object:
+        coroutine: Any = call(world, value)
+        return None if coroutine is None else asyncio.run(asyncio.wait_for(coroutine, 30))
+
+    return within
+
+
+def check_aio(world: World, call: Call, value: object) -> None:
+    """Nothing is left behind; the errors are those of asyncio's functions."""
+    before, holding = mptcp.get_path_manager(), held()
+    refused(lambda: run(call)(world, value), OverflowError)
+    assert mptcp.get_path_manager() == before
+    assert holds_no_more_than(holding), held()
+
+
+def check_aio_of_connection(world: World, call: Call, value: object) -> None:
+    check_connection(world, run(call), value)
+
+
+@params(AIO)
+def test_asyncio_and_each_odd_value(world: World, call: Call) -> None:
+    with_each_value(check_aio, world, call)
+
+
+@params(AIO)
+@given(value=hostile)
+def test_asyncio_and_what_comes(world: World, call: Call, value: object) -> None:
+    check_aio(world, call, value)
+
+
+@params(AIO_OF_CONNECTION)
+def test_a_connection_in_asyncio_and_each_odd_value(world: World, call: Call) -> None:
+    with_each_value(check_aio_of_connection, world, call)
+
+
+@params(AIO_OF_CONNECTION)
+@given(value=hostile)
+def test_a_connection_in_asyncio_and_what_comes(world: World, call: Call, value: object) -> None:
+    check_aio_of_connection(world, call, value)
 
 
 def one(w: World) -> Host:

@@ -324,6 +324,70 @@ def test_events_are_in_the_time_of_the_rows(connection: Connection, tmp_path: Pa
     assert mptcp.load(tmp_path / "run.npz").events == recorder.events
 
 
+def test_events_are_in_the_stream(connection: Connection, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="pyarrow is missing")
+    path = tmp_path / "run.arrow"
+    with mptcp.Recorder(connection.sock, 0.01, path=path) as recorder:
+        opened = connection.sock.open_subflow(*connection.second)
+        begun = mptcp.EventKind.SUB_ESTABLISHED
+        assert eventually(lambda: begun in {event.kind for event in recorder.events}, 30)
+        early = mptcp.load(path).events
+        connection.sock.close_subflow(opened)
+        ended = mptcp.EventKind.SUB_CLOSED
+        assert eventually(lambda: ended in {event.kind for event in recorder.events}, 30)
+    assert recorder.events[: len(early)] == early
+    kinds = [event.kind for event in recorder.events]
+    assert kinds.count(begun) == kinds.count(ended) == 1
+    recorder.save(tmp_path / "run.npz")
+    assert mptcp.load(tmp_path / "run.npz").events == recorder.events
+
+
+def test_auto_takes_what_the_measurement_says(connection: Connection) -> None:
+    connection.sock.open_subflow(*connection.second)
+    with mptcp.Recorder(connection.sock, 0.001) as recorder:
+        assert eventually(lambda: recorder.metadata["ticks"] > 20)
+    metadata = recorder.metadata
+    trial = metadata["method_trials"][-1]
+    full_info, inet_diag = trial["full_info"], trial["inet_diag"]
+    assert full_info["subflows"] == inet_diag["subflows"] == 2
+    assert min(full_info["cpu_ns"], inet_diag["cpu_ns"]) > 0
+    if full_info["cpu_ns"] < inet_diag["cpu_ns"] and "lock" not in metadata["method_reason"]:
+        assert metadata["method"] == "full_info"
+    else:
+        assert metadata["method"] == "inet_diag"
+    counts = np.unique(recorder.samples["time_ns"], return_counts=True)[1]
+    assert set(counts) == {2}, "what was measured is not recorded"
+
+
+def test_auto_leaves_full_info_when_that_waits(connection: Connection) -> None:
+    """A sender holds the connection's lock: readings go on by inet_diag, of the same subflows with the same ids."""
+    opened = connection.sock.open_subflow(*connection.second)
+    with receiving(connection.peer), mptcp.Recorder(connection.sock, 0.001) as recorder:
+        stop = threading.Event()
+
+        def send() -> None:
+            while not stop.is_set():
+                connection.sock.sendall(bytes(1 << 20))
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        try:
+            # At once, if the measurement before had it cheaper.
+            assert eventually(lambda: recorder.metadata["method"] == "inet_diag", 60)
+            ticks = recorder.metadata["ticks"]
+            assert eventually(lambda: recorder.metadata["ticks"] > ticks + 20)
+        finally:
+            stop.set()
+            sender.join()
+        connection.sock.close()
+        assert eventually(lambda: recorder.samples["final"].sum() == 2, 20)
+    samples = recorder.samples
+    assert set(samples["subflow"]) == {1, opened.id}
+    alive = samples[~samples["final"]]
+    assert len(np.unique(alive["time_ns"])) <= recorder.metadata["ticks"]
+    assert {int(row["subflow"]) for row in samples[samples["final"]]} == {1, opened.id}
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
@@ -454,11 +518,11 @@ def test_a_stream_has_every_row(connection: Connection, tmp_path: Path) -> None:
 KILLED = """
 import sys, mptcp
 listener = mptcp.create_server(("127.0.0.1", 0))
+recorder = mptcp.Recorder(None, 0.0005, path=sys.argv[1])
 sock = mptcp.create_connection(listener.getsockname())
 peer, _ = listener.accept()
 sock.sendall(b"x"); peer.recv(1); peer.sendall(b"y"); sock.recv(1)
-recorder = mptcp.Recorder([sock, peer], 0.0005, path=sys.argv[1])
-print("ready", flush=True)
+print(sock.token, flush=True)
 sys.stdin.read()
 """
 
@@ -469,8 +533,9 @@ def test_a_killed_recorder_leaves_a_readable_file(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-c", KILLED, str(path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
+        token = int(process.stdout.readline())
         assert eventually(lambda: len(mptcp.load(path).samples) > 1000, 30)
+        assert eventually(lambda: token in {event.token for event in mptcp.load(path).events}, 30)
         whole = len(mptcp.load(path).samples)
         process.send_signal(signal.SIGKILL)
         process.wait(30)
@@ -478,6 +543,10 @@ def test_a_killed_recorder_leaves_a_readable_file(tmp_path: Path) -> None:
     assert len(loaded.samples) >= whole
     assert len(loaded.connections) > 0
     assert loaded.metadata["interval"] == 0.0005
+    begun = {event.kind for event in loaded.events if event.token == token}
+    assert {mptcp.EventKind.CREATED, mptcp.EventKind.ESTABLISHED} & begun
+    ends = {each["cookie"] for each in loaded.metadata["subflows"] if each["token"] == token}
+    assert ends == set(loaded.samples["cookie"][loaded.samples["token"] == token])
     # Cut anywhere, it is readable to the batch before.
     data = path.read_bytes()
     for cut in (len(data) - 1, len(data) // 2, len(data) // 3):
@@ -521,7 +590,7 @@ def test_to_pandas_and_arrow(connection: Connection) -> None:
     frame = recorder.to_pandas()
     assert list(frame.columns) == list(samples.dtype.names or ())
     assert np.shares_memory(frame["rtt"].to_numpy(), samples)
-    assert frame.attrs["mptcp"]["method"] == "inet_diag"
+    assert frame.attrs["mptcp"]["method"] == recorder.metadata["method"]
     table = recorder.to_arrow("connections")
     assert table.column("write_seq").to_pylist() == list(recorder.connections["write_seq"])
     with pytest.raises(ValueError, match="'samples' or 'connections'"):
@@ -530,13 +599,20 @@ def test_to_pandas_and_arrow(connection: Connection) -> None:
 
 def test_metadata_can_be_written_and_names_the_lab() -> None:
     with two_paths(rate=("20mbit", "10mbit")) as (client, server, paths), connected(client, server, paths) as made:
+        client.sysctl("net.mptcp.stale_loss_cnt", "77")
+        client.sysctl("net.ipv4.tcp_congestion_control", "reno")
+        token = made.sock.token
         with mptcp.Recorder(made.sock) as recorder:
             pass
         metadata = json.loads(json.dumps(recorder.metadata))
         [lab] = [lab for lab in metadata["labs"] if set(lab["hosts"]) == {client.name, server.name}]
     assert [link["rate"] for link in lab["links"]] == [20_000_000, 10_000_000]
     assert metadata["kernel"].startswith(os.uname().release)
-    assert metadata["sysctls"]["net.mptcp.enabled"] in ("0", "1")
+    [namespace] = metadata["namespaces"]
+    assert namespace["tokens"] == [token]
+    assert namespace["sysctls"]["net.mptcp.enabled"] == "1"
+    assert namespace["sysctls"]["net.mptcp.stale_loss_cnt"] == "77", "the client's, not the caller's"
+    assert namespace["sysctls"]["net.ipv4.tcp_congestion_control"] == "reno"
     assert metadata["scheduler"] in ("SCHED_FIFO", "SCHED_OTHER")
     assert abs(metadata["realtime_offset_ns"] - (time.time_ns() - time.monotonic_ns())) < 60e9
 

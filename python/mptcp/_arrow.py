@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 pa.array(np.empty(0))
 
 KEY = b"mptcp"
-"""Of the metadata, JSON, in the schema and in the last batch of a stream that was ended."""
+"""Of the metadata, JSON, in the schema and, as it comes, in the batches of a stream."""
+
+GROWING = ("events", "subflows")
+"""What a batch's metadata adds to. All else it replaces."""
 
 
 def schema(dtype: np.dtype[np.void], metadata: dict[str, Any]) -> pa.Schema:
@@ -51,7 +54,11 @@ def rows_of(batches: list[pa.RecordBatch], described: pa.Schema) -> Rows:
     rows = np.empty(sum(len(each) for each in batches), dtype)
     start = 0
     for each in batches:
+        # What a damaged file says of its buffers' sizes may not be so.
+        each.validate()
         for name, column in zip(described.names, each.columns, strict=True):
+            if column.null_count:
+                raise ValueError(f"the column {name} has gaps")
             rows[name][start : start + len(each)] = column.to_numpy(zero_copy_only=False)
         start += len(each)
     return rows
@@ -66,16 +73,15 @@ class Stream:
         # Most columns hardly change from row to row.
         options = pa.ipc.IpcWriteOptions(compression="lz4")
         self._writer = pa.ipc.new_stream(self._file, self._schema, options=options)
+        # The schema is written with the first batch: the file is to be readable before there are rows.
+        self._writer.write_batch(batch(np.empty(0, dtype), self._schema))
 
-    def write(self, rows: Rows) -> None:
-        if len(rows):
+    def write(self, rows: Rows, metadata: dict[str, Any] | None = None) -> None:
+        """Write a batch, with what has become known of the metadata since the one before."""
+        if metadata:
+            self._writer.write_batch(batch(rows, self._schema), custom_metadata={KEY: json.dumps(metadata).encode()})
+        elif len(rows):
             self._writer.write_batch(batch(rows, self._schema))
-
-    def end(self, metadata: dict[str, Any]) -> None:
-        """Write what is known in the end, behind an empty batch, and close the file."""
-        nothing = batch(np.empty(0, np.dtype([(f.name, f.type.to_pandas_dtype()) for f in self._schema])), self._schema)
-        self._writer.write_batch(nothing, custom_metadata={KEY: json.dumps(metadata).encode()})
-        self.close()
 
     def close(self) -> None:
         self._writer.close()
@@ -105,7 +111,9 @@ def read_stream(path: Path) -> tuple[Rows, dict[str, Any]]:
                 break  # the writer was killed in the middle of it
             batches.append(each)
             if custom is not None and KEY in custom:
-                metadata = json.loads(custom[KEY])
+                more = json.loads(custom[KEY])
+                grown = {name: metadata.get(name, []) + more.get(name, []) for name in GROWING}
+                metadata = {**metadata, **more, **grown}
         return rows_of(batches, reader.schema), metadata
 
 

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".npz", ".parquet", ".arrow")
 
+# The columns before those of the kernel's structures: src/sampler/rows.rs.
+CONNECTIONS_HEAD = ("time_ns", "wait_ns", "token")
+SAMPLES_HEAD = (*CONNECTIONS_HEAD, "subflow", "cookie", "state", "local_id", "remote_id", "backup", "final")
+
 
 def check(path: str | os.PathLike[str], suffixes: tuple[str, ...] = SUFFIXES) -> Path:
     if not isinstance(path, str | os.PathLike):
@@ -55,28 +59,55 @@ def load(path: str | os.PathLike[str]) -> Recording:
     Of a recorder that was killed this reads what it had written: to the last whole batch, and without what is known
     only in the end. ``.parquet`` and ``.arrow`` need pyarrow: ``pip install 'mptcp[arrow]'``.
 
-    Raises ValueError for another suffix and for a file that is no recording, and OSError.
+    Raises ValueError for another suffix and for a file that is no recording or is damaged, OSError, and MemoryError for
+    one that is larger than the memory.
     """
     path = check(path)
-    if path.suffix == ".npz":
-        samples, connections, metadata = _load_npz(path)
-    else:
-        from . import _arrow
-
-        read = _arrow.read_parquet if path.suffix == ".parquet" else _arrow.read_stream
-        samples, metadata = read(path)
-        connections, _ = read(beside(path))
-    if "time_ns" not in (samples.dtype.names or ()):
-        raise ValueError(f"{str(path)!r} is no recording")
-    events = [read_event(fields) for fields in metadata.pop("events", [])]
+    try:
+        samples, connections, metadata = _READ[path.suffix](path)
+        _check_rows("samples", samples, SAMPLES_HEAD)
+        _check_rows("connections", connections, CONNECTIONS_HEAD)
+        events = [read_event(fields) for fields in metadata.pop("events", [])]
+    except (OSError, MemoryError, ModuleNotFoundError):
+        raise
+    except Exception as error:
+        # zipfile, numpy and pyarrow have many words for what is no file of theirs.
+        raise ValueError(f"{str(path)!r} is no recording: {error}") from error
     return Recording(samples, connections, events, metadata)
 
 
-def _load_npz(path: Path) -> tuple[Rows, Rows, dict[str, Any]]:
+Read = tuple["Rows", "Rows", dict[str, Any]]
+
+
+def _load_npz(path: Path) -> Read:
     import numpy as np
 
-    with np.load(path, allow_pickle=False) as file:
-        try:
-            return file["samples"], file["connections"], json.loads(str(file["metadata"]))
-        except KeyError as error:
-            raise ValueError(f"{str(path)!r} is no recording: {error.args[0]}") from None
+    # Opened here, since numpy leaves a damaged one open.
+    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+        return file["samples"], file["connections"], json.loads(str(file["metadata"]))
+
+
+def _load_arrow(path: Path) -> Read:
+    from . import _arrow
+
+    samples, metadata = _arrow.read_stream(path)
+    return samples, _arrow.read_stream(beside(path))[0], metadata
+
+
+def _load_parquet(path: Path) -> Read:
+    from . import _arrow
+
+    samples, metadata = _arrow.read_parquet(path)
+    return samples, _arrow.read_parquet(beside(path))[0], metadata
+
+
+_READ = {".npz": _load_npz, ".arrow": _load_arrow, ".parquet": _load_parquet}
+
+
+def _check_rows(what: str, rows: Rows, head: tuple[str, ...]) -> None:
+    names = rows.dtype.names or ()
+    if rows.ndim != 1 or names[: len(head)] != head:
+        raise ValueError(f"the {what} do not begin with the columns {', '.join(head)}")
+    for name in names:
+        if rows.dtype[name].kind not in "biuf":
+            raise ValueError(f"{name} of the {what} is no number")

@@ -61,13 +61,18 @@ def recording(shown: Recording) -> str:
         ("samples", f"{len(samples):,} of {subflows} subflows of {connections} connections, in {seconds:.2f} s"),
         ("connections", f"{len(shown.connections):,} rows"),
         ("events", f"{len(shown.events):,}"),
-        ("interval", f"{metadata['interval']:g} s, {shown.missed} ticks missed"),
-        ("method", f"{metadata['method']}, {metadata['scheduler']}"),
-        ("kernel", metadata["kernel"]),
+        ("interval", f"{known(metadata.get('interval'))} s, {known(metadata.get('missed'))} ticks missed"),
+        ("method", f"{known(metadata.get('method'))}, {known(metadata.get('scheduler'))}"),
+        ("kernel", known(metadata.get("kernel"))),
     ]
     if metadata.get("failure"):
         rows.append(("failure", metadata["failure"]))
     return _table((), rows)
+
+
+def known(value: object) -> object:
+    """What the metadata has. Of a recorder that was killed they lack what is known only in the end."""
+    return "unknown" if value is None else f"{value:g}" if isinstance(value, float) else value
 
 
 def endpoint(address: tuple[Any, ...]) -> str:

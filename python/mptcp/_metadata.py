@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import _core
@@ -13,44 +11,52 @@ from . import _core
 if TYPE_CHECKING:
     from .lab import Host, Lab
 
-_SYSCTLS = Path("/proc/sys/net")
-_IPV4 = (
-    "tcp_congestion_control",
-    "tcp_available_congestion_control",
-    "tcp_rmem",
-    "tcp_wmem",
-    "tcp_ecn",
-    "tcp_sack",
-    "tcp_timestamps",
-    "tcp_no_metrics_save",
-    "tcp_slow_start_after_idle",
-)
 _LINK = ("rate", "delay", "jitter", "loss", "queue", "congestion_control", "is_up")
 
 
 def surroundings() -> dict[str, Any]:
     """All that is known before a recording begins."""
+    import importlib.metadata  # here, since importing it takes as long as half of this package
+
     names = {name: importlib.metadata.version(name) for name in ("mptcp", "numpy")}
     return {
         "kernel": f"{platform.release()} {platform.version()}",
         "machine": platform.machine(),
         "versions": {**names, "python": platform.python_version()},
-        "sysctls": sysctls(),
         "labs": labs(),
         "realtime_offset_ns": _core.realtime_offset_ns(),
     }
 
 
-def sysctls() -> dict[str, str]:
-    """net.mptcp and some of net.ipv4, of the calling thread's network namespace."""
-    paths = [*sorted((_SYSCTLS / "mptcp").glob("*")), *(_SYSCTLS / "ipv4" / name for name in _IPV4)]
-    found = {}
-    for path in paths:
-        try:
-            found["net." + str(path.relative_to(_SYSCTLS)).replace("/", ".")] = path.read_text().strip()
-        except OSError:
-            continue  # not in this kernel, or not for us
-    return found
+def namespaces(sampler: _core.Sampler) -> list[dict[str, Any]]:
+    """The network namespaces of the recorded connections, with net.mptcp and some of net.ipv4 at the start."""
+    return [
+        {"cookie": cookie, "tokens": None if tokens is None else sorted(tokens), "sysctls": sysctls}
+        for cookie, tokens, sysctls in sampler.surroundings()
+    ]
+
+
+def subflows(sampler: _core.Sampler, start: int = 0) -> list[dict[str, Any]]:
+    """The ends of each subflow that was recorded until now, without the first ``start``."""
+    return [
+        # Lists, as a file gives them back.
+        {"cookie": cookie, "token": token, "local": list(local), "remote": list(remote)}
+        for cookie, token, local, remote in sampler.ends(start)
+    ]
+
+
+def choice(sampler: _core.Sampler, asked: str) -> dict[str, Any]:
+    """How subflows are read now, and why so."""
+    method, waited, trials = sampler.choice()
+    if asked != "auto":
+        reason = "as asked for"
+    elif not trials:
+        reason = "MPTCP_FULL_INFO would need a descriptor of each connection"
+    elif waited:
+        reason = "MPTCP_FULL_INFO waited for a connection's lock"
+    else:
+        reason = "it took less processor time, or showed more subflows, in the last of method_trials"
+    return {"method": method, "method_reason": reason, "method_trials": trials}
 
 
 def labs() -> list[dict[str, Any]]:

@@ -39,7 +39,7 @@ class Recording:
     def __repr__(self) -> str:
         return (
             f"<{type(self).__name__} {len(self.samples)} samples of {self._count('cookie')} subflows and "
-            f"{self._count('token')} connections, {self.missed} ticks missed>"
+            f"{self._count('token')} connections, {_html.known(self.metadata.get('missed'))} ticks missed>"
         )
 
     def _repr_html_(self) -> str:
@@ -77,16 +77,25 @@ class Recording:
 
     @property
     def missed(self) -> int:
-        """Ticks for which no reading was done, since the one before, or something else, took too long."""
-        return int(self.metadata["missed"])
+        """Ticks for which no reading was done, since the one before, or something else, took too long.
+
+        Raises ValueError where the file does not say, since the recorder was killed.
+        """
+        missed = self.metadata.get("missed")
+        if not isinstance(missed, int):
+            raise ValueError("how many ticks were missed is not known: the recorder was killed before it wrote that")
+        return missed
 
     @property
     def metadata(self) -> dict[str, Any]:
         """What the numbers depend on. All of it can be written as JSON.
 
-        ``kernel``, ``versions``, ``sysctls``, ``labs``: the surroundings. ``interval``, ``connection_interval``:
-        seconds. ``method``, ``method_reason``: how subflows were read, and why so. ``scheduler``: SCHED_FIFO where the
-        thread that reads subflows had that, else SCHED_OTHER. ``realtime_offset_ns``: CLOCK_REALTIME minus
+        ``kernel``, ``versions``, ``labs``: the surroundings. ``namespaces``: the network namespace of the recorded
+        connections by its cookie, their tokens or None for all, and its ``sysctls``; several if they live in several.
+        ``interval``, ``connection_interval``: seconds. ``method``, ``method_reason``: how subflows are read, or were in
+        the end, and why so. ``method_trials``: what "auto" measured; for each of the two ways the processor time of one
+        reading of everything, the subflows that it showed, and whether it waited for a lock. ``scheduler``: SCHED_FIFO
+        where the thread that reads subflows had that, else SCHED_OTHER. ``realtime_offset_ns``: CLOCK_REALTIME minus
         CLOCK_MONOTONIC, at the start. ``subflows``: the ends of each, by its cookie. ``missed``, ``ticks``;
         ``dropped``: rows that were not written in time;
         ``notices_lost``: whether some subflows may lack their final row; ``failure``: the first reading that failed.
@@ -152,10 +161,10 @@ class Recording:
 
     def _metadata_of_file(self) -> dict[str, Any]:
         """The metadata and the events, as a file holds them."""
-        return {**self.metadata, "events": [_written(event) for event in self.events]}
+        return {**self.metadata, "events": [written(event) for event in self.events]}
 
 
-def _written(event: Event) -> dict[str, Any]:
+def written(event: Event) -> dict[str, Any]:
     return {
         name: value.value if name == "kind" else value for name, value in event.asdict().items() if value is not None
     }

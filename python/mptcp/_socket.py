@@ -458,12 +458,15 @@ def wrap(sock: Any) -> Socket:
     socket. The duplicate keeps the connection open: the peer sees no end until both are closed. Reading data from
     it takes them from the other. No privilege.
 
-    Raises TypeError for what has no descriptor, OSError (ENOTSOCK) for one that is no socket.
+    Raises TypeError for what has no descriptor, OSError (ENOTSOCK, EBADF) for one that is no socket or is not open.
     """
     if isinstance(sock, bool) or not (isinstance(sock, int) or hasattr(sock, "fileno")):
         raise TypeError(f"wrap() takes a socket or a descriptor, not {type(sock).__name__}")
     fd = sock if isinstance(sock, int) else sock.fileno()
-    duplicate = socket.dup(fd)
+    try:
+        duplicate = socket.dup(fd)
+    except OverflowError:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
     try:
         # The blocking mode belongs to the connection, not to the descriptor: it must stay as it is.
         blocking = os.get_blocking(duplicate)

@@ -7,7 +7,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from . import _arrow, _core, _files
+from . import _arrow, _core, _files, _metadata
+from ._recording import written
 
 SECONDS = 0.1
 """Between two batches, and so what a kill loses at most."""
@@ -23,12 +24,13 @@ class Writer:
         self._sampler = sampler
         self._end = threading.Event()
         self._failure: BaseException | None = None
+        self._subflows = 0
         samples, connections = sampler.take_samples(), sampler.take_connections()
         with contextlib.ExitStack() as stack:
             self._samples = stack.enter_context(_arrow.Stream(path, samples.dtype, metadata))
             beside = _arrow.Stream(_files.beside(path), connections.dtype, metadata)
             self._connections = stack.enter_context(beside)
-            self._samples.write(samples)
+            self._samples.write(samples, self._news())
             self._connections.write(connections)
             stack.pop_all()
         self._thread = threading.Thread(target=self._run, name="mptcp-writer", daemon=True)
@@ -41,18 +43,25 @@ class Writer:
         except BaseException as failure:
             self._failure = failure
 
-    def _write(self) -> None:
-        self._samples.write(self._sampler.take_samples())
-        self._connections.write(self._sampler.take_connections())
+    def _write(self, metadata: dict[str, Any] | None = None) -> None:
+        self._samples.write(self._sampler.take_samples(), {**(metadata or {}), **self._news()})
+        self._connections.write(self._sampler.take_connections(), metadata)
+
+    def _news(self) -> dict[str, Any]:
+        """Events and subflows since the last time."""
+        subflows = _metadata.subflows(self._sampler, self._subflows)
+        self._subflows += len(subflows)
+        news = {"events": [written(event) for event in self._sampler.take_events()], "subflows": subflows}
+        return {name: found for name, found in news.items() if found}
 
     def end(self, metadata: dict[str, Any]) -> None:
         """Write what is left and what is known in the end. Raises what went wrong meanwhile, OSError for one."""
         self._end.set()
         self._thread.join()
         if self._failure is None:
-            self._write()
-            self._samples.end(metadata)
-            self._connections.end(metadata)
+            self._write(metadata)
+            self._samples.close()
+            self._connections.close()
             return
         for stream in (self._samples, self._connections):
             with contextlib.suppress(OSError):

@@ -157,11 +157,15 @@ async def open_subflow(
     target = _target(sock)
     if timeout == 0:
         return target.open_subflow(local, remote, backup=backup, interface=interface, timeout=0)
-    if timeout is not None and not timeout > 0:
+    loop = asyncio.get_running_loop()
+    try:
+        deadline = None if timeout is None else loop.time() + timeout
+        is_right = timeout is None or timeout > 0
+    except OverflowError:
+        is_right = False
+    if not is_right:
         raise ValueError("timeout must be a number of seconds >= 0, or None")
     native, fd = (target._native, -1) if isinstance(target, Connection) else (target._handle, target.fileno())
-    loop = asyncio.get_running_loop()
-    deadline = None if timeout is None else loop.time() + timeout
     opening = _core.Opening(native, fd, target, local, remote, bool(backup), interface)
     try:
         while (subflow := opening.look()) is None:

@@ -1,8 +1,10 @@
 //! A recording, for the Python class `mptcp.Recorder`.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use numpy::{IntoPyArray, PyArray1};
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
@@ -12,7 +14,7 @@ use super::errors::to_py;
 use super::events::Event;
 use crate::error::Error;
 use crate::namespace::Namespace;
-use crate::sampler::{self, ConnectionRow, Method, Sample, Settings, Source};
+use crate::sampler::{self, ConnectionRow, Cost, Method, Sample, Settings, Source, Surroundings, Trial};
 use crate::sys;
 
 /// What is recorded, before it is: a descriptor, a connection, or a whole network namespace.
@@ -30,20 +32,26 @@ pub struct Sampler(sampler::Sampler);
 impl Sampler {
     /// `sources` are descriptors and ByTokens, None the calling thread's network namespace or that of `fd`.
     #[new]
-    #[pyo3(signature = (sources, fd, interval, connection_interval, full_info, room))]
+    #[pyo3(signature = (sources, fd, interval, connection_interval, method, room))]
     fn new(
         py: Python<'_>,
         sources: Option<Vec<Wanted>>,
         fd: Option<i32>,
         interval: f64,
         connection_interval: f64,
-        full_info: bool,
+        method: &str,
         room: usize,
     ) -> PyResult<Sampler> {
+        let method = match method {
+            "auto" => None,
+            "full_info" => Some(Method::FullInfo),
+            "inet_diag" => Some(Method::InetDiag),
+            _ => return Err(PyValueError::new_err("a method is 'auto', 'full_info' or 'inet_diag'")),
+        };
         let settings = Settings {
             interval: Duration::from_secs_f64(interval),
             connection_interval: Duration::from_secs_f64(connection_interval),
-            method: if full_info { Method::FullInfo } else { Method::InetDiag },
+            method,
             room,
         };
         let start = || {
@@ -82,16 +90,46 @@ impl Sampler {
         self.0.take_events().into_iter().map(Event).collect()
     }
 
-    /// Of each subflow that was recorded until now its cookie, token, local and remote end.
+    /// Of each subflow that was recorded until now, without the first `start`, its cookie, token, local and remote end.
     #[expect(clippy::type_complexity, reason = "a row of a table")]
     fn ends<'py>(
         &self,
         py: Python<'py>,
+        start: usize,
     ) -> PyResult<Vec<(u64, u32, Bound<'py, PyTuple>, Bound<'py, PyTuple>)>> {
         let row = |(cookie, ends): (u64, sampler::Ends)| {
             Ok((cookie, ends.token, to_tuple(py, ends.local)?, to_tuple(py, ends.remote)?))
         };
-        self.0.ends().into_iter().map(row).collect()
+        self.0.ends(start).into_iter().map(row).collect()
+    }
+
+    /// Of each network namespace its cookie, the recorded tokens or None, and its sysctls.
+    #[expect(clippy::type_complexity, reason = "a row of a table")]
+    fn surroundings(&self) -> Vec<(u64, Option<BTreeSet<u32>>, BTreeMap<String, String>)> {
+        let row = |each: &Surroundings| (each.namespace, each.tokens.clone(), each.sysctls.clone());
+        self.0.surroundings.iter().map(row).collect()
+    }
+
+    /// How subflows are read now, whether MPTCP_FULL_INFO has waited, and the measurements.
+    fn choice<'py>(&self, py: Python<'py>) -> PyResult<(&'static str, bool, Vec<Bound<'py, PyDict>>)> {
+        let choice = self.0.choice();
+        let cost = |cost: Option<Cost>| {
+            let Some(cost) = cost else { return Ok(None) };
+            let fields = PyDict::new(py);
+            fields.set_item("cpu_ns", cost.cpu_ns)?;
+            fields.set_item("subflows", cost.subflows)?;
+            fields.set_item("waited", cost.waited)?;
+            Ok::<_, PyErr>(Some(fields))
+        };
+        let trial = |trial: &Trial| {
+            let fields = PyDict::new(py);
+            fields.set_item("time_ns", trial.time_ns)?;
+            fields.set_item("full_info", cost(trial.full_info)?)?;
+            fields.set_item("inet_diag", cost(trial.inet_diag)?)?;
+            Ok(fields)
+        };
+        let trials = choice.trials.iter().map(trial).collect::<PyResult<_>>()?;
+        Ok((choice.method.name(), choice.waited, trials))
     }
 
     fn status<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
-use super::row::{put_tcp_info, Sample, SEGS_OUT, TCP_INFO, UNKNOWN};
+use super::row::{put_tcp_info, Sample, TCP_INFO, UNKNOWN};
 use super::{Common, Site};
 use crate::connection::diag_failed;
 use crate::diag::{self, Entry};
@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::netlink::{Channel, Prepared};
 use crate::reader::lock;
 use crate::sys;
+use crate::tcp_info;
 use crate::uapi::{self, tcp_state};
 
 /// Look-ups in one message: their replies have to fit into the socket's receive buffer.
@@ -33,15 +34,27 @@ pub struct Target {
     pub since_ns: u64,
     /// It has its final row.
     pub ended: bool,
-    /// What was read of it last.
-    read: [u64; TCP_INFO.len()],
+    /// The `tcp_info` that was read of it last, and how much of it this kernel has.
+    read: [u8; tcp_info::SIZE],
+    read_length: usize,
     /// It was there at the tick of this number.
     tick: u64,
 }
 
 impl Target {
     pub fn new(entry: Entry, token: u32, id: i32, since_ns: u64) -> Target {
-        Target { entry, token, id, since_ns, ended: false, read: [0; TCP_INFO.len()], tick: 0 }
+        let read = [0; tcp_info::SIZE];
+        Target { entry, token, id, since_ns, ended: false, read, read_length: 0, tick: 0 }
+    }
+
+    fn remember(&mut self, tcp_info: &[u8]) {
+        self.read_length = tcp_info.len().min(self.read.len());
+        self.read[..self.read_length].copy_from_slice(&tcp_info[..self.read_length]);
+    }
+
+    /// What the subflow had sent when it was read last.
+    fn segs_out(&self) -> Option<u64> {
+        tcp_info::field::segs_out.read(&self.read[..self.read_length])
     }
 }
 
@@ -83,18 +96,18 @@ pub fn sample(time_ns: u64, target: &mut Target, state: u8, tcp_info: &[u8]) -> 
         tcp_info: [0; TCP_INFO.len()],
     };
     put_tcp_info(&mut row.tcp_info, tcp_info);
-    target.read = row.tcp_info;
+    target.remember(tcp_info);
     row
 }
 
 /// The final row of a subflow that is dead. The kernel wipes the counters of some before it tells of their death, of an
 /// initial subflow that was reset for one: then they are those of the last reading.
 pub fn final_sample(time_ns: u64, target: &mut Target, tcp_info: &[u8]) -> Sample {
-    let read = target.read;
+    let before = *target;
     let mut row = sample(time_ns, target, tcp_state::CLOSE, tcp_info);
     row.last = 1;
-    if row.tcp_info[SEGS_OUT] < read[SEGS_OUT] {
-        row.tcp_info = read;
+    if target.segs_out() < before.segs_out() {
+        put_tcp_info(&mut row.tcp_info, &before.read[..before.read_length]);
     }
     target.ended = true;
     row
@@ -125,6 +138,33 @@ impl ByDiag {
             tokens.insert(token);
         }
         self.site.known.searched.store(true, Ordering::Relaxed);
+    }
+
+    /// Takes over a subflow that somebody else knew.
+    pub fn receive(&mut self, target: Target) {
+        if target.entry.cookie != 0 && !target.ended {
+            self.gone.remove(&target.entry.cookie);
+            self.targets.insert(target.entry.cookie, target);
+        }
+    }
+
+    /// Reads these connections and no others, with the subflows that were received.
+    pub fn take_over(&mut self, tokens: Option<BTreeSet<u32>>) {
+        self.tokens = tokens;
+        self.site.known.searched.store(true, Ordering::Relaxed);
+        self.prepare();
+    }
+
+    /// Leaves the connections to somebody else, who knows the subflows with `cookies`. The others wait for their notice.
+    pub fn leave(&mut self, cookies: &BTreeSet<u64>) {
+        self.tokens = Some(BTreeSet::new());
+        self.site.known.searched.store(false, Ordering::Relaxed);
+        for (cookie, target) in self.targets.drain() {
+            if !cookies.contains(&cookie) {
+                self.gone.insert(cookie, target);
+            }
+        }
+        self.prepare();
     }
 
     /// Adds a row a subflow.

@@ -87,6 +87,11 @@ impl FullInfo {
         }
     }
 
+    /// The subflows that it read last.
+    pub fn targets(&self) -> &[Target] {
+        &self.targets
+    }
+
     /// Adds a row a subflow.
     pub fn read(
         &mut self,

@@ -4,6 +4,7 @@
 //! whichever way it is done ([`connections`]); a third finds new subflows ([`finder`]).
 
 mod by_diag;
+mod choice;
 mod connections;
 mod finder;
 mod full_info;
@@ -12,7 +13,7 @@ pub mod row;
 mod store;
 mod ticks;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::os::fd::{OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -28,7 +29,9 @@ use crate::namespace::Namespace;
 use crate::reader::lock;
 use crate::sys;
 use crate::sys::wait::EventFd;
+use crate::sysctls;
 
+pub use choice::{Choice, Cost, Trial};
 pub use row::{ConnectionRow, Sample};
 use store::Store;
 
@@ -85,7 +88,8 @@ impl Source {
 pub struct Settings {
     pub interval: Duration,
     pub connection_interval: Duration,
-    pub method: Method,
+    /// If absent by measurement, see [`Choice`], where all sources are descriptors, and inet_diag where not.
+    pub method: Option<Method>,
     /// Rows that wait at most.
     pub room: usize,
 }
@@ -102,8 +106,10 @@ struct Common {
     cpu_ns: AtomicU64,
     connections_cpu_ns: AtomicU64,
     events: Mutex<Vec<Event>>,
-    /// Every subflow that was recorded, by its cookie.
-    ends: Mutex<BTreeMap<u64, Ends>>,
+    /// How subflows are read now, and why so.
+    choice: Mutex<Choice>,
+    /// Every subflow that was recorded.
+    ends: Mutex<AllEnds>,
     /// The first error that ended a thread.
     failure: Mutex<Option<Error>>,
 }
@@ -116,11 +122,43 @@ pub struct Ends {
     pub remote: SocketAddr,
 }
 
+/// Every subflow by its cookie, in the order in which they were found.
+#[derive(Debug, Default)]
+struct AllEnds {
+    cookies: HashSet<u64>,
+    ends: Vec<(u64, Ends)>,
+}
+
 impl Common {
     /// Remembers a new subflow.
     fn note(&self, entry: &Entry, token: u32) {
         let Tuple { local, remote, .. } = entry.tuple;
-        lock(&self.ends).insert(entry.cookie, Ends { token, local, remote });
+        let mut all = lock(&self.ends);
+        if all.cookies.insert(entry.cookie) {
+            all.ends.push((entry.cookie, Ends { token, local, remote }));
+        }
+    }
+}
+
+/// What surrounds the connections of one network namespace.
+#[derive(Debug, Clone)]
+pub struct Surroundings {
+    /// SO_NETNS_COOKIE.
+    pub namespace: u64,
+    /// The connections that are recorded; all of the namespace if absent.
+    pub tokens: Option<BTreeSet<u32>>,
+    /// At the start.
+    pub sysctls: BTreeMap<String, String>,
+}
+
+impl Surroundings {
+    fn of(site: &Site) -> Surroundings {
+        Surroundings {
+            namespace: site.namespace.cookie,
+            tokens: site.tokens.clone(),
+            // A recording without them is better than none.
+            sysctls: sysctls::read(&site.namespace).unwrap_or_default(),
+        }
     }
 }
 
@@ -206,12 +244,17 @@ pub struct Sampler {
     stop: Arc<EventFd>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     process: u32,
+    /// By network namespace.
+    pub surroundings: Vec<Surroundings>,
 }
 
 impl Sampler {
     /// Starts to record. The first tick is read before this returns, in the caller's thread, so that what cannot be
     /// recorded is told at once.
-    pub fn start(sources: &[Source], settings: Settings) -> Result<Sampler> {
+    pub fn start(sources: &[Source], mut settings: Settings) -> Result<Sampler> {
+        if !sources.iter().all(|source| matches!(source, Source::Descriptor { .. })) {
+            settings.method.get_or_insert(Method::InetDiag);
+        }
         let failed = |what: &'static str| move |error: std::io::Error| Error::call(what, &error);
         let common = Arc::new(Common {
             samples: Store::new(settings.room),
@@ -223,6 +266,7 @@ impl Sampler {
             cpu_ns: AtomicU64::new(0),
             connections_cpu_ns: AtomicU64::new(0),
             events: Mutex::default(),
+            choice: Mutex::new(Choice::new(settings.method.unwrap_or(Method::InetDiag))),
             ends: Mutex::default(),
             failure: Mutex::default(),
         });
@@ -235,7 +279,7 @@ impl Sampler {
         let new_subflow = event_fd()?;
         let mut finder = finder::Finder::new(&sites, &common, &new_subflow)?;
         for site in &sites {
-            site.known.searched.store(settings.method == Method::InetDiag, Ordering::Relaxed);
+            site.known.searched.store(settings.method != Some(Method::FullInfo), Ordering::Relaxed);
         }
         finder.tick()?;
         let mut ticks = ticks::Ticks::new(&sites, &common, settings)?;
@@ -255,6 +299,7 @@ impl Sampler {
             stop,
             threads: Mutex::default(),
             process: std::process::id(),
+            surroundings: sites.iter().map(|site| Surroundings::of(site)).collect(),
         };
         let for_ticks = Arc::clone(&common);
         sampler.spawn("mptcp-ticks", move || {
@@ -313,9 +358,14 @@ impl Sampler {
         events
     }
 
-    /// The subflows that were recorded until now, by their cookies.
-    pub fn ends(&self) -> BTreeMap<u64, Ends> {
-        lock(&self.common.ends).clone()
+    /// The subflows that were recorded until now, with their cookies, without the first `start`.
+    pub fn ends(&self, start: usize) -> Vec<(u64, Ends)> {
+        lock(&self.common.ends).ends.get(start..).unwrap_or_default().to_vec()
+    }
+
+    /// How subflows are read now, and why so.
+    pub fn choice(&self) -> Choice {
+        lock(&self.common.choice).clone()
     }
 
     pub fn status(&self) -> Status {

@@ -95,15 +95,6 @@ pub const fn mptcp_info_column(field: &Field) -> Column {
 /// tcpi_state is the first field, and stands in a sample's head.
 pub const TCP_INFO: &[Field] = tcp_info::FIELDS.split_at(1).1;
 
-/// Where tcpi_segs_out is among them.
-pub const SEGS_OUT: usize = {
-    let mut at = 0;
-    while !same(TCP_INFO[at].name, "segs_out") {
-        at += 1;
-    }
-    at
-};
-
 /// `mptcp_info` without the token, which stands in the row's head.
 pub const MPTCP_INFO_COUNT: usize = info::FIELDS.len() - 1;
 
@@ -178,10 +169,19 @@ macro_rules! encode_fields {
 
 /// Writes the fields of a `tcp_info`, as long as this kernel has it.
 pub fn put_tcp_info(row: &mut [u64; TCP_INFO.len()], bytes: &[u8]) {
-    let mut room = [0; tcp_info::SIZE];
-    let length = bytes.len().min(room.len());
-    room[..length].copy_from_slice(&bytes[..length]);
-    let reply = Reply { bytes: &room, length };
+    match bytes.first_chunk() {
+        // The length is known to the compiler too, and nothing is copied.
+        Some(all) => encode_tcp_info(row, &Reply { bytes: all, length: tcp_info::SIZE }),
+        None => {
+            let mut room = [0; tcp_info::SIZE];
+            room[..bytes.len()].copy_from_slice(bytes);
+            encode_tcp_info(row, &Reply { bytes: &room, length: bytes.len() });
+        }
+    }
+}
+
+#[inline(always)]
+fn encode_tcp_info(row: &mut [u64; TCP_INFO.len()], reply: &Reply<{ tcp_info::SIZE }>) {
     macro_rules! rows {
         ($($rows:tt)*) => { encode_fields!(tcp_info, tcp_info_column, "state", reply, row; $($rows)*); };
     }

@@ -4,6 +4,10 @@
 use std::sync::Mutex;
 
 use crate::reader::lock;
+use crate::sys;
+
+/// From this size on rows lie in large pages: the kernel takes as long to find a small one as we take for a row.
+const LARGE: usize = 4 << 20;
 
 /// Rows in the order in which they were read.
 #[derive(Debug)]
@@ -31,6 +35,12 @@ impl<R> Store<R> {
         if new.len() > room {
             inside.dropped += (new.len() - room) as u64;
             new.truncate(room);
+        }
+        if inside.rows.capacity() - inside.rows.len() < new.len() {
+            inside.rows.reserve(new.len());
+            if inside.rows.capacity() * size_of::<R>() >= LARGE {
+                sys::pages::prefer_large(inside.rows.spare_capacity_mut());
+            }
         }
         inside.rows.append(new);
     }

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
 use super::by_diag::{final_sample, ByDiag};
+use super::choice::{self, Choice, Cost, Trial};
 use super::full_info::{Buffers, FullInfo, Outcome};
 use super::notices::Notices;
 use super::row::Sample;
@@ -17,6 +18,7 @@ use crate::sys::wait::EventFd;
 
 /// What is read in one network namespace.
 struct Place {
+    site: Arc<Site>,
     by_diag: ByDiag,
     full_info: Vec<FullInfo>,
     buffers: Buffers,
@@ -24,7 +26,15 @@ struct Place {
 }
 
 impl Place {
-    fn read(&mut self, time_ns: u64, rows: &mut Vec<Sample>) -> Result<()> {
+    /// Reads every subflow, those of connections with a descriptor by `method`.
+    fn read(&mut self, method: Method, time_ns: u64, rows: &mut Vec<Sample>) -> Result<()> {
+        if method == Method::FullInfo {
+            self.read_full_info(time_ns, rows)?;
+        }
+        self.by_diag.read(time_ns, rows)
+    }
+
+    fn read_full_info(&mut self, time_ns: u64, rows: &mut Vec<Sample>) -> Result<()> {
         let Place { by_diag, full_info, buffers, .. } = self;
         let mut failed = Ok(());
         for connection in full_info.iter_mut().filter(|connection| !connection.ended) {
@@ -38,9 +48,37 @@ impl Place {
                 Err(error) => failed = Err(error),
             }
         }
-        failed?;
-        by_diag.read(time_ns, rows)
+        failed
     }
+
+    /// Gives inet_diag all connections, and their subflows as MPTCP_FULL_INFO knew them.
+    fn hand_over(&mut self) {
+        for target in self.full_info.iter().flat_map(FullInfo::targets) {
+            self.by_diag.receive(*target);
+        }
+        self.by_diag.take_over(self.site.tokens.clone());
+    }
+
+    /// Takes the connections with a descriptor back from inet_diag.
+    fn take_back(&mut self) {
+        let known = self.full_info.iter().filter(|connection| !connection.ended);
+        let cookies = known.flat_map(FullInfo::targets).map(|target| target.entry.cookie).collect();
+        self.by_diag.leave(&cookies);
+        for connection in self.full_info.iter().filter(|connection| connection.ended) {
+            self.by_diag.add(connection.token);
+        }
+    }
+}
+
+/// Of two readings by one way: the least processor time, and whether one of them waited.
+fn better(before: Option<Result<Cost>>, now: Result<Cost>) -> Result<Cost> {
+    let Some(before) = before else { return now };
+    let (before, now) = (before?, now?);
+    Ok(Cost {
+        cpu_ns: before.cpu_ns.min(now.cpu_ns),
+        subflows: now.subflows,
+        waited: before.waited || now.waited,
+    })
 }
 
 /// The readings of all sources.
@@ -48,22 +86,27 @@ pub struct Ticks {
     places: Vec<Place>,
     common: Arc<Common>,
     rows: Vec<Sample>,
+    /// Absent where the way was asked for.
+    choice: Option<Choice>,
+    method: Method,
+    /// Subflows of the last tick.
+    subflows: usize,
 }
 
 impl Ticks {
     pub fn new(sites: &[Arc<Site>], common: &Arc<Common>, settings: Settings) -> Result<Ticks> {
         let place = |site: &Arc<Site>| {
+            let by_descriptor = || {
+                let connections = site.descriptors.iter();
+                connections.map(|(fd, token)| FullInfo::new(common, *fd, *token)).collect()
+            };
             let (tokens, full_info) = match settings.method {
-                Method::InetDiag => (site.tokens.clone(), Vec::new()),
-                Method::FullInfo => {
-                    let connections = site.descriptors.iter();
-                    (
-                        Some(BTreeSet::new()),
-                        connections.map(|(fd, token)| FullInfo::new(common, *fd, *token)).collect(),
-                    )
-                }
+                Some(Method::InetDiag) => (site.tokens.clone(), Vec::new()),
+                Some(Method::FullInfo) => (Some(BTreeSet::new()), by_descriptor()),
+                None => (site.tokens.clone(), by_descriptor()),
             };
             Ok(Place {
+                site: Arc::clone(site),
                 by_diag: ByDiag::new(site, common, tokens)?,
                 full_info,
                 buffers: Buffers::new(),
@@ -71,19 +114,90 @@ impl Ticks {
             })
         };
         let places = sites.iter().map(place).collect::<Result<_>>()?;
-        Ok(Ticks { places, common: Arc::clone(common), rows: Vec::new() })
+        let method = settings.method.unwrap_or(Method::InetDiag);
+        let choice = settings.method.is_none().then(|| Choice::new(method));
+        Ok(Ticks { places, common: Arc::clone(common), rows: Vec::new(), choice, method, subflows: 0 })
     }
 
     /// Reads everything once.
     pub fn tick(&mut self) -> Result<()> {
         self.read_notices()?;
+        if self.choice.as_ref().is_some_and(|choice| choice.is_due(sys::monotonic_ns(), self.subflows)) {
+            self.measure()?;
+        }
+        let watched = self.choice.is_some() && self.method == Method::FullInfo;
+        let sleeps = || if watched { sys::clock::thread_sleeps() } else { 0 };
+        let before = sleeps();
         let time_ns = sys::monotonic_ns();
         for place in &mut self.places {
-            place.read(time_ns, &mut self.rows)?;
+            place.read(self.method, time_ns, &mut self.rows)?;
+        }
+        self.subflows = self.rows.len();
+        if sleeps() != before {
+            self.decide(Choice::wait);
         }
         self.common.ticks.fetch_add(1, Ordering::Relaxed);
         self.common.samples.append(&mut self.rows);
         Ok(())
+    }
+
+    /// Reads everything some times by each way.
+    fn measure(&mut self) -> Result<()> {
+        if self.method == Method::FullInfo {
+            self.places.iter_mut().for_each(Place::hand_over);
+        }
+        let begin = sys::monotonic_ns();
+        let mut costs: [Option<Result<Cost>>; 2] = [None, None];
+        for reading in 0..choice::READINGS {
+            // The first by inet_diag reads by a dump, to see what that takes.
+            if reading >= 2 && sys::monotonic_ns() - begin > choice::NS {
+                break;
+            }
+            for (cost, method) in costs.iter_mut().zip([Method::FullInfo, Method::InetDiag]) {
+                *cost = Some(better(cost.take(), self.cost(method)));
+            }
+        }
+        let [full_info, inet_diag] = costs.map(|cost| cost.unwrap_or(Err(Error::os(libc::ENODATA, ""))));
+        if let (Err(error), Err(_)) = (&full_info, &inet_diag) {
+            return Err(error.clone());
+        }
+        // Both know all the connections now.
+        self.method = Method::InetDiag;
+        let trial = Trial { time_ns: begin, full_info: full_info.ok(), inet_diag: inet_diag.ok() };
+        self.decide(|choice| choice.add(trial));
+        Ok(())
+    }
+
+    fn cost(&mut self, method: Method) -> Result<Cost> {
+        let mut rows = Vec::new();
+        let time_ns = sys::monotonic_ns();
+        let (cpu_ns, sleeps) = (sys::clock::thread_cpu_ns(), sys::clock::thread_sleeps());
+        for place in &mut self.places {
+            match method {
+                Method::FullInfo => place.read_full_info(time_ns, &mut rows)?,
+                Method::InetDiag => place.by_diag.read(time_ns, &mut rows)?,
+            }
+        }
+        Ok(Cost {
+            cpu_ns: sys::clock::thread_cpu_ns() - cpu_ns,
+            subflows: rows.len(),
+            waited: sys::clock::thread_sleeps() != sleeps,
+        })
+    }
+
+    /// Changes the choice, and follows it.
+    fn decide(&mut self, change: impl FnOnce(&mut Choice)) {
+        let Some(choice) = &mut self.choice else { return };
+        change(choice);
+        lock(&self.common.choice).clone_from(choice);
+        if choice.method != self.method {
+            self.method = choice.method;
+            let follow = match self.method {
+                Method::FullInfo => Place::take_back,
+                Method::InetDiag => Place::hand_over,
+            };
+            self.places.iter_mut().for_each(follow);
+        }
     }
 
     /// Final rows of subflows that have ended.
@@ -94,8 +208,9 @@ impl Ticks {
             by_diag.adopt(sys::monotonic_ns());
             let rows = &mut self.rows;
             let complete = notices.read(|entry, tcp_info| {
-                let by_full_info = || full_info.iter_mut().find_map(|connection| connection.take(&entry));
-                let target = by_diag.take(&entry).or_else(by_full_info);
+                // In a measurement both have read it.
+                let by_full_info = full_info.iter_mut().find_map(|connection| connection.take(&entry));
+                let target = by_diag.take(&entry).or(by_full_info);
                 if let Some(mut target) = target.filter(|target| !target.ended && !tcp_info.is_empty()) {
                     rows.push(final_sample(sys::monotonic_ns(), &mut target, tcp_info));
                 }

@@ -64,6 +64,15 @@ pub fn thread_cpu_ns() -> u64 {
     clock_ns(libc::CLOCK_THREAD_CPUTIME_ID)
 }
 
+/// How often the calling thread has slept: given the processor up before its time was over (getrusage, ru_nvcsw).
+pub fn thread_sleeps() -> u64 {
+    // SAFETY: rusage is plain data for which all zeros are valid.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: `usage` outlives the call, which fails only for an unknown subject.
+    unsafe { libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage) };
+    usage.ru_nvcsw as u64
+}
+
 /// CLOCK_REALTIME in nanoseconds since 1970.
 pub fn realtime_ns() -> u64 {
     clock_ns(libc::CLOCK_REALTIME)

@@ -6,8 +6,8 @@
 //! - `info COUNT`: getsockopt(MPTCP_INFO).
 //! - `subflows COUNT`: getsockopt(MPTCP_FULL_INFO), one send of an exact inet_diag look-up for each subflow, and
 //!   the recv of each reply.
-//! - `open LOCAL REMOTE`: from SUBFLOW_CREATE to the first look-up that shows the subflow accepted. It is closed
-//!   again, outside of the time.
+//! - `open LOCAL REMOTE`: from SUBFLOW_CREATE to the first look-up that shows the subflow accepted; and, behind a space,
+//!   from SUBFLOW_DESTROY to its acknowledgement.
 //! - `run PROGRAM [ARGUMENT]...`: a program, from its start to the end of its output.
 //!
 //! Requests are made by the package's own code before the clock starts. What is timed is libc and the kernel.
@@ -38,14 +38,17 @@ fn main() -> Result<()> {
     let mut calls = Calls::new(fd)?;
     for line in io::stdin().lock().lines() {
         let line = line?;
-        let nanoseconds = match line.split(' ').collect::<Vec<_>>()[..] {
-            ["info", count] => calls.info(count.parse()?)?,
-            ["subflows", count] => calls.subflows(count.parse()?)?,
-            ["open", local, remote] => calls.open(local.parse()?, remote.parse()?)?,
-            ["run", program, ref arguments @ ..] => run(program, arguments)?,
+        let answer = match line.split(' ').collect::<Vec<_>>()[..] {
+            ["info", count] => calls.info(count.parse()?)?.to_string(),
+            ["subflows", count] => calls.subflows(count.parse()?)?.to_string(),
+            ["open", local, remote] => {
+                let (opened, closed) = calls.open(local.parse()?, remote.parse()?)?;
+                format!("{opened} {closed}")
+            }
+            ["run", program, ref arguments @ ..] => run(program, arguments)?.to_string(),
             _ => return Err(format!("unknown command: {line}").into()),
         };
-        println!("{nanoseconds}");
+        println!("{answer}");
         io::stdout().flush()?;
     }
     Ok(())
@@ -94,7 +97,7 @@ impl Calls {
         Ok(nanoseconds)
     }
 
-    fn open(&mut self, local: SocketAddr, remote: SocketAddr) -> Result<u128> {
+    fn open(&mut self, local: SocketAddr, remote: SocketAddr) -> Result<(u128, u128)> {
         let token = connection::read_info(self.fd)?.token();
         let ends = (pm::Address::new(local), pm::Address::new(remote));
         let destroy = self.pm_command(&pm::encode_destroy(token, &ends.0, &ends.1));
@@ -120,9 +123,10 @@ impl Calls {
                 break;
             }
         }
-        let elapsed = start.elapsed();
+        let opened = start.elapsed();
+        let start = Instant::now();
         acknowledged(&self.pm, &destroy, &mut self.reply)?.map_err(|failure| failure.describe())?;
-        Ok(elapsed.as_nanos())
+        Ok((opened.as_nanos(), start.elapsed().as_nanos()))
     }
 
     fn pm_command(&self, payload: &[u8]) -> Vec<u8> {

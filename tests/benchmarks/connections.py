@@ -29,6 +29,8 @@ from collections.abc import Callable, Iterator
 
 import mptcp
 from mptcp.lab import Lab
+from peers import Tool, pyroute2_connections, ss_text
+from turns import Missing, compare, publish
 
 SENDER = """
 import mptcp, os
@@ -77,14 +79,17 @@ def measure(number: int, calls: int) -> None:
         [busy] = mptcp.connections(token=int(sender.stdout.readline()))
         sent = busy.info().bytes_sent or 0
         begin = time.monotonic()
-        contestants: dict[str, Callable[[], object]] = {
+        contestants: dict[str, Tool] = {
             "connections()": mptcp.connections,
             "connections(token=)": lambda: mptcp.connections(token=busy.token),
             "ss -M": lambda: ss("-HMn"),
+            "ss -M, read in Python": ss_text("-HMn"),
             "ss -Mi": lambda: ss("-HMni"),
             "Connection.info()": busy.info,
+            "pyroute2": pyroute2_connections(),
         }
-        times = {**idle, **run(contestants, calls)}
+        present = {name: call for name, call in contestants.items() if not isinstance(call, Missing)}
+        times = {**idle, **run(present, calls)}
         rate = ((busy.info().bytes_sent or 0) - sent) / (time.monotonic() - begin)
         listed = len(mptcp.connections())
     print(f"{listed} connections; the sender sends {rate / 1e6:.0f} MB/s meanwhile; {calls} calls of each, in turns\n")
@@ -97,6 +102,18 @@ def measure(number: int, calls: int) -> None:
         # Who starts a process waits for its end.
         share = "" if name.startswith("ss") else f"{slept:.1%}"
         print(f"{name:26}{columns}{share:>10}{ordered[-1] / reference:30.3f}")
+    nanoseconds = {name: [second * 1e9 for second in taken] for name, (taken, _) in times.items()}
+    pairs = [
+        ("connections()", "ss -M"),
+        ("connections()", "ss -M, read in Python"),
+        ("connections()", "ss -Mi"),
+        ("connections()", "pyroute2"),
+        ("connections(token=)", "ss -M"),
+    ]
+    publish(
+        f"{listed} connections, one of which sends at full speed",
+        [compare(nanoseconds, ours, peer, contestants=contestants) for ours, peer in pairs],
+    )
 
 
 def make(pairs: int, stack: contextlib.ExitStack) -> Iterator[None]:

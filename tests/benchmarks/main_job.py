@@ -3,11 +3,15 @@
     .venv/bin/maturin develop --release
     .venv/bin/python tests/benchmarks/main_job.py
 
-It needs cargo, for the bare system calls of bare_calls.rs, and ss; no privilege, since it runs in a lab of its own.
-It prints a table after some 20 seconds. A benchmark, not a test: nothing fails for being slow.
+It needs cargo, for the bare system calls of bare_calls.rs; no privilege, since it runs in a lab of its own. It prints
+tables within a minute. A benchmark, not a test: nothing fails for being slow.
 
-Everything is measured in one run on one connection with two subflows. The contestants take turns in short rounds, so
-that whatever else the machine does meets all of them alike, and a time is the median of its rounds.
+Everything is measured in one run on one connection with two subflows, in its network namespace. turns.py says how.
+
+- ss and mptcplib start processes, and that is in their time. mptcplib can tell whether a socket is Multipath TCP and
+  how many subflows it has, and no more.
+- pyroute2 reads all TCP sockets of the namespace: its inet_diag request has no way to name one. For the commands that
+  open and close subflows it has no message; peers.py adds theirs to its own.
 """
 
 from __future__ import annotations
@@ -17,81 +21,48 @@ import contextlib
 import json
 import os
 import pathlib
-import random
 import shutil
 import socket
-import statistics
 import subprocess
 import sys
 import time
-import timeit
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import mptcp
 import pure_python
 from mptcp.lab import Host, two_paths
+from peers import Pyroute2, Tool, mptcplib, ss_text
+from turns import Missing, Round, calls, compare, publish, take_turns, within
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PORT = 5000
 
-#: One round of a contestant: the nanoseconds of one call.
-Round = Callable[[], float]
-
-
-class Comparison(NamedTuple):
-    """Two contestants by name, and what we want of the ratio of the first one's time to the second's."""
-
-    ours: str
-    other: str
-    aim: float | None = None
-
 
 class Contest(NamedTuple):
-    """Contestants that take turns."""
+    """Contestants that take turns, and who is compared with whom: ours, the peer, and what we want of the ratio."""
 
-    contestants: dict[str, Round]
-    comparisons: list[Comparison]
+    title: str
+    contestants: dict[str, Round | Missing]
+    comparisons: list[tuple[str, str, float | None]]
     rounds: int
 
-    def run(self) -> dict[str, float]:
-        """The median time of each contestant, in nanoseconds."""
-        times: dict[str, list[float]] = {name: [] for name in self.contestants}
-        for _ in range(self.rounds):
-            for name in random.sample(list(self.contestants), len(self.contestants)):
-                times[name].append(self.contestants[name]())
-        return {name: statistics.median(taken) for name, taken in times.items()}
+    def publish(self) -> None:
+        figures = take_turns(self.contestants, self.rounds)
+        publish(
+            self.title,
+            [
+                compare(figures, ours, peer, aim=aim, contestants=self.contestants)
+                for ours, peer, aim in self.comparisons
+            ],
+        )
 
 
 def main() -> None:
     with connection(build_bare_calls()) as made:
-        print(f"{'':30}{'time':>10}   {'compared with':42}{'time':>10}{'ratio':>8}   aim")
         for contest in (reading(made), opening(made), importing()):
-            times = contest.run()
-            last = None
-            for comparison in contest.comparisons:
-                if comparison.other in times:
-                    print(row(comparison, times, repeat=comparison.ours != last))
-                    last = comparison.ours
-
-
-def row(comparison: Comparison, times: dict[str, float], repeat: bool) -> str:
-    ours, other, aim = comparison
-    ratio = times[ours] / times[other]
-    left = f"{ours:30}{duration(times[ours]):>10}" if repeat else " " * 40
-    line = f"{left}   {other:42}{duration(times[other]):>10}{fraction(ratio):>8}"
-    if aim is not None:
-        line += f"   at most {fraction(aim)}: {'met' if ratio <= aim else 'MISSED'}"
-    return line
-
-
-def duration(nanoseconds: float) -> str:
-    return f"{nanoseconds / 1e6:.2f} ms" if nanoseconds >= 1e6 else f"{nanoseconds / 1e3:.2f} us"
-
-
-def fraction(ratio: float) -> str:
-    return f"{ratio:.2f}" if ratio >= 0.1 else f"1/{1 / ratio:.0f}"
+            contest.publish()
 
 
 @dataclass(frozen=True)
@@ -103,6 +74,7 @@ class Connection:
     remote: str
     bare: BareCalls
     pure_python: pure_python.Reader
+    pyroute2: Pyroute2
 
 
 @contextlib.contextmanager
@@ -121,7 +93,9 @@ def connection(program: str) -> Iterator[Connection]:
         sock.open_subflow(local, remote)
         bare = stack.enter_context(BareCalls(client, program, sock))
         diag = stack.enter_context(client.socket(socket.AF_NETLINK, socket.SOCK_RAW, pure_python.NETLINK_SOCK_DIAG))
-        yield Connection(sock, local, remote, bare, pure_python.Reader(sock, diag))
+        stack.enter_context(within(client))
+        pyroute2 = stack.enter_context(contextlib.closing(Pyroute2(sock)))
+        yield Connection(sock, local, remote, bare, pure_python.Reader(sock, diag), pyroute2)
 
 
 class BareCalls:
@@ -140,15 +114,15 @@ class BareCalls:
         # At the end of its input it ends.
         self._process.communicate()
 
-    def __call__(self, *command: object) -> float:
-        """The nanoseconds of one call."""
+    def __call__(self, *command: object) -> list[float]:
+        """The nanoseconds of one call; of `open` those of opening and of closing."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         print(*command, file=self._process.stdin, flush=True)
         reply = self._process.stdout.readline()
         if not reply:
             raise RuntimeError(f"bare_calls ended at {command}")
-        return float(reply)
+        return [float(word) for word in reply.split()]
 
 
 def build_bare_calls() -> str:
@@ -159,53 +133,58 @@ def build_bare_calls() -> str:
     return program
 
 
-def calls(count: int, function: Callable[[], object]) -> Round:
-    """A round of so many calls in a row, after some that are not counted."""
-    timer = timeit.Timer(function)
-
-    def run() -> float:
-        timer.timeit(count // 10)
-        return timer.timeit(count) * 1e9 / count
-
-    return run
-
-
 def reading(made: Connection) -> Contest:
-    """info() and subflows()."""
+    """info(), subflows() and is_mptcp."""
     sock, bare, python = made.sock, made.bare, made.pure_python
-    check(sock, python)
+    check(made)
     rust_info, rust_subflows = "getsockopt(MPTCP_INFO), bare in Rust", "its system calls, bare in Rust"
     getsockopt, by_struct = "socket.getsockopt(284, 1, 96)", "by socket and struct"
-    by_ctypes, ss = "by ctypes, socket and struct", "ss -tinO"
-    contestants: dict[str, Round] = {
+    by_ctypes, ss, ss_parsed = "by ctypes, socket and struct", "ss -tinO", "ss -tinO, read in Python"
+    pyroute2 = "pyroute2, all of the namespace"
+    is_mptcp, number = "mptcplib.is_socket_mptcp()", "mptcplib.get_nb_used_subflows()"
+    program, in_text = shutil.which("ss"), ss_text("-tinO")
+    contestants: dict[str, Round | Missing] = {
         "info()": calls(200, sock.info),
         "info().asdict()": calls(200, lambda: sock.info().asdict()),
+        "is_mptcp": calls(200, lambda: sock.is_mptcp),
         "subflows()": calls(20, sock.subflows),
         "subflows(), every field": calls(20, lambda: [every_field(subflow) for subflow in sock.subflows()]),
-        rust_info: lambda: bare("info", 200),
-        rust_subflows: lambda: bare("subflows", 20),
+        rust_info: lambda: bare("info", 200)[0],
+        rust_subflows: lambda: bare("subflows", 20)[0],
         getsockopt: calls(200, lambda: sock.getsockopt(pure_python.SOL_MPTCP, pure_python.MPTCP_INFO, 96)),
         by_struct: calls(200, python.info),
         by_ctypes: calls(20, python.subflows),
+        pyroute2: calls(1, made.pyroute2.subflows),
+        ss: Missing("ss is not installed") if program is None else lambda: bare("run", program, "-tinO")[0],
+        ss_parsed: once(in_text),
+        is_mptcp: once(mptcplib("is_socket_mptcp", sock)),
+        number: once(mptcplib("get_nb_used_subflows", sock)),
     }
-    if program := shutil.which("ss"):
-        contestants[ss] = lambda: bare("run", program, "-tinO")
     return Contest(
+        "Reading a connection with two subflows",
         contestants,
         [
-            Comparison("info()", rust_info, aim=2),
-            Comparison("info()", getsockopt),
-            Comparison("info()", by_struct),
-            Comparison("info()", ss),
-            Comparison("info().asdict()", by_struct),
-            Comparison("subflows()", rust_subflows, aim=1.5),
-            Comparison("subflows()", getsockopt),
-            Comparison("subflows()", by_ctypes),
-            Comparison("subflows()", ss, aim=1 / 100),
-            Comparison("subflows(), every field", by_ctypes),
+            ("info()", rust_info, 2),
+            ("info()", getsockopt, None),
+            ("info()", by_struct, None),
+            ("info()", ss, None),
+            ("info().asdict()", by_struct, None),
+            ("is_mptcp", is_mptcp, None),
+            ("subflows()", rust_subflows, 1.5),
+            ("subflows()", getsockopt, None),
+            ("subflows()", by_ctypes, None),
+            ("subflows()", ss, 1 / 100),
+            ("subflows()", ss_parsed, None),
+            ("subflows()", pyroute2, None),
+            ("subflows()", number, None),
+            ("subflows(), every field", by_ctypes, None),
         ],
-        rounds=200,
+        rounds=100,
     )
+
+
+def once(tool: Tool) -> Round | Missing:
+    return tool if isinstance(tool, Missing) else calls(1, tool)
 
 
 def every_field(subflow: mptcp.Subflow) -> tuple[object, ...]:
@@ -224,33 +203,54 @@ def every_field(subflow: mptcp.Subflow) -> tuple[object, ...]:
     )
 
 
-def check(sock: mptcp.Socket, python: pure_python.Reader) -> None:
-    """The contestants do the same work: both read two subflows, and the same of them."""
-    ours, others = sock.subflows(), python.subflows()
-    assert len(ours) == 2
+def check(made: Connection) -> None:
+    """The contestants do the same work: all read two subflows, and the same of them."""
+    ours, others = made.sock.subflows(), made.pure_python.subflows()
+    assert len(ours) == len(made.pyroute2.subflows()) == 2
     assert [every_field(subflow)[:-1] for subflow in ours] == [subflow[:-1] for subflow in others]
-    assert sock.token in python.info()
+    assert made.sock.token in made.pure_python.info()
 
 
 def opening(made: Connection) -> Contest:
-    """open_subflow() from a chosen port, to the peer's acceptance."""
+    """open_subflow() from a chosen port, to the peer's acceptance, and the end of that subflow."""
     # A four-tuple that was closed stays in TIME_WAIT, so each one is used once.
     ports = iter(range(10_000, 65_536))
+    remote = made.remote, PORT
 
-    def ours() -> float:
+    create, destroy = "SUBFLOW_CREATE to FULLY_ESTABLISHED, bare in Rust", "SUBFLOW_DESTROY, bare in Rust"
+    pyroute2, pyroute2_destroy = "the same by pyroute2", "SUBFLOW_DESTROY by pyroute2"
+
+    def ours() -> dict[str, float]:
         local = (made.local, next(ports))
         start = time.perf_counter_ns()
         subflow = made.sock.open_subflow(local, made.remote)
-        taken = time.perf_counter_ns() - start
-        assert subflow is not None
+        opened = time.perf_counter_ns()
         subflow.close()
-        return taken
+        return {"open_subflow()": opened - start, "close()": time.perf_counter_ns() - opened}
 
-    def other() -> float:
-        return made.bare("open", f"{made.local}:{next(ports)}", f"{made.remote}:{PORT}")
+    def in_rust() -> dict[str, float]:
+        opened, closed = made.bare("open", f"{made.local}:{next(ports)}", f"{made.remote}:{PORT}")
+        return {create: opened, destroy: closed}
 
-    name = "command to FULLY_ESTABLISHED, bare in Rust"
-    return Contest({"open_subflow()": ours, name: other}, [Comparison("open_subflow()", name, aim=1.3)], rounds=200)
+    def by_pyroute2() -> dict[str, float]:
+        local = (made.local, next(ports))
+        return {pyroute2: made.pyroute2.open(local, remote), pyroute2_destroy: made.pyroute2.destroy(local, remote)}
+
+    return Contest(
+        "Opening and closing a subflow",
+        {
+            "open_subflow()": ours,
+            create: in_rust,
+            pyroute2: by_pyroute2,
+        },
+        [
+            ("open_subflow()", create, 1.3),
+            ("open_subflow()", pyroute2, None),
+            ("close()", destroy, None),
+            ("close()", pyroute2_destroy, None),
+        ],
+        rounds=200,
+    )
 
 
 def importing() -> Contest:
@@ -267,7 +267,12 @@ def importing() -> Contest:
         return run
 
     ours, other = "import mptcp", "import socket, ssl"
-    return Contest({code: interpreter(code) for code in (ours, other)}, [Comparison(ours, other, aim=1.5)], rounds=50)
+    return Contest(
+        "Importing, in an interpreter of its own",
+        {code: interpreter(code) for code in (ours, other)},
+        [(ours, other, 1.5)],
+        rounds=50,
+    )
 
 
 if __name__ == "__main__":

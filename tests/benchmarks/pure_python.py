@@ -105,20 +105,9 @@ class Reader:
         if _MESSAGE_TYPE.unpack_from(reply)[0] == _NLMSG_ERROR:
             raise OSError("the subflow is gone")
         (cookie,) = _COOKIE.unpack_from(reply)
-        flags = local_id = remote_id = 0
-        for kind, ulp in _attributes(reply, _DIAG_ATTRIBUTES):
-            if kind != _INET_DIAG_ULP_INFO:
-                continue
-            for ulp_kind, mptcp in _attributes(ulp, 0):
-                if ulp_kind != _INET_ULP_INFO_MPTCP:
-                    continue
-                for name, value in _attributes(mptcp, 0):
-                    if name == _ULP_FLAGS:
-                        (flags,) = _U32.unpack(value)
-                    elif name == _ULP_ID_LOC:
-                        local_id = value[0]
-                    elif name == _ULP_ID_REM:
-                        remote_id = value[0]
+        flags, local_id, remote_id = ulp_info(
+            next((ulp for kind, ulp in _attributes(reply, _DIAG_ATTRIBUTES) if kind == _INET_DIAG_ULP_INFO), b"")
+        )
         return Subflow(
             id,
             cookie,
@@ -131,6 +120,22 @@ class Reader:
             bool(flags & _ULP_FLAG_BACKUP_REM),
             tcp_info,
         )
+
+
+def ulp_info(ulp: bytes) -> tuple[int, int, int]:
+    """Flags, local and remote id of a subflow, of the attribute INET_DIAG_ULP_INFO."""
+    flags = local_id = remote_id = 0
+    for kind, mptcp in _attributes(ulp, 0):
+        if kind != _INET_ULP_INFO_MPTCP:
+            continue
+        for name, value in _attributes(mptcp, 0):
+            if name == _ULP_FLAGS:
+                (flags,) = _U32.unpack(value)
+            elif name == _ULP_ID_LOC:
+                local_id = value[0]
+            elif name == _ULP_ID_REM:
+                remote_id = value[0]
+    return flags, local_id, remote_id
 
 
 def _endpoint(sockaddr: bytes) -> tuple[str, int]:

@@ -40,6 +40,7 @@ BARE = ROOT / "target" / "release" / "examples" / "bare_sampler"
 SETTINGS = [(1, 1), (4, 1), (32, 1), (1, 100), (1, 2000)]
 METHODS = ("inet_diag", "full_info")
 ROUNDS = 5
+SENDER_TURNS = 50
 
 SENDER = """
 import mptcp, os, sys
@@ -180,6 +181,8 @@ def cost(call: Callable[[], int], seconds: float, *, children: bool = False) -> 
 
 
 def load() -> None:
+    # With a timeout the attached socket, and so the sender's too, would not block.
+    socket.setdefaulttimeout(None)
     command = [sys.executable, "-W", "ignore", "-c", SENDER]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -232,19 +235,17 @@ def missed() -> None:
         print(f"{name:>11}: {statistics.mean(values):.3%} (each: {', '.join(f'{value:.3%}' for value in values)})")
 
 
-TRANSFER = """
-import resource, socket, sys, mptcp
+ENDLESS = """
+import sys, mptcp
 sock = mptcp.Socket(fileno=int(sys.argv[1]))
 data = bytes(1 << 16)
-for _ in range(int(sys.argv[2])):
+while True:
     sock.sendall(data)
-used = resource.getrusage(resource.RUSAGE_SELF)
-print(used.ru_utime + used.ru_stime)
 """
 
 
 def sender() -> None:
-    times: dict[bool, list[float]] = {True: [], False: []}
+    costs: dict[bool, list[float]] = {True: [], False: []}
     with two_paths(rate=("100mbit", "100mbit")) as (client, server, _):
         listener = server.create_server(("", 5000))
         sock = client.create_connection(("10.0.1.2", 5000))
@@ -253,25 +254,39 @@ def sender() -> None:
         peer.sendall(peer.recv(1))
         sock.recv(1)
         sock.open_subflow("10.0.2.1", "10.0.2.2")
+        # The child process sends through this descriptor, which is to be a blocking one.
+        sock.settimeout(None)
         reader = threading.Thread(target=lambda: [None for _ in iter(lambda: peer.recv(1 << 20), b"")])
         reader.start()
-        for turn in range(2 * 2 * ROUNDS):
-            sampled = turn % 2 == 0
-            recorder = mptcp.Recorder(client.connections(), 0.01) if sampled else contextlib.nullcontext()
-            with recorder:
-                command = [sys.executable, "-W", "ignore", "-c", TRANSFER, str(sock.fileno()), "800"]
-                output = subprocess.run(command, pass_fds=[sock.fileno()], capture_output=True, text=True, check=True)
-            times[sampled].append(float(output.stdout))
+        [connection] = client.connections()
+        command = [sys.executable, "-W", "ignore", "-c", ENDLESS, str(sock.fileno())]
+        with subprocess.Popen(command, pass_fds=[sock.fileno()]) as process:
+            # Its start, and the slow start of both subflows.
+            time.sleep(2)
+            for turn in range(2 * SENDER_TURNS):
+                sampled = turn % 2 == 0
+                with mptcp.Recorder(connection, 0.01) if sampled else contextlib.nullcontext():
+                    before = used_by(process.pid), connection.info().bytes_sent or 0
+                    time.sleep(0.5)
+                    cpu_ns = used_by(process.pid) - before[0]
+                    sent = (connection.info().bytes_sent or 0) - before[1]
+                costs[sampled].append(cpu_ns / sent)
+            process.kill()
         sock.close()
         reader.join()
         peer.close()
         listener.close()
-    medians = {sampled: statistics.median(values) for sampled, values in times.items()}
-    print("\nprocessor time of a sender of 52 MB over two paths of 100 Mbit/s, s")
-    for sampled, values in times.items():
+    print("\nprocessor time of a sender over two paths of 100 Mbit/s, ns a byte,", SENDER_TURNS, "turns of 0.5 s each")
+    for sampled, values in costs.items():
+        low, median, high = statistics.quantiles(values, n=4)
         name = "sampled at 100 Hz" if sampled else "not sampled"
-        print(f"{name:>20}: median {medians[sampled]:.3f} ({min(values):.3f} to {max(values):.3f})")
-    print(f"{'ratio':>20}: {medians[True] / medians[False]:.3f}")
+        print(f"{name:>20}: median {median:.4f} (quartiles {low:.4f} and {high:.4f})")
+    print(f"{'ratio':>20}: {statistics.median(costs[True]) / statistics.median(costs[False]):.3f}")
+
+
+def used_by(pid: int) -> int:
+    """The processor time of a process with one thread, nanoseconds."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
 
 
 def memory() -> None:

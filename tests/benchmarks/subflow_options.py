@@ -3,40 +3,36 @@
     .venv/bin/maturin develop --release
     sudo .venv/bin/python tests/benchmarks/subflow_options.py
 
-Needs CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN in the initial user namespace, and runs in a lab of its own. It prints two
+Needs CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN in the initial user namespace, and runs in a lab of its own. It prints
 tables after some 20 seconds: with no other connections in the namespace, and with 2,000. A benchmark, not a test:
-nothing fails for being slow.
+nothing fails for being slow. turns.py says how it is measured.
 
-One connection with eight subflows. The contestants take turns in short rounds, and a time is the median of its rounds.
+The whole socket is the one peer: nothing else reaches a single subflow.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import os
-import random
 import resource
 import socket
-import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import mptcp
 from mptcp.lab import Host, two_paths
+from turns import Round, calls, compare, publish, take_turns, within
 
 PORT = 5000
 SUBFLOWS = 8
 OTHERS = 2000
 ROUNDS = 40
-CLONE_NEWNET = 0x40000000
 
 TCP = socket.IPPROTO_TCP
 ONE = (TCP, socket.TCP_KEEPIDLE)
 
 #: Sixteen options that every kernel sets on a subflow, and values that harm nothing.
-SIXTEEN = {
+SIXTEEN: dict[tuple[int, int], int | bytes] = {
     ONE: 7200,
     (TCP, socket.TCP_KEEPINTVL): 75,
     (TCP, socket.TCP_KEEPCNT): 9,
@@ -83,12 +79,10 @@ def main() -> None:
             sock.open_subflow(paths[1].address(client), paths[1].address(server))
         start = time.perf_counter()
         sock.subflows()[1].setsockopt(*ONE, 7200)
-        print(f"first call in a process, which loads the program: {(time.perf_counter() - start) * 1e3:.1f} ms\n")
-        print("no other connections in the namespace")
-        run(client, sock)
+        print(f"first call in a process, which loads the program: {(time.perf_counter() - start) * 1e3:.1f} ms")
+        run(client, sock, "no other connections in the namespace")
         with others(client):
-            print(f"\n{OTHERS} other connections in the namespace")
-            run(client, sock)
+            run(client, sock, f"{OTHERS} other connections in the namespace")
 
 
 @contextlib.contextmanager
@@ -104,7 +98,7 @@ def others(host: Host) -> Iterator[None]:
         yield
 
 
-def run(client: Host, sock: mptcp.Socket) -> None:
+def run(client: Host, sock: mptcp.Socket, title: str) -> None:
     subflows = sock.subflows()
     assert len(subflows) == SUBFLOWS
     one = subflows[1]
@@ -118,38 +112,41 @@ def run(client: Host, sock: mptcp.Socket) -> None:
     contestants = [
         Contestant("setsockopt on the whole socket", 200, 1, lambda: sock.setsockopt(*ONE, 7200)),
         Contestant("Subflow.setsockopt", 10, 1, lambda: one.setsockopt(*ONE, 7200)),
-        Contestant("  from another namespace", 10, 1, lambda: one.setsockopt(*ONE, 7200), inside=False),
+        Contestant(
+            "Subflow.setsockopt, from another namespace", 10, 1, lambda: one.setsockopt(*ONE, 7200), inside=False
+        ),
         Contestant("Subflow.getsockopt by BPF", 10, 1, lambda: one.getsockopt(*ONE)),
         Contestant("Subflow.getsockopt by inet_diag", 50, 1, lambda: one.getsockopt(TCP, socket.TCP_CONGESTION, 16)),
         Contestant("16 options on 8 subflows at once", 5, 128, lambda: sock.set_subflow_options(all_of_all)),
         Contestant("16 options on 8 subflows one by one", 1, 128, one_by_one),
     ]
-    times: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}
-    for _ in range(ROUNDS):
-        for contestant in random.sample(contestants, len(contestants)):
-            with within(client) if contestant.inside else contextlib.nullcontext():
-                start = time.perf_counter_ns()
-                for _ in range(contestant.calls):
-                    contestant.call()
-                times[contestant.name].append((time.perf_counter_ns() - start) / contestant.calls / 1e3)
-    whole = statistics.median(times[contestants[0].name])
-    print(f"{'':40}{'a call':>12}{'ratio':>9}{'an option':>12}{'ratio':>9}")
-    for contestant in contestants:
-        call = statistics.median(times[contestant.name])
-        each = call / contestant.options
-        print(f"{contestant.name:40}{call:>9.1f} us{call / whole:>9.1f}{each:>9.1f} us{each / whole:>9.1f}")
+    figures = take_turns({contestant.name: one_round(contestant, client) for contestant in contestants}, ROUNDS)
+    whole, *others = contestants
+    publish(
+        f"One connection with {SUBFLOWS} subflows, {title}",
+        [compare(figures, contestant.name, whole.name) for contestant in others],
+    )
+    each = {
+        contestant.name: [figure / contestant.options for figure in figures[contestant.name]] for contestant in others
+    }
+    publish(
+        "The same, of each option that was set",
+        [
+            compare({**each, whole.name: figures[whole.name]}, contestant.name, whole.name)
+            for contestant in others
+            if contestant.options > 1
+        ],
+    )
 
 
-@contextlib.contextmanager
-def within(host: Host) -> Iterator[None]:
-    """This thread in the network namespace of a host."""
-    setns = ctypes.CDLL(None, use_errno=True).setns
-    with open("/proc/thread-self/ns/net") as here, open(f"/proc/{host.pid}/ns/net") as there:
-        for namespace in (there, here):
-            if setns(namespace.fileno(), CLONE_NEWNET) < 0:
-                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-            if namespace is there:
-                yield
+def one_round(contestant: Contestant, client: Host) -> Round:
+    run = calls(contestant.calls, contestant.call)
+
+    def round() -> float | Mapping[str, float]:
+        with within(client) if contestant.inside else contextlib.nullcontext():
+            return run()
+
+    return round
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from .. import _core
 from .._events import Events
 from .._path_manager import set_path_manager
 from ._policy import Policy
-from ._runtime import Runtime
 
 # One that holds this name in a network namespace runs policies there. An abstract name belongs to the namespace,
 # takes no file, and is free again as soon as its process ends, however that happens.
@@ -32,6 +31,9 @@ class RunningPolicies:
         open_socket: Callable[[int, int], socket.socket],
         set_path_manager: Callable[[str], str],
     ) -> None:
+        # Here, since importing it, and logging with it, takes as long as half of this package.
+        from ._runtime import Runtime
+
         _check(policies)
         with contextlib.ExitStack() as stack:
             _reserve(stack.enter_context(open_socket(socket.AF_UNIX, socket.SOCK_DGRAM)))
@@ -85,7 +87,8 @@ def _check(policies: tuple[Policy, ...]) -> None:
         raise ValueError("run_policy() needs a policy")
     for policy in policies:
         if isinstance(policy, type) or not isinstance(policy, Policy):
-            raise TypeError(f"a policy is an instance of a class derived from mptcp.Policy, not {policy!r}")
+            what = f"the class {policy.__name__}" if isinstance(policy, type) else type(policy).__name__
+            raise TypeError(f"a policy is an instance of a class derived from mptcp.Policy, not {what}")
         if policy._runtime is not None or policies.count(policy) > 1:
             raise ValueError(f"{policy!r} runs already: one instance runs once at a time")
 

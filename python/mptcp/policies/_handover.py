@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from ._arguments import number
 from ._paths import Path, PathName, PathPolicy
 
 if TYPE_CHECKING:
@@ -30,7 +31,9 @@ class Handover(PathPolicy):
         if len(paths) < 2:
             raise ValueError("Handover() needs two paths at least")
         self.paths = [Path(name) for name in paths]
-        self.rtt, self.loss, self.patience = rtt, loss, patience
+        self.rtt = None if rtt is None else number("rtt", rtt)
+        self.loss = None if loss is None else number("loss", loss)
+        self.patience = number("patience", patience)
         self._watched: dict[int, dict[int | None, _Watched]] = {}
 
     def wanted(self, conn: Connection, subflows: list[Subflow], opening: Sequence[Opening]) -> None:

@@ -47,9 +47,9 @@ class OnlyFor(PathPolicy):
 
 def _set(values: Iterable[Any], kind: type) -> frozenset[Any]:
     if isinstance(values, (str, bytes)):
-        raise TypeError(f"an iterable of {kind.__name__} is needed, not {values!r}")
+        raise TypeError(f"an iterable of {kind.__name__} is needed, not {type(values).__name__}")
     found = frozenset(values)
     for value in found:
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise TypeError(f"{value!r} is no {kind.__name__}")
+            raise TypeError(f"{kind.__name__} is needed, not {type(value).__name__}")
     return found

@@ -38,7 +38,8 @@ class Path:
         elif hasattr(name, "hosts") and hasattr(name, "address"):
             self._networks = [ipaddress.ip_network(address) for host in name.hosts for address in name._addresses(host)]
         else:
-            raise TypeError(f"a path is an interface, a local address, a network or a link of a lab, not {name!r}")
+            kind = type(name).__name__
+            raise TypeError(f"a path is an interface, a local address, a network or a link of a lab, not {kind}")
 
     def __repr__(self) -> str:
         return f"Path({self.name!r})"

@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .._policy import Policy
+from ._arguments import number
 
 if TYPE_CHECKING:
     from .._connections import Connection
@@ -19,9 +20,9 @@ class Refresh(Policy):
     tick = 0.2
 
     def __init__(self, after: float = 2.0) -> None:
-        if not after > 0:
-            raise ValueError(f"after must be a number of seconds above 0, not {after!r}")
-        self.after = after
+        self.after = number("after", after)
+        if not self.after > 0:
+            raise ValueError("after must be a number of seconds above 0, not 0")
         self._stuck: dict[tuple[int, str, str], Subflow] = {}
 
     def on_tick(self, conn: Connection, subflows: list[Subflow]) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .._policy import LocalAddress
+from ._arguments import number
 from ._paths import Path, PathName, PathPolicy
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ class WhenLong(PathPolicy):
         self.path = Path(path)
         if after_bytes is None and after_seconds is None:
             raise ValueError("WhenLong() needs after_bytes or after_seconds")
-        self.after_bytes = float("inf") if after_bytes is None else after_bytes
-        self.after_seconds = float("inf") if after_seconds is None else after_seconds
+        self.after_bytes = float("inf") if after_bytes is None else number("after_bytes", after_bytes)
+        self.after_seconds = float("inf") if after_seconds is None else number("after_seconds", after_seconds)
         self._long: set[int] = set()
 
     def allows(self, conn: Connection, local: LocalAddress, remote: tuple[Any, ...] | None) -> bool:

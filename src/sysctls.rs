@@ -1,0 +1,56 @@
+//! The sysctls that what Multipath TCP does depends on, of any network namespace.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::PathBuf;
+
+use crate::error::Result;
+use crate::namespace::Namespace;
+use crate::sys::Wanted;
+
+/// Directories of /proc/sys/net: an open one is its namespace's, whoever reads in it.
+const PLACES: [Wanted; 2] = [Wanted::File(&[c"/proc/sys/net/mptcp"]), Wanted::File(&[c"/proc/sys/net/ipv4"])];
+
+const IPV4: [&str; 9] = [
+    "tcp_congestion_control",
+    "tcp_available_congestion_control",
+    "tcp_rmem",
+    "tcp_wmem",
+    "tcp_ecn",
+    "tcp_sack",
+    "tcp_timestamps",
+    "tcp_no_metrics_save",
+    "tcp_slow_start_after_idle",
+];
+
+/// net.mptcp and some of net.ipv4 by their names, as far as this kernel has them and lets us read them.
+pub fn read(namespace: &Namespace) -> Result<BTreeMap<String, String>> {
+    let [mptcp, ipv4] = namespace.open(&PLACES)?;
+    let mut found = BTreeMap::new();
+    if let Ok(place) = mptcp {
+        let names = std::fs::read_dir(path(&place)).into_iter().flatten().flatten();
+        let names: Vec<String> = names.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+        read_in(&place, "net.mptcp", names.iter().map(String::as_str), &mut found);
+    }
+    if let Ok(place) = ipv4 {
+        read_in(&place, "net.ipv4", IPV4.into_iter(), &mut found);
+    }
+    Ok(found)
+}
+
+fn path(place: &OwnedFd) -> PathBuf {
+    format!("/proc/self/fd/{}", place.as_raw_fd()).into()
+}
+
+fn read_in<'a>(
+    place: &OwnedFd,
+    prefix: &str,
+    names: impl Iterator<Item = &'a str>,
+    found: &mut BTreeMap<String, String>,
+) {
+    for name in names {
+        if let Ok(value) = std::fs::read_to_string(path(place).join(name)) {
+            found.insert(format!("{prefix}.{name}"), value.trim().to_owned());
+        }
+    }
+}

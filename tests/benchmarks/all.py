@@ -1,0 +1,158 @@
+"""Runs every benchmark that has a peer, and writes docs/benchmarks.md.
+
+    .venv/bin/maturin develop --release
+    sudo .venv/bin/python tests/benchmarks/all.py [NAME]...
+
+It takes some twenty minutes. With names, as `main_job` or `"recorder load"`, only these are run anew, and the page
+keeps what there is of the others, in target/benchmarks/. Of what cannot be run here the page has the reason.
+
+A benchmark that publishes rows, see turns.py, has tables there; of one that does not, the page has what it prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from turns import ROWS, Row, texts
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+RESULTS = ROOT / "target" / "benchmarks"
+PAGE = ROOT / "docs" / "benchmarks.md"
+
+#: What is asked, and the program with its arguments that answers.
+BENCHMARKS = {
+    "What the main job costs": ["main_job"],
+    "Whether listing waits for a busy connection": ["connections --calls 200"],
+    "Options on one subflow": ["subflow_options"],
+    "`mptcp run`": ["run"],
+    "Recording": ["recorder rows", "recorder load", "recorder missed", "recorder sender"],
+    "Replacing a lost subflow": ["policies --rounds 10"],
+}
+#: Programs that are compared, and how they tell their version.
+PROGRAMS = {"ss": ["ss", "-V"], "mptcpd": ["/usr/libexec/mptcpd", "--version"], "iperf3": ["iperf3", "--version"]}
+PACKAGES = ("mptcp", "pyroute2", "mptcplib", "numpy")
+
+HEAD = """# Benchmarks
+
+Each operation beside the same work done by other means: a ratio of 0.5 is half the peer's time. No figure here stands
+for itself; it depends on the machine, and the ratio does so less.
+
+```sh
+.venv/bin/maturin develop --release
+.venv/bin/pip install mptcplib       # and by the system's package manager: iproute2 iperf3 mptcpd
+sudo .venv/bin/python tests/benchmarks/all.py
+```
+
+writes this page; with a name, as `main_job`, it measures that one anew. The contestants take turns within one run, in
+an order that chance decides. The ratio is the median of the ratios of the rounds, and half of them lie within the
+quartiles given. Each program in `tests/benchmarks/` says what it compares and how. Where a peer cannot be had, the row
+has the reason in place of a ratio. The cost of many connections is no question of a peer and has programs of its own
+there.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="the beginning of a program and its arguments")
+    names = parser.parse_args().names
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    every = [command for commands in BENCHMARKS.values() for command in commands]
+    chosen = [command for command in every if not names or any(command.startswith(name) for name in names)]
+    if not chosen:
+        parser.error(f"no such benchmark: one of {', '.join(every)}")
+    if any(command.startswith("recorder") for command in chosen):
+        subprocess.run(["cargo", "build", "--quiet", "--release", "--example", "bare_sampler"], cwd=ROOT, check=True)
+    for command in chosen:
+        print(f"== {command}", flush=True)
+        place(command).write_text(json.dumps(result_of(command), indent=1))
+    PAGE.write_text(HEAD + "".join(section(title, commands) for title, commands in BENCHMARKS.items()))
+    print(f"\n{PAGE.relative_to(ROOT)} is written")
+
+
+def place(command: str) -> Path:
+    return RESULTS / f"{command.replace(' ', '_')}.json"
+
+
+def result_of(command: str) -> dict[str, Any]:
+    program, *arguments = command.split()
+    with tempfile.NamedTemporaryFile("r", suffix=".json") as rows:
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", HERE / f"{program}.py", *arguments],
+            env={**os.environ, ROWS: rows.name},
+            capture_output=True,
+            text=True,
+        )
+        print(done.stdout + done.stderr, flush=True)
+        return {
+            "surroundings": surroundings(),
+            "tables": [json.loads(line) for line in rows],
+            "output": done.stdout.strip("\n"),
+            "failure": done.stderr.strip().rpartition("\n")[2] if done.returncode else None,
+        }
+
+
+def surroundings() -> str:
+    date = datetime.datetime.now(datetime.UTC)
+    versions = [f"Python {platform.python_version()}", *map(package, PACKAGES), *map(version, PROGRAMS)]
+    return f"{date:%Y-%m-%d}, Linux {os.uname().release}, {os.cpu_count()} processors; {', '.join(versions)}."
+
+
+def package(name: str) -> str:
+    try:
+        return f"{name} {importlib.metadata.version(name)}"
+    except importlib.metadata.PackageNotFoundError:
+        return f"no {name}"
+
+
+def version(name: str) -> str:
+    program, option = PROGRAMS[name]
+    if shutil.which(program) is None:
+        return f"no {name}"
+    done = subprocess.run([program, option], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    words = done.stdout.partition("\n")[0].replace(",", "").split()
+    return f"{name} {words[-1] if name != 'iperf3' else words[1]}"
+
+
+def section(title: str, commands: list[str]) -> str:
+    parts = [f"\n## {title}\n"]
+    said = ""
+    for command in commands:
+        if not place(command).exists():
+            parts.append(f"\n`{command}` was not run.\n")
+            continue
+        result = json.loads(place(command).read_text())
+        program, *arguments = command.split()
+        how = f"`{' '.join([f'tests/benchmarks/{program}.py', *arguments])}`"
+        # Programs of one section often ran in the same surroundings.
+        parts.append(f"\n{how}" + (".\n" if result["surroundings"] == said else f"; {result['surroundings']}\n"))
+        said = result["surroundings"]
+        if result["failure"]:
+            parts.append(f"\nIt could not be measured here: {result['failure']}\n")
+        elif result["tables"]:
+            parts += map(table, result["tables"])
+        else:
+            parts.append(f"\n```text\n{result['output']}\n```\n")
+    return "".join(parts)
+
+
+def table(published: dict[str, Any]) -> str:
+    lines = [f"\n{published['title']}:\n\n| ours | time | peer | its time | ratio | quartiles | at most |\n"]
+    lines.append("|---|---|---|---|---|---|---|\n")
+    lines += [f"| {' | '.join(texts(Row(**row)))} |\n" for row in published["rows"]]
+    return "".join(lines)
+
+
+if __name__ == "__main__":
+    main()
