@@ -400,8 +400,15 @@ impl Opening {
                     if self.ends.interface != 0 && entry.tuple.interface != self.ends.interface {
                         return Err(cannot_bind());
                     }
-                    self.accepted = subflow.fully_established().then_some(entry);
-                    return Ok(self.accepted.is_some());
+                    if !subflow.fully_established() {
+                        return Ok(false);
+                    }
+                    if self.ends.backup && !subflow.backup() {
+                        self.ask_for_backup(&tuple)?;
+                        return Ok(false); // the next look tells
+                    }
+                    self.accepted = Some(entry);
+                    return Ok(true);
                 }
             }
         }
@@ -410,6 +417,18 @@ impl Opening {
             return Err(self.cause());
         }
         Ok(false)
+    }
+
+    /// Older kernels (6.1) leave the backup flag of SUBFLOW_CREATE aside without a word: MP_PRIO says it, once.
+    fn ask_for_backup(&mut self, tuple: &Tuple) -> Result<()> {
+        self.ends.backup = false;
+        let local = pm::Address { flags: uapi::pm::FLAG_BACKUP, ..pm::Address::new(tuple.local) };
+        let remote = pm::Address::new(tuple.remote);
+        let asked = self.namespace.pm.command(&pm::encode_set_flags(self.shared.token, &local, &remote))?;
+        asked.map_err(|failure| {
+            Error::subflow(failure.errno, format!("{}: SET_FLAGS: {}", self.name, failure.describe()))
+        })?;
+        Ok(())
     }
 
     fn take(&mut self, event: Event) {

@@ -209,9 +209,11 @@ class Socket(socket.socket):
         ``local`` and ``remote`` are a host or ``(host, port)``. Without ``local`` the address is that of the route
         to ``remote``; port 0 lets the kernel choose. Without ``remote``, or with port 0, it is the connection's own
         remote address or port: on an accepted connection the client's, which refuses unless it listens there.
-        ``backup`` asks the peer to use the subflow only when no other is left. ``interface`` binds it to an
-        interface. ``timeout`` is in seconds: None waits as long as the kernel does, 0 returns None at once and
-        leaves the outcome to the events. The descriptor's own timeout and blocking mode play no part.
+        ``backup`` asks the peer to use the subflow only when no other is left; kernels whose SUBFLOW_CREATE leaves
+        that aside (6.1) say it by MP_PRIO once the subflow is accepted, and not with a ``timeout`` of 0.
+        ``interface`` binds it to an interface. ``timeout`` is in seconds: None waits as long as the kernel does, 0
+        returns None at once and leaves the outcome to the events. The descriptor's own timeout and blocking mode play
+        no part.
 
         SUBFLOW_CREATE of the generic netlink family mptcp_pm, the events of mptcp_pm_events and exact inet_diag
         look-ups. Needs CAP_NET_ADMIN in the user namespace that owns the Socket's network namespace.
