@@ -191,7 +191,7 @@ class Runtime:
     def _handle(self, event: Event) -> None:
         kind = event.kind
         if kind in (EventKind.LINK_UP, EventKind.LINK_DOWN, EventKind.ADDRESS_ADDED, EventKind.ADDRESS_REMOVED):
-            self._read_addresses()
+            self._take_note_of_addresses(event)
             method = {EventKind.LINK_UP: "on_link_up", EventKind.LINK_DOWN: "on_link_down"}.get(kind, "on_address")
             self._tell(method, event)
         elif kind == EventKind.OVERRUN:
@@ -375,6 +375,17 @@ class Runtime:
         for attempt in list(conn.attempts):
             if attempt.answered and attempt.answered not in there and self._end(conn, attempt):
                 self._tell("on_subflow_failed", conn, _failure(conn, attempt, None))
+
+    def _take_note_of_addresses(self, event: Event) -> None:
+        if event.kind in (EventKind.LINK_UP, EventKind.ADDRESS_ADDED):
+            self._read_addresses()
+            return
+        # What is gone is known at once: listing what is left takes longer than all the rest.
+        address = None if event.local is None else event.local[0]
+        with self.lock:
+            self._addresses = [
+                one for one in self._addresses if one.interface != event.interface or address not in (None, one.address)
+            ]
 
     def _read_addresses(self) -> None:
         links = self._events._native.links()
