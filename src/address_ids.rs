@@ -142,8 +142,11 @@ fn candidates(pair: Pair, listed: &[pm::Address], ids: &AddressIds, live: &[(IpA
     if let Some(address) = listed.iter().find(|address| (address.ip, address.port) == pair) {
         return vec![address.id];
     }
-    // SUBFLOW_DESTROY takes an announced address out of the kernel's list too; the peer still knows it by its id.
-    if let Some(id) = ids.announced_id(pair) {
+    // SUBFLOW_DESTROY takes an announced address out of the kernel's list too; the peer still knows it by its id. Then
+    // another process may have given that to another address, and this one takes a new one.
+    let announced = ids.announced_id(pair);
+    let given_away = |id: &u8| listed.iter().any(|address| address.id == *id);
+    if let Some(id) = announced.filter(|id| !listed.is_empty() && !given_away(id)) {
         return vec![id];
     }
     let is_listed = |id: u8| ids.announced.contains_key(&id) || listed.iter().any(|address| address.id == id);
@@ -154,7 +157,7 @@ fn candidates(pair: Pair, listed: &[pm::Address], ids: &AddressIds, live: &[(IpA
     }
     // An empty list may be a kernel that does not tell. The pair may then have any id, first of all that of a
     // subflow from the same address, so all are tried.
-    let mut order: Vec<u8> = ids.by_pair.get(&pair).copied().into_iter().collect();
+    let mut order: Vec<u8> = announced.into_iter().chain(ids.by_pair.get(&pair).copied()).collect();
     if pair.1 == 0 {
         let same_address = |(ip, id): &&(IpAddr, u8)| *ip == pair.0 && *id != 0 && !is_listed(*id);
         order.extend(live.iter().filter(same_address).map(|(_, id)| *id));

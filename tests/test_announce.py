@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import socket
+import sys
 import threading
 
 import mptcp
 import pytest
-from mptcp.lab import Host, Link
+from mptcp.lab import Host, Lab, Link
 from support import PORT, Connection, connected, ends, eventually, exchange, ss, subscribers
 
 TwoPaths = tuple[Host, Host, tuple[Link, Link]]
@@ -209,6 +210,24 @@ def test_an_id_outlives_the_subflows_at_its_address(connection: Connection) -> N
     again.close()
     connection.sock.remove_address(number)
     assert eventually(lambda: connection.server.counters()["RmAddr"] == 1)
+
+
+def test_an_id_that_another_process_has_given_away(mptcp_lab: Lab) -> None:
+    """SUBFLOW_DESTROY takes the announced address out of the kernel's list, and so frees its id for others."""
+    client, server = mptcp_lab.host("client"), mptcp_lab.host("server")
+    paths = mptcp_lab.link(client, server), mptcp_lab.link(client, server)
+    third = mptcp_lab.link(client, server).address(client)
+    with connected(client, server, paths) as connection:
+        local, remote = connection.second
+        number = connection.sock.announce_address(local)
+        connection.sock.open_subflow(local, remote).close()
+        program = "import mptcp, sys; mptcp.connections(token=int(sys.argv[1]))[0].open_subflow(*sys.argv[2:])"
+        command = [sys.executable, "-c", program, str(connection.sock.token), third, remote]
+        client.run(command, check=True)
+        assert [one.local_id for one in connection.sock.subflows()] == [0, number]
+        opened = connection.sock.open_subflow(local, remote)
+        assert opened is not None
+        assert opened.local_id not in (None, 0, number)
 
 
 def test_threads_announce_and_open_at_once(connection: Connection) -> None:

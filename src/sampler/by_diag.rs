@@ -386,7 +386,8 @@ mod tests {
             tokens: None,
             known: Arc::default(),
         };
-        let mut by_diag = ByDiag::new(&Arc::new(site), &Arc::new(Common::new(10, Method::InetDiag)), None).unwrap();
+        let mut by_diag =
+            ByDiag::new(&Arc::new(site), &Arc::new(Common::new(10, Method::InetDiag)), None).unwrap();
         let local = "127.0.0.1:1".parse().unwrap();
         let tuple = Tuple { local, remote: local, interface: 0 };
         let entry = |cookie| Entry { tuple, state: 1, cookie, uid: 0, inode: 0, cgroup: None, subflow: None };
