@@ -206,26 +206,28 @@ def sysctls() -> dict[Path, str]:
     return found
 
 
-def churn(made: Connection, events: int, stack: contextlib.ExitStack) -> None:
+def churn(made: Connection, events: int, stack: contextlib.ExitStack, at_once: int = 50) -> None:
     """Connections that come and go, with so many events at the client; every fiftieth stays, with two subflows.
 
-    They go fifty at once, which is more events than the thread that reads them is awake for.
+    Fifty that go at once are more events than the thread that reads them is awake for.
     """
-    for _ in range(events // 150):
-        socks, peers = [], []
-        for number in range(50):
-            sock = made.client.create_connection(made.sock.getpeername(), timeout=10)
-            peer, _ = made.listener.accept()
-            exchange(sock, peer)
-            if number == 0:
-                sock.open_subflow(*made.second)
-                stack.enter_context(sock)
-                stack.enter_context(peer)
-            else:
-                socks.append(sock.detach())
-                peers.append(peer.detach())
-        for fd in socks + peers:
-            os.close(fd)
+    going: list[int] = []
+    for number in range(1, events // 3 + 1):
+        sock = made.client.create_connection(made.sock.getpeername(), timeout=10)
+        peer, _ = made.listener.accept()
+        exchange(sock, peer)
+        if number % 50 == 0:
+            sock.open_subflow(*made.second)
+            stack.enter_context(sock)
+            stack.enter_context(peer)
+        else:
+            going += [sock.detach(), peer.detach()]
+        if number % at_once == 0:
+            for fd in going:
+                os.close(fd)
+            going.clear()
+    for fd in going:
+        os.close(fd)
 
 
 class Pictured:
