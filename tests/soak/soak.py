@@ -86,6 +86,7 @@ def soak(rounds: int, seed: int, seconds: float = float("inf")) -> Outcome:
         except BaseException as error:
             mismatches = server.counters().get("DSSNotMatching", 0), client.counters().get("DSSNotMatching", 0)
             error.add_note(f"in round {outcome.rounds} of seed {seed}; MPTcpExtDSSNotMatching {mismatches}")
+            error.add_note(f"errors so far: {dict(faults.errors)}")
             raise
         outcome.counters = {
             f"{host.name}: {name}": value
@@ -156,7 +157,7 @@ def one_round(transfer: Transfer, faults: Faults, numbers: random.Random) -> Non
             thread.join(PATIENCE)
         stuck = thread.is_alive()
         if stuck:
-            failures.append(TimeoutError(f"{transfer} did not end, over {sock.subflows()}"))
+            failures.append(TimeoutError(f"{transfer} did not end, over {sock.subflows()} of {sock.info()}"))
             faults.disconnect()
     if failures:
         raise ExceptionGroup(f"{transfer}", failures)
