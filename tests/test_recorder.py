@@ -565,7 +565,7 @@ peaks = []
 with mptcp.Recorder(pairs, 0.001, path=sys.argv[1]) as recorder:
     for rows in (100_000, 400_000):
         while recorder.metadata["ticks"] * 100 < rows:
-            time.sleep(0.01)
+            time.sleep(0.01)  # no event tells of ticks; asking without a pause would keep the writer from its work
         peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 print(*peaks, recorder.metadata["dropped"])
 """

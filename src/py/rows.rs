@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "numpy takes a type for an element by its promise alone")]
 
 use numpy::{Element, PyArrayDescr, PyArrayDescrMethods};
+use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{IntoPyDict, PyList};
@@ -29,8 +30,41 @@ fn descriptor(
     let aligned = [("align", true)].into_py_dict(py)?;
     let descriptor = py.import("numpy")?.call_method("dtype", (columns,), Some(&aligned))?;
     let descriptor = descriptor.cast_into::<PyArrayDescr>()?;
-    assert_eq!(descriptor.itemsize(), size, "the row's layout");
+    if descriptor.itemsize() != size {
+        return Err(PyRuntimeError::new_err("numpy lays out a row otherwise than this package"));
+    }
     Ok(descriptor.unbind())
+}
+
+/// Makes the types of both rows, which is what can fail. To be called before there are arrays of them.
+pub fn prepare(py: Python<'_>) -> PyResult<()> {
+    sample_type(py)?;
+    connection_type(py)?;
+    Ok(())
+}
+
+fn sample_type(py: Python<'_>) -> PyResult<&Py<PyArrayDescr>> {
+    static DESCRIPTOR: PyOnceLock<Py<PyArrayDescr>> = PyOnceLock::new();
+    let head = [
+        ("time_ns", "i8"),
+        ("wait_ns", "i8"),
+        ("token", "u4"),
+        ("subflow", "i4"),
+        ("cookie", "u8"),
+        ("state", "i2"),
+        ("local_id", "i2"),
+        ("remote_id", "i2"),
+        ("backup", "i1"),
+        ("final", "?"),
+    ];
+    DESCRIPTOR.get_or_try_init(py, || descriptor(py, &head, row::tcp_info_columns(), size_of::<Sample>()))
+}
+
+fn connection_type(py: Python<'_>) -> PyResult<&Py<PyArrayDescr>> {
+    static DESCRIPTOR: PyOnceLock<Py<PyArrayDescr>> = PyOnceLock::new();
+    let head = [("time_ns", "i8"), ("wait_ns", "i8"), ("token", "u4")];
+    let make = || descriptor(py, &head, row::mptcp_info_columns(), size_of::<ConnectionRow>());
+    DESCRIPTOR.get_or_try_init(py, make)
 }
 
 // SAFETY: a Sample is plain data without Python objects, and the type is built from the same table of fields, in the
@@ -39,21 +73,7 @@ unsafe impl Element for Sample {
     const IS_COPY: bool = true;
 
     fn get_dtype(py: Python<'_>) -> Bound<'_, PyArrayDescr> {
-        static DESCRIPTOR: PyOnceLock<Py<PyArrayDescr>> = PyOnceLock::new();
-        let head = [
-            ("time_ns", "i8"),
-            ("wait_ns", "i8"),
-            ("token", "u4"),
-            ("subflow", "i4"),
-            ("cookie", "u8"),
-            ("state", "i2"),
-            ("local_id", "i2"),
-            ("remote_id", "i2"),
-            ("backup", "i1"),
-            ("final", "?"),
-        ];
-        let make = || descriptor(py, &head, row::tcp_info_columns(), size_of::<Sample>());
-        DESCRIPTOR.get_or_try_init(py, make).expect("a numpy that knows these types").bind(py).clone()
+        sample_type(py).expect("prepare() has made it").bind(py).clone()
     }
 
     fn clone_ref(&self, _py: Python<'_>) -> Sample {
@@ -66,10 +86,7 @@ unsafe impl Element for ConnectionRow {
     const IS_COPY: bool = true;
 
     fn get_dtype(py: Python<'_>) -> Bound<'_, PyArrayDescr> {
-        static DESCRIPTOR: PyOnceLock<Py<PyArrayDescr>> = PyOnceLock::new();
-        let head = [("time_ns", "i8"), ("wait_ns", "i8"), ("token", "u4")];
-        let make = || descriptor(py, &head, row::mptcp_info_columns(), size_of::<ConnectionRow>());
-        DESCRIPTOR.get_or_try_init(py, make).expect("a numpy that knows these types").bind(py).clone()
+        connection_type(py).expect("prepare() has made it").bind(py).clone()
     }
 
     fn clone_ref(&self, _py: Python<'_>) -> ConnectionRow {

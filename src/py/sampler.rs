@@ -12,6 +12,7 @@ use super::address::to_tuple;
 use super::connection::ByToken;
 use super::errors::to_py;
 use super::events::Event;
+use super::rows;
 use crate::error::Error;
 use crate::namespace::Namespace;
 use crate::sampler::{self, ConnectionRow, Cost, Method, Sample, Settings, Source, Surroundings, Trial};
@@ -42,6 +43,7 @@ impl Sampler {
         method: &str,
         room: usize,
     ) -> PyResult<Sampler> {
+        rows::prepare(py)?;
         let method = match method {
             "auto" => None,
             "full_info" => Some(Method::FullInfo),

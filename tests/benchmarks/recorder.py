@@ -103,6 +103,7 @@ def bare(method: str, interval: float, ticks: int, socks: list[mptcp.Socket]) ->
 
 
 def recorded(method: str, interval: float, seconds: float, sources: object) -> tuple[int, int, mptcp.Recorder]:
+    # The callers name sources and methods of every kind.
     with mptcp.Recorder(sources, interval, method=method, connection_interval=10.0) as recorder:  # type: ignore[arg-type]
         time.sleep(seconds)
     return len(recorder.samples), recorder.metadata["cpu_ns"], recorder

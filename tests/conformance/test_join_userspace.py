@@ -135,6 +135,7 @@ def plain_connection(network: Network) -> Iterator[None]:
         listener.bind(("", PORT) if network.family == socket.AF_INET else ("::", PORT))
         listener.listen()
         sock.connect((network.address(network.server, 1), PORT))
+        # socket.socket's own: the bare descriptor, which typeshed does not list.
         fd, _ = listener._accept()  # type: ignore[attr-defined]
         with socket.socket(fileno=fd) as peer:
             peer.settimeout(10)
