@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import mptcp
@@ -83,6 +83,11 @@ class Flow:
         """Whether the subflows are exactly on these links, one each."""
         addresses = sorted(link.address(self.site.client) for link in links)
         return sorted(local[0] for local in self.established()) == addresses
+
+    def comes_to_be_on(self, *links: Link, seconds: float = 20) -> None:
+        if not eventually(lambda: self.on(*links), seconds):
+            there = [(one.state, one.local, one.remote) for one in self.subflows()]
+            pytest.fail(f"not on {links} alone, but {there}")
 
     def established(self) -> list[tuple[str, int]]:
         return [subflow.local for subflow in self.subflows() if subflow.state == "ESTABLISHED"]
@@ -161,13 +166,13 @@ def test_prefer_a_over_b_if_c_is_down(site: Site, start: Start) -> None:
     a, b, c = site.links
     with site.client.run_policy(Prefer(c, a, b)):
         flow = start(b)
-        assert eventually(lambda: flow.on(c), 20)
+        flow.comes_to_be_on(c)
         assert flow.carrying(c)
         c.down()
-        assert eventually(lambda: flow.on(a), 20)
+        flow.comes_to_be_on(a)
         assert flow.carrying(a)
         c.up()
-        assert eventually(lambda: flow.on(c), 20)
+        flow.comes_to_be_on(c)
         assert flow.carrying(c)
     flow.finish()
 
@@ -176,8 +181,27 @@ def test_use_b_only_for_a_given_app(site: Site, start: Start) -> None:
     a, b, c = site.links
     with site.client.run_policy(FullMesh(), OnlyFor(b, ports=[5000]), OnlyFor(c, programs=["no-such-program"])):
         flow = start(a)
-        assert eventually(lambda: flow.on(a, b), 20)
+        flow.comes_to_be_on(a, b)
         assert flow.carrying(a, b)
+    flow.finish()
+
+
+def test_two_that_want_the_same_path_at_once_open_it_once(site: Site, start: Start) -> None:
+    a, b, c = site.links
+    both = threading.Barrier(2)
+
+    class Meeting(OnlyFor):
+        """Opens when the other one has looked too, if it ever does."""
+
+        def wanted(self, conn: mptcp.Connection, subflows: list[mptcp.Subflow], opening: Sequence[mptcp.Opening]) -> None:
+            with contextlib.suppress(threading.BrokenBarrierError):
+                both.wait(1)
+            super().wanted(conn, subflows, opening)
+
+    with site.client.run_policy(Meeting(b, ports=[PORT]), Meeting(b, ports=[PORT]), OnlyFor(c, ports=[PORT])):
+        flow = start(a)
+        flow.comes_to_be_on(a, b, c)
+        assert both.broken
     flow.finish()
 
 
@@ -187,7 +211,7 @@ def test_by_program(site: Site, start: Start, tmp_path_factory: pytest.TempPathF
     chosen.symlink_to(PYTHON)
     with site.client.run_policy(OnlyFor(b, programs=[chosen.name])):
         flow, other = start(a, executable=str(chosen)), start(a)
-        assert eventually(lambda: flow.on(a, b), 20)
+        flow.comes_to_be_on(a, b)
         assert other.on(a)
         assert flow.carrying(a, b)
         assert other.on(a)
@@ -202,7 +226,7 @@ def test_start_over_c_and_establish_a_if_the_flow_is_long_enough(site: Site, sta
         assert eventually(lambda: len(flow.subflows()) == 1 and sum(flow.sent().values()) > 100_000, 20)
         before = sum(flow.sent().values())
         assert flow.on(c) or before > 1_500_000
-        assert eventually(lambda: flow.on(a, c), 20)
+        flow.comes_to_be_on(a, c)
         assert sum(flow.sent().values()) >= 2_000_000
         assert flow.carrying(a, c)
     flow.finish()
@@ -253,10 +277,10 @@ def test_full_mesh(site: Site, start: Start) -> None:
     c.down()
     with site.client.run_policy(FullMesh()):
         flow = start(a)
-        assert eventually(lambda: flow.on(a, b), 20)
+        flow.comes_to_be_on(a, b)
         # A new interface is used as soon as it is there, and an address as soon as it is announced.
         c.up()
-        assert eventually(lambda: flow.on(a, b, c), 20)
+        flow.comes_to_be_on(a, b, c)
         assert flow.carrying(a, b, c)
     flow.finish()
 
@@ -266,7 +290,7 @@ def test_full_mesh_with_an_announced_address(site: Site, start: Start) -> None:
     c.down()
     with site.client.run_policy(FullMesh()):
         flow = start(a)
-        assert eventually(lambda: flow.on(a, b), 20)
+        flow.comes_to_be_on(a, b)
         [peer] = site.server.connections(port=flow.port)
         peer.announce_address(b.address(site.server))
         assert eventually(lambda: len(flow.subflows()) == 4, 20)
@@ -279,7 +303,7 @@ def test_n_diff_ports(site: Site, start: Start) -> None:
     a = site.links[0]
     with site.client.run_policy(NDiffPorts(4)):
         flow = start(a)
-        assert eventually(lambda: flow.on(a, a, a, a), 20)
+        flow.comes_to_be_on(a, a, a, a)
         assert len({subflow.local[1] for subflow in flow.subflows()}) == 4
     flow.finish()
 
@@ -288,14 +312,14 @@ def test_backup(site: Site, start: Start) -> None:
     a, b, c = site.links
     with site.client.run_policy(Backup(a, b)):
         flow = start(a, to=c)
-        assert eventually(lambda: flow.on(a, b), 20)
+        flow.comes_to_be_on(a, b)
         assert [subflow.backup for subflow in flow.subflows()] == [False, True]
         assert flow.carrying(a)
         a.down()
-        assert eventually(lambda: flow.on(b), 20)
+        flow.comes_to_be_on(b)
         assert flow.carrying(b)
         a.up()
-        assert eventually(lambda: flow.on(a, b), 20)
+        flow.comes_to_be_on(a, b)
         assert flow.carrying(a)
     flow.finish()
 
@@ -307,7 +331,7 @@ def test_handover_from_a_link_that_goes_down(site: Site, start: Start) -> None:
         assert flow.carrying(a)
         assert flow.on(a)
         a.down()
-        assert eventually(lambda: flow.on(b), 20)
+        flow.comes_to_be_on(b)
         assert flow.carrying(b)
     flow.finish()
 
@@ -320,7 +344,7 @@ def test_handover_from_a_slow_path(site: Site, start: Start) -> None:
         flow = start(a)
         assert flow.carrying(a)
         a.set(rate="50kbit", queue="2s")
-        assert eventually(lambda: flow.on(b), 60)
+        flow.comes_to_be_on(b, seconds=60)
         assert flow.carrying(b)
         a.set(rate="20mbit")
     flow.finish()

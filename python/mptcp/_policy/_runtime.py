@@ -34,6 +34,9 @@ class Runtime:
 
     def __init__(self, policies: Sequence[Policy], fd: int, events: Events) -> None:
         self.lock = threading.RLock()
+        # Held by a policy of paths from its look at a connection until it has opened what was missing: two that look
+        # at once would both find it missing. Never taken with the lock above held.
+        self.deciding = threading.RLock()
         self._policies = policies
         self._fd = fd
         self._events = events

@@ -75,7 +75,8 @@ class PathPolicy(Policy):
     def wanted(self, conn: Connection, subflows: list[Subflow], opening: Sequence[Opening]) -> None:
         """Open and close what the connection needs, by ensure() and conn.close_subflow().
 
-        What was on its way when the snapshot began may be in both, or in ``opening`` alone.
+        What was on its way when the snapshot began may be in both, or in ``opening`` alone. No other policy of this
+        kind is asked meanwhile, so what two of them want is opened once.
         """
         raise NotImplementedError
 
@@ -136,10 +137,12 @@ class PathPolicy(Policy):
     # When to look again
 
     def _look(self, conn: Connection) -> None:
-        if conn.server_side is not True:
-            # In this order: what is accepted meanwhile is in both, and not in neither.
-            opening = self.opening(conn)
-            self.wanted(conn, conn.subflows(), opening)
+        runtime = self._runtime
+        if runtime is not None and conn.server_side is not True:
+            with runtime.deciding:
+                # In this order: what is accepted meanwhile is in both, and not in neither.
+                opening = self.opening(conn)
+                self.wanted(conn, conn.subflows(), opening)
 
     def _look_at_all(self) -> None:
         for conn in self.connections():
