@@ -193,7 +193,9 @@ def test_two_that_want_the_same_path_at_once_open_it_once(site: Site, start: Sta
     class Meeting(OnlyFor):
         """Opens when the other one has looked too, if it ever does."""
 
-        def wanted(self, conn: mptcp.Connection, subflows: list[mptcp.Subflow], opening: Sequence[mptcp.Opening]) -> None:
+        def wanted(
+            self, conn: mptcp.Connection, subflows: list[mptcp.Subflow], opening: Sequence[mptcp.Opening]
+        ) -> None:
             with contextlib.suppress(threading.BrokenBarrierError):
                 both.wait(1)
             super().wanted(conn, subflows, opening)

@@ -20,7 +20,18 @@ import pytest
 from mptcp import _connections
 from mptcp.lab import Host, Lab, Link
 from mptcp.policies import FullMesh
-from support import PYTHON, RUN, Connection, churn, connected, eventually, exchange, needs_python, true_picture
+from support import (
+    PYTHON,
+    RUN,
+    Connection,
+    churn,
+    connected,
+    events_are_read_late,
+    eventually,
+    exchange,
+    needs_python,
+    true_picture,
+)
 
 TwoPaths = tuple[Host, Host, tuple[Link, Link]]
 
@@ -371,7 +382,8 @@ def test_the_picture_survives_the_loss_of_events(made: Connection) -> None:
     with contextlib.ExitStack() as stack, made.client.run_policy(policy), made.client.events() as events:
         # What the runtime reads events by, as all of this process do. The smallest buffer holds two or three.
         events._native.set_receive_buffer(1)
-        churn(made, 5000, stack)
+        with events_are_read_late():
+            churn(made, 5000, stack)
 
         def is_true() -> bool:
             return known(policy) == true_picture(made.client)
