@@ -24,6 +24,13 @@ settings.load_profile("short")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What passed at its second try (--reruns) is named with the failure of its first: that is looked into, too."""
+    for report in terminalreporter.getreports("rerun"):
+        terminalreporter.section(f"passes at times only: {report.nodeid}")
+        terminalreporter.line(report.longreprtext)
+
+
 @pytest.fixture
 def connection(mptcp_two_paths: tuple[Host, Host, tuple[Link, Link]]) -> Iterator[Connection]:
     """An IPv4 connection over the first of two paths, under the userspace path manager at both ends."""
