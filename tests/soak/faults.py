@@ -11,6 +11,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,6 +35,9 @@ EXPECTED = {
 
 MOST_SUBFLOWS = 6
 DEADLINE = 30.0
+
+# Seconds that a transfer may stand still before there is a new subflow for it.
+PATIENCE = 2.0
 
 
 class Faults:
@@ -241,23 +246,57 @@ class Faults:
 
     # The connection
 
-    def connect(self, numbers: random.Random) -> mptcp.Socket:
+    def connect(self, numbers: random.Random) -> None:
         self.disconnect()
         family, path = numbers.choice(FAMILIES), numbers.choice(self.paths)
         self.sock = self.client.create_connection((path.address(self.server, family=family), PORT), timeout=DEADLINE)
-        # What stands still is the round's to tell.
+        # What stands still is the transfers' to tell.
         self.sock.settimeout(None)
         # A connection whose last subflow is closed before the server has accepted it is gone there for good.
-        Transfer(True, 1, 0).run(self.sock)
-        return self.sock
+        with self.transferring(Transfer(True, 1, 0)):
+            pass
 
     def disconnect(self) -> None:
+        """Closes the connection, which has a subflow that works: without one the server never hears of it."""
         if self.sock is not None:
-            with contextlib.suppress(OSError):
-                if not self.sock.subflows():
-                    self.mend(self.sock)  # for without a subflow the server hears of no end
+            with self.transferring(Transfer(True, 1, 0)):
+                pass
+            self._close()
+
+    def _close(self) -> None:
+        if self.sock is not None:
             self.sock.close()
             self.sock = None
+
+    @contextlib.contextmanager
+    def transferring(self, transfer: Transfer) -> Iterator[mptcp.Socket]:
+        """Transfers beside the block, and goes on until all has arrived. Raises what went wrong in either."""
+        sock = self.sock
+        assert sock is not None
+        failures: list[Exception] = []
+
+        def transport() -> None:
+            try:
+                transfer.run(sock)
+            except Exception as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=transport, daemon=True)
+        thread.start()
+        try:
+            yield sock
+        except Exception as error:
+            failures.append(error)
+        deadline = time.monotonic() + 3 * DEADLINE
+        thread.join(PATIENCE)
+        while thread.is_alive() and time.monotonic() < deadline:
+            self.mend(sock)
+            thread.join(PATIENCE)
+        if thread.is_alive():
+            failures.append(TimeoutError(f"{transfer} did not end, over {sock.subflows()} of {sock.info()}"))
+        if failures:
+            self._close()
+            raise ExceptionGroup(f"{transfer}", failures)
 
     def mend(self, sock: mptcp.Socket) -> None:
         """Opens a subflow to go on with: the others may be gone, or wait to send again what was lost on a link."""

@@ -22,7 +22,6 @@ import os
 import platform
 import random
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -42,9 +41,6 @@ SIZES = (1 << 14, 1 << 16, 1 << 18, 1 << 20)
 
 # Every so many rounds all is closed and counted.
 CHECKED = 100
-
-# Seconds that a transfer may stand still before there is a new subflow for it.
-PATIENCE = 2.0
 
 # A process that has run for a while may have so much more memory of its own than at its first count.
 GROWTH = 32 << 20
@@ -101,7 +97,7 @@ def soak(rounds: int, seed: int, seconds: float = float("inf")) -> Outcome:
 
 def run(rounds: int, end: float, outcome: Outcome, faults: Faults, service: Server) -> None:
     # What the first connection has made for all, as the netlink sockets of the hosts, stays.
-    Transfer(True, SIZES[0], 0).run(faults.connect(random.Random(outcome.seed)))
+    faults.connect(random.Random(outcome.seed))
     faults.disconnect()
     assert eventually(lambda: not service.is_busy, DEADLINE)
     before = held()
@@ -114,7 +110,9 @@ def run(rounds: int, end: float, outcome: Outcome, faults: Faults, service: Serv
             faults.connect(numbers)
             outcome.connections += 1
         transfer = Transfer(numbers.random() < 0.5, numbers.choice(SIZES), number)
-        one_round(transfer, faults, numbers)
+        with faults.transferring(transfer) as sock:
+            for _ in range(numbers.randint(1, 3)):
+                faults.act(sock, numbers)
         outcome.sent["uploaded" if transfer.upload else "downloaded"] += transfer.size
         assert not service.failures, service.failures
         if (number + 1) % CHECKED == 0 or number + 1 == rounds:
@@ -129,38 +127,6 @@ def run(rounds: int, end: float, outcome: Outcome, faults: Faults, service: Serv
             first = outcome.held[0].memory
             assert outcome.held[-1].memory < first + GROWTH, f"memory has grown: {outcome.held}"
         outcome.rounds = number + 1
-
-
-def one_round(transfer: Transfer, faults: Faults, numbers: random.Random) -> None:
-    sock = faults.sock
-    assert sock is not None
-    failures: list[Exception] = []
-
-    def transport() -> None:
-        try:
-            transfer.run(sock)
-        except Exception as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=transport, daemon=True)
-    thread.start()
-    try:
-        for _ in range(numbers.randint(1, 3)):
-            faults.act(sock, numbers)
-    except Exception as error:
-        failures.append(error)
-    finally:
-        deadline = time.monotonic() + 3 * DEADLINE
-        thread.join(PATIENCE)
-        while thread.is_alive() and time.monotonic() < deadline:
-            faults.mend(sock)
-            thread.join(PATIENCE)
-        stuck = thread.is_alive()
-        if stuck:
-            failures.append(TimeoutError(f"{transfer} did not end, over {sock.subflows()} of {sock.info()}"))
-            faults.disconnect()
-    if failures:
-        raise ExceptionGroup(f"{transfer}", failures)
 
 
 def what_is_held() -> str:
