@@ -80,11 +80,11 @@ impl Sampler {
     }
 
     fn take_samples<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<Sample>> {
-        self.0.take_samples().into_pyarray(py)
+        py.detach(|| self.0.take_samples()).into_pyarray(py)
     }
 
     fn take_connections<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<ConnectionRow>> {
-        self.0.take_connections().into_pyarray(py)
+        py.detach(|| self.0.take_connections()).into_pyarray(py)
     }
 
     /// The events since the last call, in order.

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
-use super::row::{put_tcp_info, Sample, TCP_INFO, UNKNOWN};
+use super::row::{Head, RawSample, UNKNOWN};
 use super::{Common, Ids, Site};
 use crate::connection::diag_failed;
 use crate::diag::{self, Entry};
@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::netlink::{Channel, Prepared};
 use crate::reader::lock;
 use crate::sys;
-use crate::tcp_info;
+use crate::tcp_info::{self, TcpInfo};
 use crate::uapi::{self, tcp_state};
 
 /// Look-ups in one message: their replies have to fit into the socket's receive buffer.
@@ -34,27 +34,20 @@ pub struct Target {
     pub since_ns: u64,
     /// It has its final row.
     pub ended: bool,
-    /// The `tcp_info` that was read of it last, and how much of it this kernel has.
-    read: [u8; tcp_info::SIZE],
-    read_length: usize,
+    /// What was read of it last.
+    read: TcpInfo,
     /// It was there at the tick of this number.
     tick: u64,
 }
 
 impl Target {
     pub fn new(entry: Entry, token: u32, id: i32, since_ns: u64) -> Target {
-        let read = [0; tcp_info::SIZE];
-        Target { entry, token, id, since_ns, ended: false, read, read_length: 0, tick: 0 }
-    }
-
-    fn remember(&mut self, tcp_info: &[u8]) {
-        self.read_length = tcp_info.len().min(self.read.len());
-        self.read[..self.read_length].copy_from_slice(&tcp_info[..self.read_length]);
+        Target { entry, token, id, since_ns, ended: false, read: TcpInfo::decode(&[]), tick: 0 }
     }
 
     /// What the subflow had sent when it was read last.
     fn segs_out(&self) -> Option<u64> {
-        tcp_info::field::segs_out.read(&self.read[..self.read_length])
+        tcp_info::field::segs_out.read(self.read.bytes())
     }
 }
 
@@ -81,10 +74,10 @@ pub struct ByDiag {
 }
 
 /// The row of a reading.
-pub fn sample(time_ns: u64, target: &mut Target, state: u8, tcp_info: &[u8]) -> Sample {
+pub fn sample(time_ns: u64, target: &mut Target, state: u8, tcp_info: &[u8]) -> RawSample {
     let known =
         |id: fn(&diag::Ulp) -> u8| target.entry.subflow.map_or(i16::from(UNKNOWN), |ulp| id(&ulp).into());
-    let mut row = Sample {
+    let head = Head {
         time_ns: time_ns as i64,
         wait_ns: 0,
         token: target.token,
@@ -95,21 +88,19 @@ pub fn sample(time_ns: u64, target: &mut Target, state: u8, tcp_info: &[u8]) -> 
         remote_id: known(|ulp| ulp.remote_id),
         backup: target.entry.subflow.map_or(UNKNOWN, |ulp| ulp.backup().into()),
         last: 0,
-        tcp_info: [0; TCP_INFO.len()],
     };
-    put_tcp_info(&mut row.tcp_info, tcp_info);
-    target.remember(tcp_info);
-    row
+    target.read = TcpInfo::decode(tcp_info);
+    RawSample { head, tcp_info: target.read }
 }
 
 /// The final row of a subflow that is dead. The kernel wipes the counters of some before it tells of their death, of an
 /// initial subflow that was reset for one: then they are those of the last reading.
-pub fn final_sample(time_ns: u64, target: &mut Target, tcp_info: &[u8]) -> Sample {
+pub fn final_sample(time_ns: u64, target: &mut Target, tcp_info: &[u8]) -> RawSample {
     let before = *target;
     let mut row = sample(time_ns, target, tcp_state::CLOSE, tcp_info);
-    row.last = 1;
+    row.head.last = 1;
     if target.segs_out() < before.segs_out() {
-        put_tcp_info(&mut row.tcp_info, &before.read[..before.read_length]);
+        row.tcp_info = before.read;
     }
     target.ended = true;
     row
@@ -171,7 +162,7 @@ impl ByDiag {
     }
 
     /// Adds a row a subflow.
-    pub fn read(&mut self, time_ns: u64, rows: &mut Vec<Sample>) -> Result<()> {
+    pub fn read(&mut self, time_ns: u64, rows: &mut Vec<RawSample>) -> Result<()> {
         if self.tokens.as_ref().is_some_and(BTreeSet::is_empty) {
             return Ok(());
         }
@@ -211,7 +202,7 @@ impl ByDiag {
         self.tokens.as_ref().is_none_or(|tokens| tokens.contains(&token))
     }
 
-    fn dump(&mut self, time_ns: u64, rows: &mut Vec<Sample>) -> Result<()> {
+    fn dump(&mut self, time_ns: u64, rows: &mut Vec<RawSample>) -> Result<()> {
         let begin_ns = sys::monotonic_ns();
         let (site, tokens, targets, tick) = (&self.site, &self.tokens, &mut self.targets, self.tick);
         let common = &self.common;
@@ -240,7 +231,7 @@ impl ByDiag {
             target.entry = Entry { subflow, ..entry };
             target.tick = tick;
             let mut row = sample(time_ns, target, entry.state, tcp_info);
-            row.wait_ns = (sys::monotonic_ns() - time_ns) as i64;
+            row.head.wait_ns = (sys::monotonic_ns() - time_ns) as i64;
             rows.push(row);
         });
         result.map_err(diag_failed)?;
@@ -280,7 +271,7 @@ impl ByDiag {
         }
     }
 
-    fn look_up(&mut self, time_ns: u64, rows: &mut Vec<Sample>) -> Result<()> {
+    fn look_up(&mut self, time_ns: u64, rows: &mut Vec<RawSample>) -> Result<()> {
         if std::mem::take(&mut self.is_stale) {
             self.prepare();
         }
@@ -301,7 +292,7 @@ impl ByDiag {
                         target.entry = Entry { subflow, ..entry };
                         target.tick = tick;
                         let mut row = sample(time_ns, target, entry.state, tcp_info);
-                        row.wait_ns = (sys::monotonic_ns() - time_ns) as i64;
+                        row.head.wait_ns = (sys::monotonic_ns() - time_ns) as i64;
                         rows.push(row);
                     }
                     // ESTALE: another socket has the four-tuple now. A reply without tcp_info is of TIME_WAIT.
@@ -363,10 +354,10 @@ impl Common {
         target.id = *id as i32;
         let (cookie, since_ns, id) = (target.entry.cookie, target.since_ns as i64, target.id);
         self.samples.amend(|row| {
-            if row.cookie == cookie {
-                row.subflow = id;
+            if row.head.cookie == cookie {
+                row.head.subflow = id;
             }
-            row.time_ns >= since_ns
+            row.head.time_ns >= since_ns
         });
     }
 }

@@ -6,7 +6,7 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use super::by_diag::{final_sample, sample, Target};
-use super::row::Sample;
+use super::row::RawSample;
 use super::Common;
 use crate::connection::{self, diag_failed};
 use crate::diag::{self, Entry, Tuple};
@@ -98,7 +98,7 @@ impl FullInfo {
         buffers: &mut Buffers,
         channel: &mut Channel,
         time_ns: u64,
-        rows: &mut Vec<Sample>,
+        rows: &mut Vec<RawSample>,
     ) -> Result<Outcome> {
         if self.by_parts.is_some() {
             return self.read_by_parts(channel, time_ns, rows);
@@ -191,7 +191,7 @@ impl FullInfo {
         error: &std::io::Error,
         channel: &mut Channel,
         time_ns: u64,
-        rows: &mut Vec<Sample>,
+        rows: &mut Vec<RawSample>,
     ) -> Result<Outcome> {
         match error.raw_os_error() {
             Some(libc::EBADF | libc::ENOTSOCK | libc::EINVAL) => Ok(Outcome::Ended),
@@ -212,7 +212,7 @@ impl FullInfo {
         &mut self,
         channel: &mut Channel,
         time_ns: u64,
-        rows: &mut Vec<Sample>,
+        rows: &mut Vec<RawSample>,
     ) -> Result<Outcome> {
         let mut read = match connection::read_by_parts(self.fd) {
             Ok(read) if read.info.token() == self.token => read,
@@ -264,7 +264,7 @@ impl FullInfo {
 }
 
 /// The row of a subflow. One that is closed and stays in the kernel's list has its last.
-fn push(target: &mut Target, bytes: &[u8], time_ns: u64, wait_ns: i64, rows: &mut Vec<Sample>) {
+fn push(target: &mut Target, bytes: &[u8], time_ns: u64, wait_ns: i64, rows: &mut Vec<RawSample>) {
     let state = bytes.first().copied().unwrap_or(0);
     if target.ended || state == tcp_state::LISTEN {
         return;
@@ -274,6 +274,6 @@ fn push(target: &mut Target, bytes: &[u8], time_ns: u64, wait_ns: i64, rows: &mu
     } else {
         sample(time_ns, target, state, bytes)
     };
-    row.wait_ns = wait_ns;
+    row.head.wait_ns = wait_ns;
     rows.push(row);
 }

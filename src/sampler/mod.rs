@@ -32,6 +32,7 @@ use crate::sys::wait::EventFd;
 use crate::sysctls;
 
 pub use choice::{Choice, Cost, Trial};
+use row::RawSample;
 pub use row::{ConnectionRow, Sample};
 use store::Store;
 
@@ -97,7 +98,7 @@ pub struct Settings {
 /// What the threads and their owner share.
 #[derive(Debug)]
 struct Common {
-    samples: Store<Sample>,
+    samples: Store<RawSample>,
     connections: Store<ConnectionRow>,
     missed: AtomicU64,
     ticks: AtomicU64,
@@ -347,11 +348,11 @@ impl Sampler {
     }
 
     pub fn take_samples(&self) -> Vec<Sample> {
-        self.common.samples.take()
+        self.common.samples.take(RawSample::decode)
     }
 
     pub fn take_connections(&self) -> Vec<ConnectionRow> {
-        self.common.connections.take()
+        self.common.connections.take(|row| *row)
     }
 
     /// Events since the last time, in order.

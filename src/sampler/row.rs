@@ -1,6 +1,7 @@
 //! The rows: plain memory, which numpy arrays are made of. A field that this kernel lacks is NaN.
 
 use crate::fields::{Field, Kind};
+use crate::tcp_info::TcpInfo;
 use crate::{info, tcp_info};
 
 /// How a field's value lies in a row, in eight bytes whichever.
@@ -101,10 +102,10 @@ pub const MPTCP_INFO_COUNT: usize = info::FIELDS.len() - 1;
 /// What is not known.
 pub const UNKNOWN: i8 = -1;
 
-/// One subflow at one moment.
+/// What a sample has before the kernel's structure.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
-pub struct Sample {
+pub struct Head {
     /// CLOCK_MONOTONIC, when the tick's reading began.
     pub time_ns: i64,
     /// From there until this row had been read.
@@ -121,7 +122,29 @@ pub struct Sample {
     pub backup: i8,
     /// 1 for what the kernel said when the socket died.
     pub last: u8,
+}
+
+/// One subflow at one moment, as an array has it.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct Sample {
+    pub head: Head,
     pub tcp_info: [u64; TCP_INFO.len()],
+}
+
+/// The same as it was read: half as large, and all that whoever reads on a clock has time for.
+#[derive(Debug, Clone, Copy)]
+pub struct RawSample {
+    pub head: Head,
+    pub tcp_info: TcpInfo,
+}
+
+impl RawSample {
+    pub fn decode(&self) -> Sample {
+        let mut sample = Sample { head: self.head, tcp_info: [0; TCP_INFO.len()] };
+        put_tcp_info(&mut sample.tcp_info, self.tcp_info.bytes());
+        sample
+    }
 }
 
 /// One connection at one moment.
@@ -168,7 +191,7 @@ macro_rules! encode_fields {
 }
 
 /// Writes the fields of a `tcp_info`, as long as this kernel has it.
-pub fn put_tcp_info(row: &mut [u64; TCP_INFO.len()], bytes: &[u8]) {
+fn put_tcp_info(row: &mut [u64; TCP_INFO.len()], bytes: &[u8]) {
     match bytes.first_chunk() {
         // The length is known to the compiler too, and nothing is copied.
         Some(all) => encode_tcp_info(row, &Reply { bytes: all, length: tcp_info::SIZE }),
@@ -267,6 +290,7 @@ mod tests {
 
     #[test]
     fn rows_have_no_padding_of_their_own() {
+        assert_eq!(size_of::<Head>(), 40);
         assert_eq!(size_of::<Sample>(), 40 + 8 * TCP_INFO.len());
         assert_eq!(size_of::<ConnectionRow>(), 24 + 8 * MPTCP_INFO_COUNT);
     }

@@ -6,7 +6,11 @@ use std::sync::Mutex;
 use crate::reader::lock;
 use crate::sys;
 
-/// From this size on rows lie in large pages: the kernel takes as long to find a small one as we take for a row.
+/// Bytes of the first chunk and of the largest: each is twice the one before, and none is ever moved.
+const FIRST: usize = 1 << 16;
+const LARGEST: usize = 32 << 20;
+
+/// From this size on a chunk lies in large pages: the kernel takes as long to find a small one as we take for a row.
 const LARGE: usize = 4 << 20;
 
 /// Rows in the order in which they were read.
@@ -19,38 +23,81 @@ pub struct Store<R> {
 
 #[derive(Debug)]
 struct Rows<R> {
-    rows: Vec<R>,
+    chunks: Vec<Vec<R>>,
+    count: usize,
+    /// A small chunk that was taken and is empty again: its pages are there already.
+    spare: Option<Vec<R>>,
     dropped: u64,
+}
+
+impl<R> Rows<R> {
+    /// Room behind what there is: how many rows fit into the last chunk now, 0 where there is no memory.
+    fn make_room(&mut self) -> usize {
+        let free = |chunk: &Vec<R>| chunk.capacity() - chunk.len();
+        let last = self.chunks.last();
+        if let Some(room) = last.map(free).filter(|room| *room > 0) {
+            return room;
+        }
+        let wanted =
+            last.map_or(FIRST / size_of::<R>(), |chunk| (2 * chunk.capacity()).min(LARGEST / size_of::<R>()));
+        let mut chunk = self.spare.take().unwrap_or_default();
+        if chunk.capacity() == 0 {
+            if chunk.try_reserve_exact(wanted).is_err() {
+                return 0;
+            }
+            if chunk.capacity() * size_of::<R>() >= LARGE {
+                sys::pages::prefer_large(chunk.spare_capacity_mut());
+            }
+        }
+        let room = free(&chunk);
+        self.chunks.push(chunk);
+        room
+    }
 }
 
 impl<R> Store<R> {
     pub fn new(room: usize) -> Store<R> {
-        Store { rows: Mutex::new(Rows { rows: Vec::new(), dropped: 0 }), room }
+        Store { rows: Mutex::new(Rows { chunks: Vec::new(), count: 0, spare: None, dropped: 0 }), room }
     }
 
     /// Adds rows, and leaves none behind.
     pub fn append(&self, new: &mut Vec<R>) {
         let mut inside = lock(&self.rows);
-        let mut room = self.room.saturating_sub(inside.rows.len());
-        if inside.rows.try_reserve(new.len().min(room)).is_err() {
-            room = inside.rows.capacity() - inside.rows.len();
+        let kept = new.len().min(self.room.saturating_sub(inside.count));
+        inside.dropped += (new.len() - kept) as u64;
+        new.truncate(kept);
+        let mut new = new.drain(..);
+        while new.len() > 0 {
+            let fitting = inside.make_room().min(new.len());
+            let Some(chunk) = inside.chunks.last_mut().filter(|_| fitting > 0) else {
+                inside.dropped += new.len() as u64;
+                return;
+            };
+            chunk.extend(new.by_ref().take(fitting));
+            inside.count += fitting;
         }
-        if new.len() > room {
-            inside.dropped += (new.len() - room) as u64;
-            new.truncate(room);
-        }
-        if inside.rows.capacity() - inside.rows.len() < new.len() {
-            inside.rows.reserve(new.len());
-            if inside.rows.capacity() * size_of::<R>() >= LARGE {
-                sys::pages::prefer_large(inside.rows.spare_capacity_mut());
-            }
-        }
-        inside.rows.append(new);
     }
 
-    /// Everything that has been added since the last time.
-    pub fn take(&self) -> Vec<R> {
-        std::mem::take(&mut lock(&self.rows).rows)
+    /// Everything that has been added since the last time, each row as `decode` makes it.
+    pub fn take<T>(&self, decode: impl Fn(&R) -> T) -> Vec<T> {
+        let (chunks, count) = {
+            let mut inside = lock(&self.rows);
+            (std::mem::take(&mut inside.chunks), std::mem::take(&mut inside.count))
+        };
+        let mut taken = Vec::with_capacity(count);
+        if count * size_of::<T>() >= LARGE {
+            sys::pages::prefer_large(taken.spare_capacity_mut());
+        }
+        for mut chunk in chunks {
+            taken.extend(chunk.iter().map(&decode));
+            chunk.clear();
+            let mut inside = lock(&self.rows);
+            let held = inside.spare.as_ref().map_or(0, Vec::capacity);
+            if (held + 1..=LARGE / size_of::<R>()).contains(&chunk.capacity()) {
+                inside.spare = Some(chunk);
+            }
+        }
+        taken
     }
 
     pub fn dropped(&self) -> u64 {
@@ -59,7 +106,7 @@ impl<R> Store<R> {
 
     /// Changes rows that nobody has taken yet, from the newest back while `change` says so.
     pub fn amend(&self, mut change: impl FnMut(&mut R) -> bool) {
-        for row in lock(&self.rows).rows.iter_mut().rev() {
+        for row in lock(&self.rows).chunks.iter_mut().rev().flat_map(|chunk| chunk.iter_mut().rev()) {
             if !change(row) {
                 return;
             }
@@ -71,6 +118,10 @@ impl<R> Store<R> {
 mod tests {
     use super::*;
 
+    fn all(store: &Store<u64>) -> Vec<u64> {
+        store.take(|row| *row)
+    }
+
     #[test]
     fn what_does_not_fit_is_counted() {
         let store = Store::new(3);
@@ -78,19 +129,34 @@ mod tests {
         let mut more = vec![3, 4, 5];
         store.append(&mut more);
         assert!(more.is_empty());
-        assert_eq!((store.take(), store.dropped()), (vec![1, 2, 3], 2));
+        assert_eq!((all(&store), store.dropped()), (vec![1, 2, 3], 2));
         store.append(&mut vec![6]);
-        assert_eq!(store.take(), [6]);
+        assert_eq!(all(&store), [6]);
+    }
+
+    #[test]
+    fn the_order_is_kept_over_many_chunks() {
+        let store = Store::new(usize::MAX);
+        let numbers: Vec<u64> = (0..1_000_000).collect();
+        for _ in 0..2 {
+            for some in numbers.chunks(7777) {
+                store.append(&mut some.to_vec());
+            }
+            assert!(all(&store) == numbers);
+        }
+        assert_eq!(store.dropped(), 0);
     }
 
     #[test]
     fn the_newest_are_amended() {
-        let store = Store::new(10);
-        store.append(&mut vec![1, 2, 3]);
+        let store = Store::new(usize::MAX);
+        let count = (FIRST / 8 + 2) as u64;
+        store.append(&mut (0..count).collect());
         store.amend(|row| {
-            *row *= 10;
-            *row > 20
+            *row += 1;
+            *row > count - 2
         });
-        assert_eq!(store.take(), [1, 20, 30]);
+        let last = all(&store).split_off(FIRST / 8 - 2);
+        assert_eq!(last, [count - 4, count - 2, count - 1, count]);
     }
 }

@@ -9,7 +9,7 @@ use super::by_diag::{final_sample, ByDiag};
 use super::choice::{self, Choice, Cost, Trial};
 use super::full_info::{Buffers, FullInfo, Outcome};
 use super::notices::Notices;
-use super::row::Sample;
+use super::row::RawSample;
 use super::{Common, Method, Settings, Site};
 use crate::error::{Error, Result};
 use crate::reader::lock;
@@ -27,14 +27,14 @@ struct Place {
 
 impl Place {
     /// Reads every subflow, those of connections with a descriptor by `method`.
-    fn read(&mut self, method: Method, time_ns: u64, rows: &mut Vec<Sample>) -> Result<()> {
+    fn read(&mut self, method: Method, time_ns: u64, rows: &mut Vec<RawSample>) -> Result<()> {
         if method == Method::FullInfo {
             self.read_full_info(time_ns, rows)?;
         }
         self.by_diag.read(time_ns, rows)
     }
 
-    fn read_full_info(&mut self, time_ns: u64, rows: &mut Vec<Sample>) -> Result<()> {
+    fn read_full_info(&mut self, time_ns: u64, rows: &mut Vec<RawSample>) -> Result<()> {
         let Place { by_diag, full_info, buffers, .. } = self;
         let mut failed = Ok(());
         for connection in full_info.iter_mut().filter(|connection| !connection.ended) {
@@ -85,7 +85,7 @@ fn better(before: Option<Result<Cost>>, now: Result<Cost>) -> Result<Cost> {
 pub struct Ticks {
     places: Vec<Place>,
     common: Arc<Common>,
-    rows: Vec<Sample>,
+    rows: Vec<RawSample>,
     /// Absent where the way was asked for.
     choice: Option<Choice>,
     method: Method,

@@ -134,6 +134,15 @@ class Faults:
         with self._counting("announce", errno.EADDRINUSE):
             sock.remove_address(sock.announce_address(path.address(self.client, family=sock.family)))
 
+    def there(self) -> str:
+        """The connections of both hosts, for a message."""
+        lines = []
+        for name, host in (("client", self.client), ("server", self.server)):
+            for connection in host.connections():
+                ends = [(one.state, one.local, one.remote, one.backup) for one in connection.subflows()]
+                lines.append(f"{name} {connection} {connection.state}: {ends}")
+        return "\n".join(lines)
+
     # Links
 
     def flap(self, sock: mptcp.Socket, numbers: random.Random) -> None:

@@ -117,7 +117,9 @@ def run(rounds: int, end: float, outcome: Outcome, faults: Faults, service: Serv
         assert not service.failures, service.failures
         if (number + 1) % CHECKED == 0 or number + 1 == rounds:
             faults.disconnect()
-            assert eventually(lambda: not service.is_busy, DEADLINE), "the server has not heard of the end"
+            assert eventually(lambda: not service.is_busy, DEADLINE), (
+                f"the server has not heard of an end: {faults.there()}"
+            )
             assert holds_no_more_than(before), f"{what_is_held()}, and {before} before"
             faults.check_picture()
             assert faults.client.sysctl("net.mptcp.path_manager") == "userspace"
