@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
@@ -47,6 +47,7 @@ class Faults:
         self.client, self.server, self.paths = client, server, paths
         self.sock: mptcp.Socket | None = None
         self.done: Counter[str] = Counter()
+        self.lately: deque[str] = deque(maxlen=10)
         self.errors: Counter[str] = Counter()
         self._service = service
         self._stack = contextlib.ExitStack()
@@ -81,6 +82,7 @@ class Faults:
         [action] = numbers.choices(list(self._actions), list(self._actions.values()))
         name = action.__name__.replace("_", " ")
         self.done[name] += 1
+        self.lately.append(name)
         with self._counting(name):
             action(sock, numbers)
 
@@ -136,12 +138,10 @@ class Faults:
 
     def there(self) -> str:
         """The connections of both hosts, for a message."""
-        lines = []
-        for name, host in (("client", self.client), ("server", self.server)):
-            for connection in host.connections():
-                ends = [(one.state, one.local, one.remote, one.backup) for one in connection.subflows()]
-                lines.append(f"{name} {connection} {connection.state}: {ends}")
-        return "\n".join(lines)
+        served = [f"served: {sock} {sock.info()} {sock.subflows()}" for sock in self._service.served]
+        ss = ["ss", "-tanMiOH"]
+        rows = [host.run(ss, capture_output=True, text=True).stdout for host in (self.client, self.server)]
+        return "\n".join([*served, "client", rows[0], "server", rows[1]])
 
     # Links
 

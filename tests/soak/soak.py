@@ -82,6 +82,7 @@ def soak(rounds: int, seed: int, seconds: float = float("inf")) -> Outcome:
         except BaseException as error:
             mismatches = server.counters().get("DSSNotMatching", 0), client.counters().get("DSSNotMatching", 0)
             error.add_note(f"in round {outcome.rounds} of seed {seed}; MPTcpExtDSSNotMatching {mismatches}")
+            error.add_note(f"done last: {', '.join(faults.lately)}")
             error.add_note(f"errors so far: {dict(faults.errors)}; at the server: {service.failures}")
             raise
         outcome.counters = {

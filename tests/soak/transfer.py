@@ -25,7 +25,7 @@ FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 
 class Mismatch(Exception):
-    """The two ends have hashed different bytes."""
+    """The two ends have hashed different bytes, or bytes came that were not sent there."""
 
 
 @dataclass(frozen=True)
@@ -49,22 +49,36 @@ class Transfer:
         sock.sendall(self._receive(sock) if self.upload else self._send(sock))
 
     def _send(self, sock: mptcp.Socket) -> bytes:
-        numbers, digest = random.Random(self.seed), hashlib.sha256()
+        data, digest = self._data(), hashlib.sha256()
         for start in range(0, self.size, _PIECE):
-            piece = numbers.randbytes(min(_PIECE, self.size - start))
+            piece = data[start : start + _PIECE]
             digest.update(piece)
             sock.sendall(piece)
         return digest.digest()
 
+    def _data(self) -> bytes:
+        return random.Random(self.seed).randbytes(self.size)
+
     def _receive(self, sock: mptcp.Socket) -> bytes:
-        digest, left, buffer = hashlib.sha256(), self.size, memoryview(bytearray(_PIECE))
-        while left:
-            length = sock.recv_into(buffer, min(left, _PIECE))
-            if length == 0:
-                raise EOFError(f"the stream ended {left} of {self.size} bytes too early")
-            digest.update(buffer[:length])
-            left -= length
-        return digest.digest()
+        data = bytearray()
+        while len(data) < self.size:
+            piece = sock.recv(min(self.size - len(data), _PIECE))
+            if not piece:
+                raise EOFError(f"the stream ended after {len(data)} of {self.size} bytes")
+            data += piece
+        self._compare(bytes(data))
+        return hashlib.sha256(data).digest()
+
+    def _compare(self, data: bytes) -> None:
+        """Says of wrong bytes where they begin, where they end, and where they belong."""
+        right = self._data()
+        wrong = [at for at in range(0, self.size, 16) if data[at : at + 16] != right[at : at + 16]]
+        if wrong:
+            found = data[wrong[0] + 16 : wrong[0] + 32]
+            raise Mismatch(
+                f"{self}: {16 * len(wrong)} bytes from {wrong[0]} to {wrong[-1] + 16} are wrong; those at "
+                f"{wrong[0] + 16}, {found.hex()}, belong to {right.find(found)}"
+            )
 
 
 def _exactly(sock: mptcp.Socket, size: int) -> bytes:
@@ -87,11 +101,16 @@ class Server:
         self.has_descriptors = threading.Event()
         self.has_descriptors.set()
         self._host = host
+        self._served: set[mptcp.Socket] = set()
 
     @property
     def is_busy(self) -> bool:
         """Whether a connection is served that its client has not closed, or of whose end has not been heard."""
         return any(thread.name == _SERVING for thread in threading.enumerate())
+
+    @property
+    def served(self) -> list[mptcp.Socket]:
+        return list(self._served)
 
     def __enter__(self) -> Server:
         with contextlib.ExitStack() as stack:
@@ -135,6 +154,7 @@ class Server:
             thread.join()
 
     def _serve(self, sock: mptcp.Socket) -> None:
+        self._served.add(sock)
         with sock:
             try:
                 while first := sock.recv(1):
@@ -144,3 +164,5 @@ class Server:
                 pass  # the client gave the connection up
             except Exception as error:
                 self.failures.append(repr(error))
+            finally:
+                self._served.discard(sock)
