@@ -177,7 +177,7 @@ class Faults:
     def policy(self, sock: mptcp.Socket, numbers: random.Random) -> None:
         """Ends the policies of the client, by a signal that they can take notice of or not, and starts them anew."""
         self._end_policy(numbers.choice((signal.SIGKILL, signal.SIGTERM)))
-        command = [sys.executable, "-m", "mptcp", "policy", "--builtin", "fullmesh"]
+        command = [sys.executable, "-m", "mptcp", "policy", str(Path(__file__).with_name("mesh.py"))]
         self._policy = self.client.popen(command, stdout=subprocess.DEVNULL, stderr=self._policy_errors)
 
     def _end_policy(self, number: int) -> None:
@@ -192,13 +192,19 @@ class Faults:
         """Leaves the events room for two, has more come, and looks whether whoever follows them knows what there is."""
         self._events._native.set_receive_buffer(1)
         try:
-            address = self.paths[0].address(self.server), PORT
             for _ in range(30):
-                with self.client.create_connection(address, timeout=DEADLINE):
-                    pass
+                self._use(self._connection())
         finally:
             self._events._native.set_receive_buffer(4 << 20)
         self.check_picture()
+
+    def _connection(self) -> mptcp.Socket:
+        return self.client.create_connection((self.paths[0].address(self.server), PORT), timeout=DEADLINE)
+
+    def _use(self, sock: mptcp.Socket) -> None:
+        """Closes a connection that a byte has gone over: without, the server may never hear of its end."""
+        with sock:
+            Transfer(True, 1, 0).run(sock)
 
     def check_picture(self) -> None:
         def is_true() -> bool:
@@ -212,9 +218,10 @@ class Faults:
         assert eventually(is_true, DEADLINE), f"{self._picture.connections} is told, {true_picture(self.client)} is"
 
     def without_descriptors(self, sock: mptcp.Socket, numbers: random.Random) -> None:
+        connected: list[mptcp.Socket] = []
+
         def connect() -> None:
-            with self.client.create_connection((self.paths[0].address(self.server), PORT), timeout=DEADLINE):
-                pass
+            connected.append(self._connection())
 
         def listen() -> None:
             self.client.create_server(("", PORT + 1)).close()
@@ -241,6 +248,8 @@ class Faults:
                 call()
         finally:
             self._service.has_descriptors.set()
+        for short in connected:
+            self._use(short)
 
     def without_memory(self, sock: mptcp.Socket, numbers: random.Random) -> None:
         program = [sys.executable, str(Path(__file__).with_name("short_of_memory.py")), str(numbers.random())]
