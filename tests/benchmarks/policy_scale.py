@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import resource
 import subprocess
 import sys
@@ -119,8 +118,9 @@ def usage(pid: int) -> tuple[float, float]:
     """Bytes of memory of its own, and seconds of processor time."""
     rollup = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     memory = sum(int(line.split()[1]) * 1024 for line in rollup if line.startswith("Private_"))
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
-    return memory, (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    # To the nanosecond, of the threads that there are; /proc/PID/stat counts in hundredths of a second.
+    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return memory, sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
 
 
 if __name__ == "__main__":

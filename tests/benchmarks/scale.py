@@ -82,6 +82,7 @@ def measure(count: int) -> dict[str, float]:
         costs.update(read(client, sockets))
         before = usage(policy.pid)[1]
         costs[CLOSE] = close(client, connections, count)
+        wait_until_idle(policy.pid)
         costs[POLICY_CLOSE] = usage(policy.pid)[1] - before
         end(policy)
     return costs
@@ -164,6 +165,17 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+def wait_until_idle(pid: int) -> None:
+    """Until a process has done nothing for a fifth of a second."""
+
+    def is_idle() -> bool:
+        before = usage(pid)[1]
+        time.sleep(0.2)
+        return usage(pid)[1] == before
+
+    wait_for(is_idle)
+
+
 def exponent(counts: list[int], costs: list[float]) -> tuple[float, float]:
     """The slope of the line through the logarithms, and how far the costs are from it at most, as a ratio less one."""
     x, y = np.log(counts), np.log(costs)
@@ -185,7 +197,9 @@ def main() -> None:
     counts = [count for count in arguments.counts if fits(count)]
     measured = []
     for count in counts:
-        measured.append(measure(count))
+        # Where there are few, how often a thread wakes has a part in it.
+        turns = [measure(count) for _ in range(3 if count < 1000 else 1)]
+        measured.append({name: statistics.median(turn[name] for turn in turns) for name in turns[0]})
         print(f"{count} connections", flush=True)
         for name, cost in measured[-1].items():
             print(f"  {name:62}{cost / count * 1e6:10.1f} us each", flush=True)
