@@ -184,8 +184,19 @@ def cost(call: Callable[[], int], seconds: float, *, children: bool = False) -> 
 def load() -> None:
     # With a timeout the attached socket, and so the sender's too, would not block.
     socket.setdefaulttimeout(None)
+    processors = os.sched_getaffinity(0)
+    print(f"\nwait_ns beside a sender of 1 MB at a time, us, of {len(processors)} processors")
+    print(f"{'sender on':>11}{'MB/s':>7}{'method':>11}{'p50':>10}{'p99':>12}{'most':>12}{'samples':>9}")
+    for taken in (processors, {max(processors)}):
+        beside_a_sender(taken)
+
+
+def beside_a_sender(processors: set[int]) -> None:
+    """With the sender and the receiver, and so the softirqs of what they send, on these processors."""
     command = [sys.executable, "-W", "ignore", "-c", SENDER]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, preexec_fn=lambda: os.sched_setaffinity(0, processors)
+    ) as process:
         assert process.stdout is not None
         token, fd = map(int, process.stdout.readline().split())
         [connection] = mptcp.connections(token=token)
@@ -200,16 +211,14 @@ def load() -> None:
                     waits[method].append(samples["wait_ns"][~samples["final"]] / 1e3)
             rate = ((connection.info().bytes_sent or 0) - sent) / (time.monotonic() - begin)
         process.kill()
-    print(f"\nwait_ns beside a sender at {rate / 1e6:.0f} MB/s, us")
-    print(f"{'method':>11}{'p50':>10}{'p99':>12}{'most':>12}{'samples':>9}")
     quantiles = {}
     for method, parts in waits.items():
         joined = np.concatenate(parts)
         quantiles[method] = np.percentile(joined, [50, 99, 100])
         figures = "".join(f"{figure:{width}.0f}" for figure, width in zip(quantiles[method], (10, 12, 12), strict=True))
-        print(f"{method:>11}{figures}{len(joined):9}")
+        print(f"{len(processors):11}{rate / 1e6:7.0f}{method:>11}{figures}{len(joined):9}", flush=True)
     ratio = quantiles["full_info"] / quantiles["inet_diag"]
-    print(f"full_info waits {ratio[0]:.0f} times as long at the median, {ratio[1]:.0f} times at the 99th percentile")
+    print(f"full_info waits {ratio[0]:.1f} times as long at the median, {ratio[1]:.1f} times at the 99th percentile")
 
 
 def missed() -> None:

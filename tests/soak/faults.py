@@ -106,7 +106,7 @@ class Faults:
         # A full one, with data behind its third ACK, meets a bug of the kernel: docs/kernel-bugs.md.
         subflow = sock.open_subflow(local, (remote, PORT), backup=True, timeout=timeout)
         if subflow is not None and numbers.random() < 0.7:
-            self._set_backup(subflow, False)
+            self._set_backup(sock, subflow, False)
 
     def close_subflow(self, sock: mptcp.Socket, numbers: random.Random) -> None:
         subflow = numbers.choice(sock.subflows() or [None])
@@ -123,12 +123,23 @@ class Faults:
     def change_backup(self, sock: mptcp.Socket, numbers: random.Random) -> None:
         for subflow in sock.subflows():
             if subflow.state == "ESTABLISHED":
-                self._set_backup(subflow, numbers.random() < 0.3)
+                self._set_backup(sock, subflow, numbers.random() < 0.3)
 
-    def _set_backup(self, subflow: mptcp.Subflow, backup: bool) -> None:
+    def _set_backup(self, sock: mptcp.Socket, subflow: mptcp.Subflow, backup: bool) -> None:
+        # Before the server is through with the join no data may follow: see open_subflow().
+        if not backup and not eventually(lambda: self._has_joined(sock, subflow), 1.0):
+            return
         # EINVAL is what the kernel says of a subflow that is gone.
         with self._counting("change backup", errno.EINVAL):
             subflow.set_backup(backup)
+
+    def _has_joined(self, sock: mptcp.Socket, subflow: mptcp.Subflow) -> bool:
+        """Whether the server's connection has the subflow in its list."""
+        for peer in self._service.served:
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                if (peer.family, peer.getpeername()[1]) == (sock.family, sock.getsockname()[1]):
+                    return any(one.remote == subflow.local for one in peer.subflows())
+        return False
 
     def announce(self, sock: mptcp.Socket, numbers: random.Random) -> None:
         path = numbers.choice(self.paths)

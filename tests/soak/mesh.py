@@ -1,9 +1,8 @@
-"""The policy of the soak: a subflow from every local address, opened as a backup and made a full one when the peer has
-accepted it. Data that follows a join at once meets a bug of the kernel: docs/kernel-bugs.md."""
+"""The policy of the soak: a subflow from every local address, as a backup. Data that follows a join at once meets a bug
+of the kernel, docs/kernel-bugs.md, so that making them full ones is left to who knows that the server has them."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 
 from mptcp import Connection, Opening, Subflow
@@ -17,11 +16,6 @@ class Mesh(FullMesh):
             remotes = self.remotes(conn, local)
             if remotes and local.address not in there and self.may_try(conn, local):
                 conn.open_subflow(local.address, remotes[0], backup=True)
-
-    def on_subflow_established(self, conn: Connection, subflow: Subflow) -> None:
-        super().on_subflow_established(conn, subflow)
-        with contextlib.suppress(OSError):  # gone meanwhile
-            subflow.set_backup(False)
 
 
 policies = [Mesh()]
