@@ -35,8 +35,8 @@ class Recorder(Recording):
     of the connections.
 
     ``method`` is how subflows are read. "inet_diag": by exact look-ups, several in one message, which wait for no
-    connection's lock; a new subflow is found at its event, or within 0.1 s without the privilege for events.
-    "full_info": by MPTCP_FULL_INFO, all subflows of a connection in one moment, after waiting for its lock, which a
+    connection's lock, only for the subflow's own; a new subflow is found at its event, or within 0.1 s without the
+    privilege for events. "full_info": by MPTCP_FULL_INFO, all subflows of a connection in one moment, after waiting for its lock, which a
     sender at full speed may hold for milliseconds; for Sockets alone. "auto" measures, where all sources are Sockets:
     at the start, and at most once a second when there are twice as many subflows or half as many, everything is read up
     to five times each way. The way with less processor time is taken, except that one that shows fewer subflows (older
