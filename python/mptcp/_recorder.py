@@ -36,13 +36,13 @@ class Recorder(Recording):
 
     ``method`` is how subflows are read. "inet_diag": by exact look-ups, several in one message, which wait for no
     connection's lock, only for the subflow's own; a new subflow is found at its event, or within 0.1 s without the
-    privilege for events. "full_info": by MPTCP_FULL_INFO, all subflows of a connection in one moment, after waiting for its lock, which a
-    sender at full speed may hold for milliseconds; for Sockets alone. "auto" measures, where all sources are Sockets:
-    at the start, and at most once a second when there are twice as many subflows or half as many, everything is read up
-    to five times each way. The way with less processor time is taken, except that one that shows fewer subflows (older
-    kernels tell an ordinary user too little) or fails is not, and that MPTCP_FULL_INFO is never taken again once a
-    reading by it has slept, since somebody held the lock. Other sources "auto" reads by inet_diag. metadata has the
-    measurements, and which way it is now.
+    privilege for events. "full_info": by MPTCP_FULL_INFO, all subflows of a connection in one moment, after waiting
+    for its lock, which a sender at full speed may hold for milliseconds; for Sockets alone. "auto" measures, where
+    all sources are Sockets: at the start, and at most once a second when there are twice as many subflows or half as
+    many, everything is read up to five times each way. The way with less processor time is taken, except that one
+    that shows fewer subflows (older kernels tell an ordinary user too little) or fails is not, and that
+    MPTCP_FULL_INFO is never taken again once a reading by it has slept, since somebody held the lock. Other sources
+    "auto" reads by inet_diag. metadata has the measurements, and which way it is now.
 
     A native thread reads on an absolute clock and never waits for Python; where CAP_SYS_NICE or RLIMIT_RTPRIO permit it
     runs under SCHED_FIFO. A second one reads the connections, which waits for their locks whichever way it is done.
