@@ -30,25 +30,8 @@ from collections.abc import Callable, Iterator
 import mptcp
 from mptcp.lab import Lab
 from peers import Tool, pyroute2_connections, ss_text
+from sender import at_full_speed
 from turns import Missing, compare, publish
-
-SENDER = """
-import mptcp, os
-listener = mptcp.create_server(("127.0.0.1", 0))
-sock = mptcp.create_connection(listener.getsockname())
-peer, _ = listener.accept()
-if os.fork() == 0:
-    sock.close()
-    buffer = bytearray(1 << 20)
-    while peer.recv_into(buffer):
-        pass
-    os._exit(0)
-peer.close()
-print(sock.token, flush=True)
-data = bytes(1 << 20)
-while True:
-    sock.sendall(data)
-"""
 
 
 def main() -> None:
@@ -72,13 +55,9 @@ def measure(number: int, calls: int) -> None:
         for _ in make(number // 2, stack):
             pass
         idle = run({"connections(), no sender": mptcp.connections}, calls)
-        command = [sys.executable, "-W", "ignore", "-c", SENDER]
-        sender = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
-        stack.callback(sender.kill)
-        assert sender.stdout is not None
-        [busy] = mptcp.connections(token=int(sender.stdout.readline()))
-        sent = busy.info().bytes_sent or 0
-        begin = time.monotonic()
+        sender = stack.enter_context(at_full_speed())
+        busy = sender.connection
+        sent, begin = sender.bytes_sent(), time.monotonic()
         contestants: dict[str, Tool] = {
             "connections()": mptcp.connections,
             "connections(token=)": lambda: mptcp.connections(token=busy.token),
@@ -90,7 +69,7 @@ def measure(number: int, calls: int) -> None:
         }
         present = {name: call for name, call in contestants.items() if not isinstance(call, Missing)}
         times = {**idle, **run(present, calls)}
-        rate = ((busy.info().bytes_sent or 0) - sent) / (time.monotonic() - begin)
+        rate = (sender.bytes_sent() - sent) / (time.monotonic() - begin)
         listed = len(mptcp.connections())
     print(f"{listed} connections; the sender sends {rate / 1e6:.0f} MB/s meanwhile; {calls} calls of each, in turns\n")
     print(f"{'ms':26}{'median':>10}{'99 %':>10}{'slowest':>10}{'slept':>10}{'slowest, of that of ss -M':>30}")

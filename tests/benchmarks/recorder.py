@@ -34,6 +34,7 @@ from pathlib import Path
 import mptcp
 import numpy as np
 from mptcp.lab import Lab, two_paths
+from sender import at_full_speed
 
 ROOT = Path(__file__).parents[2]
 BARE = ROOT / "target" / "release" / "examples" / "bare_sampler"
@@ -41,24 +42,6 @@ SETTINGS = [(1, 1), (4, 1), (32, 1), (1, 100), (1, 2000)]
 METHODS = ("inet_diag", "full_info")
 ROUNDS = 5
 SENDER_TURNS = 50
-
-SENDER = """
-import mptcp, os, sys
-listener = mptcp.create_server(("127.0.0.1", 0))
-sock = mptcp.create_connection(listener.getsockname())
-peer, _ = listener.accept()
-if os.fork() == 0:
-    sock.close()
-    buffer = bytearray(1 << 20)
-    while peer.recv_into(buffer):
-        pass
-    os._exit(0)
-peer.close()
-print(sock.token, sock.fileno(), flush=True)
-data = bytes(1 << 20)
-while True:
-    sock.sendall(data)
-"""
 
 
 def main() -> None:
@@ -193,24 +176,15 @@ def load() -> None:
 
 def beside_a_sender(processors: set[int]) -> None:
     """With the sender and the receiver, and so the softirqs of what they send, on these processors."""
-    command = [sys.executable, "-W", "ignore", "-c", SENDER]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, preexec_fn=lambda: os.sched_setaffinity(0, processors)
-    ) as process:
-        assert process.stdout is not None
-        token, fd = map(int, process.stdout.readline().split())
-        [connection] = mptcp.connections(token=token)
-        with mptcp.attach(process.pid, fd) as sock:
-            waits: dict[str, list[np.ndarray]] = {method: [] for method in METHODS}
-            sent = connection.info().bytes_sent or 0
-            begin = time.monotonic()
-            for _ in range(ROUNDS):
-                for method, source in (("inet_diag", connection), ("full_info", sock)):
-                    *_, recorder = recorded(method, 0.005, 3.0, source)
-                    samples = recorder.samples
-                    waits[method].append(samples["wait_ns"][~samples["final"]] / 1e3)
-            rate = ((connection.info().bytes_sent or 0) - sent) / (time.monotonic() - begin)
-        process.kill()
+    waits: dict[str, list[np.ndarray]] = {method: [] for method in METHODS}
+    with at_full_speed(processors) as sender, mptcp.attach(sender.pid, sender.fd) as sock:
+        sent, begin = sender.bytes_sent(), time.monotonic()
+        for _ in range(ROUNDS):
+            for method, source in (("inet_diag", sender.connection), ("full_info", sock)):
+                *_, recorder = recorded(method, 0.005, 3.0, source)
+                samples = recorder.samples
+                waits[method].append(samples["wait_ns"][~samples["final"]] / 1e3)
+        rate = (sender.bytes_sent() - sent) / (time.monotonic() - begin)
     quantiles = {}
     for method, parts in waits.items():
         joined = np.concatenate(parts)
