@@ -130,6 +130,8 @@ def run(rounds: int, end: float, outcome: Outcome, faults: Faults, service: Serv
             first = outcome.held[0].memory
             assert outcome.held[-1].memory < first + GROWTH, f"memory has grown: {outcome.held}"
         outcome.rounds = number + 1
+        if outcome.rounds % 1000 == 0:
+            print(f"{outcome.rounds:,} rounds", file=sys.stderr, flush=True)
 
 
 def what_is_held() -> str:
