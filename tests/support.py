@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import re
 import resource
 import shutil
@@ -23,6 +24,8 @@ from mptcp.lab import Host, Link
 PORT = 5000
 
 ROOT = os.geteuid() == 0
+
+KERNEL = tuple(map(int, re.findall(r"\d+", platform.release())[:2]))
 
 RUN = [sys.executable, "-W", "error", "-m", "mptcp", "run"]
 # What is run under it: of the system, which every user may execute.

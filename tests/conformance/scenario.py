@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import platform
-import re
 import shutil
 import socket
 import struct
@@ -16,7 +14,7 @@ import mptcp
 import pytest
 from mptcp import Event, EventKind, Events, _abilities
 from mptcp.lab import Host, Lab
-from support import PORT, eventually, exchange
+from support import KERNEL, PORT, eventually, exchange
 
 NEW_PORT = 10100
 """One that is not the connection's."""
@@ -116,8 +114,6 @@ def in_kernel(host: Host, *, subflows: int, add_addr_accepted: int = 0) -> None:
     host.set_path_manager("kernel")
     host.set_limits(subflows=subflows, add_addr_accepted=add_addr_accepted)
 
-
-KERNEL = tuple(map(int, re.findall(r"\d+", platform.release())[:2]))
 
 # Counters that older kernels lack.
 _SINCE = {"MPCurrEstab": (6, 8)}

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import mptcp
 import pytest
 from mptcp.lab import Host, Lab
-from scenario import KERNEL, counted
-from support import eventually, exchange, ss
+from scenario import counted
+from support import KERNEL, eventually, exchange, ss
 
 pytestmark = pytest.mark.conformance
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import pytest
 from mptcp.lab import Host
 from scenario import (
-    KERNEL,
     NEW_PORT,
     Network,
     Pair,
@@ -19,7 +18,7 @@ from scenario import (
     joins,
     priorities,
 )
-from support import eventually
+from support import KERNEL, eventually
 
 pytestmark = pytest.mark.conformance
 
