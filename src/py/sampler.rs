@@ -79,12 +79,14 @@ impl Sampler {
         py.detach(|| self.0.stop());
     }
 
-    fn take_samples<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<Sample>> {
-        py.detach(|| self.0.take_samples()).into_pyarray(py)
+    fn take_samples<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<Sample>>> {
+        let taken = py.detach(|| self.0.take_samples()).map_err(|error| to_py(py, error))?;
+        Ok(taken.into_pyarray(py))
     }
 
-    fn take_connections<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<ConnectionRow>> {
-        py.detach(|| self.0.take_connections()).into_pyarray(py)
+    fn take_connections<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<ConnectionRow>>> {
+        let taken = py.detach(|| self.0.take_connections()).map_err(|error| to_py(py, error))?;
+        Ok(taken.into_pyarray(py))
     }
 
     /// The events since the last call, in order.

@@ -347,11 +347,11 @@ impl Sampler {
         }
     }
 
-    pub fn take_samples(&self) -> Vec<Sample> {
+    pub fn take_samples(&self) -> Result<Vec<Sample>> {
         self.common.samples.take(RawSample::decode)
     }
 
-    pub fn take_connections(&self) -> Vec<ConnectionRow> {
+    pub fn take_connections(&self) -> Result<Vec<ConnectionRow>> {
         self.common.connections.take(|row| *row)
     }
 

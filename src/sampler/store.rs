@@ -3,6 +3,7 @@
 
 use std::sync::Mutex;
 
+use crate::error::{Error, Result};
 use crate::reader::lock;
 use crate::sys;
 
@@ -78,13 +79,21 @@ impl<R> Store<R> {
         }
     }
 
-    /// Everything that has been added since the last time, each row as `decode` makes it.
-    pub fn take<T>(&self, decode: impl Fn(&R) -> T) -> Vec<T> {
-        let (chunks, count) = {
+    /// Everything that has been added since the last time, each row as `decode` makes it. All of it stays where there
+    /// is no memory for that.
+    pub fn take<T>(&self, decode: impl Fn(&R) -> T) -> Result<Vec<T>> {
+        let (mut chunks, count) = {
             let mut inside = lock(&self.rows);
             (std::mem::take(&mut inside.chunks), std::mem::take(&mut inside.count))
         };
-        let mut taken = Vec::with_capacity(count);
+        let mut taken = Vec::new();
+        if taken.try_reserve_exact(count).is_err() {
+            let mut inside = lock(&self.rows);
+            chunks.append(&mut inside.chunks);
+            inside.chunks = chunks;
+            inside.count += count;
+            return Err(Error::os(libc::ENOMEM, "there is no memory for the rows of the recording"));
+        }
         if count * size_of::<T>() >= LARGE {
             sys::pages::prefer_large(taken.spare_capacity_mut());
         }
@@ -97,7 +106,7 @@ impl<R> Store<R> {
                 inside.spare = Some(chunk);
             }
         }
-        taken
+        Ok(taken)
     }
 
     pub fn dropped(&self) -> u64 {
@@ -119,7 +128,7 @@ mod tests {
     use super::*;
 
     fn all(store: &Store<u64>) -> Vec<u64> {
-        store.take(|row| *row)
+        store.take(|row| *row).unwrap()
     }
 
     #[test]
@@ -145,6 +154,17 @@ mod tests {
             assert!(all(&store) == numbers);
         }
         assert_eq!(store.dropped(), 0);
+    }
+
+    #[test]
+    fn without_memory_nothing_is_lost() {
+        // A row that becomes larger than any memory.
+        const HUGE: usize = 1 << 46;
+        let store = Store::new(usize::MAX);
+        store.append(&mut vec![1, 2, 3]);
+        assert_eq!(store.take(|_| -> [u8; HUGE] { unreachable!() }).unwrap_err().errno(), libc::ENOMEM);
+        store.append(&mut vec![4]);
+        assert_eq!(all(&store), [1, 2, 3, 4]);
     }
 
     #[test]
