@@ -9,6 +9,7 @@ import select
 import socket
 import struct
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import mptcp
@@ -48,37 +49,33 @@ class Transfer:
         """The server's part, behind the header."""
         sock.sendall(self._receive(sock) if self.upload else self._send(sock))
 
-    def _send(self, sock: mptcp.Socket) -> bytes:
-        data, digest = self._data(), hashlib.sha256()
+    def _pieces(self) -> Iterator[bytes]:
+        numbers = random.Random(self.seed)
         for start in range(0, self.size, _PIECE):
-            piece = data[start : start + _PIECE]
+            yield numbers.randbytes(min(_PIECE, self.size - start))
+
+    def _send(self, sock: mptcp.Socket) -> bytes:
+        digest = hashlib.sha256()
+        for piece in self._pieces():
             digest.update(piece)
             sock.sendall(piece)
         return digest.digest()
 
-    def _data(self) -> bytes:
-        return random.Random(self.seed).randbytes(self.size)
-
     def _receive(self, sock: mptcp.Socket) -> bytes:
-        data = bytearray()
-        while len(data) < self.size:
-            piece = sock.recv(min(self.size - len(data), _PIECE))
-            if not piece:
-                raise EOFError(f"the stream ended after {len(data)} of {self.size} bytes")
-            data += piece
-        self._compare(bytes(data))
-        return hashlib.sha256(data).digest()
+        digest, begin = hashlib.sha256(), 0
+        for right in self._pieces():
+            piece = _exactly(sock, len(right))
+            if piece != right:
+                raise Mismatch(f"{self}: {self._where(piece, right, begin)}")
+            digest.update(piece)
+            begin += len(piece)
+        return digest.digest()
 
-    def _compare(self, data: bytes) -> None:
-        """Says of wrong bytes where they begin, where they end, and where they belong."""
-        right = self._data()
-        wrong = [at for at in range(0, self.size, 16) if data[at : at + 16] != right[at : at + 16]]
-        if wrong:
-            found = data[wrong[0] + 16 : wrong[0] + 32]
-            raise Mismatch(
-                f"{self}: {16 * len(wrong)} bytes from {wrong[0]} to {wrong[-1] + 16} are wrong; those at "
-                f"{wrong[0] + 16}, {found.hex()}, belong to {right.find(found)}"
-            )
+    def _where(self, piece: bytes, right: bytes, begin: int) -> str:
+        """Of a wrong piece, where it begins to be wrong, and where what is there belongs."""
+        wrong = next(at for at in range(len(right)) if piece[at] != right[at])
+        belongs = b"".join(self._pieces()).find(piece[wrong : wrong + 16])
+        return f"from byte {begin + wrong} on there is what belongs to {belongs}"
 
 
 def _exactly(sock: mptcp.Socket, size: int) -> bytes:
