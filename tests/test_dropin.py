@@ -162,6 +162,30 @@ def test_the_default_timeout(default_timeout: float) -> None:
         assert nonblocking.type == socket.SOCK_STREAM
 
 
+def test_wrapping_never_changes_the_mode_of_the_connection(default_timeout: float) -> None:
+    with mptcp.create_server(("127.0.0.1", 0)) as listener, mptcp.create_connection(listener.getsockname()) as sock:
+        sock.settimeout(None)
+        modes, stop = set[bool](), threading.Event()
+
+        def look() -> None:
+            while not stop.is_set():
+                modes.add(os.get_blocking(sock.fileno()))
+
+        thread = threading.Thread(target=look)
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            thread.start()
+            for _ in range(1000):
+                with mptcp.wrap(sock) as wrapped:
+                    assert (wrapped.gettimeout(), wrapped.type) == (None, socket.SOCK_STREAM)
+        finally:
+            sys.setswitchinterval(before)
+            stop.set()
+            thread.join()
+        assert modes == {True}
+
+
 def test_what_a_listener_with_a_timeout_accepts_blocks() -> None:
     with mptcp.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(10)

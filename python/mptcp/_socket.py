@@ -64,7 +64,7 @@ class Socket(socket.socket):
                 raise ValueError("path_manager is latched when a socket is made: it cannot be chosen with fileno")
         if fileno is not None:
             # As socket.socket does, what is not given is read from the descriptor.
-            super().__init__(-1, -1, -1, fileno)
+            super().__init__(-1, type if type & socket.SOCK_NONBLOCK else -1, -1, fileno)
         else:
             # -1 is socket.socket's own word for an argument that is not given.
             family = socket.AF_INET if family == -1 else family
@@ -470,7 +470,8 @@ def wrap(sock: Any) -> Socket:
     try:
         # The blocking mode belongs to the connection, not to the descriptor: it must stay as it is.
         blocking = os.get_blocking(duplicate)
-        wrapped = Socket(fileno=duplicate)
+        # With the flag it takes no timeout of socket.setdefaulttimeout's, which would change the mode for a moment.
+        wrapped = Socket(type=socket.SOCK_STREAM | socket.SOCK_NONBLOCK, fileno=duplicate)
     except BaseException:
         os.close(duplicate)
         raise
