@@ -149,7 +149,7 @@ class Faults:
 
     def there(self) -> str:
         """The connections of both hosts, for a message."""
-        served = [f"served: {sock} {sock.info()} {sock.subflows()}" for sock in self._service.served]
+        served = [f"served: {sock}, Multipath TCP: {sock.is_mptcp}" for sock in self._service.served]
         ss = ["ss", "-tanMiOH"]
         rows = [host.run(ss, capture_output=True, text=True).stdout for host in (self.client, self.server)]
         return "\n".join([*served, "client", rows[0], "server", rows[1]])
