@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::connection::{diag_failed, ended, latched, Connection, PathManager, Subflow};
 use crate::diag::{self, Entry};
@@ -29,9 +29,6 @@ pub struct ByToken {
     pub entry: Entry,
     /// The peer opened it. Absent if its initial subflow was gone by then.
     pub server_side: Option<bool>,
-    /// It is at least as old, by what the kernel told when it was listed.
-    at_least: Duration,
-    listed: Instant,
 }
 
 /// What a connection's subflows tell of it.
@@ -74,13 +71,11 @@ pub fn list(namespace: &Arc<Namespace>, token: Option<u32>) -> Result<Vec<ByToke
         None => find_all(&mut lock(&namespace.diag))?,
         Some(token) => find_one(&mut lock(&namespace.diag), token)?.into_iter().collect(),
     };
-    let connection = |(token, entry, seen): (u32, Entry, Seen)| ByToken {
-        namespace: Arc::clone(namespace),
-        shared: namespace.connection(token),
-        entry,
-        server_side: seen.initial().map(|initial| !initial.opened_here()),
-        at_least: seen.at_least,
-        listed: Instant::now(),
+    let connection = |(token, entry, seen): (u32, Entry, Seen)| {
+        let shared = namespace.connection(token);
+        shared.is_as_old_as(seen.at_least);
+        let server_side = seen.initial().map(|initial| !initial.opened_here());
+        ByToken { namespace: Arc::clone(namespace), shared, entry, server_side }
     };
     let is_multipath = |(_, _, seen): &(u32, Entry, Seen)| !seen.initial().is_some_and(|i| i.fell_back());
     let mut connections: Vec<_> = found.into_iter().filter(is_multipath).map(connection).collect();
@@ -193,9 +188,9 @@ impl ByToken {
         Ok(Source::Token { token: self.token(), namespace: Arc::clone(&self.namespace) })
     }
 
-    /// How old the connection is at least: by what the kernel told, and since this process knows it.
+    /// How old the connection is at least.
     pub fn age(&self) -> Duration {
-        (self.at_least + self.listed.elapsed()).max(self.shared.since.elapsed())
+        self.shared.age()
     }
 
     /// The path manager that the connection latched. Waits for the connection's lock.

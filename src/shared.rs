@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Mutex;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::address_ids::AddressIds;
 use crate::diag::{Entry, Tuple};
@@ -14,8 +14,8 @@ use crate::reader::lock;
 #[derive(Debug)]
 pub struct Shared {
     pub token: u32,
-    /// When this process first heard of it.
-    pub since: Instant,
+    /// Since when it has been there, by what this process knows.
+    since: Mutex<Instant>,
     /// Held while a subflow is created, and while its place in the list is found.
     pub opening: Mutex<AddressIds>,
     ordinals: Mutex<Ordinals>,
@@ -36,12 +36,25 @@ impl Shared {
     pub fn new(token: u32) -> Shared {
         Shared {
             token,
-            since: Instant::now(),
+            since: Mutex::new(Instant::now()),
             opening: Mutex::default(),
             ordinals: Mutex::default(),
             sub_ids: Mutex::default(),
             interfaces: Mutex::default(),
         }
+    }
+
+    /// It is at least as old, by what the kernel tells now.
+    pub fn is_as_old_as(&self, age: Duration) {
+        let mut since = lock(&self.since);
+        if let Some(earlier) = Instant::now().checked_sub(age) {
+            *since = earlier.min(*since);
+        }
+    }
+
+    /// How old it is at least: by what the kernel told, and since this process knows it.
+    pub fn age(&self) -> Duration {
+        lock(&self.since).elapsed()
     }
 
     /// Our ids of the subflows with these cookies. Those that are not among them are forgotten: a cookie is never

@@ -414,8 +414,15 @@ def test_a_picture_survives_when_nobody_takes_events(connection: Connection) -> 
         listener = Pictured()
         for event in (first, *followed):
             listener.take(event)
-        picture = {token: subflows for token, subflows in listener.connections.items() if subflows}
-        assert picture == true_picture(connection.client)
+
+        def settled() -> bool:
+            # The last ones may be on their way to the reader.
+            for event in queued(events):
+                listener.take(event)
+            picture = {token: subflows for token, subflows in listener.connections.items() if subflows}
+            return picture == true_picture(connection.client)
+
+        assert eventually(settled, DEADLINE)
 
 
 # Without privilege.

@@ -316,9 +316,11 @@ def test_transfer_that_fails() -> None:
         with pytest.raises(RuntimeError, match="of the block"), Transfer(client, server, paths) as transfer:
             raise RuntimeError("of the block")
         assert transfer.sock.fileno() == -1
-        # Of the transfer itself: it has no way left to send.
-        with pytest.raises(BrokenPipeError), Transfer(client, server, paths, port=5001) as broken:
-            broken.sock.shutdown(socket.SHUT_WR)
+        # Of the transfer itself: it has no way left to send, and has noticed when the block ends.
+        broken = Transfer(client, server, paths, port=5001)
+        broken.sock.shutdown(socket.SHUT_WR)
+        with pytest.raises(BrokenPipeError), broken:
+            assert eventually(lambda: broken._running[0].done(), 30)
 
 
 def test_record_transfer() -> None:

@@ -18,9 +18,11 @@ from typing import Any
 import mptcp
 import pytest
 from mptcp import _connections
+from mptcp._policy._connection import Attempt
 from mptcp.lab import Host, Lab, Link
 from mptcp.policies import FullMesh
 from support import (
+    PORT,
     PYTHON,
     RUN,
     Connection,
@@ -397,6 +399,25 @@ def test_the_picture_survives_the_loss_of_events(made: Connection) -> None:
         made.sock.open_subflow(*made.second)
         assert eventually(is_true, 20)
         assert len(known(policy)[made.sock.token]) == 2
+
+
+def test_what_was_asked_for_is_too_late_when_the_connection_has_ended(
+    made: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An open that waits for the connection to be fully established, which it is, and then ends before the runtime
+    comes to it: in the order in which the runtime does it, without leaving it to chance."""
+    policy = Recorded()
+    with made.client.run_policy(policy):
+        [conn] = policy.connections()
+        local, remote = made.second
+        conn.waiting = [Attempt((local, 0), (remote, PORT), False)]  # type: ignore[attr-defined]
+        token = made.sock.token
+        made.sock.close()
+        made.peer.close()
+        assert eventually(lambda: not made.client.connections(token=token))
+        policy._runtime._established(token, conn)  # type: ignore[union-attr,arg-type]
+        assert not conn.waiting  # type: ignore[attr-defined]
+    assert not caplog.records
 
 
 def known(policy: mptcp.Policy) -> dict[int, set[Any]]:

@@ -98,9 +98,10 @@ class Connection:
     def age(self) -> float:
         """Seconds that the connection is old at least.
 
-        The kernel keeps no time of birth. This is the longest of the time since this process first listed the
-        connection, if it has kept a Connection or Socket of it, and what the subflows' tcp_info told when it was
-        listed: the time since data was last sent, since an acknowledgement last came, and the time spent sending.
+        The kernel keeps no time of birth. This is by the earliest moment that this process knows the connection to
+        have been there: when it first listed it, and what the subflows' tcp_info told whenever it did, which is the
+        time since data was last sent, since an acknowledgement last came, and the time spent sending. It is
+        remembered while a Connection or Socket of it is kept.
         """
         return self._native.age
 

@@ -235,8 +235,12 @@ class Runtime:
             return
         with self.lock:
             waiting, conn.waiting = conn.waiting, []
-        for attempt in waiting:
-            self._send(conn, attempt)
+        try:
+            for attempt in waiting:
+                self._send(conn, attempt)
+        except OSError:
+            if not self._has_ended(conn):
+                raise
 
     def _add(self, native: _core.ByToken, known: Iterable[Ends]) -> None:
         conn = PolicyConnection(native, self)
