@@ -315,10 +315,15 @@ fn enter_namespace(namespace: RawFd) -> i32 {
         // Not privileged here, but perhaps the owner of the user namespace that owns this one.
         let refused = errno();
         let owner = libc::ioctl(namespace, NS_GET_USERNS as _);
-        if owner < 0 || libc::setns(owner, libc::CLONE_NEWUSER) != 0 {
+        if owner < 0 {
+            // EPERM: it is beyond our own. EMFILE, or no memory: whether we may is not known.
+            return if errno() == libc::EPERM { refused } else { errno() };
+        }
+        let entered = libc::setns(owner, libc::CLONE_NEWUSER);
+        libc::close(owner);
+        if entered != 0 {
             return refused;
         }
-        libc::close(owner);
         if libc::setns(namespace, libc::CLONE_NEWNET) == 0 {
             0
         } else {

@@ -9,8 +9,8 @@ import threading
 
 import mptcp
 import pytest
-from mptcp.lab import Host, Lab, Link
-from support import PORT, Connection, connected, ends, eventually, exchange, ss, subscribers
+from mptcp.lab import Host, Lab, Link, two_paths
+from support import PORT, Connection, connected, descriptors_left, ends, eventually, exchange, ss, subscribers
 
 TwoPaths = tuple[Host, Host, tuple[Link, Link]]
 
@@ -28,6 +28,20 @@ def accepting(mptcp_two_paths: TwoPaths) -> object:
     client.set_limits(subflows=8, add_addr_accepted=8)
     with connected(client, server, paths) as made:
         yield made
+
+
+def test_without_descriptors() -> None:
+    """What it opens in the namespace wants several, and each of them may be the one too many."""
+    ended: list[int | None] = []
+    while not ended or ended[-1] is not None:
+        with two_paths() as made, connected(*made) as connection, descriptors_left(len(ended)):
+            try:
+                connection.sock.announce_address(connection.second[0])
+                ended.append(None)
+            except OSError as error:
+                ended.append(error.errno)
+    assert len(ended) > 2
+    assert set(ended) == {errno.EMFILE, None}
 
 
 def test_the_peer_opens_a_subflow_to_it(accepting: Connection) -> None:
