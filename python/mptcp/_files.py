@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._recording import Recording, read_event
 
+# json and pathlib are imported where they are needed: they take an eighth of what `import mptcp` takes.
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ._recording import Rows
 
 SUFFIXES = (".npz", ".parquet", ".arrow")
@@ -20,6 +21,8 @@ SAMPLES_HEAD = (*CONNECTIONS_HEAD, "subflow", "cookie", "state", "local_id", "re
 
 
 def check(path: str | os.PathLike[str], suffixes: tuple[str, ...] = SUFFIXES) -> Path:
+    from pathlib import Path
+
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"a path is a str or a PathLike, not {path!r}")
     path = Path(path)
@@ -38,6 +41,8 @@ def save(recording: Recording, path: str | os.PathLike[str]) -> None:
     samples, connections = recording.samples, recording.connections
     metadata = recording._metadata_of_file()
     if path.suffix == ".npz":
+        import json
+
         import numpy as np
 
         with path.open("wb") as file:
@@ -80,6 +85,8 @@ Read = tuple["Rows", "Rows", dict[str, Any]]
 
 
 def _load_npz(path: Path) -> Read:
+    import json
+
     import numpy as np
 
     # Opened here, since numpy leaves a damaged one open.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,9 @@ _LINK = ("rate", "delay", "jitter", "loss", "queue", "congestion_control", "is_u
 
 def surroundings() -> dict[str, Any]:
     """All that is known before a recording begins."""
-    import importlib.metadata  # here, since importing it takes as long as half of this package
+    # Here, since importing these takes as long as half of this package.
+    import importlib.metadata
+    import platform
 
     names = {name: importlib.metadata.version(name) for name in ("mptcp", "numpy")}
     return {
