@@ -388,9 +388,25 @@ impl Opening {
 
     /// One look at the subflow: accepted, on its way, or gone.
     fn look(&mut self) -> Result<bool> {
+        let is_there = self.look_up()?;
+        if self.accepted.is_some() {
+            return Ok(true);
+        }
+        // Not before: the thread that reads them is about to bring one, and holds their lock for that.
         while let Some(event) = self.events.next(Instant::now()) {
             self.take(event);
         }
+        // Gone. The event that says why may still be on its way from the kernel's worker.
+        if !is_there
+            && (self.closed.is_some() || self.gone.get_or_insert_with(Instant::now).elapsed() > CAUSE)
+        {
+            return Err(self.cause());
+        }
+        Ok(false)
+    }
+
+    /// Whether there is such a subflow; `accepted` is set when the peer has accepted it.
+    fn look_up(&mut self) -> Result<bool> {
         if let Some(tuple) = self.tuple {
             let entries = diag::look_up(&mut lock(&self.namespace.diag), &[tuple]);
             let entry = entries.map_err(connection::diag_failed)?.pop().flatten();
@@ -400,21 +416,16 @@ impl Opening {
                     if self.ends.interface != 0 && entry.tuple.interface != self.ends.interface {
                         return Err(cannot_bind());
                     }
-                    if !subflow.fully_established() {
-                        return Ok(false);
+                    if subflow.fully_established() {
+                        if self.ends.backup && !subflow.backup() {
+                            self.ask_for_backup(&tuple)?; // the next look tells
+                        } else {
+                            self.accepted = Some(entry);
+                        }
                     }
-                    if self.ends.backup && !subflow.backup() {
-                        self.ask_for_backup(&tuple)?;
-                        return Ok(false); // the next look tells
-                    }
-                    self.accepted = Some(entry);
                     return Ok(true);
                 }
             }
-        }
-        // Gone. The event that says why may still be on its way from the kernel's worker.
-        if self.closed.is_some() || self.gone.get_or_insert_with(Instant::now).elapsed() > CAUSE {
-            return Err(self.cause());
         }
         Ok(false)
     }
