@@ -232,6 +232,11 @@ def events_are_read_late() -> Iterator[None]:
                 os.sched_setscheduler(reader, os.SCHED_OTHER, os.sched_param(0))
 
 
+def has_joined(peer: mptcp.Socket, subflow: mptcp.Subflow) -> bool:
+    """Whether the acceptor is through with a join and has the subflow in its list: see docs/kernel-bugs.md."""
+    return subflow.local in [one.remote for one in peer.subflows()]
+
+
 def _name(comm: Path) -> str:
     try:
         return comm.read_text().strip()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import threading
 
 import mptcp
 import pytest
 from mptcp.lab import Host, Lab, Link
-from support import Connection, connected, eventually, exchange, held, holds_no_more_than
+from support import Connection, connected, eventually, exchange, has_joined, held, holds_no_more_than
 
 TwoPaths = tuple[Host, Host, tuple[Link, Link]]
 
@@ -121,9 +122,7 @@ def open_and_close(connection: Connection, rounds: int) -> None:
         opened = connection.sock.open_subflow(*connection.second, backup=True)
         assert opened is not None
         ids.add(opened.id)
-        assert eventually(
-            lambda local=opened.local: local in {subflow.remote for subflow in connection.peer.subflows()}
-        )
+        assert eventually(functools.partial(has_joined, connection.peer, opened))
         opened.set_backup(False)
         connection.sock.close_subflow(opened)
         if round_ == 100:

@@ -186,6 +186,12 @@ def test_wrapping_never_changes_the_mode_of_the_connection(default_timeout: floa
         assert modes == {True}
 
 
+def test_what_is_wrapped_keeps_its_type(default_timeout: float) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock, mptcp.wrap(sock) as wrapped:
+        assert (wrapped.type, wrapped.proto) == (socket.SOCK_DGRAM, socket.IPPROTO_UDP)
+        assert wrapped.gettimeout() == default_timeout
+
+
 def test_what_a_listener_with_a_timeout_accepts_blocks() -> None:
     with mptcp.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(10)

@@ -475,6 +475,9 @@ def wrap(sock: Any) -> Socket:
     except BaseException:
         os.close(duplicate)
         raise
+    kind = wrapped.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE)
+    if kind != socket.SOCK_STREAM:
+        wrapped = Socket(type=kind | socket.SOCK_NONBLOCK, fileno=wrapped.detach())
     # Each of these sets the mode that the connection has already.
     wrapped.settimeout(None if blocking else getattr(sock, "gettimeout", lambda: 0.0)())
     return wrapped

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::reader::lock;
 use crate::sys;
 
-/// Bytes of the first chunk and of the largest: each is twice the one before, and none is ever moved.
+/// Bytes of the first chunk and of the largest: a new one is twice the one before, and none is ever moved.
 const FIRST: usize = 1 << 16;
 const LARGEST: usize = 32 << 20;
 

@@ -20,7 +20,7 @@ from typing import IO
 
 import mptcp
 from mptcp.lab import Host, Link
-from support import PORT, Pictured, descriptors_left, eventually, true_picture
+from support import PORT, Pictured, descriptors_left, eventually, has_joined, true_picture
 from transfer import FAMILIES, Server, Transfer
 
 # What an operation may end in while another closes subflows, cuts links or ends processes, by class and errno.
@@ -138,7 +138,7 @@ class Faults:
         for peer in self._service.served:
             with contextlib.suppress(OSError):  # it has ended meanwhile
                 if (peer.family, peer.getpeername()[1]) == (sock.family, sock.getsockname()[1]):
-                    return any(one.remote == subflow.local for one in peer.subflows())
+                    return has_joined(peer, subflow)
         return False
 
     def announce(self, sock: mptcp.Socket, numbers: random.Random) -> None:
