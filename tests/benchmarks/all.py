@@ -4,7 +4,7 @@
     sudo .venv/bin/python tests/benchmarks/all.py [NAME]...
 
 It takes some twenty minutes. With names, as `main_job` or `"recorder load"`, only these are run anew, and the page
-keeps what there is of the others, in target/benchmarks/. Of what cannot be run here the page has the reason.
+keeps what it has of the others. Of what cannot be run here the page has the reason.
 
 A benchmark that publishes rows, see turns.py, has tables there; of one that does not, the page has what it prints.
 """
@@ -17,6 +17,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -28,7 +29,6 @@ from turns import ROWS, Row, texts
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-RESULTS = ROOT / "target" / "benchmarks"
 PAGE = ROOT / "docs" / "benchmarks.md"
 
 #: What is asked, and the program with its arguments that answers.
@@ -42,6 +42,8 @@ BENCHMARKS = {
 }
 #: Programs that are compared, and how they tell their version.
 PROGRAMS = {"ss": ["ss", "-V"], "mptcpd": ["/usr/libexec/mptcpd", "--version"], "iperf3": ["iperf3", "--version"]}
+#: A part of the page: from the line that names its program to the next such, or the next title.
+PART = re.compile(r"^`tests/benchmarks/(\w+)\.py ?([^`]*)`.*?(?=^`tests/benchmarks/|^## |\Z)", re.MULTILINE | re.DOTALL)
 PACKAGES = ("mptcp", "pyroute2", "mptcplib", "numpy")
 
 HEAD = """# Benchmarks
@@ -67,22 +69,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="the beginning of a program and its arguments")
     names = parser.parse_args().names
-    RESULTS.mkdir(parents=True, exist_ok=True)
     every = [command for commands in BENCHMARKS.values() for command in commands]
     chosen = [command for command in every if not names or any(command.startswith(name) for name in names)]
     if not chosen:
         parser.error(f"no such benchmark: one of {', '.join(every)}")
     if any(command.startswith("recorder") for command in chosen):
         subprocess.run(["cargo", "build", "--quiet", "--release", "--example", "bare_sampler"], cwd=ROOT, check=True)
+    parts = present()
     for command in chosen:
         print(f"== {command}", flush=True)
-        place(command).write_text(json.dumps(result_of(command), indent=1))
-    PAGE.write_text(HEAD + "".join(section(title, commands) for title, commands in BENCHMARKS.items()))
+        parts[command] = part(command, result_of(command))
+    sections = [section(title, commands, parts) for title, commands in BENCHMARKS.items()]
+    PAGE.write_text(HEAD + "".join(sections))
     print(f"\n{PAGE.relative_to(ROOT)} is written")
 
 
-def place(command: str) -> Path:
-    return RESULTS / f"{command.replace(' ', '_')}.json"
+def present() -> dict[str, str]:
+    """What the page has now, by command."""
+    text = PAGE.read_text() if PAGE.exists() else ""
+    return {f"{found[1]} {found[2]}".strip(): found[0].strip() for found in PART.finditer(text)}
 
 
 def result_of(command: str) -> dict[str, Any]:
@@ -125,26 +130,20 @@ def version(name: str) -> str:
     return f"{name} {words[-1] if name != 'iperf3' else words[1]}"
 
 
-def section(title: str, commands: list[str]) -> str:
-    parts = [f"\n## {title}\n"]
-    said = ""
-    for command in commands:
-        if not place(command).exists():
-            parts.append(f"\n`{command}` was not run.\n")
-            continue
-        result = json.loads(place(command).read_text())
-        program, *arguments = command.split()
-        how = f"`{' '.join([f'tests/benchmarks/{program}.py', *arguments])}`"
-        # Programs of one section often ran in the same surroundings.
-        parts.append(f"\n{how}" + (".\n" if result["surroundings"] == said else f"; {result['surroundings']}\n"))
-        said = result["surroundings"]
-        if result["failure"]:
-            parts.append(f"\nIt could not be measured here: {result['failure']}\n")
-        elif result["tables"]:
-            parts += map(table, result["tables"])
-        else:
-            parts.append(f"\n```text\n{result['output']}\n```\n")
-    return "".join(parts)
+def section(title: str, commands: list[str], parts: dict[str, str]) -> str:
+    found = (parts.get(command, f"`{command}` was not run.") for command in commands)
+    return f"\n## {title}\n" + "".join(f"\n{text}\n" for text in found)
+
+
+def part(command: str, result: dict[str, Any]) -> str:
+    """The page's part of one benchmark; PART finds it again."""
+    program, *arguments = command.split()
+    head = f"`{' '.join([f'tests/benchmarks/{program}.py', *arguments])}`; {result['surroundings']}\n"
+    if result["failure"]:
+        return f"{head}\nIt could not be measured here: {result['failure']}"
+    if result["tables"]:
+        return (head + "".join(map(table, result["tables"]))).strip()
+    return f"{head}\n```text\n{result['output']}\n```"
 
 
 def table(published: dict[str, Any]) -> str:
