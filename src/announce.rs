@@ -6,14 +6,14 @@ use std::os::fd::OwnedFd;
 use crate::address::{self, Endpoint, Scope};
 use crate::address_ids::Announced;
 use crate::connection::{
-    diag_failed, explain_einval, needs_net_admin, not_fully_established, not_local, Connection, Subflow,
+    explain_einval, needs_net_admin, not_fully_established, not_local, Connection, Subflow,
 };
 use crate::diag;
 use crate::error::{describe, Error, Result};
+use crate::lock::lock;
 use crate::namespace::Namespace;
 use crate::netlink::Failure;
 use crate::pm;
-use crate::reader::lock;
 use crate::route;
 use crate::uapi;
 
@@ -153,7 +153,7 @@ fn listen(namespace: &Namespace, ip: IpAddr, port: u16, interface: u32) -> Resul
         IpAddr::V4(_) => SocketAddr::new(ip, port),
         IpAddr::V6(v6) => SocketAddrV6::new(v6, port, 0, interface).into(),
     };
-    match diag::listener(&mut lock(&namespace.diag), at, interface).map_err(diag_failed)? {
+    match diag::listener(&mut lock(&namespace.diag), at, interface).map_err(diag::failed)? {
         Some(true) => return Ok(None),
         Some(false) => {
             return Err(Error::subflow(

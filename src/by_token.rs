@@ -6,14 +6,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::connection::{diag_failed, ended, latched, Connection, PathManager, Subflow};
+use crate::connection::{ended, latched, Connection, PathManager, Subflow};
 use crate::diag::{self, Entry};
 use crate::error::{Error, Result};
 use crate::fields::Field;
 use crate::info::{self, Info};
+use crate::lock::lock;
 use crate::namespace::Namespace;
 use crate::netlink::{Channel, Failure};
-use crate::reader::lock;
 use crate::sampler::Source;
 use crate::shared::Shared;
 use crate::subflow::Reading;
@@ -95,9 +95,9 @@ pub fn subflows_of(connections: &[&ByToken]) -> Result<Vec<Option<Vec<Subflow>>>
             found.push((entry, tcp_info));
         }
     })
-    .map_err(diag_failed)?;
+    .map_err(diag::failed)?;
     // Afterwards, so that what was read is of the connection and not of a later one with its token.
-    let now = diag::look_up_tokens(&mut channel, &tokens).map_err(diag_failed)?;
+    let now = diag::look_up_tokens(&mut channel, &tokens).map_err(diag::failed)?;
     drop(channel);
     let live = connections.iter().zip(now).map(|(connection, entry)| {
         let found = subflows.remove(&connection.token())?;
@@ -112,7 +112,7 @@ pub fn subflows_of(connections: &[&ByToken]) -> Result<Vec<Option<Vec<Subflow>>>
 pub fn subflows_at(asked: &[(&ByToken, SocketAddr, SocketAddr)]) -> Result<Vec<Option<Subflow>>> {
     let Some((first, ..)) = asked.first() else { return Ok(Vec::new()) };
     let tuples: Vec<_> = asked.iter().map(|(of, local, remote)| of.shared.tuple(*local, *remote)).collect();
-    let read = diag::look_up_with_info(&mut lock(&first.ours()?.diag), &tuples).map_err(diag_failed)?;
+    let read = diag::look_up_with_info(&mut lock(&first.ours()?.diag), &tuples).map_err(diag::failed)?;
     let subflow = |((of, ..), read): (&(&ByToken, _, _), Option<(Entry, TcpInfo)>)| {
         let (entry, tcp_info) = read?;
         let is_live = entry.state != tcp_state::CLOSE && !entry.is_orphan();
@@ -131,7 +131,7 @@ fn find_all(channel: &mut Channel) -> Result<Vec<(u32, Entry, Seen)>> {
             by_token.entry(subflow.token).or_default().add(entry, &tcp_info);
         }
     })
-    .map_err(diag_failed)?;
+    .map_err(diag::failed)?;
     let key = |entry: &Entry| (entry.tuple.local, entry.tuple.remote, entry.inode);
     let mut by_key: HashMap<_, Option<Entry>> = HashMap::with_capacity(by_token.len());
     diag::dump_connections(channel, |entry| {
@@ -146,20 +146,20 @@ fn find_all(channel: &mut Channel) -> Result<Vec<(u32, Entry, Seen)>> {
         }
     }
     let tokens: Vec<u32> = missing.iter().map(|(token, _)| *token).collect();
-    let entries = diag::look_up_tokens(channel, &tokens).map_err(diag_failed)?;
+    let entries = diag::look_up_tokens(channel, &tokens).map_err(diag::failed)?;
     let looked_up = missing.into_iter().zip(entries);
     found.extend(looked_up.filter_map(|((token, seen), entry)| Some((token, entry?, seen))));
     Ok(found)
 }
 
 fn find_one(channel: &mut Channel, token: u32) -> Result<Option<(u32, Entry, Seen)>> {
-    let Some(entry) = diag::look_up_tokens(channel, &[token]).map_err(diag_failed)?.pop().flatten() else {
+    let Some(entry) = diag::look_up_tokens(channel, &[token]).map_err(diag::failed)?.pop().flatten() else {
         // Where inet_diag knows no connections, each of them is ENOENT too.
         diag::dump_connections(channel, |_| {}).map_err(connections_failed)?;
         return Ok(None);
     };
     let mut seen = Seen::default();
-    match diag::look_up_with_info(channel, &[entry.tuple]).map_err(diag_failed)?.pop().flatten() {
+    match diag::look_up_with_info(channel, &[entry.tuple]).map_err(diag::failed)?.pop().flatten() {
         Some((initial, tcp_info)) if initial.subflow.is_some_and(|subflow| subflow.token == token) => {
             seen.add(initial, &tcp_info);
         }
@@ -173,7 +173,7 @@ fn connections_failed(failure: Failure) -> Error {
         libc::ENOENT => Error::unsupported(
             "this kernel has no inet_diag for connections (CONFIG_INET_MPTCP_DIAG, Linux 5.9)",
         ),
-        _ => diag_failed(failure),
+        _ => diag::failed(failure),
     }
 }
 
@@ -203,7 +203,7 @@ impl ByToken {
     pub fn info(&self) -> Result<Info> {
         self.now()?;
         let info = diag::read_info(&mut lock(&self.namespace.diag_of_connections), self.token());
-        let info = info.map_err(diag_failed)?.ok_or_else(|| self.ended())?;
+        let info = info.map_err(diag::failed)?.ok_or_else(|| self.ended())?;
         let flags = info::field::flags.read(info.bytes()).unwrap_or(0);
         if flags & u64::from(uapi::MPTCP_INFO_FLAG_FALLBACK) != 0 {
             return Err(self.fell_back());
@@ -230,7 +230,7 @@ impl ByToken {
     /// The connection itself now, and not a later one with its token.
     fn look_up(&self) -> Result<Option<Entry>> {
         let entries = diag::look_up_tokens(&mut lock(&self.ours()?.diag), &[self.token()]);
-        let entry = entries.map_err(diag_failed)?.pop().flatten();
+        let entry = entries.map_err(diag::failed)?.pop().flatten();
         Ok(entry.filter(|entry| entry.cookie == self.entry.cookie))
     }
 
@@ -259,7 +259,7 @@ impl ByToken {
                 subflows.push((entry, tcp_info));
             }
         })
-        .map_err(diag_failed)?;
+        .map_err(diag::failed)?;
         self.still_multipath(subflows)
     }
 

@@ -9,10 +9,10 @@ use std::sync::{Arc, Mutex};
 use crate::diag::{self, Entry, Tuple};
 use crate::error::{Error, Result};
 use crate::info::{self, Info};
+use crate::lock::lock;
 use crate::namespace::Namespace;
-use crate::netlink::Failure;
 use crate::pm;
-use crate::reader::{lock, Reader};
+use crate::reader::Reader;
 use crate::route;
 use crate::shared::Shared;
 use crate::subflow::{self, FullInfo, Reading};
@@ -456,11 +456,6 @@ pub fn not_local(ip: IpAddr) -> Error {
     )
 }
 
-/// inet_diag failed as a whole.
-pub fn diag_failed(failure: Failure) -> Error {
-    Error::os(failure.errno, format!("inet_diag: {}", failure.describe()))
-}
-
 fn under_kernel_path_manager() -> Error {
     Error::PathManager {
         message:
@@ -518,7 +513,7 @@ pub fn latched_of_token(namespace: &Namespace, token: u32) -> Result<PathManager
 /// Whether no connection has this token. False where inet_diag knows no connections and nobody tells.
 fn has_ended(namespace: &Namespace, token: u32) -> Result<bool> {
     let mut channel = lock(&namespace.diag);
-    let found = diag::look_up_tokens(&mut channel, &[token]).map_err(diag_failed)?.pop().flatten();
+    let found = diag::look_up_tokens(&mut channel, &[token]).map_err(diag::failed)?.pop().flatten();
     Ok(found.is_none() && diag::dump_connections(&mut channel, |_| {}).is_ok())
 }
 
@@ -538,7 +533,7 @@ fn entries(namespace: &Namespace, shared: &Shared, readings: &[Reading]) -> Resu
         readings.iter().map(|r| Tuple { local: r.local, remote: r.remote, interface: interface(r) }).collect()
     };
     let mut channel = lock(&namespace.diag);
-    let mut entries = diag::look_up(&mut channel, &tuples).map_err(diag_failed)?;
+    let mut entries = diag::look_up(&mut channel, &tuples).map_err(diag::failed)?;
     // The same tuple may by now belong to another connection; where the kernel tells no token, its cookie is not ours
     // in the next snapshot.
     let is_ours = |entry: &Entry| entry.subflow.is_none_or(|subflow| subflow.token == shared.token);
@@ -556,7 +551,7 @@ fn entries(namespace: &Namespace, shared: &Shared, readings: &[Reading]) -> Resu
                 }
             }
         })
-        .map_err(diag_failed)?;
+        .map_err(diag::failed)?;
     }
     Ok(entries)
 }

@@ -6,6 +6,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use crate::address;
+use crate::error::Error;
 use crate::info::Info;
 use crate::netlink::{attribute, attributes, emit, find, Channel, Failure};
 use crate::tcp_info::TcpInfo;
@@ -23,6 +24,11 @@ const CONNECTED: u32 = !(1 << tcp_state::TIME_WAIT
     | 1 << tcp_state::CLOSE
     | 1 << tcp_state::LISTEN
     | 1 << tcp_state::NEW_SYN_RECV);
+
+/// inet_diag failed as a whole.
+pub fn failed(failure: Failure) -> Error {
+    Error::os(failure.errno, format!("inet_diag: {}", failure.describe()))
+}
 
 /// The four-tuple of a subflow, and the interface that it is bound to or 0: the kernel's exact look-up does not
 /// find a bound socket without it.

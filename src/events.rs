@@ -5,14 +5,15 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::connection::{diag_failed, Connection};
+use crate::connection::Connection;
 use crate::diag;
 use crate::error::{Error, Result};
 use crate::event::{Event, Kind};
 use crate::links::Watch;
+use crate::lock::lock;
 use crate::namespace::Namespace;
 use crate::picture::Picture;
-use crate::reader::{lock, Reader};
+use crate::reader::Reader;
 use crate::subscription::{Filter, Item, Loss, Subscription};
 use crate::sys::{self, wait};
 
@@ -91,7 +92,7 @@ impl Events {
             Some(picture) => picture,
             None => {
                 let read = Picture::read_all(&mut lock(&self.namespace.diag), self.known());
-                let read = read.map_err(diag_failed)?;
+                let read = read.map_err(diag::failed)?;
                 self.reader.forget_all_but(&read);
                 loss.picture.get_or_init(|| read)
             }
@@ -165,12 +166,12 @@ impl Drop for Events {
 /// After subscribing: a connection that has ended by now may never be heard of.
 fn check_there(namespace: &Namespace, token: u32, polling: bool) -> Result<()> {
     let mut channel = lock(&namespace.diag);
-    let found = diag::look_up_tokens(&mut channel, &[token]).map_err(diag_failed)?.pop().flatten();
+    let found = diag::look_up_tokens(&mut channel, &[token]).map_err(diag::failed)?.pop().flatten();
     let Some(connection) = found.filter(|connection| !connection.is_orphan()) else {
         return Err(Error::os(libc::ENOTCONN, format!("there is no connection with token {token}")));
     };
     if polling {
-        let subflow = diag::look_up(&mut channel, &[connection.tuple]).map_err(diag_failed)?.pop().flatten();
+        let subflow = diag::look_up(&mut channel, &[connection.tuple]).map_err(diag::failed)?.pop().flatten();
         if subflow.is_some_and(|entry| entry.subflow.is_none()) {
             return Err(Error::permission(
                 "events need CAP_NET_ADMIN in the user namespace that owns the connection's network namespace: this \

@@ -1,10 +1,10 @@
 //! Control and measurement of Multipath TCP, subflow by subflow: the core, which knows nothing of Python.
 //!
 //! Data flows one way: [`enhanced_api`] (the calls of 2016) uses [`connection`], [`by_token`], [`open`] and
-//! [`announce`] (what a caller asks for), which use
-//! [`address_ids`] and [`namespace`] (the netlink sockets of one network namespace), which uses the marshalling ([`info`], [`tcp_info`], [`subflow`],
-//! [`diag`], [`pm`], [`event`], [`route`]: pure functions over bytes), which uses [`wire`], [`address`] and
-//! [`uapi`]. Only [`sys`] talks to the kernel.
+//! [`announce`] (what a caller asks for), which use [`namespace`] (the netlink sockets of one network namespace) and
+//! [`shared`] (what this process knows of a connection), which use the marshalling ([`info`], [`tcp_info`],
+//! [`subflow`], [`diag`], [`pm`], [`event`], [`route`]: pure functions over bytes), which uses [`wire`], [`address`]
+//! and [`uapi`]. Only [`sys`] talks to the kernel.
 #![deny(unsafe_code)]
 
 pub mod address;
@@ -21,6 +21,7 @@ pub mod events;
 pub mod fields;
 pub mod info;
 pub mod links;
+pub mod lock;
 pub mod namespace;
 pub mod netlink;
 pub mod open;
@@ -32,6 +33,7 @@ pub mod route;
 pub mod sampler;
 pub mod shared;
 pub mod socket_option;
+pub mod sub_ids;
 pub mod subflow;
 pub mod subflow_options;
 pub mod subscription;

@@ -12,9 +12,10 @@ use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use crate::error::{Error, Result};
+use crate::lock::lock;
 use crate::netlink::Channel;
 use crate::pm_socket::PmSocket;
-use crate::reader::{lock, Reader};
+use crate::reader::Reader;
 use crate::shared::Shared;
 use crate::sys::{self, Wanted};
 use crate::uapi;

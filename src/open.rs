@@ -17,10 +17,11 @@ use crate::connection::{self, needs_net_admin, not_fully_established, Connection
 use crate::diag::{self, Tuple};
 use crate::error::{describe, Error, Result};
 use crate::event::{Event, Kind};
+use crate::lock::lock;
 use crate::namespace::Namespace;
 use crate::netlink::Failure;
 use crate::pm;
-use crate::reader::{lock, Reader};
+use crate::reader::Reader;
 use crate::route;
 use crate::shared::Shared;
 use crate::subflow::Reading;
@@ -354,8 +355,7 @@ impl Opening {
             return Ok(live);
         }
         let tuples: Vec<Tuple> = unknown.iter().map(|r| self.shared.tuple(r.local, r.remote)).collect();
-        let entries =
-            diag::look_up(&mut lock(&self.namespace.diag), &tuples).map_err(connection::diag_failed)?;
+        let entries = diag::look_up(&mut lock(&self.namespace.diag), &tuples).map_err(diag::failed)?;
         for (reading, entry) in unknown.into_iter().zip(entries) {
             let ours = |subflow: &diag::Ulp| subflow.token == self.shared.token;
             let Some(subflow) = entry.and_then(|entry| entry.subflow).filter(ours) else { continue };
@@ -409,7 +409,7 @@ impl Opening {
     fn look_up(&mut self) -> Result<bool> {
         if let Some(tuple) = self.tuple {
             let entries = diag::look_up(&mut lock(&self.namespace.diag), &[tuple]);
-            let entry = entries.map_err(connection::diag_failed)?.pop().flatten();
+            let entry = entries.map_err(diag::failed)?.pop().flatten();
             let token = self.shared.token;
             if let Some(entry) = entry.filter(|entry| entry.state != tcp_state::CLOSE) {
                 if let Some(subflow) = entry.subflow.filter(|subflow| subflow.token == token) {

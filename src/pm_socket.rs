@@ -3,9 +3,9 @@
 use std::sync::{Mutex, OnceLock};
 
 use crate::error::{Error, Result};
+use crate::lock::lock;
 use crate::netlink::{Channel, Failure};
 use crate::pm::{self, Address, Family};
-use crate::reader::lock;
 
 #[derive(Debug)]
 pub struct PmSocket(Mutex<Channel>);

@@ -10,15 +10,15 @@ use std::collections::{HashMap, HashSet};
 use std::io::Read;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::connection::diag_failed;
 use crate::diag::{self, Tuple};
 use crate::error::{Error, Result};
 use crate::event::{self, Event, Kind};
 use crate::links::Watch;
+use crate::lock::lock;
 use crate::netlink::{messages, receive_buffer, Channel, Failure, Message};
 use crate::picture::{self, Picture};
 use crate::subscription::{Filter, Loss, Subscription};
@@ -36,11 +36,6 @@ const IDLE: u32 = 20;
 
 /// Datagrams read before the other sockets have their turn.
 const TURN: usize = 256;
-
-/// Takes a lock. No code that can panic runs under any of ours, and if it did, the data would still be whole.
-pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Where events come from.
 #[derive(Debug)]
@@ -190,7 +185,7 @@ impl Reader {
             _ => None,
         };
         let compared = self.shared.compare(&mut lock(requests), &mut picture, wanted.as_ref());
-        compared.map_err(diag_failed)?;
+        compared.map_err(diag::failed)?;
         lock(&self.shared.subscribers).add(&subscription);
         drop(picture);
         self.shared.wake.set(); // the interval begins

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use crate::address_ids::AddressIds;
 use crate::diag::{Entry, Tuple};
-use crate::enhanced_api::ids::SubIds;
-use crate::reader::lock;
+use crate::lock::lock;
+use crate::sub_ids::SubIds;
 
 /// What this process knows of one connection beyond what the kernel tells.
 #[derive(Debug)]

@@ -10,12 +10,12 @@ use std::sync::Arc;
 
 use crate::bpf::program::MAX_VALUE;
 use crate::bpf::{self, Action, Outcome, Request};
-use crate::connection::{diag_failed, Connection, Subflow};
+use crate::connection::{Connection, Subflow};
 use crate::diag::{self, Attributes, Entry};
 use crate::error::{describe, Error, Result};
+use crate::lock::lock;
 use crate::namespace::Namespace;
 use crate::netlink::Channel;
-use crate::reader::lock;
 use crate::socket_option::{self, SocketOption, Source, SO_RCVLOWAT, TCP_CONGESTION};
 use crate::sys::{self, Wanted};
 
@@ -126,7 +126,7 @@ fn attributes(namespace: &Namespace, subflow: &Subflow) -> Result<Option<Attribu
     let look_up = |channel: &mut Channel, entry: &Entry| {
         diag::look_up_attributes(channel, &entry.tuple, entry.cookie)
             .map(|told| told.filter(|told| is_same(&told.entry, subflow)))
-            .map_err(diag_failed)
+            .map_err(diag::failed)
     };
     if let Some(told) = look_up(&mut channel, &entry)? {
         return Ok(Some(told));
@@ -149,7 +149,7 @@ fn live(namespace: &Namespace, subflows: &[&Subflow]) -> Result<HashSet<u64>> {
     }
     let tuples: Vec<diag::Tuple> = wanted.iter().map(|(_, entry)| entry.tuple).collect();
     let mut channel = lock(&namespace.diag);
-    let found = diag::look_up(&mut channel, &tuples).map_err(diag_failed)?;
+    let found = diag::look_up(&mut channel, &tuples).map_err(diag::failed)?;
     let mut cookies = HashSet::new();
     let mut missing = Vec::new();
     for ((subflow, entry), found) in wanted.into_iter().zip(found) {
@@ -173,7 +173,7 @@ fn dump(channel: &mut Channel, subflows: &[&Subflow]) -> Result<Vec<Entry>> {
             entries.push(entry);
         }
     })
-    .map_err(diag_failed)?;
+    .map_err(diag::failed)?;
     Ok(entries)
 }
 

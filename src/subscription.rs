@@ -7,8 +7,8 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use crate::event::{Event, Kind};
+use crate::lock::lock;
 use crate::picture::Picture;
-use crate::reader::lock;
 use crate::sys::{self, wait::EventFd};
 
 /// So many events wait for one subscriber at most; one more, and all of them are lost to it.

@@ -3,8 +3,8 @@
 
 use libfuzzer_sys::fuzz_target;
 use mptcp::enhanced_api::codec::{self, SubStatus};
-use mptcp::enhanced_api::ids::SubIds;
 use mptcp::enhanced_api::{Call, Layout};
+use mptcp::sub_ids::SubIds;
 use mptcp::wire;
 
 /// No two live subflows have the same id, and a live one keeps its own.

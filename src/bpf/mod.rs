@@ -16,7 +16,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard};
 
 use crate::error::{describe, Error, Result};
-use crate::reader::lock;
+use crate::lock::lock;
 use crate::sys;
 use crate::sys::bpf::{Map, MapKind};
 use program::{Maps, Range, Slot, MAX_PER_SOCKET, MAX_REQUESTS, MAX_VALUE, NOT_MET};

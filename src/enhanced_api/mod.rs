@@ -1,9 +1,8 @@
 //! The enhanced socket API of 2016: six options by which a program lists, reads, opens and closes the subflows of its
-//! connection and reaches the socket options of one. [`codec`] has the bytes, [`ids`] the numbers of subflows, and
-//! [`serve`] does what a call asks for, whoever made it.
+//! connection and reaches the socket options of one. [`codec`] has the bytes, [`crate::sub_ids`] the numbers of
+//! subflows, and [`serve`] does what a call asks for, whoever made it.
 
 pub mod codec;
-pub mod ids;
 pub mod serve;
 
 pub use serve::{serve_get, serve_set, Caller, Reply, ThisProcess};

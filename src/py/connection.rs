@@ -9,6 +9,7 @@ use super::errors::to_py;
 use super::events::EventStream;
 use super::structs::Info;
 use super::subflow::Subflow;
+use super::timeout::Timeout;
 use crate::by_token;
 use crate::connection::PathManager;
 use crate::uapi::tcp_state;
@@ -104,7 +105,7 @@ impl ByToken {
         remote: &Bound<'_, PyAny>,
         backup: bool,
         interface: Option<String>,
-        #[pyo3(from_py_with = control::timeout)] timeout: Option<f64>,
+        #[pyo3(from_py_with = Timeout::extract)] timeout: Timeout,
     ) -> PyResult<Option<Subflow>> {
         let open = control::Open { local, remote, backup, interface, timeout };
         control::open_subflow(py, &self.0, owner, open)

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyInt, PyString};
 
@@ -12,6 +12,7 @@ use super::errors::to_py;
 use super::events::EventStream;
 use super::options;
 use super::subflow::Subflow;
+use super::timeout::Timeout;
 use crate::announce;
 use crate::connection::{self, Connection, Which};
 use crate::events::Events;
@@ -26,18 +27,6 @@ pub fn subflows(py: Python<'_>, connection: &dyn Connection, owner: &Py<PyAny>) 
     Ok(subflows.into_iter().map(|data| Subflow::new(data, owner.clone_ref(py))).collect())
 }
 
-/// A timeout. An int that no float can hold is a wrong value like any other.
-pub fn timeout(value: &Bound<'_, PyAny>) -> PyResult<Option<f64>> {
-    value.extract().map_err(|error: PyErr| match error.is_instance_of::<PyOverflowError>(value.py()) {
-        true => wrong_timeout(),
-        false => error,
-    })
-}
-
-fn wrong_timeout() -> PyErr {
-    PyValueError::new_err("timeout must be a number of seconds >= 0, or None")
-}
-
 pub fn events(py: Python<'_>, connection: &dyn Connection) -> PyResult<EventStream> {
     py.detach(|| Events::of_connection(connection)).map(EventStream::new).map_err(|error| to_py(py, error))
 }
@@ -48,7 +37,7 @@ pub struct Open<'a, 'py> {
     pub remote: &'a Bound<'py, PyAny>,
     pub backup: bool,
     pub interface: Option<String>,
-    pub timeout: Option<f64>,
+    pub timeout: Timeout,
 }
 
 impl Open<'_, '_> {
@@ -69,16 +58,9 @@ pub fn open_subflow(
 ) -> PyResult<Option<Subflow>> {
     let timeout = open.timeout;
     let request = open.request(py)?;
-    // No deadline for a time that no clock can reach.
-    let deadline = match timeout {
-        None => None,
-        Some(seconds) if seconds >= 0.0 => {
-            Duration::try_from_secs_f64(seconds).ok().and_then(|wait| Instant::now().checked_add(wait))
-        }
-        Some(_) => return Err(wrong_timeout()),
-    };
+    let deadline = timeout.deadline();
     let mut opening = py.detach(|| Opening::new(connection, &request)).map_err(|error| to_py(py, error))?;
-    if timeout == Some(0.0) {
+    if timeout.is_zero() {
         return py.detach(|| opening.detach(connection)).map(|_| None).map_err(|error| to_py(py, error));
     }
     let subflow = loop {

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -11,12 +11,13 @@ use pyo3::types::{PyDict, PyTuple};
 
 use super::address::{from_any, to_tuple};
 use super::errors::to_py;
+use super::timeout::Timeout;
 use crate::address::{with_scope, Scope};
 use crate::error::Error;
 use crate::event;
 use crate::events::{Events, Taken};
+use crate::lock::lock;
 use crate::namespace::Namespace;
-use crate::reader::lock;
 
 /// The member of mptcp.EventKind.
 fn kind<'py>(py: Python<'py>, kind: event::Kind) -> PyResult<Bound<'py, PyAny>> {
@@ -251,18 +252,10 @@ impl EventStream {
     fn get(
         &self,
         py: Python<'_>,
-        #[pyo3(from_py_with = super::control::timeout)] timeout: Option<f64>,
+        #[pyo3(from_py_with = Timeout::extract)] timeout: Timeout,
         iterating: bool,
     ) -> PyResult<Option<Event>> {
-        let deadline = match timeout {
-            None => None,
-            Some(seconds) if seconds >= 0.0 => {
-                Duration::try_from_secs_f64(seconds).ok().and_then(|wait| Instant::now().checked_add(wait))
-            }
-            Some(_) => {
-                return Err(PyValueError::new_err("timeout must be a number of seconds >= 0, or None"))
-            }
-        };
+        let deadline = timeout.deadline();
         if iterating && self.is_closed() {
             return Ok(None);
         }

@@ -6,6 +6,7 @@ use super::control;
 use super::errors::to_py;
 use super::events::EventStream;
 use super::subflow::Subflow;
+use super::timeout::Timeout;
 use crate::connection::{self, ByDescriptor, PathManager};
 
 /// What a socket needs beside its descriptor. Every method gets the descriptor, which stays Python's.
@@ -53,7 +54,7 @@ impl Handle {
         remote: &Bound<'_, PyAny>,
         backup: bool,
         interface: Option<String>,
-        #[pyo3(from_py_with = control::timeout)] timeout: Option<f64>,
+        #[pyo3(from_py_with = Timeout::extract)] timeout: Timeout,
     ) -> PyResult<Option<Subflow>> {
         let open = control::Open { local, remote, backup, interface, timeout };
         control::open_subflow(py, &ByDescriptor { handle: &self.0, fd }, owner, open)

@@ -14,6 +14,7 @@ mod sampler;
 mod structs;
 mod subflow;
 mod supervisor;
+mod timeout;
 
 use pyo3::prelude::*;
 

@@ -11,9 +11,10 @@ use super::control::Open;
 use super::errors::to_py;
 use super::handle::Handle;
 use super::subflow::Subflow;
+use super::timeout::Timeout;
 use crate::connection::{ByDescriptor, Connection};
+use crate::lock::lock;
 use crate::open;
-use crate::reader::lock;
 
 /// How the connection is reached.
 enum Way {
@@ -60,7 +61,7 @@ impl Opening {
         backup: bool,
         interface: Option<String>,
     ) -> PyResult<Opening> {
-        let request = Open { local, remote, backup, interface, timeout: None }.request(py)?;
+        let request = Open { local, remote, backup, interface, timeout: Timeout::FOREVER }.request(py)?;
         let way = match native.cast::<Handle>() {
             Ok(handle) => Way::Descriptor { handle: handle.clone().unbind(), fd },
             Err(_) => Way::Token(native.cast::<ByToken>()?.clone().unbind()),

@@ -7,11 +7,10 @@ use std::sync::Arc;
 
 use super::row::{Head, RawSample, UNKNOWN};
 use super::{Common, Ids, Site};
-use crate::connection::diag_failed;
 use crate::diag::{self, Entry};
 use crate::error::{Error, Result};
+use crate::lock::lock;
 use crate::netlink::{Channel, Prepared};
-use crate::reader::lock;
 use crate::sys;
 use crate::tcp_info::{self, TcpInfo};
 use crate::uapi::{self, tcp_state};
@@ -234,7 +233,7 @@ impl ByDiag {
             row.head.wait_ns = (sys::monotonic_ns() - time_ns) as i64;
             rows.push(row);
         });
-        result.map_err(diag_failed)?;
+        result.map_err(diag::failed)?;
         self.dump_ns = sys::monotonic_ns() - begin_ns;
         self.site.known.dumped_ns.store(time_ns, Ordering::Relaxed);
         let before = self.targets.len();
@@ -306,7 +305,7 @@ impl ByDiag {
             }
         }
         if let Some(failure) = failed {
-            return Err(diag_failed(failure));
+            return Err(diag::failed(failure));
         }
         if let Some(each) = (sys::monotonic_ns() - begin_ns).checked_div(order.len() as u64) {
             self.look_up_ns = each;

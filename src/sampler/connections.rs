@@ -12,8 +12,8 @@ use crate::diag;
 use crate::error::{Error, Result};
 use crate::event::{Event, Kind};
 use crate::info::{self, Info};
+use crate::lock::lock;
 use crate::netlink::Channel;
-use crate::reader::lock;
 use crate::sys;
 use crate::sys::wait::EventFd;
 use crate::uapi;
@@ -145,7 +145,7 @@ impl Place {
             Ok(info) => Ok(info),
             // The reply came without mptcp_info, or late: there is a next time.
             Err(failure) if [libc::EBADMSG, libc::EAGAIN].contains(&failure.errno) => Ok(None),
-            Err(failure) => Err(connection::diag_failed(failure)),
+            Err(failure) => Err(diag::failed(failure)),
         }
     }
 }

@@ -8,13 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Common, Site};
-use crate::connection::diag_failed;
 use crate::diag::{self, Entry, Tuple};
 use crate::error::{Error, Result};
 use crate::event::{Event, Kind};
 use crate::events::{Events, Taken};
+use crate::lock::lock;
 use crate::netlink::Channel;
-use crate::reader::lock;
 use crate::sys;
 use crate::sys::wait::EventFd;
 
@@ -124,7 +123,7 @@ impl Place {
         }
         let (Some(local), Some(remote)) = (event.local, event.remote) else { return Ok(false) };
         let tuple = Tuple { local, remote, interface: 0 };
-        let entries = diag::look_up(&mut self.channel, &[tuple]).map_err(diag_failed)?;
+        let entries = diag::look_up(&mut self.channel, &[tuple]).map_err(diag::failed)?;
         match entries.into_iter().flatten().next() {
             Some(entry) => self.add(entry),
             // Bound to an interface, which the look-up would have to name.
@@ -139,7 +138,7 @@ impl Place {
         }
         let mut found = Vec::new();
         diag::dump_payloads(&mut self.channel, |payload| found.extend(diag::decode(payload)))
-            .map_err(diag_failed)?;
+            .map_err(diag::failed)?;
         found.into_iter().for_each(|entry| self.add(entry));
         Ok(())
     }

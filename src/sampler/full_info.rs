@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::by_diag::{final_sample, sample, Target};
 use super::row::RawSample;
 use super::Common;
-use crate::connection::{self, diag_failed};
+use crate::connection;
 use crate::diag::{self, Entry, Tuple};
 use crate::error::{Error, Result};
 use crate::netlink::Channel;
@@ -165,7 +165,7 @@ impl FullInfo {
             Tuple { local: reading.local, remote: reading.remote, interface }
         };
         let tuples: Vec<Tuple> = readings.iter().map(tuple).collect();
-        let entries = diag::look_up(channel, &tuples).map_err(diag_failed)?;
+        let entries = diag::look_up(channel, &tuples).map_err(diag::failed)?;
         let mut before = std::mem::take(&mut self.targets);
         for ((reading, tuple), entry) in readings.iter().zip(tuples).zip(entries) {
             let id = reading.id.and_then(|id| i32::try_from(id).ok()).unwrap_or(-1);

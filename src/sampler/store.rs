@@ -4,7 +4,7 @@
 use std::sync::Mutex;
 
 use crate::error::{Error, Result};
-use crate::reader::lock;
+use crate::lock::lock;
 use crate::sys;
 
 /// Bytes of the first chunk and of the largest: a new one is twice the one before, and none is ever moved.

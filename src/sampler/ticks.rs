@@ -12,7 +12,7 @@ use super::notices::Notices;
 use super::row::RawSample;
 use super::{Common, Method, Settings, Site};
 use crate::error::{Error, Result};
-use crate::reader::lock;
+use crate::lock::lock;
 use crate::sys;
 use crate::sys::wait::EventFd;
 

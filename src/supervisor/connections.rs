@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use crate::diag;
+use crate::lock::lock;
 use crate::namespace::Namespace;
-use crate::reader::lock;
 use crate::shared::Shared;
 
 #[derive(Debug, Default)]
