@@ -231,13 +231,31 @@ impl Opening {
     /// Sends the SYN if it is not out and leaves the subflow to itself. Its four-tuple, unless it was gone before it
     /// could be seen, or would take a dump to see.
     pub fn detach(mut self, connection: &dyn Connection) -> Result<Option<Tuple>> {
-        let sent = match self.state {
-            State::NotSent if connection.reads_by_dump() => self.send_blindly(),
-            State::NotSent => self.send(connection),
-            _ => Ok(()),
-        };
+        if self.state == State::NotSent {
+            if connection.reads_by_dump() && !self.ends.backup {
+                self.send_blindly()?;
+            } else {
+                self.send(connection)?;
+                self.check_backup()?;
+            }
+        }
         self.state = State::Settled;
-        sent.map(|()| self.tuple)
+        Ok(self.tuple)
+    }
+
+    /// A subflow that is left to itself is a backup as it was asked, or it is closed and an error says so: where the
+    /// kernel leaves the flag aside, MP_PRIO would have to follow the handshake, and nobody waits for that.
+    fn check_backup(&mut self) -> Result<()> {
+        let Some(tuple) = self.tuple.filter(|_| self.ends.backup) else { return Ok(()) };
+        match self.subflow(&tuple)?.and_then(|entry| entry.subflow) {
+            Some(subflow) if subflow.backup() => Ok(()),
+            Some(subflow) if subflow.fully_established() => self.ask_for_backup(&tuple),
+            Some(_) => Err(Error::unsupported(
+                "this kernel opens no subflow as a backup (Linux 6.1): give open_subflow() a timeout, which then sends \
+                 MP_PRIO, or call set_backup() when it is established",
+            )),
+            None => Ok(()), // refused already
+        }
     }
 
     /// The subflow that was accepted.
@@ -407,27 +425,29 @@ impl Opening {
 
     /// Whether there is such a subflow; `accepted` is set when the peer has accepted it.
     fn look_up(&mut self) -> Result<bool> {
-        if let Some(tuple) = self.tuple {
-            let entries = diag::look_up(&mut lock(&self.namespace.diag), &[tuple]);
-            let entry = entries.map_err(diag::failed)?.pop().flatten();
-            let token = self.shared.token;
-            if let Some(entry) = entry.filter(|entry| entry.state != tcp_state::CLOSE) {
-                if let Some(subflow) = entry.subflow.filter(|subflow| subflow.token == token) {
-                    if self.ends.interface != 0 && entry.tuple.interface != self.ends.interface {
-                        return Err(cannot_bind());
-                    }
-                    if subflow.fully_established() {
-                        if self.ends.backup && !subflow.backup() {
-                            self.ask_for_backup(&tuple)?; // the next look tells
-                        } else {
-                            self.accepted = Some(entry);
-                        }
-                    }
-                    return Ok(true);
-                }
+        let Some(tuple) = self.tuple else { return Ok(false) };
+        let Some(entry) = self.subflow(&tuple)? else { return Ok(false) };
+        if self.ends.interface != 0 && entry.tuple.interface != self.ends.interface {
+            return Err(cannot_bind());
+        }
+        if let Some(subflow) = entry.subflow.filter(diag::Ulp::fully_established) {
+            if self.ends.backup && !subflow.backup() {
+                self.ask_for_backup(&tuple)?; // the next look tells
+            } else {
+                self.accepted = Some(entry);
             }
         }
-        Ok(false)
+        Ok(true)
+    }
+
+    /// What inet_diag tells of the subflow of this connection with a four-tuple, if there is one that is not closed.
+    fn subflow(&self, tuple: &Tuple) -> Result<Option<diag::Entry>> {
+        let entries = diag::look_up(&mut lock(&self.namespace.diag), &[*tuple]).map_err(diag::failed)?;
+        let is_it = |entry: &diag::Entry| {
+            entry.state != tcp_state::CLOSE
+                && entry.subflow.is_some_and(|subflow| subflow.token == self.shared.token)
+        };
+        Ok(entries.into_iter().next().flatten().filter(is_it))
     }
 
     /// Older kernels (6.1) leave the backup flag of SUBFLOW_CREATE aside without a word: MP_PRIO says it, once.

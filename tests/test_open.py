@@ -15,7 +15,7 @@ import time
 import mptcp
 import pytest
 from mptcp.lab import Host, Link
-from support import PORT, Connection, connected, ends, eventually, exchange, ss, subscribers, tuples
+from support import KERNEL, PORT, Connection, connected, ends, eventually, exchange, ss, subscribers, tuples
 
 TwoPaths = tuple[Host, Host, tuple[Link, Link]]
 
@@ -63,6 +63,20 @@ def test_a_backup(connection: Connection) -> None:
     # Told by the join itself, on older kernels (6.1) by an MP_PRIO behind it.
     assert eventually(lambda: connection.peer.subflows()[1].peer_backup)
     assert not connection.peer.subflows()[1].backup
+
+
+def test_a_backup_that_nobody_waits_for(connection: Connection) -> None:
+    """It is one from the beginning, or is not opened: what must not be used first is not used unnoticed."""
+    nobody = "10.0.2.250"  # of whom no answer comes
+    try:
+        connection.sock.open_subflow(connection.second[0], nobody, backup=True, timeout=0)
+    except mptcp.UnsupportedError as error:
+        if KERNEL >= (6, 12):
+            raise
+        assert len(connection.sock.subflows()) == 1
+        pytest.skip(str(error))
+    [waiting] = [subflow for subflow in connection.sock.subflows() if not subflow.initial]
+    assert (waiting.state, waiting.remote[0], waiting.backup) == ("SYN_SENT", nobody, True)
 
 
 def test_bound_to_an_interface(connection: Connection) -> None:

@@ -209,8 +209,8 @@ class Socket(socket.socket):
         ``local`` and ``remote`` are a host or ``(host, port)``. Without ``local`` the address is that of the route
         to ``remote``; port 0 lets the kernel choose. Without ``remote``, or with port 0, it is the connection's own
         remote address or port: on an accepted connection the client's, which refuses unless it listens there.
-        ``backup`` asks the peer to use the subflow only when no other is left; kernels whose SUBFLOW_CREATE leaves
-        that aside (6.1) say it by MP_PRIO once the subflow is accepted, and not with a ``timeout`` of 0.
+        ``backup`` asks the peer to use the subflow only when no other is left; where SUBFLOW_CREATE leaves that
+        aside (Linux 6.1), MP_PRIO says it once the subflow is accepted, and a ``timeout`` of 0 is refused.
         ``interface`` binds it to an interface. ``timeout`` is in seconds: None waits as long as the kernel does, 0
         returns None at once and leaves the outcome to the events. The descriptor's own timeout and blocking mode play
         no part.
@@ -219,9 +219,9 @@ class Socket(socket.socket):
         look-ups. Needs CAP_NET_ADMIN in the user namespace that owns the Socket's network namespace.
 
         Raises SubflowError with the cause, see there: nothing is left of the subflow, and the connection is as it
-        was. PathManagerError under the in-kernel path manager, NotMultipathError, PermissionError, UnsupportedError for
-        an interface on a kernel that binds no subflows (6.1). TypeError and ValueError, before any system call, for
-        what cannot be an endpoint.
+        was. PathManagerError under the in-kernel path manager, NotMultipathError, PermissionError, UnsupportedError on
+        6.1 for an interface, and for a backup that nobody waits for. TypeError and ValueError, before any system call,
+        for what cannot be an endpoint.
         """
         return self._handle.open_subflow(self.fileno(), self, local, remote, bool(backup), interface, timeout)
 
