@@ -72,9 +72,9 @@ class _Helper:
             for host in self._hosts:
                 host.lifeline.close()
                 os.close(host.namespace)
-            from mptcp.lab import _host
+            from mptcp.lab import _host_process
 
-            _host.main(channel, lifeline, forwarding)
+            _host_process.main(channel, lifeline, forwarding)
             status = 0
         except BaseException:
             sys.excepthook(*sys.exc_info())

@@ -1,167 +1,301 @@
-"""The process of one host: it holds the host's network namespace and does there what the lab's user asks for."""
+"""A host of a lab, as its user holds it: sockets, programs, sysctls and the in-kernel path manager there."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
+import ipaddress
+import operator
 import os
-import select
-import signal
+import re
 import socket
-import sys
-from typing import Any
+import subprocess
+from dataclasses import dataclass
+from socket import AF_INET, AF_INET6, SOCK_DGRAM, SOCK_STREAM
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mptcp import _core, _path_manager
-from mptcp.lab import _capture, _channel, _endpoints, _namespaces
-from mptcp.lab._network import Address, Network
+from mptcp import _connections, _core, _counters, _socket
+from mptcp._connections import Connection
+from mptcp._events import Events
+from mptcp._path_manager import check_path_manager
+from mptcp._policy import Policy, RunningPolicies
+from mptcp._socket import IPPROTO_MPTCP, Socket
+from mptcp.lab import _channel, _programs
 
-_IPV6_SYSCTLS = {
-    "net/ipv6/conf/{}/disable_ipv6": "0",
-    # Addresses are ours alone to give: none by router advertisements or made up by the kernel, and no waiting
-    # for duplicates.
-    "net/ipv6/conf/{}/accept_ra": "0",
-    "net/ipv6/conf/{}/accept_dad": "0",
-    "net/ipv6/conf/{}/addr_gen_mode": "1",
-}
+if TYPE_CHECKING:
+    from mptcp.lab._lab import Lab
+
+_SYSCTL = re.compile(r"net(/[A-Za-z0-9_.:@-]+)+")
+
+# linux/mptcp_pm.h, MPTCP_PM_ADDR_FLAG_*
+_ENDPOINT_FLAGS = {"signal": 1, "subflow": 2, "backup": 4, "fullmesh": 8, "implicit": 16, "laminar": 32}
 
 
-def main(channel: socket.socket, lifeline: socket.socket, forwarding: bool) -> None:
-    """Become the process of a host. ``channel`` leads to the lab's user, ``lifeline`` to the helper process."""
-    host: _Host
+class Limits(NamedTuple):
+    """The limits of a host's in-kernel path manager: see :meth:`Host.set_limits`."""
 
-    def start() -> _channel.Reply:
-        nonlocal host
-        _namespaces.enter_new_network_namespace()
-        host = _Host(forwarding, (channel, lifeline))
-        files = [os.open(f"/proc/self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in ("net", "user")]
-        return {"pid": os.getpid(), "ipv6": host.ipv6}, files
+    subflows: int
+    add_addr_accepted: int
 
-    reply, files = _channel.call(start, {})
-    _channel.send(lifeline, reply, files)
-    _channel.close_all(files)
-    if "result" not in reply:
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An endpoint of a host's in-kernel path manager: see :meth:`Host.add_endpoint`."""
+
+    address: str
+    id: int
+    flags: tuple[str, ...]
+    port: int | None
+
+
+class Host:
+    """One host of a lab: a network namespace, held by the process ``pid``. Made by :meth:`Lab.host`."""
+
+    def __init__(self, lab: Lab, name: str, forwarding: bool, facts: dict[str, Any], descriptors: list[int]) -> None:
+        channel, self._net, self._user = descriptors
+        self._client = _channel.Client(socket.socket(fileno=channel), f"host {name!r}")
+        self._ipv6: bool = facts["ipv6"]
+        self._remote: dict[str, list[str]] = {}
+        self.lab = lab
+        self.name = name
+        self.forwarding = forwarding
+        #: The process that holds the host's namespaces: ``/proc/<pid>/ns/net`` is the network namespace.
+        self.pid: int = facts["pid"]
+
+    def __repr__(self) -> str:
+        return f"<Host {self.name!r}: {', '.join(self.addresses) or 'no addresses'}>"
+
+    @property
+    def addresses(self) -> list[str]:
+        """The host's addresses in the order of its links, IPv4 first and then IPv6."""
+        links = [link for link in self.lab.links if self in link.hosts]
+        return [
+            link.address(self, family)
+            for family in (AF_INET, AF_INET6)
+            for link in links
+            if family == AF_INET or link._ipv6
+        ]
+
+    def socket(
+        self,
+        family: int = AF_INET,
+        type: int = SOCK_STREAM,
+        proto: int = IPPROTO_MPTCP,
+        *,
+        path_manager: str | None = None,
+    ) -> Socket:
+        """Make a socket in this host, for use in the caller's own process. The arguments are those of mptcp.Socket.
+
+        Any family will do: a netlink socket made here speaks to the host's namespace, with its privileges.
+        """
+        if path_manager is not None:
+            check_path_manager(path_manager)
+        _, (descriptor,) = self._request(
+            "socket",
+            family=_c_int(family, "family"),
+            type=_c_int(type, "type"),
+            proto=_c_int(proto, "proto"),
+            path_manager=path_manager,
+        )
+        try:
+            return Socket(fileno=descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+    def create_connection(
+        self,
+        address: tuple[str, int],
+        timeout: float | object | None = _socket._DEFAULT_TIMEOUT,
+        source_address: tuple[str, int] | None = None,
+        *,
+        all_errors: bool = False,
+        path_manager: str | None = None,
+    ) -> Socket:
+        """Connect from this host, as mptcp.create_connection does. The address is a literal: names are not resolved."""
+
+        def make_socket(family: int, type: int, proto: int) -> Socket:
+            return self.socket(family, type, proto, path_manager=path_manager)
+
+        return _socket._connect(make_socket, address, timeout, source_address, all_errors)
+
+    def create_server(
+        self,
+        address: tuple[str, int],
+        *,
+        family: int = AF_INET,
+        backlog: int | None = None,
+        reuse_port: bool = False,
+        dualstack_ipv6: bool = False,
+    ) -> Socket:
+        """Listen in this host, as mptcp.create_server does."""
+        return _socket._listen(self.socket, address, family, backlog, reuse_port, dualstack_ipv6)
+
+    def run(self, args: _programs.Command, **options: Any) -> subprocess.CompletedProcess[Any]:
+        """Run a program in this host and wait for it: subprocess.run with its keyword arguments.
+
+        ``preexec_fn`` runs before the program enters the host. With ``executable`` the program sees that as its name.
+        For what the kernel then refuses to execute, a file of an unknown format, nsenter complains and exits with 126.
+        """
+        self.lab._check_open()
+        command = self._command_line(args, options)
+        try:
+            completed = subprocess.run(command, **options)
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+            error.cmd = args
+            raise
+        completed.args = args
+        return completed
+
+    def popen(self, args: _programs.Command, **options: Any) -> subprocess.Popen[Any]:
+        """Start a program in this host: subprocess.Popen with its keyword arguments.
+
+        Its ``pid`` is the program's, so signals reach it. It is killed when the lab is closed.
+        """
+        self.lab._check_open()
+        program = subprocess.Popen(self._command_line(args, options), **options)
+        program.args = args
+        self.lab._programs = [*(known for known in self.lab._programs if known.returncode is None), program]
+        return program
+
+    def sysctl(self, name: str, value: str | int | None = None) -> str:
+        """Return a sysctl of this host's network namespace; with ``value``, set it and return the one before.
+
+        ``name`` is ``net.ipv4.tcp_congestion_control`` or the same with slashes, which a part with a dot in it needs.
+        Raises FileNotFoundError if the namespace has no such sysctl, ValueError for one that is not a namespace's.
+        """
+        if not isinstance(name, str):
+            raise TypeError(f"a sysctl's name must be a str, not {type(name).__name__}")
+        if not isinstance(value, str | int | None):
+            raise TypeError(f"a sysctl's value must be a str or an int, not {type(value).__name__}")
+        path = name if "/" in name else name.replace(".", "/")
+        if not _SYSCTL.fullmatch(path) or ".." in path.split("/"):
+            raise ValueError(f"a host has the sysctls of its network namespace, net.*, not {name!r}")
+        text = None if value is None else str(value)
+        if text is not None and not text.isascii():
+            raise ValueError(f"a sysctl's value is ASCII, not {text!r}")
+        before: str = self._request("sysctl", path=path, value=text)[0]
+        return before
+
+    def counters(self) -> dict[str, int]:
+        """Return the MPTcpExt counters of this host, as mptcp.counters does for the caller's namespace."""
+        return _counters.parse(self._request("netstat")[0])
+
+    def connections(
+        self, *, token: int | None = None, pid: int | None = None, port: int | None = None
+    ) -> list[Connection]:
+        """Return the connections of this host, as mptcp.connections does for the caller's namespace."""
+        with self.socket(AF_INET, SOCK_DGRAM, 0) as sock:
+            return _connections.list_connections(sock.fileno(), token=token, pid=pid, port=port)
+
+    def run_policy(self, *policies: Policy) -> RunningPolicies:
+        """Run policies for every connection of this host, as mptcp.run_policy does for the caller's namespace."""
+        return RunningPolicies(policies, lambda family, type: self.socket(family, type, 0), self.set_path_manager)
+
+    def events(self) -> Events:
+        """Return the events of this host from now on, as mptcp.Events does for the caller's namespace."""
+        with self.socket(AF_INET, SOCK_DGRAM, 0) as sock:
+            return Events._of(_core.EventStream(sock.fileno(), None))
+
+    def set_path_manager(self, name: str) -> str:
+        """Set what new sockets of this host get, ``"kernel"`` or ``"userspace"``, and return the one before.
+
+        Sets the sysctl net.mptcp.path_manager, or net.mptcp.pm_type before Linux 6.15.
+        """
+        check_path_manager(name)
+        before: str = self._request("set_path_manager", name=name)[0]
+        return before
+
+    @property
+    def endpoints(self) -> list[Endpoint]:
+        """The endpoints of the in-kernel path manager in this host, read from the kernel."""
+        return [
+            Endpoint(
+                found["address"],
+                found["id"],
+                tuple(name for name, bit in _ENDPOINT_FLAGS.items() if found["flags"] & bit),
+                found["port"],
+            )
+            for found in self._request("endpoints")[0]
+        ]
+
+    def add_endpoint(self, address: str, *flags: str, id: int | None = None, port: int | None = None) -> None:
+        """Give this host's in-kernel path manager an address to use: ``ip mptcp endpoint add``.
+
+        ``flags`` are of ``"subflow"``, ``"signal"``, ``"backup"``, ``"fullmesh"`` and ``"laminar"``; ``"subflow"`` if
+        there are none. It is for connections under that path manager, so call ``set_path_manager("kernel")`` first.
+        Raises FileExistsError for an address that is one already.
+        """
+        address = str(_endpoint_address(address))
+        for flag in flags:
+            if not isinstance(flag, str):
+                raise TypeError(f"an endpoint's flag must be a str, not {type(flag).__name__}")
+            if flag not in _ENDPOINT_FLAGS:
+                raise ValueError(f"an endpoint's flags are {', '.join(_ENDPOINT_FLAGS)}, not {flag!r}")
+        _check_range(id, "an endpoint's id", 1, 255)
+        _check_range(port, "an endpoint's port", 1, 65535)
+        bits = sum(_ENDPOINT_FLAGS[flag] for flag in set(flags or ("subflow",)))
+        self._request("add_endpoint", address=address, flags=bits, id=id, port=port)
+
+    def remove_endpoint(self, address: str) -> None:
+        """Take an endpoint out. Raises OSError with EADDRNOTAVAIL if the address is none."""
+        wanted = _endpoint_address(address)
+        for endpoint in self.endpoints:
+            if ipaddress.ip_address(endpoint.address) == wanted:
+                self._request("remove_endpoint", address=endpoint.address, id=endpoint.id)
+                return
+        raise OSError(errno.EADDRNOTAVAIL, f"{address} is not an endpoint of host {self.name!r}")
+
+    def set_limits(self, *, subflows: int | None = None, add_addr_accepted: int | None = None) -> Limits:
+        """Set the limits of this host's in-kernel path manager that are given, and return those before.
+
+        ``subflows``: additional subflows a connection, also those that the other end opens. ``add_addr_accepted``:
+        announced addresses of the other end to which subflows are opened.
+        """
+        _check_range(subflows, "subflows", 0, 255)
+        _check_range(add_addr_accepted, "add_addr_accepted", 0, 255)
+        before = self._request("set_limits", subflows=subflows, add_addr_accepted=add_addr_accepted)[0]
+        return Limits(**before)
+
+    def _request(self, call: str, **arguments: Any) -> tuple[Any, list[int]]:
+        self.lab._check_open()
+        return self._client.request(call, **arguments)
+
+    def _command_line(self, args: _programs.Command, options: dict[str, Any]) -> list[Any]:
+        namespaces = {"net": self._net}
+        if self.lab._own_user_namespace:
+            namespaces = {"user": self._user, **namespaces}
+        return _programs.command_line(args, namespaces, options)
+
+    def _set_remote(self, remote: dict[str, list[str]]) -> None:
+        if remote != self._remote:
+            self._request("set_remote", remote=remote)
+            self._remote = remote
+
+    def _close(self) -> None:
+        self._client.close()
+        os.close(self._net)
+        os.close(self._user)
+
+
+def _c_int(value: int, what: str) -> int:
+    number = operator.index(value)
+    _check_range(number, what, -(2**31), 2**31 - 1)
+    return int(number)
+
+
+def _endpoint_address(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    if not isinstance(address, str):
+        raise TypeError(f"an endpoint's address must be a str, not {type(address).__name__}")
+    parsed = ipaddress.ip_address(address)
+    if "%" in address:
+        raise ValueError(f"an endpoint's address names no interface: not {address!r}")
+    return parsed
+
+
+def _check_range(value: int | None, what: str, lowest: int, highest: int) -> None:
+    if value is None:
         return
-
-    # The processes of captures are not waited for.
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    poll = select.poll()
-    poll.register(channel, select.POLLIN)
-    poll.register(lifeline, select.POLLIN)
-    while True:
-        ready = {descriptor for descriptor, _ in poll.poll()}
-        if lifeline.fileno() in ready:
-            # The helper never sends anything, so it is gone, and was killed: else it would have ended the lab's
-            # programs, and this process last.
-            _namespaces.kill_programs({_namespaces.identity("/proc/self/ns/net")}, {os.getpid()})
-            return
-        if channel.fileno() in ready and not _channel.serve_one(channel, host.handlers):
-            poll.unregister(channel)
-
-
-class _Host:
-    def __init__(self, forwarding: bool, channels: tuple[socket.socket, ...]) -> None:
-        self._channels = channels
-        self.ipv6 = os.path.exists("/proc/sys/net/ipv6")
-        for scope in ("all", "default"):
-            # A packet may come in by another link than the one that leads back to its source.
-            _write_sysctl(f"net/ipv4/conf/{scope}/rp_filter", "0")
-            for name, value in _IPV6_SYSCTLS.items() if self.ipv6 else ():
-                # Not every one of them exists under "all" in every kernel.
-                with contextlib.suppress(FileNotFoundError):
-                    _write_sysctl(name.format(scope), value)
-        if forwarding:
-            _write_sysctl("net/ipv4/ip_forward", "1")
-            if self.ipv6:
-                _write_sysctl("net/ipv6/conf/all/forwarding", "1")
-        if not os.path.exists("/proc/sys/net/mptcp/enabled"):
-            raise OSError(errno.ENOSYS, "this kernel has no Multipath TCP (CONFIG_MPTCP)")
-        _write_sysctl("net/mptcp/enabled", "1")
-        self.set_path_manager("userspace")
-        self._network = Network()
-        network = self._network
-        self.handlers: dict[str, _channel.Handler] = {
-            "socket": self.socket,
-            "sysctl": self.sysctl,
-            "netstat": self.netstat,
-            "set_path_manager": self.set_path_manager,
-            "configure": self.configure,
-            "capture": self.capture,
-            "endpoints": lambda: (_endpoints.endpoints(), []),
-            "add_endpoint": _without_result(_endpoints.add_endpoint),
-            "remove_endpoint": _without_result(_endpoints.remove_endpoint),
-            "set_limits": lambda **limits: (_endpoints.set_limits(**limits), []),
-            **{
-                name: _without_result(getattr(network, name))
-                for name in (
-                    "add_pair",
-                    "remove",
-                    "up",
-                    "down",
-                    "wait_until_usable",
-                    "shape",
-                    "require_netem",
-                    "require_congestion_control",
-                    "set_congestion_control",
-                    "set_remote",
-                )
-            },
-        }
-
-    def socket(self, family: int, type: int, proto: int, path_manager: str | None) -> _channel.Reply:
-        return None, [_core.create_socket(family, type, proto, path_manager)]
-
-    def sysctl(self, path: str, value: str | None) -> _channel.Reply:
-        before = _read_sysctl(path)
-        if value is not None:
-            _write_sysctl(path, value)
-        return before, []
-
-    def netstat(self) -> _channel.Reply:
-        with open("/proc/self/net/netstat") as file:
-            return file.read(), []
-
-    def set_path_manager(self, name: str) -> _channel.Reply:
-        return _path_manager.set_path_manager(name), []
-
-    def configure(
-        self, name: str, addresses: list[dict[str, Any]], link_local: str | None, table: int
-    ) -> _channel.Reply:
-        self._network.configure(name, [Address(**address) for address in addresses], link_local, table)
-        return None, []
-
-    def capture(self, name: str, descriptors: list[int]) -> _channel.Reply:
-        """Begin to write the interface's packets to the file, in a process of its own; return a channel to it."""
-        with open(descriptors[0], "wb") as file:
-            recorder = _capture.Recorder(name)
-            ours, theirs = _channel.pair()
-            if os.fork() == 0:
-                try:
-                    ours.close()
-                    for channel in self._channels:
-                        channel.close()
-                    _capture.record(recorder, file, theirs)
-                except BaseException:
-                    sys.excepthook(*sys.exc_info())
-                finally:
-                    os._exit(0)
-            theirs.close()
-            recorder.close()
-        return None, [ours.detach()]
-
-
-def _without_result(method: Any) -> _channel.Handler:
-    def handler(**arguments: Any) -> _channel.Reply:
-        method(**arguments)
-        return None, []
-
-    return handler
-
-
-def _read_sysctl(path: str) -> str:
-    with open(f"/proc/sys/{path}") as file:
-        return file.read().strip()
-
-
-def _write_sysctl(path: str, value: str) -> None:
-    with open(f"/proc/sys/{path}", "w") as file:
-        file.write(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{what} must be an int, not {type(value).__name__}")
+    if not lowest <= value <= highest:
+        raise ValueError(f"{what} must be from {lowest} to {highest}, not {value}")

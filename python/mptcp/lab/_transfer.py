@@ -11,7 +11,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from mptcp.lab._lab import Host, Lab, Link
+from mptcp.lab._host import Host
+from mptcp.lab._lab import Lab
+from mptcp.lab._link import Link
 
 if TYPE_CHECKING:
     from mptcp._recording import Recording

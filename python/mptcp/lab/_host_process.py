@@ -1,0 +1,167 @@
+"""The process of one host: it holds the host's network namespace and does there what the lab's user asks for."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import signal
+import socket
+import sys
+from typing import Any
+
+from mptcp import _core, _path_manager
+from mptcp.lab import _capture, _channel, _endpoints, _namespaces
+from mptcp.lab._network import Address, Network
+
+_IPV6_SYSCTLS = {
+    "net/ipv6/conf/{}/disable_ipv6": "0",
+    # Addresses are ours alone to give: none by router advertisements or made up by the kernel, and no waiting
+    # for duplicates.
+    "net/ipv6/conf/{}/accept_ra": "0",
+    "net/ipv6/conf/{}/accept_dad": "0",
+    "net/ipv6/conf/{}/addr_gen_mode": "1",
+}
+
+
+def main(channel: socket.socket, lifeline: socket.socket, forwarding: bool) -> None:
+    """Become the process of a host. ``channel`` leads to the lab's user, ``lifeline`` to the helper process."""
+    host: _Host
+
+    def start() -> _channel.Reply:
+        nonlocal host
+        _namespaces.enter_new_network_namespace()
+        host = _Host(forwarding, (channel, lifeline))
+        files = [os.open(f"/proc/self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in ("net", "user")]
+        return {"pid": os.getpid(), "ipv6": host.ipv6}, files
+
+    reply, files = _channel.call(start, {})
+    _channel.send(lifeline, reply, files)
+    _channel.close_all(files)
+    if "result" not in reply:
+        return
+
+    # The processes of captures are not waited for.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    poll = select.poll()
+    poll.register(channel, select.POLLIN)
+    poll.register(lifeline, select.POLLIN)
+    while True:
+        ready = {descriptor for descriptor, _ in poll.poll()}
+        if lifeline.fileno() in ready:
+            # The helper never sends anything, so it is gone, and was killed: else it would have ended the lab's
+            # programs, and this process last.
+            _namespaces.kill_programs({_namespaces.identity("/proc/self/ns/net")}, {os.getpid()})
+            return
+        if channel.fileno() in ready and not _channel.serve_one(channel, host.handlers):
+            poll.unregister(channel)
+
+
+class _Host:
+    def __init__(self, forwarding: bool, channels: tuple[socket.socket, ...]) -> None:
+        self._channels = channels
+        self.ipv6 = os.path.exists("/proc/sys/net/ipv6")
+        for scope in ("all", "default"):
+            # A packet may come in by another link than the one that leads back to its source.
+            _write_sysctl(f"net/ipv4/conf/{scope}/rp_filter", "0")
+            for name, value in _IPV6_SYSCTLS.items() if self.ipv6 else ():
+                # Not every one of them exists under "all" in every kernel.
+                with contextlib.suppress(FileNotFoundError):
+                    _write_sysctl(name.format(scope), value)
+        if forwarding:
+            _write_sysctl("net/ipv4/ip_forward", "1")
+            if self.ipv6:
+                _write_sysctl("net/ipv6/conf/all/forwarding", "1")
+        if not os.path.exists("/proc/sys/net/mptcp/enabled"):
+            raise OSError(errno.ENOSYS, "this kernel has no Multipath TCP (CONFIG_MPTCP)")
+        _write_sysctl("net/mptcp/enabled", "1")
+        self.set_path_manager("userspace")
+        self._network = Network()
+        network = self._network
+        self.handlers: dict[str, _channel.Handler] = {
+            "socket": self.socket,
+            "sysctl": self.sysctl,
+            "netstat": self.netstat,
+            "set_path_manager": self.set_path_manager,
+            "configure": self.configure,
+            "capture": self.capture,
+            "endpoints": lambda: (_endpoints.endpoints(), []),
+            "add_endpoint": _without_result(_endpoints.add_endpoint),
+            "remove_endpoint": _without_result(_endpoints.remove_endpoint),
+            "set_limits": lambda **limits: (_endpoints.set_limits(**limits), []),
+            **{
+                name: _without_result(getattr(network, name))
+                for name in (
+                    "add_pair",
+                    "remove",
+                    "up",
+                    "down",
+                    "wait_until_usable",
+                    "shape",
+                    "require_netem",
+                    "require_congestion_control",
+                    "set_congestion_control",
+                    "set_remote",
+                )
+            },
+        }
+
+    def socket(self, family: int, type: int, proto: int, path_manager: str | None) -> _channel.Reply:
+        return None, [_core.create_socket(family, type, proto, path_manager)]
+
+    def sysctl(self, path: str, value: str | None) -> _channel.Reply:
+        before = _read_sysctl(path)
+        if value is not None:
+            _write_sysctl(path, value)
+        return before, []
+
+    def netstat(self) -> _channel.Reply:
+        with open("/proc/self/net/netstat") as file:
+            return file.read(), []
+
+    def set_path_manager(self, name: str) -> _channel.Reply:
+        return _path_manager.set_path_manager(name), []
+
+    def configure(
+        self, name: str, addresses: list[dict[str, Any]], link_local: str | None, table: int
+    ) -> _channel.Reply:
+        self._network.configure(name, [Address(**address) for address in addresses], link_local, table)
+        return None, []
+
+    def capture(self, name: str, descriptors: list[int]) -> _channel.Reply:
+        """Begin to write the interface's packets to the file, in a process of its own; return a channel to it."""
+        with open(descriptors[0], "wb") as file:
+            recorder = _capture.Recorder(name)
+            ours, theirs = _channel.pair()
+            if os.fork() == 0:
+                try:
+                    ours.close()
+                    for channel in self._channels:
+                        channel.close()
+                    _capture.record(recorder, file, theirs)
+                except BaseException:
+                    sys.excepthook(*sys.exc_info())
+                finally:
+                    os._exit(0)
+            theirs.close()
+            recorder.close()
+        return None, [ours.detach()]
+
+
+def _without_result(method: Any) -> _channel.Handler:
+    def handler(**arguments: Any) -> _channel.Reply:
+        method(**arguments)
+        return None, []
+
+    return handler
+
+
+def _read_sysctl(path: str) -> str:
+    with open(f"/proc/sys/{path}") as file:
+        return file.read().strip()
+
+
+def _write_sysctl(path: str, value: str) -> None:
+    with open(f"/proc/sys/{path}", "w") as file:
+        file.write(value)
