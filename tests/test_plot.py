@@ -58,9 +58,9 @@ def _no_figure_left() -> Iterator[None]:
 
 
 def cookies(recording: mptcp.Recording) -> list[int]:
-    """In the order of their ids, which is that of the plots here."""
-    rows = recording.samples
-    return [int(rows["cookie"][rows["subflow"] == id][0]) for id in (1, 2)]
+    """In the order in which they appear, which is that of the plots here."""
+    found, first = np.unique(recording.samples["cookie"], return_index=True)
+    return [int(cookie) for cookie in found[np.argsort(first)]]
 
 
 def legend(ax: Any) -> list[str]:

@@ -71,7 +71,7 @@ def _topology(lab: Lab) -> dict[str, Any]:
         "hosts": {
             name: {
                 "addresses": host.addresses,
-                "net.mptcp.path_manager": _lab_sysctl(host, "net.mptcp.path_manager"),
+                "net.mptcp.path_manager": host.get_path_manager(),
                 "net.mptcp.scheduler": _lab_sysctl(host, "net.mptcp.scheduler"),
                 "net.ipv4.tcp_congestion_control": _lab_sysctl(host, "net.ipv4.tcp_congestion_control"),
             }

@@ -123,7 +123,7 @@ def run(rounds: int, end: float, outcome: Outcome, faults: Faults, service: Serv
             )
             assert holds_no_more_than(before), f"{what_is_held()}, and {before} before"
             faults.check_picture()
-            assert faults.client.sysctl("net.mptcp.path_manager") == "userspace"
+            assert faults.client.get_path_manager() == "userspace"
             assert "Error" not in faults.policy_errors(), faults.policy_errors()
             gc.collect()
             outcome.held.append(Held(number + 1, *held(), memory()))

@@ -196,6 +196,11 @@ class Host:
         with self.socket(AF_INET, SOCK_DGRAM, 0) as sock:
             return Events._of(_core.EventStream(sock.fileno(), None))
 
+    def get_path_manager(self) -> str:
+        """Return what new sockets of this host get, as mptcp.get_path_manager does for the caller's namespace."""
+        name: str = self._request("get_path_manager")[0]
+        return name
+
     def set_path_manager(self, name: str) -> str:
         """Set what new sockets of this host get, ``"kernel"`` or ``"userspace"``, and return the one before.
 

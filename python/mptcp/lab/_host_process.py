@@ -83,6 +83,7 @@ class _Host:
             "socket": self.socket,
             "sysctl": self.sysctl,
             "netstat": self.netstat,
+            "get_path_manager": lambda: (_path_manager.get_path_manager(), []),
             "set_path_manager": self.set_path_manager,
             "configure": self.configure,
             "capture": self.capture,
