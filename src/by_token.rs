@@ -20,6 +20,9 @@ use crate::subflow::Reading;
 use crate::tcp_info::{self, TcpInfo};
 use crate::uapi::{self, tcp_state};
 
+/// Connections that are looked at where no subflow is found.
+const SUSPECTS: usize = 64;
+
 /// A connection as it was when it was listed, and the way to it now.
 #[derive(Debug, Clone)]
 pub struct ByToken {
@@ -138,6 +141,10 @@ fn find_all(channel: &mut Channel) -> Result<Vec<(u32, Entry, Seen)>> {
         by_key.entry(key(&entry)).and_modify(|other| *other = None).or_insert(Some(entry));
     })
     .map_err(connections_failed)?;
+    if by_token.is_empty() {
+        let some: Vec<Entry> = by_key.values().flatten().take(SUSPECTS).copied().collect();
+        diag::check_told(channel, &some)?;
+    }
     let (mut found, mut missing) = (Vec::with_capacity(by_token.len()), Vec::new());
     for (token, seen) in by_token {
         match seen.initial.and_then(|initial| by_key.get(&key(&initial)).copied().flatten()) {
@@ -260,6 +267,9 @@ impl ByToken {
             }
         })
         .map_err(diag::failed)?;
+        if subflows.is_empty() {
+            diag::check_told(&mut lock(&self.namespace.diag), &[self.entry])?;
+        }
         self.still_multipath(subflows)
     }
 

@@ -435,6 +435,27 @@ pub fn dump_connections(channel: &mut Channel, mut on_entry: impl FnMut(Entry)) 
     Ok(())
 }
 
+/// An error where the kernel tells nothing of subflows, lest there seem to be none: before 6.15 it does so without
+/// CAP_NET_ADMIN. It is seen by an established subflow that one of these connections has at its own ends.
+pub fn check_told(channel: &mut Channel, connections: &[Entry]) -> Result<(), Error> {
+    let tuples: Vec<Tuple> = connections.iter().map(|connection| connection.tuple).collect();
+    let found = look_up(channel, &tuples).map_err(failed)?;
+    let untold = |(connection, subflow): (&Entry, Option<Entry>)| {
+        subflow.is_some_and(|entry| {
+            entry.inode == connection.inode
+                && entry.state == tcp_state::ESTABLISHED
+                && entry.subflow.is_none()
+        })
+    };
+    if connections.iter().zip(found).any(untold) {
+        return Err(Error::permission(
+            "subflows need CAP_NET_ADMIN in the user namespace that owns the network namespace: before Linux 6.15 the \
+             kernel tells others nothing of them",
+        ));
+    }
+    Ok(())
+}
+
 /// The listener that would take a connection from anywhere to `local`: whether it is one of Multipath TCP.
 pub fn listener(channel: &mut Channel, local: SocketAddr, interface: u32) -> Result<Option<bool>, Failure> {
     let nobody = match local.ip() {

@@ -171,13 +171,7 @@ fn check_there(namespace: &Namespace, token: u32, polling: bool) -> Result<()> {
         return Err(Error::os(libc::ENOTCONN, format!("there is no connection with token {token}")));
     };
     if polling {
-        let subflow = diag::look_up(&mut channel, &[connection.tuple]).map_err(diag::failed)?.pop().flatten();
-        if subflow.is_some_and(|entry| entry.subflow.is_none()) {
-            return Err(Error::permission(
-                "events need CAP_NET_ADMIN in the user namespace that owns the connection's network namespace: this \
-                 kernel tells others nothing of subflows",
-            ));
-        }
+        diag::check_told(&mut channel, &[connection])?;
     }
     Ok(())
 }

@@ -432,6 +432,11 @@ Runner = Callable[[Host, str], "subprocess.Popen[str]"]
 POLLING = """if True:
     import mptcp, sys
     with mptcp.create_connection(("10.0.1.2", 5000), timeout=10) as sock:
+        try:
+            sock.events().close()
+        except PermissionError as error:
+            print(error, flush=True)
+            sys.exit()
         with mptcp.Events() as everything, sock.events() as events:
             print(events.source, everything.source, flush=True)
             for event in events:
@@ -455,7 +460,10 @@ def test_without_privilege_a_connection_is_polled(mptcp_two_paths: TwoPaths, unp
             with peer:
                 assert program.stdout is not None
                 lines = iter(program.stdout.readline, "")
-                assert next(lines) == "polling polling\n"
+                first = next(lines)
+                if KERNEL < (6, 15) and "tells others nothing of them" in first:
+                    pytest.skip(first.strip())
+                assert first == "polling polling\n"
                 peer.sendall(b"x")
                 [handle] = client.connections()
                 # Its owner may not, but the lab's user may.

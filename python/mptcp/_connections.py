@@ -215,12 +215,12 @@ def connections(*, token: int | None = None, pid: int | None = None, port: int |
 
     Reads the subflows by a dump of inet_diag and then each connection by its token, without waiting for any
     connection's lock. A connection that has no subflow at the moment is found by its token only; one that fell back
-    to TCP at its handshake is not listed. No privilege, but for ``pid``, which takes the process's user or
-    CAP_SYS_PTRACE.
+    to TCP at its handshake is not listed. No privilege since Linux 6.15, before that CAP_NET_ADMIN in the user
+    namespace that owns the network namespace; and for ``pid`` the process's user or CAP_SYS_PTRACE.
 
     Raises TypeError and ValueError for what cannot be a token, a process or a port, ProcessLookupError for a process
-    that is not there, PermissionError for one that may not be looked at, UnsupportedError where the kernel has no
-    inet_diag for connections.
+    that is not there, PermissionError for one that may not be looked at and where the kernel tells others nothing of
+    subflows, UnsupportedError where it has no inet_diag for connections.
     """
     return list_connections(None, token=token, pid=pid, port=port)
 
