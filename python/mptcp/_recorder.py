@@ -52,8 +52,9 @@ class Recorder(Recording):
     0.1 s. ``samples``, ``connections`` and ``events`` are then read from the file.
 
     Needs no privilege; a Socket of another network namespace than the caller's takes CAP_NET_ADMIN and CAP_SYS_ADMIN
-    over that one. Raises TypeError and ValueError for wrong arguments before any system call, NotMultipathError for
-    plain TCP, OSError (ENOTCONN) for a connection that is not there, UnsupportedError where the kernel cannot do it.
+    over that one, and before Linux 6.15 "inet_diag" takes CAP_NET_ADMIN, else PermissionError. Raises TypeError and
+    ValueError for wrong arguments before any system call, NotMultipathError for plain TCP, OSError (ENOTCONN) for a
+    connection that is not there, UnsupportedError where the kernel cannot do it.
     """
 
     def __init__(

@@ -22,7 +22,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::connection;
-use crate::diag::{Entry, Tuple};
+use crate::diag::{self, Entry, Tuple};
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::lock::lock;
@@ -273,6 +273,7 @@ impl Sampler {
         if !sources.iter().all(|source| matches!(source, Source::Descriptor { .. })) {
             settings.method.get_or_insert(Method::InetDiag);
         }
+        let by_diag = settings.method == Some(Method::InetDiag);
         let failed = |what: &'static str| move |error: std::io::Error| Error::call(what, &error);
         let common = Arc::new(Common::new(settings.room, settings.method.unwrap_or(Method::InetDiag)));
         let event_fd = || EventFd::new().map(Arc::new).map_err(failed("eventfd"));
@@ -289,6 +290,10 @@ impl Sampler {
         finder.tick()?;
         let mut ticks = ticks::Ticks::new(&sites, &common, settings)?;
         ticks.tick()?;
+        let is_empty = |site: &&Arc<Site>| lock(&site.known.tokens).is_empty();
+        for site in sites.iter().filter(is_empty).filter(|_| by_diag) {
+            diag::check_tells(&mut lock(&site.namespace.diag))?;
+        }
 
         let start = sys::monotonic_ns();
         let timer = |interval: Duration| {
