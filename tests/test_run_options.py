@@ -22,7 +22,7 @@ import mptcp
 import pytest
 from mptcp import enhanced_api
 from mptcp.lab import Host, Link
-from support import PORT, PYTHON, ROOT, RUN, eventually, has_bpf, needs, needs_python, ss, tuples
+from support import PATIENCE, PORT, PYTHON, ROOT, RUN, eventually, has_bpf, needs, needs_python, ss, tuples
 
 PROGRAMS = Path(__file__).parent / "enhanced_api"
 
@@ -127,7 +127,7 @@ class Program:
 
     def finish(self) -> str:
         """Wait for its end; what it said."""
-        output, errors = self.process.communicate(timeout=60)
+        output, errors = self.process.communicate(timeout=60 * PATIENCE)
         assert self.process.returncode == 0, errors
         assert errors == ""
         return output
@@ -156,7 +156,7 @@ def c(source: str, *flags: str) -> Build:
         output = folder / "program"
         include = f"-I{enhanced_api.include_dir()}"
         command = ["cc", "-Wall", "-Werror", *flags, include, "-o", str(output), str(PROGRAMS / source)]
-        subprocess.run(command, check=True, timeout=60)
+        subprocess.run(command, check=True, timeout=60 * PATIENCE)
         return [str(output)]
 
     return build
@@ -170,7 +170,7 @@ def go_program() -> Path:
     output = folder / "program"
     environment = {**os.environ, "CGO_ENABLED": "0", "GOCACHE": str(folder / "cache"), "GO111MODULE": "off"}
     command = ["go", "build", "-o", str(output), str(PROGRAMS / "control.go")]
-    subprocess.run(command, check=True, timeout=110, env=environment)
+    subprocess.run(command, check=True, timeout=110 * PATIENCE, env=environment)
     return output
 
 
@@ -256,7 +256,7 @@ def check_control(paths: Paths, command: list[str], opened: tuple[str, str]) -> 
         assert program.until("closed") == [f"closed : {new}", f"Subflow id : {first}"]
         assert eventually(lambda: tuples(client) == {told[first]})
         program.go_on()
-        _, errors = program.process.communicate(timeout=60)
+        _, errors = program.process.communicate(timeout=60 * PATIENCE)
         if has_bpf():
             assert (program.process.returncode, errors) == (0, "")
         else:
