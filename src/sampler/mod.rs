@@ -291,8 +291,10 @@ impl Sampler {
         let mut ticks = ticks::Ticks::new(&sites, &common, settings)?;
         ticks.tick()?;
         let is_empty = |site: &&Arc<Site>| lock(&site.known.tokens).is_empty();
-        for site in sites.iter().filter(is_empty).filter(|_| by_diag) {
-            diag::check_tells(&mut lock(&site.namespace.diag))?;
+        if by_diag {
+            for site in sites.iter().filter(is_empty) {
+                diag::check_tells(&mut lock(&site.namespace.diag))?;
+            }
         }
 
         let start = sys::monotonic_ns();
