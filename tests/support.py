@@ -25,6 +25,9 @@ PORT = 5000
 
 ROOT = os.geteuid() == 0
 
+# The start of a command line that runs a program without any capability.
+NO_CAPABILITIES = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all"]
+
 KERNEL = tuple(map(int, re.findall(r"\d+", platform.release())[:2]))
 
 RUN = [sys.executable, "-W", "error", "-m", "mptcp", "run"]

@@ -15,7 +15,18 @@ from contextlib import contextmanager
 import mptcp
 import pytest
 from mptcp.lab import Host, Link
-from support import KERNEL, PORT, Connection, connected, descriptors, ends, eventually, exchange, subscribers
+from support import (
+    KERNEL,
+    NO_CAPABILITIES,
+    PORT,
+    Connection,
+    connected,
+    descriptors,
+    ends,
+    eventually,
+    exchange,
+    subscribers,
+)
 
 TwoPaths = tuple[Host, Host, tuple[Link, Link]]
 
@@ -214,6 +225,8 @@ def test_bound_to_an_interface(connection: Connection) -> None:
     try:
         opened = handle.open_subflow(None, connection.second[1], interface=name)
     except mptcp.UnsupportedError as error:
+        if KERNEL >= (6, 12):
+            raise
         assert len(handle.subflows()) == 1
         pytest.skip(str(error))
     assert opened.local[0] == connection.second[0]
@@ -491,8 +504,7 @@ def test_what_is_not_told_is_no_empty_list(connection: Connection) -> None:
     """Before 6.15 the kernel tells of subflows to CAP_NET_ADMIN alone."""
     if shutil.which("setpriv") is None:
         pytest.skip("setpriv (util-linux) is missing")
-    drop = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all"]
-    command = [*drop, sys.executable, "-W", "error", "-c", SILENT, str(connection.sock.token)]
+    command = [*NO_CAPABILITIES, sys.executable, "-W", "error", "-c", SILENT, str(connection.sock.token)]
     said = connection.client.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
     if KERNEL < (6, 15) and said != ["1", "1", "1"]:
         assert len(said) == 3

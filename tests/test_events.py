@@ -21,6 +21,7 @@ from mptcp import Event, EventKind, Events
 from mptcp.lab import Host, Lab, Link
 from support import (
     KERNEL,
+    NO_CAPABILITIES,
     PORT,
     Connection,
     Pictured,
@@ -498,8 +499,7 @@ def unprivileged() -> Runner:
     """Starts a Python program in a host without the capabilities that one has there."""
 
     def run(host: Host, program: str) -> subprocess.Popen[str]:
-        drop = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all"]
-        command = [*drop, sys.executable, "-W", "error", "-c", program]
+        command = [*NO_CAPABILITIES, sys.executable, "-W", "error", "-c", program]
         return host.popen(command, stdout=subprocess.PIPE, text=True)
 
     return run

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from mptcp import cli
 from mptcp.lab import Host, Lab, Link
-from support import PORT, PYTHON, ROOT, RUN, eventually, needs, needs_python, ss, subscribers
+from support import NO_CAPABILITIES, PORT, PYTHON, ROOT, RUN, eventually, needs, needs_python, ss, subscribers
 
 Paths = tuple[Host, Host, tuple[Link, Link]]
 
@@ -185,7 +185,7 @@ def test_an_ordinary_user_s_sockets_are_multipath_tcp_too(host: Host) -> None:
         if shutil.which("setpriv") is None or not readable_by_all(sys.executable):
             pytest.skip("another user may not execute this Python, or setpriv is missing")
     else:
-        prefix = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all"]
+        prefix = NO_CAPABILITIES
     done = host.run([*prefix, *RUN, *python(PROTOCOL)], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("262\n", "")
 

@@ -22,7 +22,20 @@ import mptcp
 import pytest
 from mptcp import enhanced_api
 from mptcp.lab import Host, Link
-from support import PATIENCE, PORT, PYTHON, ROOT, RUN, eventually, has_bpf, needs, needs_python, ss, tuples
+from support import (
+    NO_CAPABILITIES,
+    PATIENCE,
+    PORT,
+    PYTHON,
+    ROOT,
+    RUN,
+    eventually,
+    has_bpf,
+    needs,
+    needs_python,
+    ss,
+    tuples,
+)
 
 PROGRAMS = Path(__file__).parent / "enhanced_api"
 
@@ -608,5 +621,4 @@ print(len(ids(fd)))
 print(open_subflow(fd, {links[1].address(client)!r}, 0, {links[1].address(server)!r}, {PORT}))
 print(len(ids(fd)))
 """
-    bare = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all")
-    assert ask(mptcp_two_paths, program, prefix=bare) == ["1", "1", "1"]
+    assert ask(mptcp_two_paths, program, prefix=NO_CAPABILITIES) == ["1", "1", "1"]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from . import _core, _counters, _html
 from ._core import Info, Subflow
 from ._events import Events
+from ._ranges import check_range
 from ._socket import Address, Socket, wrap
 
 if TYPE_CHECKING:
@@ -139,10 +140,12 @@ class Connection:
     def subflows(self) -> list[Subflow]:
         """A snapshot of the subflows, the initial one first and the others as this process saw them appear.
 
-        By a dump of inet_diag, which takes no connection's lock; the subflows' one after the other. No privilege.
-        Subflow.id is None: only a descriptor tells it.
+        By a dump of inet_diag, which takes no connection's lock; the subflows' one after the other. No privilege
+        since Linux 6.15, before that CAP_NET_ADMIN in the user namespace that owns the network namespace. Subflow.id is
+        None: only a descriptor tells it.
 
-        Raises NotMultipathError after a fallback at the handshake, OSError (ENOTCONN) once the connection has ended.
+        Raises NotMultipathError after a fallback at the handshake, OSError (ENOTCONN) once the connection has ended,
+        PermissionError where the kernel tells others nothing of subflows.
         """
         return _html.Subflows(self._native.subflows(self))
 
@@ -229,9 +232,9 @@ def list_connections(
     fd: int | None, *, token: int | None = None, pid: int | None = None, port: int | None = None
 ) -> list[Connection]:
     """connections() of the network namespace that a socket belongs to, or of the caller's."""
-    _check(token, "a token", 0, _LAST_TOKEN)
-    _check(pid, "a process", 1, _LAST_PID)
-    _check(port, "a port", 0, _LAST_PORT)
+    check_range(token, "a token", 0, _LAST_TOKEN)
+    check_range(pid, "a process", 1, _LAST_PID)
+    check_range(port, "a port", 0, _LAST_PORT)
     inodes = None if pid is None else _inodes(pid)
     return _html.Connections(
         Connection(native)
@@ -262,8 +265,8 @@ def attach(pid: int, fd: int) -> Socket:
     for value, what in ((pid, "a process"), (fd, "a descriptor")):
         if value is None:
             raise TypeError(f"{what} must be an int, not None")
-    _check(pid, "a process", 1, _LAST_PID)
-    _check(fd, "a descriptor", 0, _LAST_PID)
+    check_range(pid, "a process", 1, _LAST_PID)
+    check_range(fd, "a descriptor", 0, _LAST_PID)
     taken = _core.take_descriptor(pid, fd)
     try:
         return wrap(taken)
@@ -278,15 +281,6 @@ def counters() -> dict[str, int]:
     """
     with open("/proc/thread-self/net/netstat") as file:
         return _counters.parse(file.read())
-
-
-def _check(value: object, what: str, lowest: int, highest: int) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{what} must be an int, not {type(value).__name__}")
-    if not lowest <= value <= highest:
-        raise ValueError(f"{what} must be from {lowest} to {highest}, not {value}")
 
 
 def _inodes(pid: int) -> set[int]:

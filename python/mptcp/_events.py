@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from . import _core
 from ._core import Event
+from ._ranges import check_range
 
 if TYPE_CHECKING:
     import asyncio
@@ -55,11 +56,7 @@ class Events:
     """
 
     def __init__(self, *, token: int | None = None) -> None:
-        if token is not None:
-            if isinstance(token, bool) or not isinstance(token, int):
-                raise TypeError(f"a token must be an int, not {type(token).__name__}")
-            if not 0 <= token <= _LAST_TOKEN:
-                raise ValueError(f"a token must be from 0 to {_LAST_TOKEN}, not {token}")
+        check_range(token, "a token", 0, _LAST_TOKEN)
         self._native = _core.EventStream(None, token)
 
     @classmethod

@@ -18,6 +18,7 @@ from mptcp._connections import Connection
 from mptcp._events import Events
 from mptcp._path_manager import check_path_manager
 from mptcp._policy import Policy, RunningPolicies
+from mptcp._ranges import check_range
 from mptcp._socket import IPPROTO_MPTCP, Socket
 from mptcp.lab import _channel, _programs
 
@@ -197,7 +198,11 @@ class Host:
             return Events._of(_core.EventStream(sock.fileno(), None))
 
     def get_path_manager(self) -> str:
-        """Return what new sockets of this host get, as mptcp.get_path_manager does for the caller's namespace."""
+        """Return what new sockets of this host get, ``"kernel"`` or ``"userspace"``.
+
+        Reads the sysctl net.mptcp.path_manager, or net.mptcp.pm_type before Linux 6.15. No privilege. Raises OSError
+        (EBADF) once the lab is closed.
+        """
         name: str = self._request("get_path_manager")[0]
         return name
 
@@ -236,8 +241,8 @@ class Host:
                 raise TypeError(f"an endpoint's flag must be a str, not {type(flag).__name__}")
             if flag not in _ENDPOINT_FLAGS:
                 raise ValueError(f"an endpoint's flags are {', '.join(_ENDPOINT_FLAGS)}, not {flag!r}")
-        _check_range(id, "an endpoint's id", 1, 255)
-        _check_range(port, "an endpoint's port", 1, 65535)
+        check_range(id, "an endpoint's id", 1, 255)
+        check_range(port, "an endpoint's port", 1, 65535)
         bits = sum(_ENDPOINT_FLAGS[flag] for flag in set(flags or ("subflow",)))
         self._request("add_endpoint", address=address, flags=bits, id=id, port=port)
 
@@ -256,8 +261,8 @@ class Host:
         ``subflows``: additional subflows a connection, also those that the other end opens. ``add_addr_accepted``:
         announced addresses of the other end to which subflows are opened.
         """
-        _check_range(subflows, "subflows", 0, 255)
-        _check_range(add_addr_accepted, "add_addr_accepted", 0, 255)
+        check_range(subflows, "subflows", 0, 255)
+        check_range(add_addr_accepted, "add_addr_accepted", 0, 255)
         before = self._request("set_limits", subflows=subflows, add_addr_accepted=add_addr_accepted)[0]
         return Limits(**before)
 
@@ -284,7 +289,7 @@ class Host:
 
 def _c_int(value: int, what: str) -> int:
     number = operator.index(value)
-    _check_range(number, what, -(2**31), 2**31 - 1)
+    check_range(number, what, -(2**31), 2**31 - 1)
     return int(number)
 
 
@@ -295,12 +300,3 @@ def _endpoint_address(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Add
     if "%" in address:
         raise ValueError(f"an endpoint's address names no interface: not {address!r}")
     return parsed
-
-
-def _check_range(value: int | None, what: str, lowest: int, highest: int) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{what} must be an int, not {type(value).__name__}")
-    if not lowest <= value <= highest:
-        raise ValueError(f"{what} must be from {lowest} to {highest}, not {value}")
