@@ -98,6 +98,9 @@ pub fn subflows_of(connections: &[&ByToken]) -> Result<Vec<Option<Vec<Subflow>>>
     .map_err(diag::failed)?;
     // Afterwards, so that what was read is of the connection and not of a later one with its token.
     let now = diag::look_up_tokens(&mut channel, &tokens).map_err(diag::failed)?;
+    if subflows.values().all(Vec::is_empty) {
+        diag::check_told(&mut channel, &now.iter().flatten().copied().collect::<Vec<_>>())?;
+    }
     drop(channel);
     let live = connections.iter().zip(now).map(|(connection, entry)| {
         let found = subflows.remove(&connection.token())?;

@@ -51,8 +51,8 @@ class Events:
 
     A forked child has to make its own: its parent's raises OSError (EBADF).
 
-    Raises OSError (ENOTCONN) for a token that no connection has, PermissionError on kernels that tell nothing of
-    subflows without the privilege, TypeError and ValueError for what cannot be a token.
+    Raises OSError (ENOTCONN) for a token that no connection has, PermissionError without the privilege where the
+    kernel is seen to tell nothing of the subflows that there are, TypeError and ValueError for what cannot be a token.
     """
 
     def __init__(self, *, token: int | None = None) -> None:
