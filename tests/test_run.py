@@ -297,6 +297,48 @@ def test_iperf3_at_both_ends(mptcp_two_paths: Paths) -> None:
         assert serving.wait(60) == 0
 
 
+JAVA = """
+import java.net.*;
+import java.nio.ByteBuffer;
+import java.nio.channels.SocketChannel;
+
+class Client {
+    public static void main(String[] arguments) throws Exception {
+        var server = new InetSocketAddress(arguments[0], Integer.parseInt(arguments[1]));
+        try (var channel = SocketChannel.open(server); var stream = new Socket()) {
+            channel.write(ByteBuffer.wrap("channel".getBytes()));
+            stream.connect(server);
+            stream.getOutputStream().write("stream".getBytes());
+            System.out.println(new String(stream.getInputStream().readAllBytes()));
+        }
+    }
+}
+"""
+
+
+@needs("javac")
+def test_java(mptcp_two_paths: Paths, tmp_path: Path) -> None:
+    """Its sockets are of IPv6, and reach IPv4 by mapped addresses."""
+    client, server, paths = mptcp_two_paths
+    address = paths[0].address(server)
+    source = tmp_path / "Client.java"
+    source.write_text(JAVA)
+    with server.create_server(("", PORT)) as listener:
+        # A small virtual machine starts sooner.
+        java = ["java", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", str(source), address, str(PORT)]
+        with client.popen([*RUN, *java], stdout=subprocess.PIPE, text=True) as process:
+            channel, stream = listener.accept()[0], listener.accept()[0]
+            with channel, stream:
+                for peer, said in ((channel, b"channel"), (stream, b"stream")):
+                    assert peer.is_mptcp
+                    assert peer.recv(10) == said
+                    [connection] = client.connections(port=peer.getpeername()[1])
+                    assert [each.remote[0] for each in connection.subflows()] == [f"::ffff:{address}"]
+                stream.sendall(b"hello")
+            assert process.communicate(timeout=60) == ("hello\n", None)
+        assert process.returncode == 0
+
+
 # The program's start, signals and end.
 
 
