@@ -313,7 +313,7 @@ pub fn look_up_attributes(
 }
 
 /// Looks subflows up by their exact four-tuples. One that does not exist, or whose tuple belongs to a listener
-/// or to a socket in TIME_WAIT, is `None`. Older kernels (6.1) tell the MPTCP part to CAP_NET_ADMIN only: without,
+/// or to a socket in TIME_WAIT, is `None`. Kernels before 6.15 tell the MPTCP part to CAP_NET_ADMIN only: without,
 /// the entries lack it.
 pub fn look_up(channel: &mut Channel, tuples: &[Tuple]) -> Result<Vec<Option<Entry>>, Failure> {
     look_up_all(
