@@ -433,8 +433,8 @@ class Subflow:
     """A frozen snapshot of one subflow, whose methods act on the live subflow.
 
     id, addresses and tcp_info are one atomic reading (MPTCP_FULL_INFO). cookie, address ids, initial and the backup
-    flags are a second (inet_diag), None if the subflow was gone by then; on older kernels (6.12) all but the cookie are
-    None without CAP_NET_ADMIN. Two snapshots are equal if they are of the same subflow.
+    flags are a second (inet_diag), None if the subflow was gone by then; before Linux 6.15 all but the cookie are None
+    without CAP_NET_ADMIN. Two snapshots are equal if they are of the same subflow.
     """
 
     @property

@@ -164,9 +164,9 @@ class Socket(socket.socket):
 
         Ids, addresses and tcp_info are one atomic reading by MPTCP_FULL_INFO (before Linux 6.5 by MPTCP_TCPINFO and
         MPTCP_SUBFLOW_ADDRS, repeated until they agree); cookie, address ids, initial and the backup flags are a
-        second, by exact inet_diag look-ups, and None if the subflow was gone by then (on older kernels, 6.12 for one,
-        all but the cookie are None without CAP_NET_ADMIN). No privilege, except for a
-        Socket of another network namespace than the caller's: CAP_NET_ADMIN and CAP_SYS_ADMIN over that one.
+        second, by exact inet_diag look-ups, and None if the subflow was gone by then (before Linux 6.15 all but the
+        cookie are None without CAP_NET_ADMIN). No privilege, except for a Socket of another network namespace than the
+        caller's: CAP_NET_ADMIN and CAP_SYS_ADMIN over that one.
 
         Raises NotMultipathError, and PermissionError where the Socket's network namespace cannot be entered.
         """
