@@ -117,7 +117,7 @@ fn request(subflow: &Subflow, option: SocketOption, action: Action) -> Request {
 fn is_same(entry: &Entry, subflow: &Subflow) -> bool {
     let is_of_connection = match entry.subflow {
         Some(found) => found.token == subflow.token,
-        // A closed one; or older kernels (6.12) without CAP_NET_ADMIN, which have never told.
+        // A closed one; or before Linux 6.15, which without CAP_NET_ADMIN has never told.
         None => subflow.entry.is_some_and(|before| before.subflow.is_none()),
     };
     entry.cookie == cookie(subflow) && is_of_connection && !entry.is_orphan()
