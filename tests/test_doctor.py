@@ -16,7 +16,7 @@ import mptcp
 import pytest
 from mptcp import _abilities, cli
 from mptcp.lab import Host, Lab
-from support import Marked, held, holds_no_more_than, sysctls
+from support import KERNEL, Marked, held, holds_no_more_than, sysctls
 
 DEADLINE = 60.0
 DOCTOR = [sys.executable, "-W", "error", "-m", "mptcp", "doctor"]
@@ -49,9 +49,13 @@ def test_it_finds_what_there_is_and_changes_nothing(prefix: list[str], marked: M
     assert status == 0
     assert marked.processes() == set()
     assert sysctls() == before
-    here = ("multipath", "mptcp_info", "inet_diag", "mptcp_pm", "userspace")
+    here = ("multipath", "mptcp_info", "mptcp_pm", "userspace")
     assert all(available(findings, *here, "lab", "in_lab", "nsenter", "tbf"))
     privileged = os.geteuid() == 0 and not prefix
+    if not findings["inet_diag"]["available"]:
+        assert not privileged
+        assert KERNEL < (6, 15)
+        assert "CAP_NET_ADMIN" in findings["inet_diag"]["advice"]
     assert available(findings, "net_admin", "here", "bpf") == [privileged] * 3
     if not privileged:
         assert "CAP_NET_ADMIN" in findings["net_admin"]["advice"]

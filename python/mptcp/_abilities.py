@@ -194,10 +194,15 @@ def _is_mptcp(ground: Ground) -> None:
 
 def _inet_diag(ground: Ground) -> None:
     subflows = ground.multipath_connection().subflows()
-    if not subflows or subflows[0].local_id is None:
+    if not subflows or subflows[0].cookie is None:
         raise _Lack(
             "subflows open without it, but nobody tells who accepted them: modprobe tcp_diag mptcp_diag as root "
             "(CONFIG_INET_DIAG, CONFIG_INET_MPTCP_DIAG)"
+        )
+    if subflows[0].local_id is None:
+        raise _Lack(
+            "before Linux 6.15 the kernel tells subflows' ids and flags, and all of connections that one holds no "
+            "descriptor of, with CAP_NET_ADMIN over this network namespace only: run as root, or work in a lab"
         )
 
 
