@@ -20,6 +20,9 @@ use crate::sys;
 use crate::tcp_info::{self, TcpInfo};
 use crate::uapi::{self, full_info, subflow_data, subflow_info, tcp_state};
 
+/// How often subflows are read at most, until each has its id.
+const READINGS: usize = 10;
+
 /// A snapshot of one subflow. `entry` is a second reading, by inet_diag: absent if the subflow was gone by then.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Subflow {
@@ -326,8 +329,19 @@ impl Handle {
         *lock(&self.namespace) = None;
     }
 
-    /// A snapshot of every subflow but closed ones, oldest first.
+    /// A snapshot of every subflow but closed ones, oldest first. Before 6.5 the ids are ours, and one that was gone when
+    /// inet_diag was asked has none: the next reading is without it.
     pub fn subflows(&self, fd: RawFd) -> Result<Vec<Subflow>> {
+        for _ in 1..READINGS {
+            let subflows = self.read(fd)?;
+            if subflows.iter().all(|subflow| subflow.id.is_some()) {
+                return Ok(subflows);
+            }
+        }
+        self.read(fd)
+    }
+
+    fn read(&self, fd: RawFd) -> Result<Vec<Subflow>> {
         let read = read(fd)?;
         if read.subflows.is_empty() {
             return Ok(Vec::new());
