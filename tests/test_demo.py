@@ -59,9 +59,9 @@ def test_json(prefix: list[str], marked: Marked) -> None:
     assert (second["local"], second["remote"]) == (["10.0.2.1", 12345], ["10.0.2.2", first["remote"][1]])
     assert 0 <= first["opened_s"] < second["opened_s"] < first["closed_s"] < result["elapsed_s"]
     assert second["closed_s"] is None
-    # Each took its share while there were two, and the second all that came after.
+    # Each took its share while there were two, and the second all that came after, but what the first had queued.
     assert first["bytes"] > 8 << 20
-    assert second["bytes"] > 32 << 20
+    assert second["bytes"] > 24 << 20
     assert first["bytes"] + second["bytes"] >= 64 << 20
 
 
