@@ -333,15 +333,15 @@ impl Handle {
     /// inet_diag was asked has none: the next reading is without it.
     pub fn subflows(&self, fd: RawFd) -> Result<Vec<Subflow>> {
         for _ in 1..READINGS {
-            let subflows = self.read(fd)?;
+            let subflows = self.snapshot(fd)?;
             if subflows.iter().all(|subflow| subflow.id.is_some()) {
                 return Ok(subflows);
             }
         }
-        self.read(fd)
+        self.snapshot(fd)
     }
 
-    fn read(&self, fd: RawFd) -> Result<Vec<Subflow>> {
+    fn snapshot(&self, fd: RawFd) -> Result<Vec<Subflow>> {
         let read = read(fd)?;
         if read.subflows.is_empty() {
             return Ok(Vec::new());

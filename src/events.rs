@@ -52,15 +52,10 @@ impl Events {
                 check_there(&namespace, token, reader.is_polling())?;
                 None
             }
-            None => {
-                if reader.is_polling() {
-                    diag::check_tells(&mut lock(&namespace.diag))?;
-                }
-                Some(reader.watch(|| {
-                    let socket = || namespace.socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE);
-                    Watch::start(socket()?, socket()?)
-                })?)
-            }
+            None => Some(reader.watch(|| {
+                let socket = || namespace.socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE);
+                Watch::start(socket()?, socket()?)
+            })?),
         };
         Ok(Events { namespace, subscription, taking: Mutex::default(), watch, reader })
     }

@@ -74,6 +74,10 @@ impl Picture {
         self.connections.keys().copied()
     }
 
+    pub fn has_subflows(&self) -> bool {
+        self.connections.values().any(|known| !known.subflows.is_empty())
+    }
+
     /// Whether a subflow with this cookie is known.
     pub fn knows(&self, cookie: u64) -> bool {
         self.connections.values().any(|known| known.subflows.iter().any(|entry| entry.cookie == cookie))

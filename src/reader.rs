@@ -186,6 +186,9 @@ impl Reader {
         };
         let compared = self.shared.compare(&mut lock(requests), &mut picture, wanted.as_ref());
         compared.map_err(diag::failed)?;
+        if filter == Filter::Namespace && !picture.has_subflows() {
+            diag::check_tells(&mut lock(requests))?;
+        }
         lock(&self.shared.subscribers).add(&subscription);
         drop(picture);
         self.shared.wake.set(); // the interval begins

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from mptcp import UnsupportedError, cli
 from mptcp.cli import demo
-from support import Marked, sysctls
+from support import PATIENCE, Marked, sysctls
 
 DEADLINE = 60.0
 DEMO = [sys.executable, "-W", "error", "-m", "mptcp", "demo"]
@@ -61,7 +61,7 @@ def test_json(prefix: list[str], marked: Marked) -> None:
     assert second["closed_s"] is None
     # Each took its share while there were two, and the second all that came after, but what the first had queued.
     assert first["bytes"] > 8 << 20
-    assert second["bytes"] > 24 << 20
+    assert second["bytes"] > (32 if PATIENCE == 1 else 24) << 20
     assert first["bytes"] + second["bytes"] >= 64 << 20
 
 

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import mptcp
 import pytest
 from mptcp.lab import Host, Link, two_paths
-from support import Connection, connected, descriptors, eventually, exchange, has_bpf
+from support import NO_CAPABILITIES, Connection, connected, descriptors, eventually, exchange, has_bpf
 
 TwoPaths = tuple[Host, Host, tuple[Link, Link]]
 
@@ -163,7 +163,7 @@ def test_root_without_the_capabilities(pair: Pair) -> None:
     if shutil.which("setpriv") is None:
         pytest.skip("setpriv (util-linux) is missing")
     fd = pair.sock.fileno()
-    command = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", sys.executable, "-c", UNPRIVILEGED, str(fd)]
+    command = [*NO_CAPABILITIES, sys.executable, "-c", UNPRIVILEGED, str(fd)]
     output = pair.made.client.run(command, pass_fds=[fd], capture_output=True, text=True, check=True).stdout
     told = json.loads(output)
     assert told["read"].encode() == pair.second.getsockopt(TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from . import _core, _counters, _html
 from ._core import Info, Subflow
 from ._events import Events
-from ._ranges import check_range
+from ._ranges import check_optional_range, check_range
 from ._socket import Address, Socket, wrap
 
 if TYPE_CHECKING:
@@ -30,8 +30,9 @@ class Connection:
     connection, and raise OSError (ENOTCONN) once it has ended.
 
     Nothing here waits for the connection's lock, which a sender at full speed may hold for milliseconds, but info(),
-    path_manager and the methods that change the connection. Reading needs no privilege, whoever owns the connection;
-    what changes it needs CAP_NET_ADMIN in the user namespace that owns its network namespace.
+    path_manager and the methods that change the connection. Reading needs no privilege, whoever owns the connection,
+    but before Linux 6.15 for subflows; that, and what changes it, needs CAP_NET_ADMIN in the user namespace that owns
+    its network namespace.
 
     Two are equal if they are of the same connection.
     """
@@ -232,9 +233,9 @@ def list_connections(
     fd: int | None, *, token: int | None = None, pid: int | None = None, port: int | None = None
 ) -> list[Connection]:
     """connections() of the network namespace that a socket belongs to, or of the caller's."""
-    check_range(token, "a token", 0, _LAST_TOKEN)
-    check_range(pid, "a process", 1, _LAST_PID)
-    check_range(port, "a port", 0, _LAST_PORT)
+    check_optional_range(token, "a token", 0, _LAST_TOKEN)
+    check_optional_range(pid, "a process", 1, _LAST_PID)
+    check_optional_range(port, "a port", 0, _LAST_PORT)
     inodes = None if pid is None else _inodes(pid)
     return _html.Connections(
         Connection(native)
@@ -262,9 +263,6 @@ def attach(pid: int, fd: int) -> Socket:
     for a descriptor that the process does not have, (ENOTSOCK) for one that is no socket, TypeError and ValueError
     for what cannot be a process or a descriptor.
     """
-    for value, what in ((pid, "a process"), (fd, "a descriptor")):
-        if value is None:
-            raise TypeError(f"{what} must be an int, not None")
     check_range(pid, "a process", 1, _LAST_PID)
     check_range(fd, "a descriptor", 0, _LAST_PID)
     taken = _core.take_descriptor(pid, fd)

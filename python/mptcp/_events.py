@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from . import _core
 from ._core import Event
-from ._ranges import check_range
+from ._ranges import check_optional_range
 
 if TYPE_CHECKING:
     import asyncio
@@ -56,7 +56,7 @@ class Events:
     """
 
     def __init__(self, *, token: int | None = None) -> None:
-        check_range(token, "a token", 0, _LAST_TOKEN)
+        check_optional_range(token, "a token", 0, _LAST_TOKEN)
         self._native = _core.EventStream(None, token)
 
     @classmethod

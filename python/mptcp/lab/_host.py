@@ -18,7 +18,7 @@ from mptcp._connections import Connection
 from mptcp._events import Events
 from mptcp._path_manager import check_path_manager
 from mptcp._policy import Policy, RunningPolicies
-from mptcp._ranges import check_range
+from mptcp._ranges import check_optional_range, check_range
 from mptcp._socket import IPPROTO_MPTCP, Socket
 from mptcp.lab import _channel, _programs
 
@@ -241,8 +241,8 @@ class Host:
                 raise TypeError(f"an endpoint's flag must be a str, not {type(flag).__name__}")
             if flag not in _ENDPOINT_FLAGS:
                 raise ValueError(f"an endpoint's flags are {', '.join(_ENDPOINT_FLAGS)}, not {flag!r}")
-        check_range(id, "an endpoint's id", 1, 255)
-        check_range(port, "an endpoint's port", 1, 65535)
+        check_optional_range(id, "an endpoint's id", 1, 255)
+        check_optional_range(port, "an endpoint's port", 1, 65535)
         bits = sum(_ENDPOINT_FLAGS[flag] for flag in set(flags or ("subflow",)))
         self._request("add_endpoint", address=address, flags=bits, id=id, port=port)
 
@@ -261,8 +261,8 @@ class Host:
         ``subflows``: additional subflows a connection, also those that the other end opens. ``add_addr_accepted``:
         announced addresses of the other end to which subflows are opened.
         """
-        check_range(subflows, "subflows", 0, 255)
-        check_range(add_addr_accepted, "add_addr_accepted", 0, 255)
+        check_optional_range(subflows, "subflows", 0, 255)
+        check_optional_range(add_addr_accepted, "add_addr_accepted", 0, 255)
         before = self._request("set_limits", subflows=subflows, add_addr_accepted=add_addr_accepted)[0]
         return Limits(**before)
 

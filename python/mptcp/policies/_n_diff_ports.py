@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .._policy import Policy
+from .._ranges import check_range
 
 if TYPE_CHECKING:
     from .._connections import Connection
@@ -12,10 +13,7 @@ class NDiffPorts(Policy):
     """``n`` subflows between the two addresses of the connection, from different local ports."""
 
     def __init__(self, n: int = 2) -> None:
-        if isinstance(n, bool) or not isinstance(n, int):
-            raise TypeError(f"n must be an int, not {type(n).__name__}")
-        if not 1 <= n <= 8:
-            raise ValueError(f"n must be from 1 to 8, not {n}")
+        check_range(n, "n", 1, 8)
         self.n = n
 
     def on_connection(self, conn: Connection) -> None:
