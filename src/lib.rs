@@ -1,48 +1,22 @@
 //! Control and measurement of Multipath TCP, subflow by subflow: the core, which knows nothing of Python.
 //!
-//! Data flows one way: [`enhanced_api`] (the calls of 2016) uses [`connection`], [`by_token`], [`open`] and
-//! [`announce`] (what a caller asks for), which use [`namespace`] (the netlink sockets of one network namespace) and
-//! [`shared`] (what this process knows of a connection), which use the marshalling ([`info`], [`tcp_info`],
-//! [`subflow`], [`diag`], [`pm`], [`event`], [`route`]: pure functions over bytes), which uses [`wire`], [`address`]
-//! and [`uapi`]. Only [`sys`] talks to the kernel.
+//! Each room uses only those below it: [`supervisor`] and [`enhanced_api`] (calls of other programs and of 2016);
+//! [`sampler`] and [`options`] (measuring, and socket options on one subflow); [`connection`] (what is asked of a
+//! connection); [`namespace`] (what a process holds and knows of one network namespace); [`events`]; [`netlink`];
+//! [`sys`] (the system calls, and the only unsafe); [`abi`] (the kernel's structures as bytes).
 #![deny(unsafe_code)]
 
-pub mod address;
-pub mod address_ids;
-pub mod announce;
-pub mod bpf;
-pub mod by_token;
+pub mod abi;
 pub mod connection;
-pub mod diag;
 pub mod enhanced_api;
 pub mod error;
-pub mod event;
 pub mod events;
-pub mod fields;
-pub mod info;
-pub mod links;
-pub mod lock;
 pub mod namespace;
 pub mod netlink;
-pub mod open;
-pub mod picture;
-pub mod pm;
-pub mod pm_socket;
-pub mod reader;
-pub mod route;
+pub mod options;
 pub mod sampler;
-pub mod shared;
-pub mod socket_option;
-pub mod sub_ids;
-pub mod subflow;
-pub mod subflow_options;
-pub mod subscription;
 pub mod supervisor;
 pub mod sys;
-pub mod sysctls;
-pub mod tcp_info;
-pub mod uapi;
-pub mod wire;
 
 #[cfg(feature = "python")]
 mod py;

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use mptcp::bpf::btf::function_id;
+use mptcp::options::bpf::btf::function_id;
 
 fuzz_target!(|data: &[u8]| {
     for name in ["bpf_iter_tcp", ""] {

@@ -2,10 +2,10 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use mptcp::abi::bytes;
 use mptcp::enhanced_api::codec::{self, SubStatus};
 use mptcp::enhanced_api::{Call, Layout};
-use mptcp::sub_ids::SubIds;
-use mptcp::wire;
+use mptcp::namespace::sub_ids::SubIds;
 
 /// No two live subflows have the same id, and a live one keeps its own.
 fn ids(data: &[u8]) {
@@ -39,7 +39,7 @@ fuzz_target!(|data: &[u8]| {
             data.iter().map(|id| SubStatus { id: *id, ..SubStatus::default() }).collect();
         let listed = &statuses[..statuses.len().min(255)];
         assert_eq!(codec::encode_sub_ids(layout, listed).len(), 2 + 2 * listed.len());
-        if let Some(call) = wire::u32(data, 0).and_then(|optname| Call::of(optname as i32, layout)) {
+        if let Some(call) = bytes::u32(data, 0).and_then(|optname| Call::of(optname as i32, layout)) {
             assert!(call.input_size() <= 64);
         }
     }

@@ -5,13 +5,13 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use mptcp::address::{decode_sockaddr, encode_sockaddr};
-use mptcp::fields::Field;
-use mptcp::info::{self, Info};
-use mptcp::subflow::{decode_full_info, decode_subflow_addrs, decode_subflow_data};
-use mptcp::tcp_info::{self, TcpInfo};
-use mptcp::uapi::subflow_info;
-use mptcp::wire;
+use mptcp::abi::address::{decode_sockaddr, encode_sockaddr};
+use mptcp::abi::bytes;
+use mptcp::abi::fields::Field;
+use mptcp::abi::full_info::{decode_full_info, decode_subflow_addrs, decode_subflow_data};
+use mptcp::abi::mptcp_info::{self, Info};
+use mptcp::abi::tcp_info::{self, TcpInfo};
+use mptcp::abi::uapi::subflow_info;
 
 /// What a shorter structure has, the longer one has too, and the same.
 fn fields_agree(fields: &[Field], bytes: &[u8], shorter: &[u8]) {
@@ -23,7 +23,7 @@ fn fields_agree(fields: &[Field], bytes: &[u8], shorter: &[u8]) {
 }
 
 fuzz_target!(|data: &[u8]| {
-    let (Some(cut), Some(count), Some(size)) = (wire::u8(data, 0), wire::u8(data, 1), wire::u16(data, 2))
+    let (Some(cut), Some(count), Some(size)) = (bytes::u8(data, 0), bytes::u8(data, 1), bytes::u16(data, 2))
     else {
         return;
     };
@@ -48,8 +48,8 @@ fuzz_target!(|data: &[u8]| {
     }
 
     let info = Info::decode(rest);
-    assert_eq!(info.bytes(), &rest[..rest.len().min(info::SIZE)]);
-    fields_agree(info::FIELDS, info.bytes(), &rest[..usize::from(cut).min(rest.len())]);
+    assert_eq!(info.bytes(), &rest[..rest.len().min(mptcp_info::SIZE)]);
+    fields_agree(mptcp_info::FIELDS, info.bytes(), &rest[..usize::from(cut).min(rest.len())]);
     let tcp_info = TcpInfo::decode(rest);
     assert_eq!(tcp_info.bytes(), &rest[..rest.len().min(tcp_info::SIZE)]);
     fields_agree(tcp_info::FIELDS, tcp_info.bytes(), &rest[..usize::from(cut).min(rest.len())]);

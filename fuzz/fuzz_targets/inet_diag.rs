@@ -2,14 +2,14 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use mptcp::diag;
-use mptcp::fields::Field;
-use mptcp::info::{self, Info};
+use mptcp::abi::bytes;
+use mptcp::abi::fields::Field;
+use mptcp::abi::mptcp_info::{self, Info};
+use mptcp::abi::tcp_info::{self, TcpInfo};
+use mptcp::abi::uapi::diag::{NOCOOKIE, REQUEST_SIZE};
+use mptcp::netlink::diag;
 use mptcp::netlink::{messages, Message};
-use mptcp::socket_option::{self, Source};
-use mptcp::tcp_info::{self, TcpInfo};
-use mptcp::uapi::diag::{NOCOOKIE, REQUEST_SIZE};
-use mptcp::wire;
+use mptcp::options::table::{self, Source};
 
 const SOURCES: [Source; 14] = [
     Source::TcpInfo,
@@ -32,7 +32,7 @@ fn decode(payload: &[u8]) {
     let told = diag::decode_info(payload);
     assert!(told.len() <= payload.len());
     let read = |fields: &[Field], bytes: &[u8]| fields.iter().filter_map(|field| field.read(bytes)).count();
-    read(info::FIELDS, Info::decode(told).bytes());
+    read(mptcp_info::FIELDS, Info::decode(told).bytes());
     read(tcp_info::FIELDS, TcpInfo::decode(told).bytes());
     let _ = diag::is_multipath(payload);
 
@@ -49,7 +49,7 @@ fn decode(payload: &[u8]) {
 
     for source in SOURCES {
         for room in [0, 1, 4, 8, 16, 1000] {
-            match socket_option::value(source, &attributes, room) {
+            match table::value(source, &attributes, room) {
                 Some(Ok(value)) => assert!(value.len() <= room, "{source:?}"),
                 Some(Err(errno)) => assert!(errno > 0, "{source:?}"),
                 None => {}
@@ -60,8 +60,8 @@ fn decode(payload: &[u8]) {
     // The request for what was told asks for the same socket.
     let request = diag::encode_request(&entry.tuple, NOCOOKIE);
     assert_eq!(request.len(), REQUEST_SIZE);
-    assert_eq!(wire::be16(&request, 8), Some(entry.tuple.local.port()));
-    assert_eq!(wire::be16(&request, 10), Some(entry.tuple.remote.port()));
+    assert_eq!(bytes::be16(&request, 8), Some(entry.tuple.local.port()));
+    assert_eq!(bytes::be16(&request, 10), Some(entry.tuple.remote.port()));
     assert_eq!(request[0], payload[0]);
     let length = if entry.tuple.local.is_ipv4() { 4 } else { 16 };
     assert_eq!(request[12..12 + length], payload[8..8 + length]);

@@ -2,8 +2,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use mptcp::events::event;
+use mptcp::netlink::pm;
 use mptcp::netlink::{messages, Message};
-use mptcp::{event, pm};
 
 fn decode(payload: &[u8]) {
     if let Some(event) = event::decode(payload, 7, |index| Some(index.to_string().into())) {

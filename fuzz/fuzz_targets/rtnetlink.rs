@@ -2,9 +2,10 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use mptcp::abi::uapi::rtnetlink::{RTA_DST, RTMSG_SIZE, RTM_DELADDR, RTM_DELLINK, RTM_NEWADDR, RTM_NEWLINK};
+use mptcp::events::links;
+use mptcp::netlink::route;
 use mptcp::netlink::{find, messages, Message};
-use mptcp::uapi::rtnetlink::{RTA_DST, RTMSG_SIZE, RTM_DELADDR, RTM_DELLINK, RTM_NEWADDR, RTM_NEWLINK};
-use mptcp::{links, route};
 
 fn decode(message_type: u16, payload: &[u8]) {
     if let Some(links::Change::Link { name, .. }) = links::decode(message_type, payload) {

@@ -3,10 +3,10 @@
 use std::net::SocketAddr;
 
 use super::Layout;
-use crate::address::{decode_sockaddr, encode_sockaddr, SOCKADDR_IN, SOCKADDR_IN6};
+use crate::abi::address::{decode_sockaddr, encode_sockaddr, SOCKADDR_IN, SOCKADDR_IN6};
+use crate::abi::bytes;
+use crate::abi::uapi::enhanced_api as uapi;
 use crate::error::{Error, Result};
-use crate::uapi::enhanced_api as uapi;
-use crate::wire;
 
 /// `struct mptcp_sub_status`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -87,7 +87,7 @@ pub fn close_sub_id_size(layout: Layout) -> usize {
 pub fn decode_close_sub_id(layout: Layout, bytes: &[u8]) -> Result<(u8, How)> {
     let size = close_sub_id_size(layout);
     let bytes = bytes.get(..size).ok_or_else(|| short("struct mptcp_close_sub_id", size, bytes.len()))?;
-    let how = wire::u32(bytes, uapi::HOW).map_or(libc::SHUT_RDWR, |how| how as i32);
+    let how = bytes::u32(bytes, uapi::HOW).map_or(libc::SHUT_RDWR, |how| how as i32);
     match (how, layout) {
         (uapi::MPTCP_RST, _) => Ok((bytes[0], How::Reset)),
         (libc::SHUT_RD | libc::SHUT_WR | libc::SHUT_RDWR, _) => Ok((bytes[0], How::Shutdown)),
@@ -127,7 +127,7 @@ pub fn encode_sub_tuple(layout: Layout, tuple: &SubTuple) -> Vec<u8> {
 pub fn decode_sub_tuple(layout: Layout, bytes: &[u8], length: usize) -> Result<SubTuple> {
     let at = addrs(layout);
     let short = |ipv4| short("struct mptcp_sub_tuple", sub_tuple_size(layout, ipv4), length);
-    let family = wire::u16(bytes, at).map(i32::from).ok_or_else(|| short(true))?;
+    let family = bytes::u16(bytes, at).map(i32::from).ok_or_else(|| short(true))?;
     let ipv4 = match family {
         libc::AF_INET => true,
         libc::AF_INET6 => false,
@@ -143,7 +143,7 @@ pub fn decode_sub_tuple(layout: Layout, bytes: &[u8], length: usize) -> Result<S
         return Err(Error::os(libc::EINVAL, message));
     }
     let second = at + (size - at) / 2;
-    match wire::u16(bytes, second).map(i32::from) {
+    match bytes::u16(bytes, second).map(i32::from) {
         Some(remote) if remote == family => {}
         remote => return Err(unknown_family("remote", remote.unwrap_or_default())),
     }
@@ -169,14 +169,14 @@ pub fn decode_sub_getsockopt(bytes: &[u8]) -> Result<SubSockopt> {
 /// `struct mptcp_sub_setsockopt`, in which `optlen` is an unsigned int.
 pub fn decode_sub_setsockopt(bytes: &[u8]) -> Result<SubSockopt> {
     let request = decode_sub_sockopt("struct mptcp_sub_setsockopt", bytes)?;
-    Ok(SubSockopt { optlen: wire::u32(bytes, uapi::OPTLEN).map_or(0, u64::from), ..request })
+    Ok(SubSockopt { optlen: bytes::u32(bytes, uapi::OPTLEN).map_or(0, u64::from), ..request })
 }
 
 fn decode_sub_sockopt(structure: &str, bytes: &[u8]) -> Result<SubSockopt> {
     let size = uapi::SOCKOPT_SIZE;
     let bytes = bytes.get(..size).ok_or_else(|| short(structure, size, bytes.len()))?;
-    let int = |at| wire::u32(bytes, at).unwrap_or_default() as i32;
-    let pointer = |at| wire::u64(bytes, at).unwrap_or_default();
+    let int = |at| bytes::u32(bytes, at).unwrap_or_default() as i32;
+    let pointer = |at| bytes::u64(bytes, at).unwrap_or_default();
     Ok(SubSockopt {
         id: bytes[0],
         level: int(uapi::LEVEL),

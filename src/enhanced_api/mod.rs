@@ -1,5 +1,5 @@
 //! The enhanced socket API of 2016: six options by which a program lists, reads, opens and closes the subflows of its
-//! connection and reaches the socket options of one. [`codec`] has the bytes, [`crate::sub_ids`] the numbers of
+//! connection and reaches the socket options of one. [`codec`] has the bytes, [`crate::namespace::sub_ids`] the numbers of
 //! subflows, and [`serve`] does what a call asks for, whoever made it.
 
 pub mod codec;
@@ -7,7 +7,7 @@ pub mod serve;
 
 pub use serve::{serve_get, serve_set, Caller, Reply, ThisProcess};
 
-use crate::uapi::enhanced_api as uapi;
+use crate::abi::uapi::enhanced_api as uapi;
 
 /// How the structures lie in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

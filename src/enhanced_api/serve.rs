@@ -9,18 +9,18 @@ use std::os::fd::RawFd;
 
 use super::codec::{self, How, SubStatus, SubTuple};
 use super::{Call, Layout, Name};
-use crate::address::{Endpoint, Scope};
-use crate::bpf::program::MAX_VALUE;
+use crate::abi::address::{Endpoint, Scope};
+use crate::abi::uapi::tcp_state;
+use crate::connection::open::{Opening, Request};
 use crate::connection::{self, ByDescriptor, Connection, Subflow, Which};
-use crate::diag::{Tuple, Ulp};
 use crate::error::{Error, Result};
-use crate::lock::lock;
-use crate::open::{Opening, Request};
-use crate::shared::Shared;
-use crate::socket_option::SocketOption;
-use crate::subflow_options::{self, Change};
+use crate::namespace::known::Shared;
+use crate::netlink::diag::{Tuple, Ulp};
+use crate::options::bpf::program::MAX_VALUE;
+use crate::options::table::SocketOption;
+use crate::options::{self, Change};
 use crate::sys;
-use crate::uapi::tcp_state;
+use crate::sys::lock::lock;
 
 /// Who made the call: its memory, which MPTCP_SUB_GETSOCKOPT and MPTCP_SUB_SETSOCKOPT point into, and what it may do
 /// where this process may do more.
@@ -298,7 +298,7 @@ fn sub_getsockopt(
     caller.read(request.optlen, &mut optlen).map_err(|error| memory("optlen", &error))?;
     let room = usize::try_from(i32::from_ne_bytes(optlen)).map_err(|_| einval("optlen is negative"))?;
     let option = SocketOption { level: request.level, number: request.optname };
-    let value = subflow_options::get(connection, &subflow, option, room).map_err(of_a_subflow(request.id))?;
+    let value = options::get(connection, &subflow, option, room).map_err(of_a_subflow(request.id))?;
     // What was there is put back where only a part can be written: a call that failed leaves no trace.
     let mut before = vec![0; value.len()];
     caller.read(request.optval, &mut before).map_err(|error| memory("optval", &error))?;
@@ -332,7 +332,7 @@ fn sub_setsockopt(
     caller.may_set(&subflow, option, &value)?;
     let change = Change { subflow, option, value };
     change.check()?;
-    subflow_options::set(connection, &[change]).map_err(of_a_subflow(request.id))
+    options::set(connection, &[change]).map_err(of_a_subflow(request.id))
 }
 
 /// setsockopt takes the first bytes of a longer buffer for an integer, and at level IPPROTO_IP a char for one too; BPF
@@ -355,7 +355,7 @@ fn memory(pointer: &str, error: &io::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::socket_option::TCP_CONGESTION;
+    use crate::options::table::TCP_CONGESTION;
 
     #[test]
     fn integers_are_taken_as_setsockopt_takes_them() {

@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyString, PyTuple};
 
 use super::errors::to_py;
-use crate::address::{Endpoint, Scope};
+use crate::abi::address::{Endpoint, Scope};
 
 /// `(host, port)`, or `(host, port, flowinfo, scope_id)` for IPv6, as `socket.getsockname()` gives them.
 pub fn to_tuple(py: Python<'_>, address: SocketAddr) -> PyResult<Bound<'_, PyTuple>> {

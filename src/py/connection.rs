@@ -10,9 +10,9 @@ use super::events::EventStream;
 use super::structs::Info;
 use super::subflow::Subflow;
 use super::timeout::Timeout;
-use crate::by_token;
+use crate::abi::uapi::tcp_state;
+use crate::connection::by_token;
 use crate::connection::PathManager;
-use crate::uapi::tcp_state;
 
 fn name(state: u8) -> &'static str {
     tcp_state::NAMES.get(usize::from(state)).copied().unwrap_or(tcp_state::NAMES[0])

@@ -13,11 +13,10 @@ use super::events::EventStream;
 use super::options;
 use super::subflow::Subflow;
 use super::timeout::Timeout;
-use crate::announce;
+use crate::connection::announce;
+use crate::connection::open::{Opening, Request};
 use crate::connection::{self, Connection, Which};
 use crate::events::Events;
-use crate::open::{Opening, Request};
-use crate::subflow_options;
 
 /// How long a wait goes on before Python may run its signal handlers.
 const SIGNALS: Duration = Duration::from_millis(50);
@@ -163,11 +162,11 @@ pub fn get_option<'py>(
     let subflow = options::subflow(subflow)?.get();
     let option = options::option(level, optname)?;
     let room = options::room(buflen)?;
-    let value = py.detach(|| subflow_options::get(connection, &subflow.data, option, room.bytes()));
+    let value = py.detach(|| crate::options::get(connection, &subflow.data, option, room.bytes()));
     room.result(py, value.map_err(|error| to_py(py, error))?)
 }
 
 pub fn set_options(py: Python<'_>, connection: &dyn Connection, options: &Bound<'_, PyAny>) -> PyResult<()> {
     let changes = options::changes(options)?;
-    py.detach(|| subflow_options::set(connection, &changes)).map_err(|error| to_py(py, error))
+    py.detach(|| crate::options::set(connection, &changes)).map_err(|error| to_py(py, error))
 }

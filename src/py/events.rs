@@ -12,12 +12,12 @@ use pyo3::types::{PyDict, PyTuple};
 use super::address::{from_any, to_tuple};
 use super::errors::to_py;
 use super::timeout::Timeout;
-use crate::address::{with_scope, Scope};
+use crate::abi::address::{with_scope, Scope};
 use crate::error::Error;
-use crate::event;
+use crate::events::event;
 use crate::events::{Events, Taken};
-use crate::lock::lock;
 use crate::namespace::Namespace;
+use crate::sys::lock::lock;
 
 /// The member of mptcp.EventKind.
 fn kind<'py>(py: Python<'py>, kind: event::Kind) -> PyResult<Bound<'py, PyAny>> {

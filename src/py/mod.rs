@@ -25,7 +25,7 @@ mod _core {
     use super::errors::to_py;
     use super::options::int;
     use crate::error::{describe, Error};
-    use crate::{bpf, by_token, connection, namespace, sys};
+    use crate::{connection, connection::by_token, namespace, options::bpf, sys};
     use pyo3::exceptions::PyImportError;
     use pyo3::prelude::*;
     use pyo3::sync::PyOnceLock;

@@ -12,9 +12,9 @@ use super::errors::to_py;
 use super::handle::Handle;
 use super::subflow::Subflow;
 use super::timeout::Timeout;
+use crate::connection::open;
 use crate::connection::{ByDescriptor, Connection};
-use crate::lock::lock;
-use crate::open;
+use crate::sys::lock::lock;
 
 /// How the connection is reached.
 enum Way {

@@ -7,8 +7,8 @@ use pyo3::types::{PyBytes, PyMapping, PyTuple};
 
 use super::errors::to_py;
 use super::subflow::Subflow;
-use crate::socket_option::SocketOption;
-use crate::subflow_options::Change;
+use crate::options::table::SocketOption;
+use crate::options::Change;
 
 /// The longest buffer that socket.getsockopt takes too.
 const MAX_BUFFER: usize = 1024;

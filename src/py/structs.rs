@@ -4,7 +4,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyString};
 
-use crate::{info, tcp_info};
+use crate::{abi::mptcp_info, abi::tcp_info};
 
 /// One read-only attribute a row of a structure's table.
 macro_rules! getters {
@@ -49,12 +49,12 @@ macro_rules! getters {
 
 /// `struct mptcp_info` of a connection at one moment, from MPTCP_INFO (getsockopt at SOL_MPTCP, no privilege).
 #[pyclass(frozen, module = "mptcp")]
-pub struct Info(pub info::Info);
+pub struct Info(pub mptcp_info::Info);
 
 macro_rules! info_getters {
-    ($($rows:tt)*) => { getters!(Info, info, $($rows)*); };
+    ($($rows:tt)*) => { getters!(Info, mptcp_info, $($rows)*); };
 }
-info::info_fields!(info_getters);
+mptcp_info::info_fields!(info_getters);
 
 /// `struct tcp_info` of one subflow at one moment, from MPTCP_FULL_INFO (getsockopt at SOL_MPTCP, no privilege).
 #[pyclass(frozen, module = "mptcp")]

@@ -22,7 +22,7 @@ impl Subflow {
         Subflow { data, owner }
     }
 
-    fn ulp(&self) -> Option<crate::diag::Ulp> {
+    fn ulp(&self) -> Option<crate::netlink::diag::Ulp> {
         self.data.entry.and_then(|entry| entry.subflow)
     }
 }

@@ -7,13 +7,13 @@ use std::sync::Arc;
 
 use super::row::{Head, RawSample, UNKNOWN};
 use super::{Common, Ids, Site};
-use crate::diag::{self, Entry};
+use crate::abi::tcp_info::{self, TcpInfo};
+use crate::abi::uapi::{self, tcp_state};
 use crate::error::{Error, Result};
-use crate::lock::lock;
+use crate::netlink::diag::{self, Entry};
 use crate::netlink::{Channel, Prepared};
 use crate::sys;
-use crate::tcp_info::{self, TcpInfo};
-use crate::uapi::{self, tcp_state};
+use crate::sys::lock::lock;
 
 /// Look-ups in one message: their replies have to fit into the socket's receive buffer.
 const BATCH: usize = 64;
@@ -365,8 +365,8 @@ impl Common {
 mod tests {
     use super::super::Method;
     use super::*;
-    use crate::diag::Tuple;
     use crate::namespace::Namespace;
+    use crate::netlink::diag::Tuple;
 
     #[test]
     fn the_end_of_one_subflow_costs_nothing_for_the_others() {

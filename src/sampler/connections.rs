@@ -7,16 +7,16 @@ use std::sync::Arc;
 
 use super::row::{put_mptcp_info, ConnectionRow, MPTCP_INFO_COUNT};
 use super::{Common, Site};
+use crate::abi::mptcp_info::{self, Info};
+use crate::abi::uapi;
 use crate::connection;
-use crate::diag;
 use crate::error::{Error, Result};
-use crate::event::{Event, Kind};
-use crate::info::{self, Info};
-use crate::lock::lock;
+use crate::events::event::{Event, Kind};
+use crate::netlink::diag;
 use crate::netlink::Channel;
 use crate::sys;
+use crate::sys::lock::lock;
 use crate::sys::wait::EventFd;
-use crate::uapi;
 
 /// The connections of one network namespace.
 struct Place {
@@ -59,7 +59,7 @@ impl Connections {
                 place.site.tokens.as_ref().map_or_else(known, |tokens| tokens.iter().copied().collect());
             for token in tokens {
                 let Some(info) = place.read(token)? else { continue };
-                let flags = info::field::flags.read(info.bytes()).unwrap_or(0);
+                let flags = mptcp_info::field::flags.read(info.bytes()).unwrap_or(0);
                 let fallen = flags & u64::from(uapi::MPTCP_INFO_FLAG_FALLBACK) != 0;
                 if fallen && place.fallen.insert(token) {
                     let now = sys::monotonic_ns();

@@ -8,13 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Common, Site};
-use crate::diag::{self, Entry, Tuple};
 use crate::error::{Error, Result};
-use crate::event::{Event, Kind};
+use crate::events::event::{Event, Kind};
 use crate::events::{Events, Taken};
-use crate::lock::lock;
+use crate::netlink::diag::{self, Entry, Tuple};
 use crate::netlink::Channel;
 use crate::sys;
+use crate::sys::lock::lock;
 use crate::sys::wait::EventFd;
 
 /// How long a new subflow may stay unknown.

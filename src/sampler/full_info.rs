@@ -8,15 +8,15 @@ use std::sync::Arc;
 use super::by_diag::{final_sample, sample, Target};
 use super::row::RawSample;
 use super::Common;
+use crate::abi::bytes;
+use crate::abi::full_info::Reading;
+use crate::abi::tcp_info;
+use crate::abi::uapi::{full_info, subflow_info, tcp_state};
 use crate::connection;
-use crate::diag::{self, Entry, Tuple};
 use crate::error::{Error, Result};
+use crate::netlink::diag::{self, Entry, Tuple};
 use crate::netlink::Channel;
-use crate::subflow::Reading;
 use crate::sys;
-use crate::tcp_info;
-use crate::uapi::{full_info, subflow_info, tcp_state};
-use crate::wire;
 
 /// How old what inet_diag told may be: a priority that was changed.
 const REFRESH_NS: u64 = 1_000_000_000;
@@ -24,7 +24,7 @@ const REFRESH_NS: u64 = 1_000_000_000;
 /// What one reading fills, for all connections one after the other.
 #[derive(Debug)]
 pub struct Buffers {
-    header: [u8; full_info::MPTCP_INFO + crate::info::SIZE],
+    header: [u8; full_info::MPTCP_INFO + crate::abi::mptcp_info::SIZE],
     subflows: Vec<u8>,
     tcp_infos: Vec<u8>,
 }
@@ -32,7 +32,7 @@ pub struct Buffers {
 impl Buffers {
     pub fn new() -> Buffers {
         let mut buffers = Buffers {
-            header: [0; full_info::MPTCP_INFO + crate::info::SIZE],
+            header: [0; full_info::MPTCP_INFO + crate::abi::mptcp_info::SIZE],
             subflows: Vec::new(),
             tcp_infos: Vec::new(),
         };
@@ -114,7 +114,7 @@ impl FullInfo {
                 Ok(length) => length,
                 Err(error) => return self.failed(&error, channel, time_ns, rows),
             };
-            let number = |at| wire::u32(&buffers.header[..length], at).unwrap_or(0) as usize;
+            let number = |at| bytes::u32(&buffers.header[..length], at).unwrap_or(0) as usize;
             let total = number(full_info::NUM_SUBFLOWS);
             if total * subflow_info::SIZE <= buffers.subflows.len() {
                 break (total, number(full_info::SIZE_TCPINFO_KERNEL).min(tcp_info::SIZE));
@@ -122,7 +122,8 @@ impl FullInfo {
             buffers.make_room(total + 8);
         };
         let wait_ns = (sys::monotonic_ns() - time_ns) as i64;
-        let token = wire::u32(&buffers.header, full_info::MPTCP_INFO + crate::info::field::token.offset);
+        let token =
+            bytes::u32(&buffers.header, full_info::MPTCP_INFO + crate::abi::mptcp_info::field::token.offset);
         if token != Some(self.token) || stride == 0 {
             return Ok(Outcome::Ended);
         }
@@ -138,7 +139,7 @@ impl FullInfo {
     /// Makes `targets` what the kernel's list is now.
     fn follow(&mut self, subflows: &[u8], channel: &mut Channel, total: usize, time_ns: u64) -> Result<()> {
         let elements = || subflows.chunks_exact(subflow_info::SIZE).take(total);
-        let id = |element: &[u8]| wire::u32(element, subflow_info::ID).unwrap_or(0) as i32;
+        let id = |element: &[u8]| bytes::u32(element, subflow_info::ID).unwrap_or(0) as i32;
         let same = self.targets.len() == total
             && elements().zip(&self.targets).all(|(element, target)| id(element) == target.id);
         if same && time_ns < self.refreshed_ns + REFRESH_NS {
@@ -148,9 +149,9 @@ impl FullInfo {
             .filter_map(|element| {
                 Some(Reading {
                     id: Some(id(element) as u32),
-                    local: crate::address::decode_sockaddr(&element[subflow_info::LOCAL..])?,
-                    remote: crate::address::decode_sockaddr(&element[subflow_info::REMOTE..])?,
-                    tcp_info: crate::tcp_info::TcpInfo::decode(&[]),
+                    local: crate::abi::address::decode_sockaddr(&element[subflow_info::LOCAL..])?,
+                    remote: crate::abi::address::decode_sockaddr(&element[subflow_info::REMOTE..])?,
+                    tcp_info: crate::abi::tcp_info::TcpInfo::decode(&[]),
                 })
             })
             .collect();

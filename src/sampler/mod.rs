@@ -22,14 +22,14 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::connection;
-use crate::diag::{self, Entry, Tuple};
 use crate::error::{Error, Result};
-use crate::event::Event;
-use crate::lock::lock;
+use crate::events::event::Event;
+use crate::namespace::sysctls;
 use crate::namespace::Namespace;
+use crate::netlink::diag::{self, Entry, Tuple};
 use crate::sys;
+use crate::sys::lock::lock;
 use crate::sys::wait::EventFd;
-use crate::sysctls;
 
 pub use choice::{Choice, Cost, Trial};
 use row::RawSample;

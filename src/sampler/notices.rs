@@ -3,11 +3,11 @@
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
-use crate::diag::{self, Entry};
+use crate::abi::uapi;
 use crate::error::{Error, Result};
+use crate::netlink::diag::{self, Entry};
 use crate::netlink::{messages, receive_buffer, Message};
 use crate::sys;
-use crate::uapi;
 
 /// What the kernel is asked to keep for us, as far as net.core.rmem_max lets it.
 const ROOM: usize = 4 << 20;

@@ -1,8 +1,8 @@
 //! The rows: plain memory, which numpy arrays are made of. A field that this kernel lacks is NaN.
 
-use crate::fields::{Field, Kind};
-use crate::tcp_info::TcpInfo;
-use crate::{info, tcp_info};
+use crate::abi::fields::{Field, Kind};
+use crate::abi::tcp_info::TcpInfo;
+use crate::abi::{mptcp_info, tcp_info};
 
 /// How a field's value lies in a row, in eight bytes whichever.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,7 +97,7 @@ pub const fn mptcp_info_column(field: &Field) -> Column {
 pub const TCP_INFO: &[Field] = tcp_info::FIELDS.split_at(1).1;
 
 /// `mptcp_info` without the token, which stands in the row's head.
-pub const MPTCP_INFO_COUNT: usize = info::FIELDS.len() - 1;
+pub const MPTCP_INFO_COUNT: usize = mptcp_info::FIELDS.len() - 1;
 
 /// What is not known.
 pub const UNKNOWN: i8 = -1;
@@ -213,14 +213,14 @@ fn encode_tcp_info(row: &mut [u64; TCP_INFO.len()], reply: &Reply<{ tcp_info::SI
 
 /// Likewise of a `mptcp_info`.
 pub fn put_mptcp_info(row: &mut [u64; MPTCP_INFO_COUNT], bytes: &[u8]) {
-    let mut room = [0; info::SIZE];
+    let mut room = [0; mptcp_info::SIZE];
     let length = bytes.len().min(room.len());
     room[..length].copy_from_slice(&bytes[..length]);
     let reply = Reply { bytes: &room, length };
     macro_rules! rows {
-        ($($rows:tt)*) => { encode_fields!(info, mptcp_info_column, "token", reply, row; $($rows)*); };
+        ($($rows:tt)*) => { encode_fields!(mptcp_info, mptcp_info_column, "token", reply, row; $($rows)*); };
     }
-    info::info_fields!(rows);
+    mptcp_info::info_fields!(rows);
 }
 
 /// One column of an array: its name and how its values lie.
@@ -233,7 +233,7 @@ pub fn tcp_info_columns() -> impl Iterator<Item = Named> {
 
 /// The fields of `mptcp_info` in a connection's row, in order.
 pub fn mptcp_info_columns() -> impl Iterator<Item = Named> {
-    info::FIELDS
+    mptcp_info::FIELDS
         .iter()
         .filter(|field| field.name != "token")
         .map(|field| (field.name, mptcp_info_column(field)))
@@ -258,10 +258,10 @@ mod tests {
             assert_eq!(value(field.name), expected, "{}", field.name);
         }
         let mut row = [0; MPTCP_INFO_COUNT];
-        put_mptcp_info(&mut row, &bytes[..info::SIZE]);
+        put_mptcp_info(&mut row, &bytes[..mptcp_info::SIZE]);
         for ((name, column), value) in mptcp_info_columns().zip(row) {
-            let field = info::FIELDS.iter().find(|field| field.name == name).unwrap();
-            assert_eq!(value, column.encode(field.read(&bytes[..info::SIZE])), "{name}");
+            let field = mptcp_info::FIELDS.iter().find(|field| field.name == name).unwrap();
+            assert_eq!(value, column.encode(field.read(&bytes[..mptcp_info::SIZE])), "{name}");
         }
     }
 
@@ -278,9 +278,9 @@ mod tests {
     #[test]
     fn what_is_unlimited_is_infinite() {
         let mut bytes = [0; tcp_info::SIZE];
-        crate::wire::put(&mut bytes, 76, &0x7fff_ffff_u32.to_ne_bytes());
-        crate::wire::put(&mut bytes, 104, &[255; 8]);
-        crate::wire::put(&mut bytes, 148, &[255; 4]);
+        crate::abi::bytes::put(&mut bytes, 76, &0x7fff_ffff_u32.to_ne_bytes());
+        crate::abi::bytes::put(&mut bytes, 104, &[255; 8]);
+        crate::abi::bytes::put(&mut bytes, 148, &[255; 4]);
         let value = tcp(&bytes);
         assert_eq!(f64::from_bits(value("snd_ssthresh")), f64::INFINITY);
         assert_eq!(f64::from_bits(value("pacing_rate")), f64::INFINITY);

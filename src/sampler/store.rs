@@ -4,8 +4,8 @@
 use std::sync::Mutex;
 
 use crate::error::{Error, Result};
-use crate::lock::lock;
 use crate::sys;
+use crate::sys::lock::lock;
 
 /// Bytes of the first chunk and of the largest: a new one is twice the one before, and none is ever moved.
 const FIRST: usize = 1 << 16;

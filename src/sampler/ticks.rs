@@ -12,8 +12,8 @@ use super::notices::Notices;
 use super::row::RawSample;
 use super::{Common, Method, Settings, Site};
 use crate::error::{Error, Result};
-use crate::lock::lock;
 use crate::sys;
+use crate::sys::lock::lock;
 use crate::sys::wait::EventFd;
 
 /// What is read in one network namespace.

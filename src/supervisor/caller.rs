@@ -9,11 +9,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use crate::address;
+use crate::abi::address;
 use crate::connection::Subflow;
 use crate::enhanced_api;
 use crate::error::{Error, Result};
-use crate::socket_option::SocketOption;
+use crate::options::table::SocketOption;
 use crate::sys::seccomp::{Listener, Notification};
 use crate::sys::{self, credentials, descriptor, Wanted};
 

@@ -4,10 +4,10 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use crate::diag;
-use crate::lock::lock;
+use crate::namespace::known::Shared;
 use crate::namespace::Namespace;
-use crate::shared::Shared;
+use crate::netlink::diag;
+use crate::sys::lock::lock;
 
 #[derive(Debug, Default)]
 pub struct Connections(Mutex<HashMap<u32, Arc<Shared>>>);

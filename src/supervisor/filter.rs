@@ -1,7 +1,7 @@
 //! The classic BPF program that decides which system calls the supervisor hears of. Everything else runs at full speed:
 //! of calls that are allowed whatever their arguments, the kernel remembers that and runs no filter.
 
-use crate::uapi::enhanced_api as api;
+use crate::abi::uapi::enhanced_api as api;
 
 /// `<linux/audit.h>`: the calls of the machine's own 64-bit interface. Those of its 32-bit one pass by.
 #[cfg(target_arch = "x86_64")]

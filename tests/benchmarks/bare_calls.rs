@@ -19,10 +19,15 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use mptcp::diag::{self, Tuple};
+use mptcp::abi::bytes;
+use mptcp::abi::mptcp_info;
+use mptcp::abi::tcp_info;
+use mptcp::abi::uapi::{self, full_info, subflow_info};
+use mptcp::connection;
+use mptcp::netlink::diag::{self, Tuple};
+use mptcp::netlink::pm;
 use mptcp::netlink::{messages, Channel, Failure, Message};
-use mptcp::uapi::{self, full_info, subflow_info};
-use mptcp::{connection, info, pm, sys, tcp_info, wire};
+use mptcp::sys;
 use socket2::{Domain, Protocol, Socket, Type};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -75,7 +80,7 @@ impl Calls {
     }
 
     fn info(&self, count: u32) -> Result<u128> {
-        let mut reply = [0; info::SIZE];
+        let mut reply = [0; mptcp_info::SIZE];
         time_of_one(count, || Ok(mptcp_info(self.fd, &mut reply)?))
     }
 
@@ -159,8 +164,8 @@ fn run(program: &str, arguments: &[&str]) -> Result<u128> {
 }
 
 /// getsockopt(MPTCP_INFO).
-fn mptcp_info(fd: RawFd, reply: &mut [u8; info::SIZE]) -> io::Result<()> {
-    let mut length = info::SIZE as libc::socklen_t;
+fn mptcp_info(fd: RawFd, reply: &mut [u8; mptcp_info::SIZE]) -> io::Result<()> {
+    let mut length = mptcp_info::SIZE as libc::socklen_t;
     // SAFETY: the pointer and the length describe `reply`, which outlives the call.
     check(unsafe {
         libc::getsockopt(fd, uapi::SOL_MPTCP, uapi::MPTCP_INFO, reply.as_mut_ptr().cast(), &mut length)
@@ -169,7 +174,7 @@ fn mptcp_info(fd: RawFd, reply: &mut [u8; info::SIZE]) -> io::Result<()> {
 
 /// The buffers of getsockopt(MPTCP_FULL_INFO).
 struct FullInfo {
-    header: [u8; full_info::MPTCP_INFO + info::SIZE],
+    header: [u8; full_info::MPTCP_INFO + mptcp_info::SIZE],
     subflows: [u8; ROOM * subflow_info::SIZE],
     tcp_infos: [u8; ROOM * tcp_info::SIZE],
 }
@@ -177,7 +182,7 @@ struct FullInfo {
 impl FullInfo {
     fn new() -> FullInfo {
         FullInfo {
-            header: [0; full_info::MPTCP_INFO + info::SIZE],
+            header: [0; full_info::MPTCP_INFO + mptcp_info::SIZE],
             subflows: [0; ROOM * subflow_info::SIZE],
             tcp_infos: [0; ROOM * tcp_info::SIZE],
         }
@@ -187,11 +192,11 @@ impl FullInfo {
         let header = &mut self.header;
         // The kernel wants zeros where it writes sizes and the count.
         header[..full_info::MPTCP_INFO].fill(0);
-        wire::put(header, full_info::SIZE_TCPINFO_USER, &(tcp_info::SIZE as u32).to_ne_bytes());
-        wire::put(header, full_info::SIZE_SFINFO_USER, &(subflow_info::SIZE as u32).to_ne_bytes());
-        wire::put(header, full_info::SIZE_ARRAYS_USER, &(ROOM as u32).to_ne_bytes());
-        wire::put(header, full_info::SUBFLOW_INFO, &(self.subflows.as_mut_ptr() as u64).to_ne_bytes());
-        wire::put(header, full_info::TCP_INFO, &(self.tcp_infos.as_mut_ptr() as u64).to_ne_bytes());
+        bytes::put(header, full_info::SIZE_TCPINFO_USER, &(tcp_info::SIZE as u32).to_ne_bytes());
+        bytes::put(header, full_info::SIZE_SFINFO_USER, &(subflow_info::SIZE as u32).to_ne_bytes());
+        bytes::put(header, full_info::SIZE_ARRAYS_USER, &(ROOM as u32).to_ne_bytes());
+        bytes::put(header, full_info::SUBFLOW_INFO, &(self.subflows.as_mut_ptr() as u64).to_ne_bytes());
+        bytes::put(header, full_info::TCP_INFO, &(self.tcp_infos.as_mut_ptr() as u64).to_ne_bytes());
         let mut length = header.len() as libc::socklen_t;
         // SAFETY: the pointer and the length describe `header`. Through the two pointers in it the kernel writes
         // at most ROOM elements of the given sizes, which is what the arrays hold. All of it outlives the call.
@@ -207,7 +212,7 @@ impl FullInfo {
     }
 
     fn count(&self) -> usize {
-        wire::u32(&self.header, full_info::NUM_SUBFLOWS).unwrap_or(0) as usize
+        bytes::u32(&self.header, full_info::NUM_SUBFLOWS).unwrap_or(0) as usize
     }
 }
 
@@ -227,9 +232,9 @@ fn netlink(protocol: i32) -> io::Result<Socket> {
 fn message(message_type: u16, flags: u16, payload: &[u8]) -> Vec<u8> {
     const HEADER: usize = 16;
     let mut bytes = vec![0; HEADER];
-    wire::put(&mut bytes, 0, &((HEADER + payload.len()) as u32).to_ne_bytes());
-    wire::put(&mut bytes, 4, &message_type.to_ne_bytes());
-    wire::put(&mut bytes, 6, &(NLM_F_REQUEST | flags).to_ne_bytes());
+    bytes::put(&mut bytes, 0, &((HEADER + payload.len()) as u32).to_ne_bytes());
+    bytes::put(&mut bytes, 4, &message_type.to_ne_bytes());
+    bytes::put(&mut bytes, 6, &(NLM_F_REQUEST | flags).to_ne_bytes());
     bytes.extend_from_slice(payload);
     bytes.resize(bytes.len().next_multiple_of(4), 0);
     bytes

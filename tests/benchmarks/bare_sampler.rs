@@ -10,9 +10,13 @@ use std::error::Error;
 use std::io::Read;
 use std::os::fd::{AsRawFd, RawFd};
 
-use mptcp::diag::{self, Tuple};
-use mptcp::uapi::{self, full_info, subflow_info};
-use mptcp::{connection, info, sys, tcp_info, wire};
+use mptcp::abi::bytes;
+use mptcp::abi::mptcp_info;
+use mptcp::abi::tcp_info;
+use mptcp::abi::uapi::{self, full_info, subflow_info};
+use mptcp::connection;
+use mptcp::netlink::diag::{self, Tuple};
+use mptcp::sys;
 use socket2::{Domain, Protocol, Socket, Type};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -60,14 +64,14 @@ fn sleep_until(ns: u64) {
 }
 
 fn by_full_info(fds: Vec<RawFd>) -> Box<dyn FnMut() -> Result<u64>> {
-    let mut header = [0; full_info::MPTCP_INFO + info::SIZE];
+    let mut header = [0; full_info::MPTCP_INFO + mptcp_info::SIZE];
     let mut subflows = vec![0; ROOM * subflow_info::SIZE];
     let mut tcp_infos = vec![0; ROOM * tcp_info::SIZE];
     Box::new(move || {
         let mut rows = 0;
         for fd in &fds {
             sys::getsockopt_full_info(*fd, &mut header, &mut subflows, &mut tcp_infos, tcp_info::SIZE)?;
-            rows += u64::from(wire::u32(&header, full_info::NUM_SUBFLOWS).unwrap_or(0));
+            rows += u64::from(bytes::u32(&header, full_info::NUM_SUBFLOWS).unwrap_or(0));
         }
         Ok(rows)
     })
@@ -104,9 +108,9 @@ fn by_diag(fds: &[RawFd]) -> Result<Box<dyn FnMut() -> Result<u64>>> {
 fn message(payload: &[u8]) -> Vec<u8> {
     const HEADER: usize = 16;
     let mut bytes = vec![0; HEADER];
-    wire::put(&mut bytes, 0, &((HEADER + payload.len()) as u32).to_ne_bytes());
-    wire::put(&mut bytes, 4, &uapi::diag::SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-    wire::put(&mut bytes, 6, &1u16.to_ne_bytes());
+    bytes::put(&mut bytes, 0, &((HEADER + payload.len()) as u32).to_ne_bytes());
+    bytes::put(&mut bytes, 4, &uapi::diag::SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+    bytes::put(&mut bytes, 6, &1u16.to_ne_bytes());
     bytes.extend_from_slice(payload);
     bytes
 }

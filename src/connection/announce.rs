@@ -1,0 +1,199 @@
+//! Announcing local addresses to the peer (ADD_ADDR, RFC 8684 section 3.4.1) and withdrawing them (RM_ADDR).
+
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+use std::os::fd::OwnedFd;
+
+use crate::abi::address::{self, Endpoint, Scope};
+use crate::abi::uapi;
+use crate::connection::{
+    explain_einval, needs_net_admin, not_fully_established, not_local, Connection, Subflow,
+};
+use crate::error::{describe, Error, Result};
+use crate::namespace::address_ids::Announced;
+use crate::namespace::Namespace;
+use crate::netlink::diag;
+use crate::netlink::pm;
+use crate::netlink::route;
+use crate::netlink::Failure;
+use crate::sys::lock::lock;
+
+/// Connections that may wait at a listener of ours: subflows that join do not wait there.
+const BACKLOG: i32 = 128;
+
+/// What can be refused before any system call.
+pub fn check(address: &Endpoint) -> Result<()> {
+    let ip = address.ip;
+    if ip.is_unspecified() {
+        return Err(Error::value(format!("{ip} is every address: announce one of them")));
+    }
+    if ip.is_multicast() {
+        return Err(Error::value(format!("{ip} is a multicast address")));
+    }
+    if address::is_link_local(ip) && address.scope.is_none() {
+        return Err(Error::value(format!(
+            "{ip} is a link-local address: say on which interface, as in \"{ip}%eth0\""
+        )));
+    }
+    Ok(())
+}
+
+/// ANNOUNCE of an address; port 0 announces none, which stands for the connection's own. Where no Multipath TCP
+/// listener is, one is opened and held. Returns the address id. Needs CAP_NET_ADMIN.
+pub fn announce(connection: &dyn Connection, address: &Endpoint) -> Result<u8> {
+    check(address)?;
+    let shared = connection.shared()?;
+    let namespace = connection.namespace()?;
+    let ip = address.ip.to_canonical();
+    let interface = match &address.scope {
+        Some(Scope::Index(index)) => *index,
+        Some(Scope::Name(name)) => namespace.interface_index(name)?,
+        None => 0,
+    };
+    match route::look_up(&mut lock(&namespace.route), ip, interface) {
+        Ok(route) if route.is_local => {}
+        _ => return Err(not_local(ip)),
+    }
+    let reader = namespace.reader().map_err(|error| match error.errno() {
+        libc::EPERM => needs_net_admin("announcing an address"),
+        _ => error,
+    })?;
+
+    let mut ids = lock(&shared.opening);
+    let subflows = connection.subflows()?;
+    // ADD_ADDR travels on a subflow that is fully established; without one it would be lost without a word.
+    let established = |subflow: &Subflow| {
+        subflow.entry.and_then(|entry| entry.subflow).is_some_and(|subflow| subflow.fully_established())
+    };
+    if !subflows.iter().any(established) {
+        return Err(not_fully_established());
+    }
+    let port = if address.port == 0 { connection.ends()?.0.port() } else { address.port };
+    let listener = listen(&namespace, ip, port, interface)?;
+
+    let token = shared.token;
+    let announced =
+        pm::Address { flags: uapi::pm::FLAG_SIGNAL, ..pm::Address::new(SocketAddr::new(ip, address.port)) };
+    let id = ids.choose(
+        (&namespace.pm, token),
+        (ip, address.port),
+        &live_ids(&subflows),
+        |id| pm::encode_announce(token, &pm::Address { id, ..announced }),
+        || explain_einval(&namespace, token, ip, interface),
+        |failure| match failure.errno {
+            libc::EPERM => needs_net_admin("announcing an address"),
+            errno => Error::subflow(errno, format!("ANNOUNCE of {ip}: {}", failure.describe())),
+        },
+    )?;
+    // Announced again, it keeps the listener that it has.
+    ids.announced.entry(id).or_insert(Announced {
+        address: pm::Address { id, ..announced },
+        _listener: listener,
+        _reader: reader,
+    });
+    Ok(id)
+}
+
+/// REMOVE of an address id, which no live subflow may use: the peer closes those that do. Needs CAP_NET_ADMIN.
+pub fn remove(connection: &dyn Connection, id: u8) -> Result<()> {
+    let shared = connection.shared()?;
+    let namespace = connection.namespace()?;
+    // Held until the kernel has answered, so that no subflow of this process takes the id meanwhile.
+    let mut ids = lock(&shared.opening);
+    let subflows = connection.subflows()?;
+    let uses = |subflow: &&Subflow| local_id(subflow) == Some(id);
+    if let Some(subflow) = subflows.iter().find(uses) {
+        return Err(Error::subflow(
+            libc::EBUSY,
+            format!(
+                "address id {id} is in use by subflow {} -> {}, which the peer would close: close it first",
+                subflow.local, subflow.remote
+            ),
+        ));
+    }
+    let remove = || namespace.pm.command(&pm::encode_remove(shared.token, id));
+    let mut removed = remove()?;
+    if let (Err(Failure { errno: libc::EINVAL, .. }), Some(announced)) = (&removed, ids.announced.get(&id)) {
+        // SUBFLOW_DESTROY of a subflow at that address took it out of the kernel's list, and told the peer nothing.
+        // Only ANNOUNCE puts it back.
+        if namespace.pm.command(&pm::encode_announce(shared.token, &announced.address))?.is_ok() {
+            removed = remove()?;
+        }
+    }
+    match removed {
+        Ok(()) => {
+            ids.forget(id);
+            Ok(())
+        }
+        Err(failure) => Err(match failure.errno {
+            libc::EPERM => needs_net_admin("removing an address"),
+            libc::EINVAL => {
+                let nowhere = IpAddr::from([127, 0, 0, 1]);
+                explain_einval(&namespace, shared.token, nowhere, 0)?;
+                Error::subflow(
+                    libc::EADDRNOTAVAIL,
+                    format!("the connection has no local address with id {id}"),
+                )
+            }
+            errno => Error::subflow(errno, format!("REMOVE of address id {id}: {}", failure.describe())),
+        }),
+    }
+}
+
+fn local_id(subflow: &Subflow) -> Option<u8> {
+    subflow.entry?.subflow.map(|subflow| subflow.local_id)
+}
+
+fn live_ids(subflows: &[Subflow]) -> Vec<(IpAddr, u8)> {
+    subflows.iter().filter_map(|s| Some((s.local.ip().to_canonical(), local_id(s)?))).collect()
+}
+
+/// A Multipath TCP listener at an address; `None` if there is one already.
+fn listen(namespace: &Namespace, ip: IpAddr, port: u16, interface: u32) -> Result<Option<socket2::Socket>> {
+    let at = match ip {
+        IpAddr::V4(_) => SocketAddr::new(ip, port),
+        IpAddr::V6(v6) => SocketAddrV6::new(v6, port, 0, interface).into(),
+    };
+    match diag::listener(&mut lock(&namespace.diag), at, interface).map_err(diag::failed)? {
+        Some(true) => return Ok(None),
+        Some(false) => {
+            return Err(Error::subflow(
+                libc::EADDRINUSE,
+                format!("a plain TCP listener is at {at}: the peer's subflows would end there"),
+            ));
+        }
+        None => {}
+    }
+    let family = i32::from(address::family(ip));
+    let socket: OwnedFd = namespace.socket(family, libc::SOCK_STREAM, libc::IPPROTO_MPTCP)?;
+    let socket = socket2::Socket::from(socket);
+    let listening = socket
+        .set_reuse_address(true)
+        .and_then(|()| socket.bind(&at.into()))
+        .and_then(|()| socket.listen(BACKLOG));
+    match listening {
+        Ok(()) => Ok(Some(socket)),
+        Err(error) => {
+            let errno = error.raw_os_error().unwrap_or(libc::EIO);
+            Err(Error::subflow(
+                errno,
+                format!("listening at {at} for the peer's subflows: {}", describe(errno)),
+            ))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_announced_is_refused() {
+        for bad in ["0.0.0.0", "::", "224.0.0.1", "ff02::1", "fe80::1"] {
+            let address = Endpoint::parse(bad, 0).unwrap();
+            assert!(matches!(check(&address), Err(Error::Value { .. })), "{bad}");
+        }
+        for good in ["10.0.0.1", "fd00::1", "fe80::1%lo"] {
+            assert_eq!(check(&Endpoint::parse(good, 7000).unwrap()), Ok(()), "{good}");
+        }
+    }
+}

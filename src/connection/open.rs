@@ -1,0 +1,632 @@
+//! Opening a subflow: from the request to the peer's acceptance, or to the cause of the failure with nothing left
+//! behind.
+//!
+//! SUBFLOW_CREATE returns when the SYN is out. What follows is watched from two sides. The exact inet_diag look-up
+//! shows the acceptance, which is the fourth ACK (RFC 8684, section 3.2) and raises no event. The events show why
+//! a subflow that vanished did so.
+
+use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::abi::address::{self, Endpoint, Scope};
+use crate::abi::full_info::Reading;
+use crate::abi::uapi::{self, tcp_state};
+use crate::connection::{self, needs_net_admin, not_fully_established, Connection, Subflow};
+use crate::error::{describe, Error, Result};
+use crate::events::event::{Event, Kind};
+use crate::events::reader::Reader;
+use crate::events::subscription::Subscription;
+use crate::namespace::address_ids::AddressIds;
+use crate::namespace::known::Shared;
+use crate::namespace::Namespace;
+use crate::netlink::diag::{self, Tuple};
+use crate::netlink::pm;
+use crate::netlink::route;
+use crate::netlink::Failure;
+use crate::sys::lock::lock;
+use crate::sys::wait::EventFd;
+
+/// How long the events of a subflow that vanished may take to say why.
+const CAUSE: Duration = Duration::from_millis(500);
+
+/// How long one who waits for many does without a look, if no event comes.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// How long to look without a pause: a wait takes the kernel's timer slack of 50 us at least, which is longer than
+/// most handshakes on one host.
+const BUSY: Duration = Duration::from_micros(300);
+
+/// What a caller asks for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Request {
+    /// Absent: by the route to the remote end. Port 0: the kernel's choice.
+    pub local: Option<Endpoint>,
+    /// Absent: the connection's own. Port 0: the connection's own.
+    pub remote: Option<Endpoint>,
+    pub backup: bool,
+    /// The interface to bind the subflow to.
+    pub interface: Option<String>,
+}
+
+impl Request {
+    /// What can be refused before any system call.
+    pub fn check(&self) -> Result<()> {
+        if let (Some(local), Some(remote)) = (&self.local, &self.remote) {
+            if local.ip.is_ipv4() != remote.ip.is_ipv4()
+                && !local.is_unspecified()
+                && !remote.is_unspecified()
+            {
+                return Err(Error::value(format!(
+                    "local {} and remote {} are of different families",
+                    local.ip, remote.ip
+                )));
+            }
+        }
+        for endpoint in [&self.local, &self.remote].into_iter().flatten() {
+            let needs_scope = address::is_link_local(endpoint.ip) && endpoint.scope.is_none();
+            if needs_scope && self.interface.is_none() {
+                return Err(Error::value(format!(
+                    "{} is a link-local address: say on which interface, as in \"{0}%eth0\" or by interface=",
+                    endpoint.ip
+                )));
+            }
+            if endpoint.ip.is_multicast() {
+                return Err(Error::value(format!("{} is a multicast address", endpoint.ip)));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The ends of a request after everything left open was filled in; the local port may still be 0.
+#[derive(Debug, Clone, Copy)]
+struct Ends {
+    local: SocketAddr,
+    remote: SocketAddr,
+    interface: u32,
+    backup: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// The connection may not be fully established yet.
+    NotSent,
+    /// The SYN is out.
+    Sent,
+    /// Accepted, failed, or left to itself.
+    Settled,
+}
+
+/// A subflow on its way. Dropped before it is settled, it is closed.
+#[derive(Debug)]
+pub struct Opening {
+    namespace: Arc<Namespace>,
+    shared: Arc<Shared>,
+    /// Keeps the subscription alive, without which no event comes.
+    _reader: Arc<Reader>,
+    events: Arc<Subscription>,
+    ends: Ends,
+    /// What was asked for, in the words of the errors.
+    name: String,
+    state: State,
+    /// The four-tuple that the kernel gave. Absent if the subflow was gone before it could be seen.
+    tuple: Option<Tuple>,
+    /// What the look-up that showed the acceptance told.
+    accepted: Option<diag::Entry>,
+    started: Instant,
+    /// The SYN/ACK has come.
+    answered: bool,
+    closed: Option<Event>,
+    /// Since when it is not there any more, while it is not known why.
+    gone: Option<Instant>,
+}
+
+impl Opening {
+    /// Fills the request in and subscribes to the connection's events. Sends nothing yet.
+    pub fn new(connection: &dyn Connection, request: &Request) -> Result<Opening> {
+        Opening::with_events(connection, request, None)
+    }
+
+    /// The same with a descriptor for events, by which others may wait in `advance`'s place.
+    pub fn with_descriptor(connection: &dyn Connection, request: &Request) -> Result<Opening> {
+        let descriptor = EventFd::new().map_err(|error| Error::call("eventfd", &error))?;
+        Opening::with_events(connection, request, Some(descriptor))
+    }
+
+    fn with_events(
+        connection: &dyn Connection,
+        request: &Request,
+        descriptor: Option<EventFd>,
+    ) -> Result<Opening> {
+        request.check()?;
+        let shared = connection.shared()?;
+        let namespace = connection.namespace()?;
+        let ends = ends(&namespace, request, connection.ends()?.1)?;
+        let reader = namespace.reader().map_err(|error| match error.errno() {
+            libc::EPERM => needs_net_admin("opening a subflow"),
+            _ => error,
+        })?;
+        let name = match ends.local.port() {
+            0 => format!("subflow {} -> {}", ends.local.ip(), ends.remote),
+            _ => format!("subflow {} -> {}", ends.local, ends.remote),
+        };
+        Ok(Opening {
+            name,
+            events: reader.subscribe(shared.token, descriptor),
+            _reader: reader,
+            namespace,
+            shared,
+            ends,
+            state: State::NotSent,
+            tuple: None,
+            accepted: None,
+            started: Instant::now(),
+            answered: false,
+            closed: None,
+            gone: None,
+        })
+    }
+
+    /// Goes on until `until`; true when the peer has accepted the subflow. After an error nothing is left of it.
+    pub fn advance(&mut self, connection: &dyn Connection, until: Instant) -> Result<bool> {
+        loop {
+            let outcome = match self.state {
+                State::NotSent if self.closed.is_some() => Err(self.cause()),
+                State::NotSent => match self.send(connection) {
+                    Ok(()) => self.look(),
+                    // Not fully established: that may come.
+                    Err(Error::Subflow { errno: libc::ENOTCONN, .. }) => Ok(false),
+                    Err(error) => Err(error),
+                },
+                State::Sent => self.look(),
+                State::Settled => Ok(true),
+            };
+            match outcome {
+                Ok(true) => {
+                    self.state = State::Settled;
+                    return Ok(true);
+                }
+                Ok(false) => {}
+                Err(error) => {
+                    self.abandon();
+                    return Err(error);
+                }
+            }
+            let now = Instant::now();
+            if now >= until {
+                return Ok(false);
+            }
+            if self.state == State::Sent && self.started.elapsed() < BUSY {
+                std::thread::yield_now();
+                continue;
+            }
+            if let Some(event) = self.events.next(until.min(now + self.pause())) {
+                self.take(event);
+            }
+        }
+    }
+
+    /// How long to wait at most before the next look, if no event comes. Looking again costs microseconds: an eighth of
+    /// the time that has passed, so that the delay added to any handshake stays a small part of it.
+    fn pause(&self) -> Duration {
+        (self.started.elapsed() / 8).clamp(Duration::from_micros(20), Duration::from_millis(5))
+    }
+
+    /// The same for one who waits for many at once: the answer is an event, only what follows has to be looked for.
+    pub fn patient_pause(&self) -> Duration {
+        match self.state {
+            State::Sent if !self.answered && self.gone.is_none() => PATIENCE,
+            _ => self.pause(),
+        }
+    }
+
+    /// The descriptor that `new` got, readable when an event has come.
+    pub fn fd(&self) -> Option<RawFd> {
+        self.events.descriptor().map(AsRawFd::as_raw_fd)
+    }
+
+    /// Sends the SYN if it is not out and leaves the subflow to itself. Its four-tuple, unless it was gone before it
+    /// could be seen, or would take a dump to see.
+    pub fn detach(mut self, connection: &dyn Connection) -> Result<Option<Tuple>> {
+        if self.state == State::NotSent {
+            if connection.reads_by_dump() && !self.ends.backup {
+                self.send_blindly()?;
+            } else {
+                self.send(connection)?;
+                self.check_backup()?;
+            }
+        }
+        self.state = State::Settled;
+        Ok(self.tuple)
+    }
+
+    /// A subflow that is left to itself is a backup as it was asked, or it is closed and an error says so: where the
+    /// kernel leaves the flag aside, MP_PRIO would have to follow the handshake, and nobody waits for that.
+    fn check_backup(&mut self) -> Result<()> {
+        let Some(tuple) = self.tuple.filter(|_| self.ends.backup) else { return Ok(()) };
+        match self.subflow(&tuple)?.and_then(|entry| entry.subflow) {
+            Some(subflow) if subflow.backup() => Ok(()),
+            Some(subflow) if subflow.fully_established() => self.ask_for_backup(&tuple),
+            Some(_) => Err(Error::unsupported(
+                "this kernel opens no subflow as a backup (Linux 6.1): give open_subflow() a timeout, which then sends \
+                 MP_PRIO, or call set_backup() when it is established",
+            )),
+            None => Ok(()), // refused already
+        }
+    }
+
+    /// The subflow that was accepted.
+    pub fn accepted(&self, connection: &dyn Connection) -> Result<Subflow> {
+        let is_it = |subflow: &Subflow| {
+            let ends = Tuple { local: subflow.local, remote: subflow.remote, interface: 0 };
+            self.tuple.is_some_and(|tuple| tuple.same_endpoints(&ends))
+        };
+        let found = match self.accepted_as_seen(connection)? {
+            Some(subflow) => Some(subflow),
+            None => connection.subflows()?.into_iter().find(is_it),
+        };
+        found.ok_or_else(|| {
+            Error::subflow(libc::ECONNABORTED, format!("{} was accepted and closed again at once", self.name))
+        })
+    }
+
+    /// The same without another look-up, where the kernel numbers the connection's subflows for us.
+    fn accepted_as_seen(&self, connection: &dyn Connection) -> Result<Option<Subflow>> {
+        let Some(entry) = self.accepted else { return Ok(None) };
+        let is_it = |reading: &Reading| {
+            let ends = Tuple { local: reading.local, remote: reading.remote, interface: 0 };
+            reading.id.is_some() && is_live(reading) && entry.tuple.same_endpoints(&ends)
+        };
+        let found = self.read(connection)?.into_iter().find(is_it);
+        Ok(found.map(|reading| Subflow::new(self.shared.token, reading.id, reading, Some(entry))))
+    }
+
+    /// The error of a deadline that has passed.
+    pub fn timed_out(&mut self) -> Error {
+        let message = match self.state {
+            State::NotSent => return not_fully_established(),
+            _ if self.answered => format!("{}: the peer answered but did not accept it in time", self.name),
+            _ => format!("{}: no answer in time; a filter on the path or a host that is down", self.name),
+        };
+        self.abandon();
+        Error::subflow(libc::ETIMEDOUT, message)
+    }
+
+    /// SUBFLOW_CREATE with an address id of its own, and finding the new subflow in the connection's list.
+    fn send(&mut self, connection: &dyn Connection) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let mut ids = lock(&shared.opening);
+        let before = self.read(connection)?;
+        self.create(&mut ids, &before)?;
+        self.state = State::Sent;
+        let ends = self.ends;
+        if ends.local.port() != 0 && ends.interface == 0 {
+            self.tuple = Some(Tuple { local: ends.local, remote: ends.remote, interface: 0 });
+            return Ok(());
+        }
+        let known: HashSet<_> = before.iter().map(|reading| (reading.local, reading.remote)).collect();
+        let is_new = |reading: &&Reading| {
+            !known.contains(&(reading.local, reading.remote))
+                && reading.local.ip() == ends.local.ip()
+                && (ends.local.port() == 0 || reading.local.port() == ends.local.port())
+                && (reading.remote.ip(), reading.remote.port()) == (ends.remote.ip(), ends.remote.port())
+        };
+        self.tuple = self.read(connection)?.iter().find(is_new).map(|reading| {
+            if ends.interface != 0 {
+                lock(&shared.interfaces).insert((reading.local, reading.remote), ends.interface);
+            }
+            Tuple { local: reading.local, remote: reading.remote, interface: ends.interface }
+        });
+        if let Some(tuple) = self.tuple {
+            self.ends.local = tuple.local;
+        }
+        Ok(())
+    }
+
+    /// The SYN alone, for a subflow that is left to itself: neither the live ids nor the new four-tuple are looked up.
+    /// An id that another address of this connection has is refused by the kernel, and then its list is asked for.
+    fn send_blindly(&self) -> Result<()> {
+        self.create(&mut lock(&self.shared.opening), &[])
+    }
+
+    /// The connection's subflows, closed ones too: one that was refused at once is still listed for a moment.
+    fn read(&self, connection: &dyn Connection) -> Result<Vec<Reading>> {
+        let (token, readings) = connection.read_with_closed()?;
+        if token != self.shared.token {
+            return Err(Error::os(libc::EBADF, "the socket was closed while a subflow was being opened"));
+        }
+        Ok(readings)
+    }
+
+    fn create(&self, ids: &mut AddressIds, before: &[Reading]) -> Result<()> {
+        let token = self.shared.token;
+        let local = pm::Address {
+            flags: if self.ends.backup { uapi::pm::FLAG_BACKUP } else { 0 },
+            interface: self.ends.interface,
+            ..pm::Address::new(self.ends.local)
+        };
+        let remote = pm::Address::new(self.ends.remote);
+        let pair = (self.ends.local.ip(), self.ends.local.port());
+        let live = self.live(ids, before)?;
+        let command = |id| pm::encode_create(token, &pm::Address { id, ..local }, &remote);
+        let explain = || connection::explain_einval(&self.namespace, token, self.ends.local.ip(), 0);
+        ids.choose((&self.namespace.pm, token), pair, &live, command, explain, |failure| {
+            self.refused(failure)
+        })?;
+        Ok(())
+    }
+
+    /// The addresses and local ids of the live subflows. Those that are new to us are looked up.
+    fn live(&self, ids: &mut AddressIds, before: &[Reading]) -> Result<Vec<(IpAddr, u8)>> {
+        ids.by_subflow.retain(|id, _| before.iter().any(|reading| reading.id == Some(*id)));
+        let (mut live, mut unknown) = (Vec::new(), Vec::new());
+        for reading in before.iter().filter(|reading| is_live(reading)) {
+            match reading.id.and_then(|id| ids.by_subflow.get(&id)) {
+                Some(local_id) => live.push((reading.local.ip().to_canonical(), *local_id)),
+                None => unknown.push(reading),
+            }
+        }
+        if unknown.is_empty() {
+            return Ok(live);
+        }
+        let tuples: Vec<Tuple> = unknown.iter().map(|r| self.shared.tuple(r.local, r.remote)).collect();
+        let entries = diag::look_up(&mut lock(&self.namespace.diag), &tuples).map_err(diag::failed)?;
+        for (reading, entry) in unknown.into_iter().zip(entries) {
+            let ours = |subflow: &diag::Ulp| subflow.token == self.shared.token;
+            let Some(subflow) = entry.and_then(|entry| entry.subflow).filter(ours) else { continue };
+            live.push((reading.local.ip().to_canonical(), subflow.local_id));
+            if let Some(id) = reading.id {
+                ids.by_subflow.insert(id, subflow.local_id);
+            }
+        }
+        Ok(live)
+    }
+
+    /// The error of a SUBFLOW_CREATE that failed at once.
+    fn refused(&self, failure: &Failure) -> Error {
+        let name = &self.name;
+        match failure.errno {
+            libc::EPERM => needs_net_admin("opening a subflow"),
+            libc::ENOTCONN => not_fully_established(),
+            libc::EADDRNOTAVAIL => connection::not_local(self.ends.local.ip()),
+            libc::EINVAL if address::is_link_local(self.ends.remote.ip()) => cannot_bind(),
+            libc::EADDRINUSE => Error::subflow(
+                libc::EADDRINUSE,
+                format!(
+                    "{name}: the local port is in use, perhaps by this four-tuple's last subflow, which stays in \
+                     TIME_WAIT for 60 s"
+                ),
+            ),
+            errno => Error::subflow(errno, format!("{name}: SUBFLOW_CREATE: {}", failure.describe())),
+        }
+    }
+
+    /// One look at the subflow: accepted, on its way, or gone.
+    fn look(&mut self) -> Result<bool> {
+        let is_there = self.look_up()?;
+        if self.accepted.is_some() {
+            return Ok(true);
+        }
+        // Not before: the thread that reads them is about to bring one, and holds their lock for that.
+        while let Some(event) = self.events.next(Instant::now()) {
+            self.take(event);
+        }
+        // Gone. The event that says why may still be on its way from the kernel's worker.
+        if !is_there
+            && (self.closed.is_some() || self.gone.get_or_insert_with(Instant::now).elapsed() > CAUSE)
+        {
+            return Err(self.cause());
+        }
+        Ok(false)
+    }
+
+    /// Whether there is such a subflow; `accepted` is set when the peer has accepted it.
+    fn look_up(&mut self) -> Result<bool> {
+        let Some(tuple) = self.tuple else { return Ok(false) };
+        let Some(entry) = self.subflow(&tuple)? else { return Ok(false) };
+        if self.ends.interface != 0 && entry.tuple.interface != self.ends.interface {
+            return Err(cannot_bind());
+        }
+        if let Some(subflow) = entry.subflow.filter(diag::Ulp::fully_established) {
+            if self.ends.backup && !subflow.backup() {
+                self.ask_for_backup(&tuple)?; // the next look tells
+            } else {
+                self.accepted = Some(entry);
+            }
+        }
+        Ok(true)
+    }
+
+    /// What inet_diag tells of the subflow of this connection with a four-tuple, if there is one that is not closed.
+    fn subflow(&self, tuple: &Tuple) -> Result<Option<diag::Entry>> {
+        let entries = diag::look_up(&mut lock(&self.namespace.diag), &[*tuple]).map_err(diag::failed)?;
+        let is_it = |entry: &diag::Entry| {
+            entry.state != tcp_state::CLOSE
+                && entry.subflow.is_some_and(|subflow| subflow.token == self.shared.token)
+        };
+        Ok(entries.into_iter().next().flatten().filter(is_it))
+    }
+
+    /// Older kernels (6.1) leave the backup flag of SUBFLOW_CREATE aside without a word: MP_PRIO says it, once.
+    fn ask_for_backup(&mut self, tuple: &Tuple) -> Result<()> {
+        self.ends.backup = false;
+        let local = pm::Address { flags: uapi::pm::FLAG_BACKUP, ..pm::Address::new(tuple.local) };
+        let remote = pm::Address::new(tuple.remote);
+        let asked = self.namespace.pm.command(&pm::encode_set_flags(self.shared.token, &local, &remote))?;
+        asked.map_err(|failure| {
+            Error::subflow(failure.errno, format!("{}: SET_FLAGS: {}", self.name, failure.describe()))
+        })?;
+        Ok(())
+    }
+
+    fn take(&mut self, event: Event) {
+        if event.kind == Kind::Closed {
+            self.closed = Some(event.clone());
+        }
+        let Some((local, remote)) = event.local.zip(event.remote) else { return };
+        let ends = &self.ends;
+        // After a reset the event may have lost the remote port.
+        let is_ours = local.ip() == ends.local.ip()
+            && (ends.local.port() == 0 || local.port() == ends.local.port())
+            && remote.ip() == ends.remote.ip()
+            && (remote.port() == 0 || remote.port() == ends.remote.port());
+        match event.kind {
+            Kind::SubEstablished if is_ours => self.answered = true,
+            Kind::SubClosed if is_ours && self.state != State::NotSent => self.closed = Some(event),
+            _ => {}
+        }
+    }
+
+    /// Why the subflow is gone.
+    fn cause(&self) -> Error {
+        let name = &self.name;
+        let Some(closed) = &self.closed else {
+            let message = format!("{name} was closed before the peer accepted it, and no event said why");
+            return Error::subflow(libc::ECONNABORTED, message);
+        };
+        if closed.kind == Kind::Closed {
+            return Error::subflow(libc::ENOTCONN, format!("{name}: the connection ended meanwhile"));
+        }
+        let reason = match closed.reset_reason {
+            Some(reason) => format!(" (reset reason {reason}: {})", reset_reason(reason)),
+            None => String::new(),
+        };
+        let (errno, message) = match (closed.error, self.answered) {
+            (None | Some(0 | libc::ECONNRESET), true) => (
+                libc::ECONNABORTED,
+                format!(
+                    "{name} was refused after the SYN/ACK: the peer is at its limit of subflows, or nobody is subscribed \
+                     to path manager events there{reason}"
+                ),
+            ),
+            (None | Some(0), false) => (
+                libc::EPROTO,
+                format!("{name}: answered without MP_JOIN; that is no Multipath TCP listener of this connection{reason}"),
+            ),
+            (Some(libc::ECONNREFUSED), _) => {
+                (libc::ECONNREFUSED, format!("{name} was refused: nobody listens there{reason}"))
+            }
+            (Some(errno), _) => (errno, format!("{name}: {}{reason}", describe(errno))),
+        };
+        Error::Subflow { errno, message, reset_reason: closed.reset_reason }
+    }
+
+    /// Closes what is on its way.
+    fn abandon(&mut self) {
+        if let (State::Sent, Some(tuple)) = (self.state, self.tuple) {
+            let (local, remote) = (pm::Address::new(tuple.local), pm::Address::new(tuple.remote));
+            let destroyed =
+                self.namespace.pm.command(&pm::encode_destroy(self.shared.token, &local, &remote));
+            // Its event is taken here, lest it be mistaken for the end of another one from the same port.
+            let deadline = Instant::now() + CAUSE;
+            while matches!(destroyed, Ok(Ok(()))) && self.closed.is_none() {
+                match self.events.next(deadline) {
+                    Some(event) => self.take(event),
+                    None => break,
+                }
+            }
+        }
+        self.state = State::Settled;
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        self.abandon();
+    }
+}
+
+fn is_live(reading: &Reading) -> bool {
+    reading.tcp_info.state() != tcp_state::CLOSE
+}
+
+/// Fills in what a request leaves open.
+fn ends(namespace: &Namespace, request: &Request, peer: SocketAddr) -> Result<Ends> {
+    let given_remote = request.remote.as_ref();
+    let remote_ip = given_remote.map(|remote| remote.ip).filter(|ip| !ip.is_unspecified());
+    let remote_port = given_remote.map(|remote| remote.port).filter(|port| *port != 0);
+    // An IPv4 peer of a dual-stack socket: the subflow itself is IPv4.
+    let remote_ip = remote_ip.unwrap_or(peer.ip()).to_canonical();
+    let mut interface = match &request.interface {
+        Some(name) => namespace.interface_index(name)?,
+        None => 0,
+    };
+    for endpoint in [&request.local, &request.remote].into_iter().flatten() {
+        let scope = match &endpoint.scope {
+            Some(Scope::Index(index)) => *index,
+            Some(Scope::Name(name)) => namespace.interface_index(name)?,
+            None => continue,
+        };
+        if interface != 0 && interface != scope {
+            return Err(Error::value("local, remote and interface name different interfaces"));
+        }
+        interface = scope;
+    }
+    if let (0, SocketAddr::V6(v6)) = (interface, peer) {
+        if given_remote.is_none() {
+            interface = v6.scope_id();
+        }
+    }
+    let local = request.local.as_ref().map(|local| (local.ip.to_canonical(), local.port));
+    let local = match local.filter(|(ip, _)| !ip.is_unspecified()) {
+        Some((ip, port)) if ip.is_ipv4() == remote_ip.is_ipv4() => SocketAddr::new(ip, port),
+        Some((ip, _)) => {
+            return Err(Error::value(format!(
+                "local {ip} and the connection's remote {remote_ip} are of different families: give remote as well"
+            )));
+        }
+        None => {
+            let route = route::look_up(&mut lock(&namespace.route), remote_ip, interface);
+            let unreachable = |errno, text: String| {
+                Error::subflow(errno, format!("no local address to reach {remote_ip} from: {text}"))
+            };
+            let route = route.map_err(|failure| unreachable(failure.errno, failure.describe()))?;
+            let source = route
+                .source
+                .ok_or_else(|| unreachable(libc::EADDRNOTAVAIL, "the route has none".to_owned()))?;
+            SocketAddr::new(source, request.local.as_ref().map_or(0, |local| local.port))
+        }
+    };
+    let remote = SocketAddr::new(remote_ip, remote_port.unwrap_or(peer.port()));
+    Ok(Ends { local, remote, interface, backup: request.backup })
+}
+
+/// Older kernels (6.1) leave MPTCP_PM_ADDR_ATTR_IF_IDX aside without a word.
+fn cannot_bind() -> Error {
+    Error::unsupported("this kernel does not bind subflows to an interface under the userspace path manager")
+}
+
+/// MPTCP_RST_* by the words of RFC 8684, section 3.6.
+fn reset_reason(reason: u32) -> &'static str {
+    match reason {
+        0 => "unspecified error",
+        1 => "MPTCP-specific error",
+        2 => "lack of resources",
+        3 => "administratively prohibited",
+        4 => "too much outstanding data",
+        5 => "unacceptable performance",
+        6 => "middlebox interference",
+        _ => "unknown",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_in_itself_is_refused() {
+        let endpoint = |host| Some(Endpoint::parse(host, 0).unwrap());
+        let request = Request { local: endpoint("10.0.0.1"), remote: endpoint("::1"), ..Request::default() };
+        assert!(matches!(request.check(), Err(Error::Value { .. })));
+        let link_local = Request { remote: endpoint("fe80::1"), ..Request::default() };
+        assert!(matches!(link_local.check(), Err(Error::Value { .. })));
+        let scoped = Request { remote: endpoint("fe80::1%lo"), ..Request::default() };
+        assert_eq!(scoped.check(), Ok(()));
+        let multicast = Request { remote: endpoint("224.0.0.1"), ..Request::default() };
+        assert!(matches!(multicast.check(), Err(Error::Value { .. })));
+    }
+}

@@ -1,0 +1,278 @@
+//! Links and addresses of a network namespace, by rtnetlink: what there is, and what becomes of it. No privilege.
+//!
+//! The kernel repeats a link with every change of it. Only transitions make events: a link is up while it is set up and
+//! has a carrier (IFF_UP and IFF_RUNNING), an address is there once it may be used, so an IPv6 one after the detection of
+//! duplicates.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::{Arc, Mutex};
+
+use crate::abi::address;
+use crate::abi::bytes;
+use crate::abi::uapi::rtnetlink;
+use crate::error::{Error, Result};
+use crate::events::event::{Event, Kind};
+use crate::netlink::{find, messages, Channel, Failure, Message};
+use crate::sys;
+use crate::sys::lock::lock;
+
+/// A change that the kernel told, or a part of what there is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    Link { index: u32, name: Arc<str>, up: bool },
+    LinkGone { index: u32 },
+    Address { index: u32, ip: IpAddr },
+    AddressGone { index: u32, ip: IpAddr },
+}
+
+/// Decodes a message of rtnetlink; `None` for what says nothing of a link or an address.
+pub fn decode(message_type: u16, payload: &[u8]) -> Option<Change> {
+    match message_type {
+        rtnetlink::RTM_NEWLINK | rtnetlink::RTM_DELLINK => {
+            // Bridges say with their own family what becomes of their ports.
+            if i32::from(bytes::u8(payload, 0)?) != libc::AF_UNSPEC {
+                return None;
+            }
+            let index = bytes::u32(payload, 4)?;
+            if message_type == rtnetlink::RTM_DELLINK {
+                return Some(Change::LinkGone { index });
+            }
+            let name = find(payload.get(rtnetlink::IFINFOMSG_SIZE..)?, rtnetlink::IFLA_IFNAME)?;
+            let name = name.split(|byte| *byte == 0).next()?;
+            let wanted = (libc::IFF_UP | libc::IFF_RUNNING) as u32;
+            let up = bytes::u32(payload, 8)? & wanted == wanted;
+            Some(Change::Link { index, name: String::from_utf8_lossy(name).into(), up })
+        }
+        rtnetlink::RTM_NEWADDR | rtnetlink::RTM_DELADDR => {
+            let attributes = payload.get(rtnetlink::IFADDRMSG_SIZE..)?;
+            // IFA_ADDRESS of a point-to-point link is the other end's.
+            let value = find(attributes, rtnetlink::IFA_LOCAL)
+                .or_else(|| find(attributes, rtnetlink::IFA_ADDRESS))?;
+            let ip = match i32::from(bytes::u8(payload, 0)?) {
+                libc::AF_INET => IpAddr::V4(bytes::ipv4(value, 0)?),
+                libc::AF_INET6 => IpAddr::V6(bytes::ipv6(value, 0)?),
+                _ => return None,
+            };
+            let flags = find(attributes, rtnetlink::IFA_FLAGS)
+                .and_then(|flags| bytes::u32(flags, 0))
+                .unwrap_or(u32::from(bytes::u8(payload, 2)?));
+            let index = bytes::u32(payload, 4)?;
+            let usable = flags & (libc::IFA_F_TENTATIVE | libc::IFA_F_DADFAILED) == 0;
+            Some(match message_type {
+                rtnetlink::RTM_NEWADDR if usable => Change::Address { index, ip },
+                _ => Change::AddressGone { index, ip },
+            })
+        }
+        _ => None,
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Link {
+    name: Arc<str>,
+    up: bool,
+    addresses: Vec<IpAddr>,
+}
+
+/// What there is.
+#[derive(Debug, Default)]
+struct Links(HashMap<u32, Link>);
+
+impl Links {
+    /// Takes note of a change; what changed goes to `on_event`.
+    fn apply(&mut self, change: Change, time_ns: u64, mut on_event: impl FnMut(Event)) {
+        match change {
+            Change::Link { index, name, up } => {
+                let link = self.0.entry(index).or_insert_with(|| Link {
+                    name: Arc::clone(&name),
+                    up: false,
+                    addresses: Vec::new(),
+                });
+                link.name = name;
+                if link.up != up {
+                    link.up = up;
+                    on_event(link.event(time_ns));
+                }
+            }
+            Change::LinkGone { index } => {
+                let Some(mut link) = self.0.remove(&index) else { return };
+                for ip in &link.addresses {
+                    on_event(link.address_event(Kind::AddressRemoved, index, *ip, time_ns));
+                }
+                if std::mem::take(&mut link.up) {
+                    on_event(link.event(time_ns));
+                }
+            }
+            Change::Address { index, ip } => {
+                let Some(link) = self.0.get_mut(&index) else { return };
+                if !link.addresses.contains(&ip) {
+                    link.addresses.push(ip);
+                    on_event(link.address_event(Kind::AddressAdded, index, ip, time_ns));
+                }
+            }
+            Change::AddressGone { index, ip } => {
+                let Some(link) = self.0.get_mut(&index) else { return };
+                if let Some(at) = link.addresses.iter().position(|address| *address == ip) {
+                    link.addresses.remove(at);
+                    on_event(link.address_event(Kind::AddressRemoved, index, ip, time_ns));
+                }
+            }
+        }
+    }
+}
+
+impl Link {
+    fn event(&self, time_ns: u64) -> Event {
+        let kind = if self.up { Kind::LinkUp } else { Kind::LinkDown };
+        Event { interface: Some(Arc::clone(&self.name)), ..Event::new(kind, time_ns) }
+    }
+
+    fn address_event(&self, kind: Kind, index: u32, ip: IpAddr, time_ns: u64) -> Event {
+        let local = address::with_scope(SocketAddr::new(ip, 0), index);
+        Event { local: Some(local), interface: Some(Arc::clone(&self.name)), ..Event::new(kind, time_ns) }
+    }
+}
+
+/// The subscription of this process to the links and addresses of one namespace, and what it knows of them.
+#[derive(Debug)]
+pub struct Watch {
+    socket: socket2::Socket,
+    requests: Mutex<Channel>,
+    links: Mutex<Links>,
+}
+
+impl Watch {
+    /// Takes two new sockets of rtnetlink.
+    pub fn start(socket: OwnedFd, requests: OwnedFd) -> Result<Watch> {
+        let failed = |error: std::io::Error| Error::call("subscribing to links by rtnetlink", &error);
+        let socket = socket2::Socket::from(socket);
+        sys::bind_netlink(socket.as_raw_fd()).map_err(failed)?;
+        socket.set_nonblocking(true).map_err(failed)?;
+        let groups =
+            [rtnetlink::RTNLGRP_LINK, rtnetlink::RTNLGRP_IPV4_IFADDR, rtnetlink::RTNLGRP_IPV6_IFADDR];
+        for group in groups {
+            let option = libc::NETLINK_ADD_MEMBERSHIP;
+            sys::setsockopt_i32(socket.as_raw_fd(), libc::SOL_NETLINK, option, group as i32)
+                .map_err(failed)?;
+        }
+        let requests = Mutex::new(Channel::new(requests).map_err(failed)?);
+        let watch = Watch { socket, requests, links: Mutex::default() };
+        watch.read_back().map_err(|failure| {
+            Error::os(failure.errno, format!("listing links by rtnetlink: {}", failure.describe()))
+        })?;
+        Ok(watch)
+    }
+
+    pub fn fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+
+    pub fn socket(&self) -> &socket2::Socket {
+        &self.socket
+    }
+
+    /// Takes note of what a datagram tells.
+    pub fn take(&self, datagram: &[u8], time_ns: u64, mut on_event: impl FnMut(Event)) {
+        let mut links = lock(&self.links);
+        for message in messages(datagram) {
+            if let Message::Data { message_type, payload, .. } = message {
+                if let Some(change) = decode(message_type, payload) {
+                    links.apply(change, time_ns, &mut on_event);
+                }
+            }
+        }
+    }
+
+    /// Reads what there is, in place of what was known.
+    pub fn read_back(&self) -> std::result::Result<(), Failure> {
+        let mut requests = lock(&self.requests);
+        let mut read = Links::default();
+        let asked = [
+            (rtnetlink::RTM_GETLINK, rtnetlink::RTM_NEWLINK, rtnetlink::IFINFOMSG_SIZE),
+            (rtnetlink::RTM_GETADDR, rtnetlink::RTM_NEWADDR, rtnetlink::IFADDRMSG_SIZE),
+        ];
+        for (request, reply, size) in asked {
+            requests.dump(request, &vec![0; size], |payload| {
+                if let Some(change) = decode(reply, payload) {
+                    read.apply(change, 0, |_| {});
+                }
+            })?;
+        }
+        *lock(&self.links) = read;
+        Ok(())
+    }
+
+    /// What there is, as the events by which it came about: links that are up, and addresses.
+    pub fn state(&self, time_ns: u64) -> Vec<Event> {
+        let links = lock(&self.links);
+        let mut events = Vec::new();
+        let mut indices: Vec<_> = links.0.keys().copied().collect();
+        indices.sort_unstable();
+        for (index, link) in indices.iter().map(|index| (*index, &links.0[index])) {
+            if link.up {
+                events.push(link.event(time_ns));
+            }
+            let added = |ip: &IpAddr| link.address_event(Kind::AddressAdded, index, *ip, time_ns);
+            events.extend(link.addresses.iter().map(added));
+        }
+        events
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netlink::{attribute, emit};
+
+    fn link(flags: i32, name: &str) -> Vec<u8> {
+        let mut bytes = vec![0; rtnetlink::IFINFOMSG_SIZE];
+        bytes[4..8].copy_from_slice(&3u32.to_ne_bytes());
+        bytes[8..12].copy_from_slice(&flags.to_ne_bytes());
+        bytes.extend(emit(&[attribute(rtnetlink::IFLA_IFNAME, format!("{name}\0").as_bytes())]));
+        bytes
+    }
+
+    fn address(flags: u8) -> Vec<u8> {
+        let mut bytes = vec![libc::AF_INET6 as u8, 64, flags, 0, 3, 0, 0, 0];
+        bytes[4..8].copy_from_slice(&3u32.to_ne_bytes());
+        bytes.extend(emit(&[attribute(
+            rtnetlink::IFA_ADDRESS,
+            &[0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1],
+        )]));
+        bytes
+    }
+
+    #[test]
+    fn only_transitions_are_told() {
+        const UP: i32 = libc::IFF_UP | libc::IFF_RUNNING;
+        let mut links = Links::default();
+        let mut told = Vec::new();
+        let mut tell = |message_type, payload: Vec<u8>| {
+            for length in 0..payload.len() {
+                let _ = decode(message_type, &payload[..length]);
+            }
+            links.apply(decode(message_type, &payload).unwrap(), 1, |event| told.push(event));
+        };
+        tell(rtnetlink::RTM_NEWLINK, link(0, "eth1"));
+        tell(rtnetlink::RTM_NEWLINK, link(libc::IFF_UP, "eth1"));
+        tell(rtnetlink::RTM_NEWLINK, link(UP, "eth1"));
+        tell(rtnetlink::RTM_NEWLINK, link(UP | libc::IFF_PROMISC, "wifi"));
+        tell(rtnetlink::RTM_NEWADDR, address(libc::IFA_F_TENTATIVE as u8));
+        tell(rtnetlink::RTM_NEWADDR, address(0));
+        tell(rtnetlink::RTM_NEWADDR, address(0));
+        tell(rtnetlink::RTM_DELLINK, link(0, "wifi"));
+        let kinds: Vec<_> = told.iter().map(|event| event.kind).collect();
+        assert_eq!(kinds, [Kind::LinkUp, Kind::AddressAdded, Kind::AddressRemoved, Kind::LinkDown]);
+        assert_eq!(told[1].local.unwrap().to_string(), "[fe80::1%3]:0");
+        assert_eq!(told[3].interface.as_deref(), Some("wifi"));
+    }
+
+    #[test]
+    fn a_bridge_speaks_of_its_ports_and_not_of_links() {
+        let mut bytes = link(0, "eth1");
+        bytes[0] = libc::AF_BRIDGE as u8;
+        assert_eq!(decode(rtnetlink::RTM_DELLINK, &bytes), None);
+    }
+}

@@ -1,0 +1,467 @@
+//! The thread that hands the events of one network namespace to whoever subscribed: one a namespace and process, however
+//! many subscribers.
+//!
+//! It reads `mptcp_pm_events`, which needs CAP_NET_ADMIN. That subscription itself matters as much as what is read: under
+//! the userspace path manager the kernel accepts joins only while somebody is subscribed, and overrun is lost events, never
+//! a lost subscription. Without the privilege it compares readings of the sockets instead, at intervals and whenever a
+//! subflow dies. In both cases it reads links and addresses too as long as somebody wants them.
+
+use std::collections::{HashMap, HashSet};
+use std::io::Read;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::abi::uapi;
+use crate::error::{Error, Result};
+use crate::events::event::{self, Event, Kind};
+use crate::events::links::Watch;
+use crate::events::snapshot::{self, Picture};
+use crate::events::subscription::{Filter, Loss, Subscription};
+use crate::netlink::diag::{self, Tuple};
+use crate::netlink::{messages, receive_buffer, Channel, Failure, Message};
+use crate::sys::lock::lock;
+use crate::sys::{self, wait, wait::EventFd};
+
+/// Bytes of events that the kernel may queue for us, if it lets us choose; else net.core.rmem_max.
+const RECEIVE_BUFFER: i32 = 4 << 20;
+
+/// How long the sockets are not read again, without privilege, at least.
+const INTERVAL: Duration = Duration::from_millis(50);
+
+/// And at least so many times as long as the last reading took.
+const IDLE: u32 = 20;
+
+/// Datagrams read before the other sockets have their turn.
+const TURN: usize = 256;
+
+/// Where events come from.
+#[derive(Debug)]
+enum Source {
+    /// The multicast group of this number.
+    Netlink {
+        group: u32,
+    },
+    Polling {
+        requests: Mutex<Channel>,
+        picture: Mutex<Picture>,
+    },
+}
+
+#[derive(Debug, Default)]
+struct Subscribers {
+    of_all: Vec<Weak<Subscription>>,
+    by_token: HashMap<u32, Vec<Weak<Subscription>>>,
+}
+
+impl Subscribers {
+    fn add(&mut self, subscription: &Arc<Subscription>) {
+        let is_live = |subscriber: &Weak<Subscription>| subscriber.strong_count() > 0;
+        let list = match subscription.filter {
+            Filter::Token(token) => {
+                // Make room only when the table is about to grow, so that the cost a subscriber stays constant.
+                if self.by_token.len() == self.by_token.capacity() {
+                    self.by_token.retain(|_, list| list.iter().any(is_live));
+                }
+                self.by_token.entry(token).or_default()
+            }
+            _ => &mut self.of_all,
+        };
+        list.retain(is_live);
+        list.push(Arc::downgrade(subscription));
+    }
+
+    fn of(&self, token: Option<u32>) -> impl Iterator<Item = Arc<Subscription>> + '_ {
+        let of_token = token.and_then(|token| self.by_token.get(&token)).into_iter().flatten();
+        self.of_all.iter().chain(of_token).filter_map(Weak::upgrade)
+    }
+
+    fn all(&self) -> impl Iterator<Item = Arc<Subscription>> + '_ {
+        self.of_all.iter().chain(self.by_token.values().flatten()).filter_map(Weak::upgrade)
+    }
+
+    /// The tokens of which somebody wants to know; `None` for all.
+    fn wanted(&self) -> Option<HashSet<u32>> {
+        if self.of_all.iter().any(|subscriber| subscriber.strong_count() > 0) {
+            return None;
+        }
+        let is_wanted = |list: &[Weak<Subscription>]| list.iter().any(|s| s.strong_count() > 0);
+        Some(self.by_token.iter().filter(|(_, list)| is_wanted(list)).map(|(token, _)| *token).collect())
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    source: Source,
+    /// Of the source.
+    socket: Arc<socket2::Socket>,
+    wake: EventFd,
+    stop: AtomicBool,
+    subscribers: Mutex<Subscribers>,
+    /// Links, while somebody wants to know of them.
+    watch: Mutex<Weak<Watch>>,
+    /// Connections that events spoke of: one without any subflow is found by its token only.
+    known: Mutex<HashSet<u32>>,
+}
+
+/// The subscription of this process to the events of one namespace. It ends when the last owner drops it.
+#[derive(Debug)]
+pub struct Reader {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+    process: u32,
+}
+
+impl Reader {
+    /// Reads the multicast group on a bound socket of generic netlink. Needs CAP_NET_ADMIN.
+    pub fn of_netlink(socket: Arc<socket2::Socket>, group: u32) -> Result<Reader> {
+        // What an earlier reader left in the queue is old news.
+        while (&*socket).read(&mut [0; 16]).is_ok() {}
+        membership(&socket, libc::NETLINK_ADD_MEMBERSHIP, group)
+            .map_err(|error| Error::call("joining mptcp_pm_events (CAP_NET_ADMIN)", &error))?;
+        Reader::start(socket, Source::Netlink { group })
+    }
+
+    /// Compares readings of the sockets. Takes a bound socket of sock_diag for notices, and one for requests.
+    pub fn of_polling(socket: Arc<socket2::Socket>, requests: Channel) -> Result<Reader> {
+        for group in [uapi::diag::SKNLGRP_INET_TCP_DESTROY, uapi::diag::SKNLGRP_INET6_TCP_DESTROY] {
+            membership(&socket, libc::NETLINK_ADD_MEMBERSHIP, group)
+                .map_err(|error| Error::call("joining SKNLGRP_INET_TCP_DESTROY", &error))?;
+        }
+        Reader::start(socket, Source::Polling { requests: Mutex::new(requests), picture: Mutex::default() })
+    }
+
+    fn start(socket: Arc<socket2::Socket>, source: Source) -> Result<Reader> {
+        // The first needs CAP_NET_ADMIN in the initial user namespace.
+        for option in [libc::SO_RCVBUFFORCE, libc::SO_RCVBUF] {
+            let fd = socket.as_raw_fd();
+            if sys::setsockopt_i32(fd, libc::SOL_SOCKET, option, RECEIVE_BUFFER).is_ok() {
+                break;
+            }
+        }
+        let wake = EventFd::new().map_err(|error| Error::call("eventfd", &error))?;
+        let shared = Arc::new(Shared {
+            source,
+            socket,
+            wake,
+            stop: AtomicBool::new(false),
+            subscribers: Mutex::default(),
+            watch: Mutex::default(),
+            known: Mutex::default(),
+        });
+        let for_thread = Arc::clone(&shared);
+        let buffer = receive_buffer().map_err(|error| Error::call("reading events", &error))?;
+        let thread = std::thread::Builder::new()
+            .name("mptcp-events".into())
+            .spawn(move || run(&for_thread, buffer))
+            .map_err(|error| Error::call("starting the thread that reads events", &error))?;
+        Ok(Reader { shared, thread: Some(thread), process: std::process::id() })
+    }
+
+    /// Subscribes to the events of one connection, for one who waits by `Subscription::next` or by its descriptor.
+    pub fn subscribe(&self, token: u32, descriptor: Option<EventFd>) -> Arc<Subscription> {
+        let subscription = Arc::new(Subscription::new(Filter::Token(token), descriptor));
+        lock(&self.shared.subscribers).add(&subscription);
+        subscription
+    }
+
+    /// Subscribes for one who takes events by a descriptor.
+    pub fn subscribe_to_stream(&self, filter: Filter) -> Result<Arc<Subscription>> {
+        let descriptor = EventFd::new().map_err(|error| Error::call("eventfd", &error))?;
+        let subscription = Arc::new(Subscription::new(filter, Some(descriptor)));
+        let Source::Polling { requests, picture } = &self.shared.source else {
+            lock(&self.shared.subscribers).add(&subscription);
+            return Ok(subscription);
+        };
+        // It is told what changes from now on, so what there is must be known first.
+        let mut picture = lock(picture);
+        let wanted = match (lock(&self.shared.subscribers).wanted(), filter) {
+            (Some(mut wanted), Filter::Token(token)) => {
+                wanted.insert(token);
+                Some(wanted)
+            }
+            _ => None,
+        };
+        let compared = self.shared.compare(&mut lock(requests), &mut picture, wanted.as_ref());
+        compared.map_err(diag::failed)?;
+        if filter == Filter::Namespace && !picture.has_subflows() {
+            diag::check_tells(&mut lock(requests))?;
+        }
+        lock(&self.shared.subscribers).add(&subscription);
+        drop(picture);
+        self.shared.wake.set(); // the interval begins
+        Ok(subscription)
+    }
+
+    /// The links of the namespace, read as long as the result is held; `start` makes the sockets for it. Whoever drops it
+    /// calls `wake`.
+    pub fn watch(&self, start: impl FnOnce() -> Result<Watch>) -> Result<Arc<Watch>> {
+        let mut watch = lock(&self.shared.watch);
+        if let Some(running) = watch.upgrade() {
+            return Ok(running);
+        }
+        let started = Arc::new(start()?);
+        *watch = Arc::downgrade(&started);
+        self.wake();
+        Ok(started)
+    }
+
+    /// Lets the thread look anew at what is wanted.
+    pub fn wake(&self) {
+        if self.process == std::process::id() {
+            self.shared.wake.set();
+        }
+    }
+
+    pub fn is_polling(&self) -> bool {
+        matches!(self.shared.source, Source::Polling { .. })
+    }
+
+    /// Tokens of connections that events spoke of.
+    pub fn known(&self) -> HashSet<u32> {
+        lock(&self.shared.known).clone()
+    }
+
+    /// Of these alone it need be known in future whether they are there.
+    pub fn forget_all_but(&self, picture: &Picture) {
+        let live: HashSet<u32> = picture.tokens().collect();
+        lock(&self.shared.known).retain(|token| live.contains(token));
+    }
+
+    /// Bytes of events that the kernel may queue: for tests of what happens when they do not fit.
+    pub fn set_receive_buffer(&self, size: i32) -> std::io::Result<()> {
+        sys::setsockopt_i32(self.shared.socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVBUF, size)
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        // After a fork the thread and the subscription are the parent's.
+        if self.process != std::process::id() {
+            return;
+        }
+        if let Source::Netlink { group } = self.shared.source {
+            let _ = membership(&self.shared.socket, libc::NETLINK_DROP_MEMBERSHIP, group);
+        }
+        self.shared.stop.store(true, Ordering::Relaxed);
+        self.shared.wake.set();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn membership(socket: &socket2::Socket, option: i32, group: u32) -> std::io::Result<()> {
+    sys::setsockopt_i32(socket.as_raw_fd(), libc::SOL_NETLINK, option, group as i32)
+}
+
+/// The thread: reads until it is told to stop.
+fn run(shared: &Shared, mut buffer: Vec<u8>) {
+    let mut polling = match &shared.source {
+        Source::Netlink { .. } => None,
+        Source::Polling { requests, picture } => {
+            Some(Polling { shared, requests, picture, earliest: Instant::now(), due: None })
+        }
+    };
+    loop {
+        let watch = lock(&shared.watch).upgrade();
+        let watched: RawFd = watch.as_ref().map_or(-1, |watch| watch.fd());
+        let timeout = polling.as_ref().and_then(Polling::timeout);
+        let fds = [shared.wake.as_raw_fd(), shared.socket.as_raw_fd(), watched];
+        let [woken, source, links] = match wait::readable(fds, timeout) {
+            Ok(ready) => ready,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+            Err(_) => return,
+        };
+        if woken {
+            shared.wake.reset();
+            if shared.stop.load(Ordering::Relaxed) {
+                return;
+            }
+        }
+        if let Some(watch) = watch.filter(|_| links) {
+            let lost = drain(shared, watch.socket(), &mut buffer, |datagram, now| {
+                watch.take(datagram, now, |event| shared.dispatch(&event));
+            });
+            if lost {
+                // What cannot be read now is told by later changes.
+                let _ = watch.read_back();
+                shared.lost(|filter| filter == Filter::Namespace);
+            }
+        }
+        match &mut polling {
+            Some(polling) => polling.go_on(source, &mut buffer),
+            None if source => shared.read_events(&mut buffer),
+            None => {}
+        }
+    }
+}
+
+impl Shared {
+    fn read_events(&self, buffer: &mut [u8]) {
+        let interface_name = |index| sys::interface_name(self.socket.as_raw_fd(), index).ok().map(Arc::from);
+        let lost = drain(self, &self.socket, buffer, |datagram, now| {
+            for message in messages(datagram) {
+                if let Message::Data { payload, .. } = message {
+                    if let Some(event) = event::decode(payload, now, interface_name) {
+                        self.note(&event);
+                        self.dispatch(&event);
+                    }
+                }
+            }
+        });
+        if lost {
+            self.lost(|_| true);
+        }
+    }
+
+    /// Reads the sockets, and tells what has changed since the last time of the connections that are wanted, or of all.
+    fn compare(
+        &self,
+        requests: &mut Channel,
+        picture: &mut Picture,
+        wanted: Option<&HashSet<u32>>,
+    ) -> std::result::Result<(), Failure> {
+        let is_wanted = |token| wanted.is_none_or(|wanted| wanted.contains(&token));
+        let known = picture.tokens().chain(wanted.into_iter().flatten().copied());
+        let mut now = Picture::read(requests, known, is_wanted)?;
+        let missing = picture.missing_in(&now);
+        let tuples: Vec<Tuple> = missing.iter().map(|(_, entry)| entry.tuple).collect();
+        for ((token, before), entry) in missing.into_iter().zip(diag::look_up(requests, &tuples)?) {
+            let is_it = |entry: &diag::Entry| entry.cookie == before.cookie && snapshot::is_connected(entry);
+            if let Some(entry) = entry.filter(is_it) {
+                now.add_subflow(token, entry);
+            }
+        }
+        for event in picture.changes(&now) {
+            self.dispatch(&event);
+        }
+        *picture = now;
+        Ok(())
+    }
+
+    fn note(&self, event: &Event) {
+        if let Some(token) = event.token {
+            let mut known = lock(&self.known);
+            if event.kind == Kind::Closed {
+                known.remove(&token);
+            } else {
+                known.insert(token);
+            }
+        }
+    }
+
+    fn dispatch(&self, event: &Event) {
+        for subscriber in lock(&self.subscribers).of(event.token) {
+            subscriber.push(event);
+        }
+    }
+
+    fn lost(&self, whose: impl Fn(Filter) -> bool) {
+        let loss = Arc::<Loss>::default();
+        for subscriber in lock(&self.subscribers).all().filter(|subscriber| whose(subscriber.filter)) {
+            subscriber.lost(&loss);
+        }
+    }
+}
+
+/// Reads the datagrams that wait in a socket. True if the kernel dropped some: it then takes no more before all that wait
+/// are read, so they are.
+fn drain(
+    shared: &Shared,
+    mut socket: &socket2::Socket,
+    buffer: &mut [u8],
+    mut on_datagram: impl FnMut(&[u8], u64),
+) -> bool {
+    let mut lost = false;
+    let mut left = TURN;
+    while (lost || left > 0) && !shared.stop.load(Ordering::Relaxed) {
+        match socket.read(buffer) {
+            Ok(length) => on_datagram(&buffer[..length], sys::monotonic_ns()),
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => lost = true,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(_) => break,
+        }
+        left = left.saturating_sub(1);
+    }
+    lost
+}
+
+/// The state of the thread that compares readings.
+struct Polling<'a> {
+    shared: &'a Shared,
+    requests: &'a Mutex<Channel>,
+    picture: &'a Mutex<Picture>,
+    /// Not to be read again before.
+    earliest: Instant,
+    /// When to read again; absent while nobody wants to know.
+    due: Option<Instant>,
+}
+
+impl Polling<'_> {
+    fn timeout(&self) -> Option<Duration> {
+        self.due.map(|due| due.saturating_duration_since(Instant::now()))
+    }
+
+    /// What there is to do now. `notices` says that sockets have died.
+    fn go_on(&mut self, notices: bool, buffer: &mut [u8]) {
+        if notices {
+            let mut concerned = false;
+            let lost = drain(self.shared, &self.shared.socket, buffer, |datagram, _| {
+                let picture = lock(self.picture);
+                concerned |= messages(datagram).any(|message| match message {
+                    Message::Data { payload, .. } => {
+                        diag::cookie(payload).is_some_and(|cookie| picture.knows(cookie))
+                    }
+                    _ => false,
+                });
+            });
+            if lost || concerned {
+                self.due = Some(self.earliest);
+            }
+        }
+        let now = Instant::now();
+        if self.due.is_some_and(|due| now < due) {
+            return;
+        }
+        // Locked first, as who subscribes does, so that nobody is added between.
+        let mut picture = lock(self.picture);
+        let wanted = lock(&self.shared.subscribers).wanted();
+        if wanted.as_ref().is_some_and(HashSet::is_empty) {
+            *picture = Picture::default();
+            self.due = None;
+            return;
+        }
+        // A reading that fails is tried again when the next is due.
+        let _ = self.shared.compare(&mut lock(self.requests), &mut picture, wanted.as_ref());
+        let end = Instant::now();
+        self.earliest = end + (end - now) * IDLE;
+        self.due = Some(self.earliest.max(end + INTERVAL));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_go_to_whom_they_concern() {
+        let mut subscribers = Subscribers::default();
+        let [one, other, all] = [Filter::Token(1), Filter::Token(2), Filter::Namespace].map(|filter| {
+            let subscription = Arc::new(Subscription::new(filter, None));
+            subscribers.add(&subscription);
+            subscription
+        });
+        let filters =
+            |subscribers: &Subscribers, token| subscribers.of(token).map(|s| s.filter).collect::<Vec<_>>();
+        assert_eq!(filters(&subscribers, Some(1)), [Filter::Namespace, Filter::Token(1)]);
+        assert_eq!(filters(&subscribers, None), [Filter::Namespace]);
+        assert_eq!(subscribers.wanted(), None);
+        drop((all, other));
+        assert_eq!(subscribers.wanted(), Some(HashSet::from([1])));
+        assert_eq!(filters(&subscribers, Some(2)), []);
+        drop(one);
+    }
+}

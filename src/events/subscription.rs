@@ -1,0 +1,231 @@
+//! The queue of events between the thread that reads them and one who takes them.
+//!
+//! It is bounded: one who does not take its events loses them, and finds the loss in their place.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::time::Instant;
+
+use crate::events::event::{Event, Kind};
+use crate::events::snapshot::Picture;
+use crate::sys::lock::lock;
+use crate::sys::{self, wait::EventFd};
+
+/// So many events wait for one subscriber at most; one more, and all of them are lost to it.
+pub const CAPACITY: usize = 16_384;
+
+/// Events that were lost, to one subscriber or, where the kernel dropped them, to all. What there is was then read back
+/// from the sockets, once for all that lost the same.
+#[derive(Debug, Default)]
+pub struct Loss {
+    pub picture: OnceLock<Picture>,
+}
+
+#[derive(Debug, Clone)]
+pub enum Item {
+    Event(Event),
+    Lost(Arc<Loss>),
+}
+
+/// Whose events are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Filter {
+    /// Of the connection with this token.
+    Token(u32),
+    /// Of all connections and listeners.
+    Connections,
+    /// And of links and addresses.
+    Namespace,
+}
+
+impl Filter {
+    fn wants(self, event: &Event) -> bool {
+        match self {
+            Filter::Token(token) => event.token == Some(token),
+            Filter::Connections => !event.kind.is_of_link(),
+            Filter::Namespace => true,
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    /// What was read back after a loss. It comes before the rest, and its length is the kernel's.
+    read_back: VecDeque<Event>,
+    items: VecDeque<Item>,
+    /// Nothing comes any more.
+    over: bool,
+}
+
+impl Queue {
+    fn is_empty(&self) -> bool {
+        self.read_back.is_empty() && self.items.is_empty()
+    }
+}
+
+/// A subscriber's events, in order, until it is dropped. Those of one connection are over after its end.
+#[derive(Debug)]
+pub struct Subscription {
+    pub filter: Filter,
+    queue: Mutex<Queue>,
+    ready: Condvar,
+    /// Readable while there is something to take, and when all is over. Absent for one who waits by `next` alone.
+    descriptor: Option<EventFd>,
+}
+
+impl Subscription {
+    pub fn new(filter: Filter, descriptor: Option<EventFd>) -> Subscription {
+        Subscription { filter, queue: Mutex::default(), ready: Condvar::new(), descriptor }
+    }
+
+    pub fn descriptor(&self) -> Option<&EventFd> {
+        self.descriptor.as_ref()
+    }
+
+    /// The next event, waiting for it until `deadline`. A loss is an event of the kind Overrun.
+    pub fn next(&self, deadline: Instant) -> Option<Event> {
+        let mut queue = lock(&self.queue);
+        loop {
+            match self.pop(&mut queue) {
+                Some(Item::Event(event)) => return Some(event),
+                Some(Item::Lost(_)) => return Some(Event::new(Kind::Overrun, sys::monotonic_ns())),
+                None => {}
+            }
+            let left = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;
+            queue = self.ready.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// The next item, if there is one and it is not all over.
+    pub fn take(&self) -> Option<Item> {
+        self.pop(&mut lock(&self.queue))
+    }
+
+    fn pop(&self, queue: &mut Queue) -> Option<Item> {
+        let item = match queue.read_back.pop_front() {
+            Some(event) => Item::Event(event),
+            None => queue.items.pop_front()?,
+        };
+        if let (Filter::Token(_), Item::Event(Event { kind: Kind::Closed, .. })) = (self.filter, &item) {
+            // A later connection may get the token.
+            *queue = Queue { over: true, ..Queue::default() };
+        }
+        if queue.is_empty() && !queue.over {
+            if let Some(descriptor) = &self.descriptor {
+                descriptor.reset();
+            }
+        }
+        Some(item)
+    }
+
+    pub fn is_over(&self) -> bool {
+        lock(&self.queue).over
+    }
+
+    /// Ends it: nothing more is taken, and who waits goes on.
+    pub fn end(&self) {
+        let mut queue = lock(&self.queue);
+        *queue = Queue { over: true, ..Queue::default() };
+        self.wake();
+    }
+
+    /// What was read back after a loss that was taken: it is taken next.
+    pub fn read_back(&self, events: Vec<Event>) {
+        let mut queue = lock(&self.queue);
+        if !queue.over {
+            queue.read_back = events.into();
+            self.wake();
+        }
+    }
+
+    /// Puts a loss back that could not be dealt with.
+    pub fn put_back(&self, loss: Arc<Loss>) {
+        let mut queue = lock(&self.queue);
+        if !queue.over {
+            queue.items.push_front(Item::Lost(loss));
+            self.wake();
+        }
+    }
+
+    pub fn push(&self, event: &Event) {
+        if self.filter.wants(event) {
+            self.add(Item::Event(event.clone()));
+        }
+    }
+
+    /// The kernel dropped events.
+    pub fn lost(&self, loss: &Arc<Loss>) {
+        self.add(Item::Lost(Arc::clone(loss)));
+    }
+
+    fn add(&self, item: Item) {
+        let mut queue = lock(&self.queue);
+        if queue.over {
+            return;
+        }
+        if queue.items.len() >= CAPACITY {
+            queue.items.clear();
+            queue.items.push_back(Item::Lost(Arc::default()));
+        }
+        let was_empty = queue.is_empty();
+        queue.items.push_back(item);
+        if was_empty {
+            self.wake();
+        }
+    }
+
+    /// With the queue locked, so that the descriptor is readable just as long as there is something.
+    fn wake(&self) {
+        if let Some(descriptor) = &self.descriptor {
+            descriptor.set();
+        }
+        self.ready.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(number: u64) -> Event {
+        Event { token: Some(7), ..Event::new(Kind::SubClosed, number) }
+    }
+
+    #[test]
+    fn one_who_takes_nothing_loses_all_but_what_comes_after() {
+        let subscription = Subscription::new(Filter::Token(7), None);
+        for number in 0..=CAPACITY as u64 {
+            subscription.push(&event(number));
+        }
+        assert!(matches!(subscription.take(), Some(Item::Lost(_))));
+        let Some(Item::Event(last)) = subscription.take() else { panic!("no event") };
+        assert_eq!(last.time_ns, CAPACITY as u64);
+        assert!(subscription.take().is_none());
+    }
+
+    #[test]
+    fn the_descriptor_is_readable_while_something_waits() {
+        let readable = |subscription: &Subscription| {
+            use std::os::fd::AsRawFd;
+            let fd = subscription.descriptor().unwrap().as_raw_fd();
+            sys::wait::readable([fd], Some(std::time::Duration::ZERO)).unwrap()[0]
+        };
+        let subscription = Subscription::new(Filter::Namespace, Some(EventFd::new().unwrap()));
+        assert!(!readable(&subscription));
+        subscription.push(&event(1));
+        subscription.push(&event(2));
+        assert!(readable(&subscription));
+        subscription.take().unwrap();
+        assert!(readable(&subscription));
+        subscription.take().unwrap();
+        assert!(!readable(&subscription));
+    }
+
+    #[test]
+    fn a_filter_lets_its_own_pass() {
+        let link = Event::new(Kind::LinkUp, 0);
+        assert!(Filter::Token(7).wants(&event(0)) && !Filter::Token(8).wants(&event(0)));
+        assert!(Filter::Namespace.wants(&link) && !Filter::Connections.wants(&link));
+        assert!(!Filter::Token(7).wants(&link));
+    }
+}

@@ -1,0 +1,103 @@
+//! What this process knows of one connection, shared by all that reach it.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use crate::namespace::address_ids::AddressIds;
+use crate::namespace::sub_ids::SubIds;
+use crate::netlink::diag::{Entry, Tuple};
+use crate::sys::lock::lock;
+
+/// What this process knows of one connection beyond what the kernel tells.
+#[derive(Debug)]
+pub struct Shared {
+    pub token: u32,
+    /// Since when it has been there, by what this process knows.
+    since: Mutex<Instant>,
+    /// Held while a subflow is created, and while its place in the list is found.
+    pub opening: Mutex<AddressIds>,
+    ordinals: Mutex<Ordinals>,
+    /// The ids of the enhanced socket API.
+    pub sub_ids: Mutex<SubIds>,
+    /// The interfaces of bound subflows, which an exact look-up has to name.
+    pub interfaces: Mutex<HashMap<(SocketAddr, SocketAddr), u32>>,
+}
+
+/// Subflow ids for kernels that have none: a count in order of appearance, kept by cookie.
+#[derive(Debug, Default)]
+struct Ordinals {
+    last: u32,
+    by_cookie: HashMap<u64, u32>,
+}
+
+impl Shared {
+    pub fn new(token: u32) -> Shared {
+        Shared {
+            token,
+            since: Mutex::new(Instant::now()),
+            opening: Mutex::default(),
+            ordinals: Mutex::default(),
+            sub_ids: Mutex::default(),
+            interfaces: Mutex::default(),
+        }
+    }
+
+    /// It is at least as old, by what the kernel tells now.
+    pub fn is_as_old_as(&self, age: Duration) {
+        let mut since = lock(&self.since);
+        if let Some(earlier) = Instant::now().checked_sub(age) {
+            *since = earlier.min(*since);
+        }
+    }
+
+    /// How old it is at least: by what the kernel told, and since this process knows it.
+    pub fn age(&self) -> Duration {
+        lock(&self.since).elapsed()
+    }
+
+    /// Our ids of the subflows with these cookies. Those that are not among them are forgotten: a cookie is never
+    /// used again, and neither is the count.
+    pub fn ordinals(&self, entries: &[Option<Entry>]) -> Vec<Option<u32>> {
+        let mut ordinals = lock(&self.ordinals);
+        let Ordinals { last, by_cookie } = &mut *ordinals;
+        let ids = entries.iter().map(|entry| {
+            entry.map(|entry| {
+                *by_cookie.entry(entry.cookie).or_insert_with(|| {
+                    *last += 1;
+                    *last
+                })
+            })
+        });
+        let ids = ids.collect();
+        if by_cookie.len() > 2 * entries.len() {
+            by_cookie.retain(|cookie, _| entries.iter().flatten().any(|entry| entry.cookie == *cookie));
+        }
+        ids
+    }
+
+    pub fn tuple(&self, local: SocketAddr, remote: SocketAddr) -> Tuple {
+        let interface = lock(&self.interfaces).get(&(local, remote)).copied().unwrap_or(0);
+        Tuple { local, remote, interface }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_own_ids_count_appearances_and_are_never_used_again() {
+        let shared = Shared::new(1);
+        let entry = |cookie| {
+            let local = SocketAddr::from(([10, 0, 0, 1], 1));
+            let tuple = Tuple { local, remote: local, interface: 0 };
+            Some(Entry { tuple, state: 1, cookie, uid: 0, inode: 0, cgroup: None, subflow: None })
+        };
+        assert_eq!(shared.ordinals(&[entry(50), entry(40)]), [Some(1), Some(2)]);
+        assert_eq!(shared.ordinals(&[entry(40), None, entry(60)]), [Some(2), None, Some(3)]);
+        assert_eq!(shared.ordinals(&[entry(40)]), [Some(2)]);
+        assert_eq!(shared.ordinals(&[entry(70), entry(40)]), [Some(4), Some(2)]);
+    }
+}

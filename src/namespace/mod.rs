@@ -1,0 +1,409 @@
+//! One network namespace: the netlink sockets that this process keeps in it, and its path manager.
+//!
+//! A socket belongs to the namespace that it was made in, whatever namespace its user is in, and so must the
+//! netlink sockets that serve it. They are made once a namespace and live as long as somebody uses them.
+
+pub mod address_ids;
+pub mod known;
+pub mod sub_ids;
+pub mod sysctls;
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+
+use crate::abi::uapi;
+use crate::error::{Error, Result};
+use crate::events::reader::Reader;
+use crate::namespace::known::Shared;
+use crate::netlink::pm::socket::PmSocket;
+use crate::netlink::Channel;
+use crate::sys::lock::lock;
+use crate::sys::{self, Wanted};
+
+const NETLINK: Wanted =
+    Wanted::Socket { family: libc::AF_NETLINK, kind: libc::SOCK_RAW, protocol: libc::NETLINK_GENERIC };
+
+/// What a namespace needs open in it, in the order of `Namespace::assemble`.
+const WANTED: [Wanted; 7] = [
+    NETLINK,
+    NETLINK,
+    Wanted::Socket { family: libc::AF_NETLINK, kind: libc::SOCK_RAW, protocol: libc::NETLINK_SOCK_DIAG },
+    Wanted::Socket { family: libc::AF_NETLINK, kind: libc::SOCK_RAW, protocol: libc::NETLINK_SOCK_DIAG },
+    Wanted::Socket { family: libc::AF_NETLINK, kind: libc::SOCK_RAW, protocol: libc::NETLINK_ROUTE },
+    // The string since 6.15, the number since 5.19.
+    Wanted::File(&[c"/proc/sys/net/mptcp/path_manager", c"/proc/sys/net/mptcp/pm_type"]),
+    Wanted::File(&[c"/proc/thread-self/ns/net"]),
+];
+
+/// The netlink sockets of one namespace.
+#[derive(Debug)]
+pub struct Namespace {
+    /// SO_NETNS_COOKIE: unique on the host until the next boot.
+    pub cookie: u64,
+    process: u32,
+    pub diag: Mutex<Channel>,
+    /// For what waits for a connection's lock, which nobody who reads without it shall wait for.
+    pub diag_of_connections: Mutex<Channel>,
+    pub pm: PmSocket,
+    pub route: Mutex<Channel>,
+    events: Arc<socket2::Socket>,
+    reader: Mutex<Weak<Reader>>,
+    poller: Mutex<Weak<Reader>>,
+    path_manager: io::Result<File>,
+    /// flock() on it excludes other processes that change the path manager for a moment, and the mutex our own
+    /// threads, which share the open file that a flock belongs to.
+    file: io::Result<File>,
+    changing: Mutex<()>,
+    connections: Mutex<HashMap<u32, Weak<Shared>>>,
+}
+
+/// Namespaces by cookie.
+type Registry = Option<HashMap<u64, Weak<Namespace>>>;
+
+/// The namespaces in use.
+static REGISTRY: Mutex<Registry> = Mutex::new(None);
+
+thread_local! {
+    /// Held over a fork, so that the child does not find the registry locked by a thread that it lacks.
+    static FORKING: RefCell<Option<MutexGuard<'static, Registry>>> = const { RefCell::new(None) };
+}
+
+/// To be called by the thread that forks, before.
+pub fn before_fork() {
+    FORKING.set(Some(lock(&REGISTRY)));
+}
+
+/// To be called by the thread that forked, in both processes. The child starts with no namespaces: the sockets
+/// that it inherited are the parent's, whose replies it must not read.
+pub fn after_fork(in_child: bool) {
+    if let Some(mut registry) = FORKING.take() {
+        if in_child {
+            *registry = None;
+        }
+    }
+}
+
+fn cookie_of(fd: RawFd) -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    sys::getsockopt(fd, libc::SOL_SOCKET, uapi::SO_NETNS_COOKIE, &mut bytes)?;
+    Ok(u64::from_ne_bytes(bytes))
+}
+
+/// The cookie of the calling thread's namespace.
+fn current_cookie() -> Result<u64> {
+    let [probe] = sys::open_here(&[NETLINK]);
+    let probe = probe.map_err(|error| Error::call("socket(AF_NETLINK)", &error))?;
+    cookie_of(probe.as_raw_fd()).map_err(no_cookie)
+}
+
+fn registered(cookie: u64) -> Option<Arc<Namespace>> {
+    let registry = lock(&REGISTRY);
+    let namespace = registry.as_ref()?.get(&cookie)?.upgrade()?;
+    namespace.is_ours().then_some(namespace)
+}
+
+impl Namespace {
+    /// The namespace of the calling thread.
+    pub fn current() -> Result<Arc<Namespace>> {
+        let cookie = current_cookie()?;
+        match registered(cookie) {
+            Some(namespace) => Ok(namespace),
+            None => Namespace::register(cookie, sys::open_here(&WANTED)),
+        }
+    }
+
+    /// The namespace that a socket belongs to. Another one than the thread's is entered for a moment by a process
+    /// of its own, which needs CAP_NET_ADMIN and CAP_SYS_ADMIN over it.
+    pub fn of_socket(fd: RawFd) -> Result<Arc<Namespace>> {
+        let cookie = match cookie_of(fd) {
+            Ok(cookie) => cookie,
+            Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => return Err(no_cookie(error)),
+            Err(error) => return Err(Error::call("getsockopt(SO_NETNS_COOKIE)", &error)),
+        };
+        if let Some(namespace) = registered(cookie) {
+            return Ok(namespace);
+        }
+        let here = sys::open_here(&WANTED);
+        let is_here = match &here[0] {
+            Ok(probe) => cookie_of(probe.as_raw_fd()).map_err(no_cookie)? == cookie,
+            Err(_) => true, // whatever stopped us is told by `assemble`
+        };
+        if is_here {
+            return Namespace::register(cookie, here);
+        }
+        drop(here);
+        let denied = |error: io::Error| {
+            match error.raw_os_error() {
+            Some(libc::EPERM) => Error::permission(
+                "the socket belongs to another network namespace, and entering that one needs CAP_NET_ADMIN and \
+                 CAP_SYS_ADMIN over it: info() still works, or ask from a process inside",
+            ),
+            _ => Error::call("entering the socket's network namespace", &error),
+        }
+        };
+        let file = sys::namespace_of_socket(fd).map_err(denied)?;
+        Namespace::register(cookie, sys::open_in_namespace(&file, &WANTED).map_err(denied)?)
+    }
+
+    /// Whether a socket belongs to it.
+    pub fn has_socket(&self, fd: RawFd) -> bool {
+        cookie_of(fd).is_ok_and(|cookie| cookie == self.cookie)
+    }
+
+    /// What another thread enters this namespace by; `None` for a calling thread that is inside.
+    pub fn elsewhere(&self) -> Result<Option<BorrowedFd<'_>>> {
+        let [probe] = sys::open_here(&[NETLINK]);
+        let here = probe.and_then(|probe| cookie_of(probe.as_raw_fd()));
+        if here.is_ok_and(|cookie| cookie == self.cookie) {
+            return Ok(None);
+        }
+        let failed = |error: &io::Error| Error::call("/proc/thread-self/ns/net", error);
+        self.file.as_ref().map(|file| Some(file.as_fd())).map_err(failed)
+    }
+
+    fn register(cookie: u64, opened: [io::Result<OwnedFd>; 7]) -> Result<Arc<Namespace>> {
+        let fresh = Arc::new(Namespace::assemble(cookie, opened)?);
+        let mut registry = lock(&REGISTRY);
+        let namespaces = registry.get_or_insert_default();
+        namespaces.retain(|_, namespace| namespace.strong_count() > 0);
+        // Another thread may have been faster; its sockets are as good.
+        if let Some(other) = namespaces.get(&cookie).and_then(Weak::upgrade).filter(|other| other.is_ours()) {
+            return Ok(other);
+        }
+        namespaces.insert(cookie, Arc::downgrade(&fresh));
+        Ok(fresh)
+    }
+
+    fn assemble(cookie: u64, opened: [io::Result<OwnedFd>; 7]) -> Result<Namespace> {
+        let [pm, events, diag, diag_of_connections, route, path_manager, file] = opened;
+        let failed = |error| Error::call("opening a netlink socket", &error);
+        let channel =
+            |socket: io::Result<OwnedFd>| socket.and_then(Channel::new).map(Mutex::new).map_err(failed);
+        let events = socket2::Socket::from(events.map_err(failed)?);
+        sys::bind_netlink(events.as_raw_fd()).map_err(failed)?;
+        events.set_nonblocking(true).map_err(failed)?;
+        Ok(Namespace {
+            cookie,
+            process: std::process::id(),
+            diag: channel(diag)?,
+            diag_of_connections: channel(diag_of_connections)?,
+            pm: PmSocket::new(pm.and_then(Channel::new).map_err(failed)?),
+            route: channel(route)?,
+            events: Arc::new(events),
+            reader: Mutex::default(),
+            poller: Mutex::default(),
+            path_manager: path_manager.map(File::from),
+            file: file.map(File::from),
+            changing: Mutex::default(),
+            connections: Mutex::default(),
+        })
+    }
+
+    /// Made by this process, not by the one that it was forked from.
+    pub fn is_ours(&self) -> bool {
+        self.process == std::process::id()
+    }
+
+    /// The subscription to this namespace's events: one a process, kept while somebody holds it.
+    pub fn reader(&self) -> Result<Arc<Reader>> {
+        let group = self.pm.family()?.event_group;
+        let mut reader = lock(&self.reader);
+        if let Some(running) = reader.upgrade() {
+            return Ok(running);
+        }
+        let started = Arc::new(Reader::of_netlink(Arc::clone(&self.events), group)?);
+        *reader = Arc::downgrade(&started);
+        Ok(started)
+    }
+
+    /// The same without privilege, by comparing readings.
+    pub fn poller(&self) -> Result<Arc<Reader>> {
+        let mut poller = lock(&self.poller);
+        if let Some(running) = poller.upgrade() {
+            return Ok(running);
+        }
+        let open = || self.socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_SOCK_DIAG);
+        let failed = |error| Error::call("opening a netlink socket", &error);
+        let notices = socket2::Socket::from(open()?);
+        sys::bind_netlink(notices.as_raw_fd()).map_err(failed)?;
+        notices.set_nonblocking(true).map_err(failed)?;
+        let requests = Channel::new(open()?).map_err(failed)?;
+        let started = Arc::new(Reader::of_polling(Arc::new(notices), requests)?);
+        *poller = Arc::downgrade(&started);
+        Ok(started)
+    }
+
+    /// What this process knows of a connection, shared by all its descriptors.
+    pub fn connection(&self, token: u32) -> Arc<Shared> {
+        let mut connections = lock(&self.connections);
+        if let Some(shared) = connections.get(&token).and_then(Weak::upgrade) {
+            return shared;
+        }
+        // Make room only when the table is about to grow, so that the cost a connection stays constant.
+        if connections.len() == connections.capacity() {
+            connections.retain(|_, shared| shared.strong_count() > 0);
+        }
+        let shared = Arc::new(Shared::new(token));
+        connections.insert(token, Arc::downgrade(&shared));
+        shared
+    }
+
+    /// The index of an interface of this namespace.
+    pub fn interface_index(&self, name: &str) -> Result<u32> {
+        sys::interface_index(lock(&self.route).fd(), name).map_err(|error| {
+            let errno = error.raw_os_error().unwrap_or(libc::ENODEV);
+            Error::os(errno, format!("interface {name:?}: {}", crate::error::describe(errno)))
+        })
+    }
+
+    /// A new socket in this namespace, whatever the caller's.
+    pub fn socket(&self, family: i32, kind: i32, protocol: i32) -> Result<OwnedFd> {
+        if current_cookie()? == self.cookie {
+            return new_socket(family, kind, protocol);
+        }
+        let failed = |error: io::Error| Error::call("socket in the connection's network namespace", &error);
+        let [there] = self.open(&[Wanted::Socket { family, kind, protocol }])?;
+        there.map_err(failed)
+    }
+
+    /// Opens things in this namespace, whatever the caller's.
+    pub fn open<const N: usize>(&self, wanted: &[Wanted; N]) -> Result<[io::Result<OwnedFd>; N]> {
+        if current_cookie()? == self.cookie {
+            return Ok(sys::open_here(wanted));
+        }
+        let failed = |error: io::Error| Error::call("entering the connection's network namespace", &error);
+        let file = sys::namespace_of_socket(lock(&self.diag).fd()).map_err(failed)?;
+        sys::open_in_namespace(&file, wanted).map_err(failed)
+    }
+
+    /// The path manager that new sockets of this namespace get: "kernel", "userspace" or another's name.
+    pub fn path_manager(&self) -> Result<String> {
+        let file = self.path_manager.as_ref().map_err(|_| no_path_manager())?;
+        let text =
+            read_sysctl(file).map_err(|error| Error::call("reading net.mptcp.path_manager", &error))?;
+        Ok(match text.as_str() {
+            "0" => "kernel".to_owned(),
+            "1" => "userspace".to_owned(),
+            _ => text,
+        })
+    }
+
+    /// Sets it, and returns the one before. Needs CAP_NET_ADMIN in the user namespace that owns this namespace.
+    pub fn set_path_manager(&self, name: &str) -> Result<String> {
+        let _locked = self.lock()?;
+        self.change_path_manager(name)
+    }
+
+    fn change_path_manager(&self, name: &str) -> Result<String> {
+        let before = self.path_manager()?;
+        if before != name {
+            let file = self.path_manager.as_ref().map_err(|_| no_path_manager())?;
+            write_path_manager(file, name)?;
+        }
+        Ok(before)
+    }
+
+    /// Excludes all others that change the path manager through this package, until the guard is dropped.
+    fn lock(&self) -> Result<Locked<'_>> {
+        let failed = |error: &io::Error| Error::call("flock of the network namespace", error);
+        let file = self.file.as_ref().map_err(failed)?;
+        let threads = lock(&self.changing);
+        file.lock().map_err(|error| failed(&error))?;
+        Ok(Locked { file, _threads: threads })
+    }
+
+    /// A new socket in the calling thread's namespace, which must be this one, latched to a path manager.
+    fn latched_socket(&self, family: i32, kind: i32, protocol: i32, name: &str) -> Result<OwnedFd> {
+        let _locked = self.lock()?;
+        let before = self.change_path_manager(name)?;
+        let socket = new_socket(family, kind, protocol);
+        self.change_path_manager(&before)?;
+        socket
+    }
+}
+
+/// The flock and the mutex behind `Namespace::lock`.
+struct Locked<'a> {
+    file: &'a File,
+    _threads: MutexGuard<'a, ()>,
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        let _ = self.file.unlock();
+    }
+}
+
+fn no_cookie(_: io::Error) -> Error {
+    Error::unsupported("this kernel has no SO_NETNS_COOKIE (Linux 5.14)")
+}
+
+fn no_path_manager() -> Error {
+    Error::unsupported(
+        "this kernel has neither net.mptcp.path_manager nor net.mptcp.pm_type (CONFIG_MPTCP, Linux 5.19), or /proc \
+         is not mounted",
+    )
+}
+
+fn read_sysctl(file: &File) -> io::Result<String> {
+    let mut bytes = [0; 64];
+    let length = file.read_at(&mut bytes, 0)?;
+    Ok(String::from_utf8_lossy(&bytes[..length]).trim().to_owned())
+}
+
+fn write_path_manager(file: &File, name: &str) -> Result<()> {
+    // pm_type holds a number where path_manager holds a name.
+    let is_number = read_sysctl(file).is_ok_and(|text| text.parse::<u32>().is_ok());
+    let value = match (is_number, name) {
+        (true, "kernel") => "0",
+        (true, "userspace") => "1",
+        (true, _) => return Err(Error::value(format!("this kernel has no path manager {name:?}"))),
+        (false, name) => name,
+    };
+    let mut result = file.write_at(value.as_bytes(), 0).map(drop);
+    if result.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EBADF)) {
+        // It could only be opened for reading: ask the kernel why.
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        result = File::options()
+            .write(true)
+            .open(path)
+            .and_then(|file| file.write_at(value.as_bytes(), 0).map(drop));
+    }
+    result.map_err(|error| match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => Error::permission(
+            "setting net.mptcp.path_manager needs CAP_NET_ADMIN in the user namespace that owns the network namespace",
+        ),
+        Some(libc::EROFS) => Error::os(
+            libc::EROFS,
+            "net.mptcp.path_manager cannot be set: /proc/sys is mounted read-only, as containers have it",
+        ),
+        _ => Error::call("setting net.mptcp.path_manager", &error),
+    })
+}
+
+/// A new socket in the calling thread's namespace. `path_manager` is latched for it alone; the namespace's own
+/// value is changed for some microseconds, under a lock, and put back.
+pub fn create_socket(family: i32, kind: i32, protocol: i32, path_manager: Option<&str>) -> Result<OwnedFd> {
+    match path_manager {
+        None => new_socket(family, kind, protocol),
+        Some(name) => Namespace::current()?.latched_socket(family, kind, protocol, name),
+    }
+}
+
+fn new_socket(family: i32, kind: i32, protocol: i32) -> Result<OwnedFd> {
+    let [socket] = sys::open_here(&[Wanted::Socket { family, kind, protocol }]);
+    socket.map_err(|error| match error.raw_os_error() {
+        Some(libc::ENOPROTOOPT) if protocol == libc::IPPROTO_MPTCP => {
+            Error::unsupported("Multipath TCP is switched off here: set net.mptcp.enabled to 1")
+        }
+        Some(libc::EPROTONOSUPPORT) if protocol == libc::IPPROTO_MPTCP => Error::unsupported(
+            "this kernel has no Multipath TCP for such a socket (CONFIG_MPTCP, CONFIG_MPTCP_IPV6; SOCK_STREAM only)",
+        ),
+        _ => Error::call("socket", &error),
+    })
+}

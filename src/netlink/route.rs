@@ -1,0 +1,74 @@
+//! rtnetlink RTM_GETROUTE, `<linux/rtnetlink.h>`: which source address the kernel would use. No privilege.
+
+use std::net::IpAddr;
+
+use crate::abi::address;
+use crate::abi::bytes;
+use crate::abi::uapi::rtnetlink;
+use crate::netlink::{attribute, emit, find, Channel, Failure};
+
+/// What a route look-up says of a destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Route {
+    /// The address that the kernel would send from.
+    pub source: Option<IpAddr>,
+    /// The destination is an address of this host.
+    pub is_local: bool,
+}
+
+/// Looks a route up; `interface` 0 is any. Fails as connect() would, with ENETUNREACH for example.
+pub fn look_up(channel: &mut Channel, destination: IpAddr, interface: u32) -> Result<Route, Failure> {
+    let reply = channel.request(rtnetlink::RTM_GETROUTE, &encode(destination, interface))?;
+    decode(&reply).ok_or(Failure { errno: libc::EBADMSG, text: None })
+}
+
+pub fn encode(destination: IpAddr, interface: u32) -> Vec<u8> {
+    let mut bytes = vec![0; rtnetlink::RTMSG_SIZE];
+    bytes[0] = address::family(destination);
+    let octets = match destination {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    };
+    bytes[1] = (octets.len() * 8) as u8;
+    let mut attributes = vec![attribute(rtnetlink::RTA_DST, &octets)];
+    if interface != 0 {
+        attributes.push(attribute(rtnetlink::RTA_OIF, &interface.to_ne_bytes()));
+    }
+    bytes.extend(emit(&attributes));
+    bytes
+}
+
+pub fn decode(payload: &[u8]) -> Option<Route> {
+    let source = find(payload.get(rtnetlink::RTMSG_SIZE..)?, rtnetlink::RTA_PREFSRC);
+    Some(Route {
+        source: source.and_then(|value| match value.len() {
+            4 => bytes::ipv4(value, 0).map(IpAddr::V4),
+            _ => bytes::ipv6(value, 0).map(IpAddr::V6),
+        }),
+        is_local: bytes::u8(payload, rtnetlink::RTMSG_TYPE)? == rtnetlink::RTN_LOCAL,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_route_decodes() {
+        let mut bytes = vec![0; rtnetlink::RTMSG_SIZE];
+        bytes[rtnetlink::RTMSG_TYPE] = rtnetlink::RTN_LOCAL;
+        bytes.extend(emit(&[attribute(rtnetlink::RTA_PREFSRC, &[10, 0, 1, 1])]));
+        let route = decode(&bytes).unwrap();
+        assert_eq!(route, Route { source: Some("10.0.1.1".parse().unwrap()), is_local: true });
+        for length in 0..bytes.len() {
+            let _ = decode(&bytes[..length]);
+        }
+    }
+
+    #[test]
+    fn a_request_names_destination_and_interface() {
+        let bytes = encode("fd00::2".parse().unwrap(), 3);
+        assert_eq!(bytes[..2], [10, 128]);
+        assert_eq!(find(&bytes[12..], rtnetlink::RTA_OIF), Some(&3u32.to_ne_bytes()[..]));
+    }
+}

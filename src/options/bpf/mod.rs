@@ -1,0 +1,369 @@
+//! Socket options on single TCP sockets that nobody holds a descriptor of: a BPF program of type `iter/tcp` visits the
+//! sockets of a network namespace, each one locked, and serves the requests for those whose cookie it knows.
+//!
+//! The program is written out in [`program`] as instructions of [`insn`]; [`btf`] finds the kernel function that it
+//! attaches to. It is loaded when it is first needed, once a process. Nothing is pinned: it ends with the process.
+
+pub mod btf;
+pub mod insn;
+pub mod program;
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ffi::CStr;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard};
+
+use crate::error::{describe, Error, Result};
+use crate::sys;
+use crate::sys::bpf::{Map, MapKind};
+use crate::sys::lock::lock;
+use program::{Maps, Range, Slot, MAX_PER_SOCKET, MAX_REQUESTS, MAX_VALUE, NOT_MET};
+
+/// What to do to which socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// The socket's cookie, as inet_diag tells it.
+    pub cookie: u64,
+    pub level: i32,
+    pub name: i32,
+    pub action: Action,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// The kernel wants exactly the option's length: 4 for integers.
+    Get(usize),
+    Set(Vec<u8>),
+}
+
+impl Action {
+    fn length(&self) -> usize {
+        match self {
+            Self::Get(length) => *length,
+            Self::Set(value) => value.len(),
+        }
+    }
+}
+
+/// What became of a [`Request`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The value read, as long as was asked; empty after a set.
+    Done(Vec<u8>),
+    /// The kernel's errno.
+    Refused(i32),
+    /// The visit met no live TCP socket with this cookie.
+    NotMet,
+}
+
+/// The program of this process. One visit at a time: the maps carry the requests of one.
+static LOADED: Mutex<Option<Loaded>> = Mutex::new(None);
+
+thread_local! {
+    /// Held over a fork, so that the child does not find the program locked by a thread that it lacks.
+    static FORKING: RefCell<Option<MutexGuard<'static, Option<Loaded>>>> = const { RefCell::new(None) };
+}
+
+/// To be called by the thread that forks, before.
+pub fn before_fork() {
+    FORKING.set(Some(lock(&LOADED)));
+}
+
+/// To be called by the thread that forked, in both processes. The child lets go of the parent's program.
+pub fn after_fork(in_child: bool) {
+    if let Some(mut loaded) = FORKING.take() {
+        if in_child {
+            *loaded = None;
+        }
+    }
+}
+
+/// Serves the requests, each socket's in the order given, and answers in the same order. One visit carries
+/// [`MAX_REQUESTS`], and [`MAX_PER_SOCKET`] for one socket; what is more takes more visits. `namespace` is the network
+/// namespace of the sockets; `None` is the calling thread's.
+///
+/// Needs CAP_BPF and CAP_PERFMON in the initial user namespace, and CAP_SYS_ADMIN for another network namespace.
+pub fn serve(requests: &[Request], namespace: Option<BorrowedFd<'_>>) -> Result<Vec<Outcome>> {
+    let mut loaded = lock(&LOADED);
+    // The maps of a process that this one was forked from carry its requests.
+    let program = match loaded.as_ref().filter(|program| program.process == std::process::id()) {
+        Some(program) => program,
+        None => loaded.insert(Loaded::load()?),
+    };
+    let mut outcomes = vec![Outcome::NotMet; requests.len()];
+    let order = by_socket(requests);
+    for batch in batches(requests, &order) {
+        program.serve(requests, batch, namespace, &mut outcomes)?;
+    }
+    Ok(outcomes)
+}
+
+/// The loaded program and its maps.
+#[derive(Debug)]
+struct Loaded {
+    index: Map<8, { Range::SIZE }>,
+    slots: Map<4, { Slot::SIZE }>,
+    unserved: Map<4, 4>,
+    link: OwnedFd,
+    process: u32,
+}
+
+impl Loaded {
+    fn load() -> Result<Self> {
+        let btf = std::fs::read(btf::KERNEL).map_err(|error| match error.raw_os_error() {
+            Some(libc::ENOENT) => {
+                unsupported("it has no BTF (CONFIG_DEBUG_INFO_BTF), or /sys is not mounted")
+            }
+            _ => Error::call(btf::KERNEL, &error),
+        })?;
+        let target = btf::function_id(&btf, "bpf_iter_tcp")
+            .map_err(|error| unsupported(&format!("{}: {error}", btf::KERNEL)))?;
+        let requests = MAX_REQUESTS as u32;
+        let failed = |error: io::Error| refused("BPF_MAP_CREATE", &error);
+        let index = Map::create(MapKind::Hash, requests, "mptcp_index").map_err(failed)?;
+        let slots = Map::create(MapKind::Array, requests, "mptcp_slots").map_err(failed)?;
+        let unserved = Map::create(MapKind::Array, 1, "mptcp_unserved").map_err(failed)?;
+        let instructions = program::program(Maps {
+            index: index.as_raw_fd(),
+            slots: slots.as_raw_fd(),
+            unserved: unserved.as_raw_fd(),
+        });
+        let program = load_program(&instructions, target)?;
+        let link = sys::bpf::create_link(program.as_fd()).map_err(|error| match error.raw_os_error() {
+            Some(libc::EINVAL) => unsupported("it has no links of BPF iterators"),
+            _ => refused("BPF_LINK_CREATE", &error),
+        })?;
+        Ok(Self { index, slots, unserved, link, process: std::process::id() })
+    }
+
+    /// One visit, for the requests at the positions in `batch`.
+    fn serve(
+        &self,
+        requests: &[Request],
+        batch: &[usize],
+        namespace: Option<BorrowedFd<'_>>,
+        outcomes: &mut [Outcome],
+    ) -> Result<()> {
+        let update = |error: io::Error| Error::call("BPF_MAP_UPDATE_ELEM", &error);
+        let mut ranges: HashMap<u64, Range> = HashMap::new();
+        for (number, &position) in (0u32..).zip(batch) {
+            let request = &requests[position];
+            let range = ranges.entry(request.cookie).or_insert(Range { first: number, count: 0 });
+            range.count += 1;
+            self.slots.update(&number.to_ne_bytes(), &slot(request).to_bytes()).map_err(update)?;
+        }
+        let unserved = batch.len() as u32;
+        self.unserved.update(&[0; 4], &unserved.to_ne_bytes()).map_err(update)?;
+        let filled = ranges
+            .iter()
+            .try_for_each(|(cookie, range)| self.index.update(&cookie.to_ne_bytes(), &range.to_bytes()))
+            .map_err(update);
+        let visited = filled.and_then(|()| self.visit(namespace));
+        for cookie in ranges.keys() {
+            // A cookie that is not there was never put there.
+            let _ = self.index.delete(&cookie.to_ne_bytes());
+        }
+        visited?;
+        for (number, &position) in (0u32..).zip(batch) {
+            let bytes = self.slots.lookup(&number.to_ne_bytes()).map_err(lookup_failed)?;
+            outcomes[position] = outcome(&requests[position], &bytes);
+        }
+        Ok(())
+    }
+
+    /// Lets the program see every socket of the namespace, or as many as it takes to serve every request.
+    fn visit(&self, namespace: Option<BorrowedFd<'_>>) -> Result<()> {
+        // The iterator keeps the namespace of the thread that makes it: reading it may happen anywhere.
+        let create = || sys::bpf::create_iterator(self.link.as_fd());
+        let iterator = match namespace {
+            None => create(),
+            Some(namespace) => sys::in_network_namespace(namespace, create),
+        };
+        let iterator = iterator.map_err(|error| match error.raw_os_error() {
+            Some(libc::EPERM) => Error::permission(
+                "the socket belongs to another network namespace, and BPF enters that one with CAP_SYS_ADMIN only: ask \
+                 from a thread or a process inside",
+            ),
+            _ => Error::call("BPF_ITER_CREATE", &error),
+        })?;
+        let mut iterator = std::fs::File::from(iterator);
+        loop {
+            match iterator.read(&mut [0]) {
+                Ok(_) => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // The program has served everything, or the kernel takes a breath after a million sockets.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if self.unserved.lookup(&[0; 4]).map_err(lookup_failed)? == [0; 4] {
+                        return Ok(());
+                    }
+                }
+                Err(error) => return Err(Error::call("reading the BPF iterator", &error)),
+            }
+        }
+    }
+}
+
+fn lookup_failed(error: io::Error) -> Error {
+    Error::call("BPF_MAP_LOOKUP_ELEM", &error)
+}
+
+/// The helpers that the program calls ask for no licence in particular.
+const LICENSE: &CStr = c"MIT";
+/// Kernels before 6.4 keep the beginning of a log that is too long, later ones the end.
+const LOG_SIZE: usize = 1 << 20;
+const LOG_LINES: usize = 8;
+
+fn load_program(instructions: &[u8], target: u32) -> Result<OwnedFd> {
+    let load =
+        |log: &mut [u8]| sys::bpf::load_iterator_program(instructions, target, LICENSE, "mptcp_options", log);
+    let error = match load(&mut []) {
+        Ok(program) => return Ok(program),
+        Err(error) => error,
+    };
+    match error.raw_os_error() {
+        // What the verifier does not know: a helper, a type, the iterator itself. EACCES is not a privilege here.
+        Some(libc::EACCES | libc::EINVAL | libc::E2BIG | ENOTSUPP) => {}
+        _ => return Err(refused("BPF_PROG_LOAD", &error)),
+    }
+    // Once more, for the verifier's words.
+    let mut log = vec![0; LOG_SIZE];
+    match load(&mut log) {
+        Ok(program) => Ok(program),
+        Err(_) => Err(unsupported(&format!("BPF_PROG_LOAD: {error}: {}", last_lines(&log)))),
+    }
+}
+
+fn last_lines(log: &[u8]) -> String {
+    let end = log.iter().position(|&byte| byte == 0).unwrap_or(log.len());
+    let text = String::from_utf8_lossy(&log[..end]);
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
+}
+
+fn unsupported(why: &str) -> Error {
+    Error::unsupported(format!("this kernel cannot reach the options of one subflow by BPF: {why}"))
+}
+
+fn refused(command: &str, error: &io::Error) -> Error {
+    match error.raw_os_error() {
+        Some(libc::EPERM) => Error::permission(format!(
+            "{command}: reaching an option of one subflow by BPF needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN in the \
+             initial user namespace. Without them these can be read: TCP_INFO, TCP_CC_INFO, TCP_CONGESTION, TCP_MAXSEG, \
+             IP_TOS, IPV6_TCLASS, SO_SNDBUF, SO_RCVBUF, SO_MAX_PACING_RATE. To set: setsockopt on the whole socket, \
+             or congestion control by route (ip route ... congctl NAME; Link.set(congestion_control=) of a lab)"
+        )),
+        Some(libc::ENOSYS) => unsupported("it has no bpf(2) (CONFIG_BPF_SYSCALL)"),
+        Some(ENOTSUPP) => unsupported(command),
+        errno => Error::os(errno.unwrap_or(libc::EIO), format!("{command}: {}", describe(errno.unwrap_or(libc::EIO)))),
+    }
+}
+
+/// Positions of the requests, those of one socket together and in the order given.
+fn by_socket(requests: &[Request]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..requests.len()).collect();
+    order.sort_by_key(|&position| requests[position].cookie);
+    order
+}
+
+/// `order` in pieces that one visit can carry.
+fn batches<'a>(requests: &[Request], order: &'a [usize]) -> Vec<&'a [usize]> {
+    let mut batches = Vec::new();
+    let (mut begin, mut same) = (0, 0);
+    for end in 0..order.len() {
+        let cookie = requests[order[end]].cookie;
+        let repeated = end > begin && requests[order[end - 1]].cookie == cookie;
+        same = if repeated { same + 1 } else { 1 };
+        if same > MAX_PER_SOCKET || end - begin == MAX_REQUESTS {
+            batches.push(&order[begin..end]);
+            (begin, same) = (end, 1);
+        }
+    }
+    if begin < order.len() {
+        batches.push(&order[begin..]);
+    }
+    batches
+}
+
+/// A value longer than [`MAX_VALUE`] is cut: who asks has refused it already.
+fn slot(request: &Request) -> Slot {
+    let mut value = [0; MAX_VALUE];
+    if let Action::Set(bytes) = &request.action {
+        for (to, from) in value.iter_mut().zip(bytes) {
+            *to = *from;
+        }
+    }
+    Slot {
+        cookie: request.cookie,
+        level: request.level,
+        name: request.name,
+        set: matches!(request.action, Action::Set(_)),
+        length: request.action.length().min(MAX_VALUE) as u32,
+        result: NOT_MET,
+        value,
+    }
+}
+
+/// An errno of the kernel's own that user space has no name for: bpf_setsockopt gives it for the congestion control "cdg".
+const ENOTSUPP: i32 = 524;
+
+fn outcome(request: &Request, bytes: &[u8; Slot::SIZE]) -> Outcome {
+    let (result, value) = Slot::answer(bytes);
+    match (result, &request.action) {
+        (NOT_MET, _) => Outcome::NotMet,
+        (0, Action::Get(length)) => Outcome::Done(value[..(*length).min(MAX_VALUE)].to_vec()),
+        (0, Action::Set(_)) => Outcome::Done(Vec::new()),
+        (result, _) if result == -ENOTSUPP => Outcome::Refused(libc::EOPNOTSUPP),
+        (result, _) => Outcome::Refused(-result),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(cookie: u64, action: Action) -> Request {
+        Request { cookie, level: libc::IPPROTO_TCP, name: libc::TCP_CONGESTION, action }
+    }
+
+    #[test]
+    fn a_sockets_requests_stay_together_and_in_order() {
+        let requests: Vec<Request> = [5, 3, 5, 9, 3].map(|cookie| request(cookie, Action::Get(4))).into();
+        assert_eq!(by_socket(&requests), [1, 4, 0, 2, 3]);
+    }
+
+    #[test]
+    fn a_batch_is_what_one_run_can_carry() {
+        let sizes = |cookies: &[u64]| -> Vec<usize> {
+            let requests: Vec<Request> =
+                cookies.iter().map(|&cookie| request(cookie, Action::Get(4))).collect();
+            let order = by_socket(&requests);
+            let batches = batches(&requests, &order);
+            assert_eq!(batches.concat(), order);
+            batches.into_iter().map(<[usize]>::len).collect()
+        };
+        assert_eq!(sizes(&[]), [0; 0]);
+        assert_eq!(sizes(&[7; MAX_PER_SOCKET]), [MAX_PER_SOCKET]);
+        assert_eq!(sizes(&[7; 2 * MAX_PER_SOCKET + 1]), [MAX_PER_SOCKET, MAX_PER_SOCKET, 1]);
+        let many: Vec<u64> = (0..MAX_REQUESTS as u64 + 3).collect();
+        assert_eq!(sizes(&many), [MAX_REQUESTS, 3]);
+        let two = [[7; MAX_PER_SOCKET], [8; MAX_PER_SOCKET]].concat();
+        assert_eq!(sizes(&two), [2 * MAX_PER_SOCKET]);
+    }
+
+    #[test]
+    fn results_have_a_meaning() {
+        let get = request(1, Action::Get(4));
+        let set = request(1, Action::Set(b"reno".to_vec()));
+        let answered = |request: &Request, result| {
+            let answer = Slot { result, ..slot(request) };
+            outcome(request, &answer.to_bytes())
+        };
+        assert_eq!(answered(&get, NOT_MET), Outcome::NotMet);
+        assert_eq!(answered(&get, 0), Outcome::Done(vec![0; 4]));
+        assert_eq!(answered(&set, 0), Outcome::Done(vec![]));
+        assert_eq!(answered(&set, -libc::ENOENT), Outcome::Refused(libc::ENOENT));
+        assert_eq!(answered(&set, -ENOTSUPP), Outcome::Refused(libc::EOPNOTSUPP));
+    }
+}
