@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from . import _core
-
-if TYPE_CHECKING:
-    from .lab import Host, Lab
-
-_LINK = ("rate", "delay", "jitter", "loss", "queue", "congestion_control", "is_up")
+from ._topologies import topologies
 
 
 def surroundings() -> dict[str, Any]:
@@ -24,7 +19,7 @@ def surroundings() -> dict[str, Any]:
         "kernel": f"{platform.release()} {platform.version()}",
         "machine": platform.machine(),
         "versions": {**names, "python": platform.python_version()},
-        "labs": labs(),
+        "labs": topologies(),
         "realtime_offset_ns": _core.realtime_offset_ns(),
     }
 
@@ -58,37 +53,3 @@ def choice(sampler: _core.Sampler, asked: str) -> dict[str, Any]:
     else:
         reason = "it took less processor time, or showed more subflows, in the last of method_trials"
     return {"method": method, "method_reason": reason, "method_trials": trials}
-
-
-def labs() -> list[dict[str, Any]]:
-    """The labs of this process: their hosts and links."""
-    module = sys.modules.get("mptcp.lab._lab")
-    return [] if module is None else [_topology(lab) for lab in list(module.LABS) if not lab._closed]
-
-
-def _topology(lab: Lab) -> dict[str, Any]:
-    return {
-        "hosts": {
-            name: {
-                "addresses": host.addresses,
-                "net.mptcp.path_manager": host.get_path_manager(),
-                "net.mptcp.scheduler": _lab_sysctl(host, "net.mptcp.scheduler"),
-                "net.ipv4.tcp_congestion_control": _lab_sysctl(host, "net.ipv4.tcp_congestion_control"),
-            }
-            for name, host in lab.hosts.items()
-        },
-        "links": [
-            {
-                "addresses": {host.name: link.address(host) for host in link.hosts},
-                **{name: getattr(link, name) for name in _LINK},
-            }
-            for link in lab.links
-        ],
-    }
-
-
-def _lab_sysctl(host: Host, name: str) -> str | None:
-    try:
-        return host.sysctl(name)
-    except OSError:
-        return None  # not in this kernel

@@ -11,7 +11,7 @@ import socket
 import subprocess
 from dataclasses import dataclass
 from socket import AF_INET, AF_INET6, SOCK_DGRAM, SOCK_STREAM
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from mptcp import _connections, _core, _counters, _socket
 from mptcp._connections import Connection
@@ -21,11 +21,11 @@ from mptcp._policy import Policy, RunningPolicies
 from mptcp._ranges import check_optional_range, check_range
 from mptcp._socket import IPPROTO_MPTCP, Socket
 from mptcp.lab import _channel, _programs
-
-if TYPE_CHECKING:
-    from mptcp.lab._lab import Lab
+from mptcp.lab._state import State
 
 _SYSCTL = re.compile(r"net(/[A-Za-z0-9_.:@-]+)+")
+
+_DESCRIBED_SYSCTLS = ("net.mptcp.scheduler", "net.ipv4.tcp_congestion_control")
 
 # linux/mptcp_pm.h, MPTCP_PM_ADDR_FLAG_*
 _ENDPOINT_FLAGS = {"signal": 1, "subflow": 2, "backup": 4, "fullmesh": 8, "implicit": 16, "laminar": 32}
@@ -51,12 +51,16 @@ class Endpoint:
 class Host:
     """One host of a lab: a network namespace, held by the process ``pid``. Made by :meth:`Lab.host`."""
 
-    def __init__(self, lab: Lab, name: str, forwarding: bool, facts: dict[str, Any], descriptors: list[int]) -> None:
+    def __init__(
+        self, state: State, name: str, forwarding: bool, facts: dict[str, Any], descriptors: list[int]
+    ) -> None:
         channel, self._net, self._user = descriptors
         self._client = _channel.Client(socket.socket(fileno=channel), f"host {name!r}")
         self._ipv6: bool = facts["ipv6"]
         self._remote: dict[str, list[str]] = {}
-        self.lab = lab
+        self._state = state
+        # In the order of its links.
+        self._addresses: dict[int, list[str]] = {AF_INET: [], AF_INET6: []}
         self.name = name
         self.forwarding = forwarding
         #: The process that holds the host's namespaces: ``/proc/<pid>/ns/net`` is the network namespace.
@@ -68,13 +72,12 @@ class Host:
     @property
     def addresses(self) -> list[str]:
         """The host's addresses in the order of its links, IPv4 first and then IPv6."""
-        links = [link for link in self.lab.links if self in link.hosts]
-        return [
-            link.address(self, family)
-            for family in (AF_INET, AF_INET6)
-            for link in links
-            if family == AF_INET or link._ipv6
-        ]
+        return [*self._addresses[AF_INET], *self._addresses[AF_INET6]]
+
+    @property
+    def lab(self) -> Any:
+        """The :class:`Lab` that this host belongs to."""
+        return self._state
 
     def socket(
         self,
@@ -137,7 +140,7 @@ class Host:
         ``preexec_fn`` runs before the program enters the host. With ``executable`` the program sees that as its name.
         For what the kernel then refuses to execute, a file of an unknown format, nsenter complains and exits with 126.
         """
-        self.lab._check_open()
+        self._state._check_open()
         command = self._command_line(args, options)
         try:
             completed = subprocess.run(command, **options)
@@ -152,10 +155,10 @@ class Host:
 
         Its ``pid`` is the program's, so signals reach it. It is killed when the lab is closed.
         """
-        self.lab._check_open()
+        self._state._check_open()
         program = subprocess.Popen(self._command_line(args, options), **options)
         program.args = args
-        self.lab._programs = [*(known for known in self.lab._programs if known.returncode is None), program]
+        self._state._programs = [*(known for known in self._state._programs if known.returncode is None), program]
         return program
 
     def sysctl(self, name: str, value: str | int | None = None) -> str:
@@ -266,13 +269,26 @@ class Host:
         before = self._request("set_limits", subflows=subflows, add_addr_accepted=add_addr_accepted)[0]
         return Limits(**before)
 
+    def _describe(self) -> dict[str, Any]:
+        """Describe the host for the metadata of a recording."""
+        described: dict[str, Any] = {
+            "addresses": self.addresses,
+            "net.mptcp.path_manager": self.get_path_manager(),
+        }
+        for name in _DESCRIBED_SYSCTLS:
+            try:
+                described[name] = self.sysctl(name)
+            except OSError:
+                described[name] = None  # not in this kernel
+        return described
+
     def _request(self, call: str, **arguments: Any) -> tuple[Any, list[int]]:
-        self.lab._check_open()
+        self._state._check_open()
         return self._client.request(call, **arguments)
 
     def _command_line(self, args: _programs.Command, options: dict[str, Any]) -> list[Any]:
         namespaces = {"net": self._net}
-        if self.lab._own_user_namespace:
+        if self._state._own_user_namespace:
             namespaces = {"user": self._user, **namespaces}
         return _programs.command_line(args, namespaces, options)
 

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 import socket
 import subprocess
 import sys
-import threading
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
+from mptcp import _topologies
 from mptcp.lab import _channel, _topology, _units
-from mptcp.lab._capture import Capture
 from mptcp.lab._host import Host
 from mptcp.lab._link import Link, LinkLimits, check_congestion_control
+from mptcp.lab._state import State
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 # A link's addresses have its number in two bytes.
@@ -29,11 +28,10 @@ _LAST_LINK = 0xFFFF
 _END_SECONDS = 30.0
 
 
-# The open labs of this process, for whoever writes down what surrounded a measurement.
-LABS: weakref.WeakSet[Lab] = weakref.WeakSet()
+_labs: weakref.WeakSet[Lab] = weakref.WeakSet()
 
 
-class Lab:
+class Lab(State):
     """Test hosts in network namespaces of their own, and links between them.
 
     ::
@@ -57,16 +55,10 @@ class Lab:
     """
 
     def __init__(self) -> None:
-        self._owner = os.getpid()
-        self._lock = threading.RLock()
+        super().__init__()
         self._hosts: dict[str, Host] = {}
         self._links: list[Link] = []
         self._next_link = 1
-        # Held here, so that a program may be started and left to itself until the lab ends it.
-        self._programs: list[subprocess.Popen[Any]] = []
-        self._captures: weakref.WeakSet[Capture] = weakref.WeakSet()
-        # Until there is something to close.
-        self._closed = True
 
         ours, theirs = _channel.pair()
         self._client = _channel.Client(ours, "the lab")
@@ -78,11 +70,11 @@ class Lab:
                 raise
         self._closed = False
         try:
-            self._own_user_namespace: bool = self._client.request("start")[0]
+            self._own_user_namespace = self._client.request("start")[0]
         except BaseException:
             self.close()
             raise
-        LABS.add(self)
+        _labs.add(self)
 
     def __enter__(self) -> Lab:
         return self
@@ -155,7 +147,7 @@ class Lab:
         for host in (a, b):
             if not isinstance(host, Host):
                 raise TypeError(f"a link is between two hosts of the lab, not {type(host).__name__}")
-            if host.lab is not self:
+            if host._state is not self:
                 raise ValueError(f"host {host.name!r} is of another lab")
         if a is b:
             raise ValueError("a link needs two different hosts")
@@ -176,6 +168,9 @@ class Lab:
                 a._request("remove", name=link._interface)
                 raise
             self._links.append(link)
+            for host in link.hosts:
+                for family in link._families:
+                    host._addresses[family].append(link.address(host, family))
             self._update_routes()
             return link
 
@@ -207,11 +202,12 @@ class Lab:
             for program in self._programs:
                 program.wait()
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise OSError(errno.EBADF, "this lab is closed")
-        if self._owner != os.getpid():
-            raise OSError(errno.EBADF, "this lab belongs to the process that made it, not to its forked children")
+    def _describe(self) -> dict[str, Any]:
+        """Describe the hosts and links for the metadata of a recording."""
+        return {
+            "hosts": {name: host._describe() for name, host in self._hosts.items()},
+            "links": [link._describe() for link in self._links],
+        }
 
     def _update_routes(self) -> None:
         """Tell every host which addresses lie behind which of its links."""
@@ -222,6 +218,9 @@ class Lab:
         routers = {host.name for host in self._hosts.values() if host.forwarding}
         for host in self._hosts.values():
             host._set_remote(_topology.remote_addresses(host.name, edges, routers))
+
+
+_topologies.register(lambda: [lab._describe() for lab in list(_labs) if not lab._closed])
 
 
 def _start_helper(channel: socket.socket) -> subprocess.Popen[bytes]:

@@ -8,6 +8,7 @@ import re
 from dataclasses import asdict, dataclass, replace
 from socket import AF_INET, AF_INET6
 from types import EllipsisType
+from typing import Any
 
 from mptcp._errors import UnsupportedError
 from mptcp.lab import _units
@@ -19,6 +20,8 @@ _CONGESTION_CONTROL = re.compile(r"[a-z0-9_-]{1,15}")
 # The routing tables of links: above those that have names (253 to 255), in the order of the links.
 _FIRST_TABLE = 1000
 _DEFAULT_QUEUE = 0.1
+
+_DESCRIBED = ("rate", "delay", "jitter", "loss", "queue", "congestion_control", "is_up")
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class Link:
     def __init__(self, number: int, a: Host, b: Host) -> None:
         self._number = number
         self._ipv6 = a._ipv6 and b._ipv6
+        self._families = (AF_INET, AF_INET6) if self._ipv6 else (AF_INET,)
         self._interface = f"eth{number}"
         self._limits = LinkLimits()
         self._up = False
@@ -138,7 +142,7 @@ class Link:
 
     def down(self) -> None:
         """Take both ends down. Does nothing if they are."""
-        lab = self.hosts[0].lab
+        lab = self.hosts[0]._state
         with lab._lock:
             if not self._up:
                 lab._check_open()
@@ -149,7 +153,7 @@ class Link:
 
     def up(self) -> None:
         """Take both ends up, put their addresses and routes back, and return when packets pass."""
-        lab = self.hosts[0].lab
+        lab = self.hosts[0]._state
         with lab._lock:
             for host in self.hosts:
                 host._request("up", name=self._interface)
@@ -184,7 +188,7 @@ class Link:
         limits = self._limits.changed(rate, delay, loss, jitter, queue)
         if not isinstance(congestion_control, EllipsisType):
             check_congestion_control(congestion_control)
-        lab = self.hosts[0].lab
+        lab = self.hosts[0]._state
         with lab._lock:
             lab._check_open()
             if limits.netem:
@@ -203,9 +207,9 @@ class Link:
         """
         host = self.hosts[0] if host is None else host
         self._side(host)
-        host.lab._check_open()
+        host._state._check_open()
         capture = Capture(host._client.request, self._interface, path)
-        host.lab._captures.add(capture)
+        host._state._captures.add(capture)
         return capture
 
     def _side(self, host: Host) -> int:
@@ -216,8 +220,13 @@ class Link:
         return self.hosts.index(host)
 
     def _addresses(self, host: Host) -> list[str]:
-        families = (AF_INET, AF_INET6) if self._ipv6 else (AF_INET,)
-        return [self.address(host, family) for family in families]
+        return [self.address(host, family) for family in self._families]
+
+    def _describe(self) -> dict[str, Any]:
+        return {
+            "addresses": {host.name: self.address(host) for host in self.hosts},
+            **{name: getattr(self, name) for name in _DESCRIBED},
+        }
 
     def _configure(self, limits: LinkLimits, congestion_control: str | None) -> None:
         """Give the new pair of interfaces what the link is to have, and take it up."""
@@ -229,7 +238,7 @@ class Link:
                     "peer": _address(self._number, 1 - side, family),
                     "network": _network(self._number, family),
                 }
-                for family in ((AF_INET, AF_INET6) if self._ipv6 else (AF_INET,))
+                for family in self._families
             ]
             host._request(
                 "configure",
