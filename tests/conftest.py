@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import signal
 from collections.abc import Iterator
 
 import mptcp
 import pytest
+from hostile import World
 from hypothesis import HealthCheck, settings
-from mptcp.lab import Host, Link
+from mptcp.lab import Host, Link, two_paths
 from support import ROOT, Connection, Marked, connected, exchange
 
 # Unless --hypothesis-profile=long asks for more, the same examples every time. A loaded machine is no failure.
@@ -65,3 +67,16 @@ def prefix(request: pytest.FixtureRequest) -> list[str]:
 @pytest.fixture
 def marked() -> Marked:
     return Marked()
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    """For what gets odd arguments: one of a test file's own."""
+    with contextlib.ExitStack() as stack:
+        try:
+            client, server, paths = stack.enter_context(two_paths(rate=None))
+        except PermissionError as error:
+            pytest.skip(f"needs namespaces: {error}")
+        made = World(client, server, paths)
+        stack.callback(made.close)
+        yield made

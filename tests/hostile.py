@@ -1,14 +1,20 @@
-"""Arguments that nothing was made for, and what may be raised of them."""
+"""Arguments that nothing was made for, what may be raised of them, and what a refused call must leave alone."""
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Callable
 from typing import Any
 
+import mptcp
 import pytest
 from hypothesis import strategies as st
-from mptcp.lab import Capture
+from mptcp.lab import Capture, Endpoint, Host, Lab, Limits, Link
+from support import PORT, Connection, connected, descriptors, eventually, held, holds_no_more_than
+
+# Where no route leads, so that even what can be an endpoint is refused before a SYN.
+NOWHERE = ("192.0.2.1", PORT)
 
 
 class Theirs(Exception):
@@ -127,3 +133,90 @@ def with_each_value(check: Callable[[Any, Call, object], None], world: Any, call
 
 def params(calls: dict[str, Call]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("call", [pytest.param(call, id=name) for name, call in calls.items()])
+
+
+def no_descriptor(value: object) -> object:
+    """No number of a descriptor that is open here: a socket made of one would close it."""
+    return -1 if isinstance(value, int) and 0 <= int.__add__(value, 0) < 100_000 else value
+
+
+def literal(host: str, value: object) -> Any:
+    return (host, value)
+
+
+class World:
+    """A connection with a second subflow in a lab, and everything about it that a refused call must leave alone."""
+
+    def __init__(self, client: Host, server: Host, paths: tuple[Link, Link]) -> None:
+        self.client, self.server, self.paths = client, server, paths
+        self.lab: Lab = client.lab
+        self._stack = contextlib.ExitStack()
+        self.renew()
+
+    def renew(self) -> None:
+        self._stack.close()
+        self.connection: Connection = self._stack.enter_context(connected(self.client, self.server, self.paths))
+        self.sock = self.connection.sock
+        local, remote = self.connection.second
+        self.subflow = self.sock.open_subflow(local, (remote, PORT), timeout=30)
+        (self.handle,) = self.client.connections(token=self.sock.token)
+        # Of the host's own network namespace, where asyncio's functions are called.
+        listener = self._stack.enter_context(mptcp.create_server(("127.0.0.1", 0), backlog=4096))
+        self.listening: tuple[str, int] = listener.getsockname()
+        # Of an open one, what can be a timeout would be waited for.
+        with self.sock.events() as self.closed_events:
+            pass
+        # What the first calls make and keep, netlink sockets and BPF programs, is there from now on.
+        self.handle.subflows()
+        with contextlib.suppress(OSError):
+            self.subflow.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT)
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def of_connection(self) -> object:
+        subflows = [
+            (subflow.id, subflow.local, subflow.remote, subflow.backup, subflow.peer_backup, subflow.state)
+            for subflow in self.sock.subflows()
+        ]
+        return subflows, self.sock.gettimeout(), self.sock.getblocking(), self.sock.path_manager
+
+    def of_lab(self) -> object:
+        return (
+            tuple(self.lab.hosts),
+            len(self.lab.links),
+            [
+                (link.is_up, link.rate, link.delay, link.loss, link.queue, link.congestion_control)
+                for link in self.paths
+            ],
+        )
+
+    def of_client(self) -> tuple[Limits, str, list[Endpoint]]:
+        return self.client.set_limits(), self.client.sysctl("net.ipv4.ip_forward"), self.client.endpoints
+
+    def sent(self) -> dict[str, int]:
+        """What a call that asks the kernel for something sends, by the kernel's counters."""
+        return {name: value for name, value in self.client.counters().items() if name.endswith("Tx")}
+
+
+def check_connection(world: World, call: Call, value: object) -> None:
+    """A connection is as it was after what it refused."""
+    before, sent = world.of_connection(), world.sent()
+    holding = held()
+    error = refused(lambda: call(world, value))
+    if error is None:
+        if world.of_connection() != before:
+            world.renew()
+        return
+    assert world.of_connection() == before
+    assert holds_no_more_than(holding), held()
+    if isinstance(error, TypeError | ValueError):
+        assert world.sent() == sent
+
+
+def check_module(world: World, call: Call, value: object, *also: type[Exception]) -> None:
+    """Nothing is left behind, and the host's sysctl is what it was."""
+    before, count = mptcp.get_path_manager(), descriptors()
+    refused(lambda: call(world, value), *also)
+    assert mptcp.get_path_manager() == before
+    assert eventually(lambda: descriptors() == count)

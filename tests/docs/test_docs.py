@@ -17,7 +17,7 @@ import mptcp.measures
 import mptcp.policies
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 DESIGN = ROOT / "docs" / "design.md"
 MODULES = (mptcp, mptcp.aio, mptcp.enhanced_api, mptcp.lab, mptcp.measures, mptcp.plot, mptcp.policies)

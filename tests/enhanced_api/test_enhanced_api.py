@@ -27,6 +27,7 @@ from support import PORT, Connection, connected, eventually, exchange, ss
 TwoPaths = tuple[Host, Host, tuple[Link, Link]]
 
 HERE = Path(__file__).parent
+TESTS = HERE.parent
 TCP, IP = socket.IPPROTO_TCP, socket.IPPROTO_IP
 FAMILIES = pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["ipv4", "ipv6"])
 
@@ -653,7 +654,7 @@ def test_any_writable_buffer_will_do(pair: tuple[mptcp.Socket, mptcp.Socket]) ->
 def test_the_examples_run(connection: Connection, capsys: pytest.CaptureFixture[str]) -> None:
     sock = connection.sock
     second = sock.open_subflow(*connection.second)
-    text = (HERE.parent / "docs" / "enhanced-api.md").read_text()
+    text = (TESTS.parent / "docs" / "enhanced-api.md").read_text()
     first, last = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     names = {"sock": sock}
     exec(first, names)
@@ -670,7 +671,7 @@ def compiled(program: str, folder: Path) -> Path:
         pytest.skip("needs a C compiler")
     target = folder / program
     flags = ["-std=gnu17", "-Wall", "-Werror", "-I", str(api.include_dir())]
-    subprocess.run([compiler, *flags, str(HERE / "enhanced_api" / f"{program}.c"), "-o", str(target)], check=True)
+    subprocess.run([compiler, *flags, str(HERE / f"{program}.c"), "-o", str(target)], check=True)
     return target
 
 
@@ -691,7 +692,7 @@ def test_programs_of_2016_compile(program: str, tmp_path: Path) -> None:
 
 def test_structures_are_those_of_the_header(tmp_path: Path) -> None:
     output = subprocess.run([compiled("structures", tmp_path)], capture_output=True, text=True, check=True).stdout
-    captured = (HERE / "data" / "enhanced_api.txt").read_text().splitlines()
+    captured = (TESTS / "data" / "enhanced_api.txt").read_text().splitlines()
     assert output.splitlines() == [line for line in captured if not line.startswith("#")]
 
 
@@ -710,7 +711,7 @@ def test_the_header_is_c_of_every_age_and_c_plus_plus(tmp_path: Path) -> None:
 
 def test_the_slides_are_in_their_program() -> None:
     """Its snippets are the slides' own, of which only white space may differ."""
-    text = (HERE / "enhanced_api" / "slides.c").read_text()
+    text = (HERE / "slides.c").read_text()
     squeezed = re.sub(r"\s+", "", text)
     for snippet in (
         "optlen = 42; // must be large enough\n ids = (struct mptcp_sub_ids *) malloc(optlen);",

@@ -643,7 +643,7 @@ def test_metadata_can_be_written_and_names_the_lab() -> None:
 
 # The documentation of the arrays.
 
-MEASURING = Path(__file__).parent.parent / "docs" / "measuring.md"
+MEASURING = Path(__file__).parents[2] / "docs" / "measuring.md"
 
 
 def test_every_field_is_documented_with_its_type(pair: tuple[mptcp.Socket, mptcp.Socket]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support import PATIENCE
 
-SOAK = Path(__file__).parent / "soak/soak.py"
+SOAK = Path(__file__).with_name("soak.py")
 
 
 @pytest.mark.timeout(900)

@@ -799,7 +799,7 @@ def test_http(mptcp_two_paths: TwoPaths, contexts: tuple[ssl.SSLContext, ssl.SSL
 
 # The recipes
 
-RECIPES = Path(__file__).parent.parent / "docs" / "recipes.md"
+RECIPES = Path(__file__).parents[2] / "docs" / "recipes.md"
 EXAMPLE = re.compile(r"^### (.*?)\n.*?^```python\n(.*?)^```\n+^```text\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 

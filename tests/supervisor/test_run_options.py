@@ -37,7 +37,7 @@ from support import (
     tuples,
 )
 
-PROGRAMS = Path(__file__).parent / "enhanced_api"
+PROGRAMS = Path(__file__).parents[1] / "enhanced_api"
 
 needs_root = pytest.mark.skipif(not ROOT, reason="needs root")
 

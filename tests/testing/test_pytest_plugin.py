@@ -13,7 +13,7 @@ import pytest
 from mptcp import _abilities
 from support import Marked
 
-TESTING = Path(__file__).parent.parent / "docs" / "testing.md"
+TESTING = Path(__file__).parents[2] / "docs" / "testing.md"
 USAGE_ERROR = 4
 
 
