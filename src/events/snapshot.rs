@@ -48,16 +48,7 @@ impl Picture {
         let tokens: Vec<u32> = subflows.keys().copied().collect();
         let entries = diag::look_up_tokens(channel, &tokens)?;
         let known = |(token, entry): (&u32, Option<Entry>)| {
-            // One that its owner has closed may live on for its last segments.
-            let entry = entry.filter(|entry| !entry.is_orphan() && entry.state != tcp_state::CLOSE)?;
-            let mut subflows = subflows.remove(token)?;
-            let fell_back = |entry: &Entry| entry.subflow.is_some_and(|subflow| subflow.fell_back());
-            if subflows.iter().any(fell_back) {
-                return None;
-            }
-            subflows.retain(is_connected);
-            subflows.sort_unstable_by_key(|entry| entry.cookie);
-            Some((*token, Known { entry, subflows }))
+            Some((*token, Known::of(entry?, subflows.remove(token)?)?))
         };
         let connections = tokens.iter().zip(entries).filter_map(known).collect();
         Ok(Picture { time_ns: sys::monotonic_ns(), connections, listeners: Vec::new() })
@@ -155,6 +146,18 @@ pub fn is_connected(entry: &Entry) -> bool {
 }
 
 impl Known {
+    /// `None` for a connection of which nobody is told: its owner has closed it, which it may outlive for its last
+    /// segments, or it fell back to TCP.
+    fn of(entry: Entry, mut subflows: Vec<Entry>) -> Option<Known> {
+        let fell_back = |entry: &Entry| entry.subflow.is_some_and(|subflow| subflow.fell_back());
+        if entry.is_orphan() || entry.state == tcp_state::CLOSE || subflows.iter().any(fell_back) {
+            return None;
+        }
+        subflows.retain(is_connected);
+        subflows.sort_unstable_by_key(|entry| entry.cookie);
+        Some(Known { entry, subflows })
+    }
+
     fn initial(&self) -> Option<&Entry> {
         self.subflows.iter().find(|entry| is_initial(entry))
     }
@@ -204,6 +207,9 @@ impl Known {
         if now.established() && !self.established() {
             events.push(now.with_ends(Kind::Established, token, time_ns));
         }
+        // The closed ones first: a new one may have the ends of an old one.
+        let gone = self.subflows.iter().filter(|entry| now.subflow(entry.cookie).is_none());
+        events.extend(gone.map(|entry| of_subflow(Kind::SubClosed, token, entry, time_ns)));
         for entry in &now.subflows {
             match self.subflow(entry.cookie) {
                 None if is_initial(entry) => {}
@@ -216,8 +222,6 @@ impl Known {
                 Some(_) => {}
             }
         }
-        let gone = self.subflows.iter().filter(|entry| now.subflow(entry.cookie).is_none());
-        events.extend(gone.map(|entry| of_subflow(Kind::SubClosed, token, entry, time_ns)));
     }
 }
 
@@ -239,5 +243,326 @@ fn of_subflow(kind: Kind, token: u32, entry: &Entry, time_ns: u64) -> Event {
         remote_id: entry.subflow.map(|subflow| subflow.remote_id),
         backup: peer_backup(entry),
         ..Event::new(kind, time_ns)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use super::*;
+    use crate::abi::uapi::ulp::{
+        FLAG_BKUP_LOC, FLAG_BKUP_REM, FLAG_CONNECTED, FLAG_FULLY_ESTABLISHED, FLAG_JOIN_LOC, FLAG_JOIN_REM,
+        FLAG_MCAP_LOC, FLAG_MCAP_REM,
+    };
+    use crate::netlink::diag::{Tuple, Ulp};
+
+    const TOKEN: u32 = 0x1234_5678;
+    const FIN_WAIT2: u8 = tcp_state::FIN_SENT[1];
+
+    // Flags as the kernel reports them of each kind of subflow.
+    const CONNECTING: u32 = FLAG_MCAP_LOC;
+    const INITIAL: u32 = FLAG_MCAP_LOC | FLAG_MCAP_REM | FLAG_CONNECTED;
+    const INITIAL_FULL: u32 = INITIAL | FLAG_FULLY_ESTABLISHED;
+    const INITIAL_ACCEPTED: u32 = FLAG_MCAP_REM | FLAG_CONNECTED | FLAG_FULLY_ESTABLISHED;
+    const JOINED: u32 = FLAG_JOIN_LOC | FLAG_CONNECTED | FLAG_FULLY_ESTABLISHED;
+    const JOINED_BY_PEER: u32 = FLAG_JOIN_REM | FLAG_CONNECTED | FLAG_FULLY_ESTABLISHED;
+    const FALLEN_BACK: u32 = FLAG_MCAP_LOC | FLAG_CONNECTED;
+
+    fn tuple(path: u8, port: u16) -> Tuple {
+        let address = |host: u8, port: u16| SocketAddr::from(([10, 0, path, host], port));
+        Tuple { local: address(1, port), remote: address(2, 443), interface: 0 }
+    }
+
+    /// An entry over a path by its number, with a cookie that also chooses the local port.
+    fn entry(path: u8, cookie: u64, flags: Option<u32>) -> Entry {
+        let ids = |flags: u32| {
+            if flags & (FLAG_JOIN_LOC | FLAG_JOIN_REM) == 0 {
+                (0, 0)
+            } else {
+                (path, path + 10)
+            }
+        };
+        Entry {
+            tuple: tuple(path, 40_000 + cookie as u16),
+            state: tcp_state::ESTABLISHED,
+            cookie,
+            uid: 1000,
+            inode: 77,
+            cgroup: None,
+            subflow: flags.map(|flags| Ulp {
+                token: TOKEN,
+                local_id: ids(flags).0,
+                remote_id: ids(flags).1,
+                flags,
+            }),
+        }
+    }
+
+    /// The socket of a connection itself, whose ends are those of its initial subflow.
+    fn socket(cookie: u64) -> Entry {
+        Entry { tuple: entry(1, 1, None).tuple, ..entry(1, cookie, None) }
+    }
+
+    fn connection(cookie: u64, subflows: impl Into<Vec<Entry>>) -> Known {
+        Known::of(socket(cookie), subflows.into()).unwrap()
+    }
+
+    fn picture(time_ns: u64, connections: impl IntoIterator<Item = (u32, Known)>) -> Picture {
+        Picture { time_ns, connections: connections.into_iter().collect(), listeners: Vec::new() }
+    }
+
+    fn kinds(events: &[Event]) -> Vec<Kind> {
+        events.iter().map(|event| event.kind).collect()
+    }
+
+    #[test]
+    fn a_connection_is_left_out_when_its_owner_is_gone_or_it_fell_back() {
+        let initial = vec![entry(1, 1, Some(INITIAL_FULL))];
+        assert!(Known::of(socket(9), initial.clone()).is_some());
+        // An accepted connection that nobody has taken yet has no inode either.
+        assert!(Known::of(Entry { inode: 0, ..socket(9) }, initial.clone()).is_some());
+        for state in tcp_state::FIN_SENT {
+            assert!(Known::of(Entry { inode: 0, state, ..socket(9) }, initial.clone()).is_none(), "{state}");
+            assert!(Known::of(Entry { state, ..socket(9) }, initial.clone()).is_some(), "{state}");
+        }
+        assert!(Known::of(Entry { state: tcp_state::CLOSE, ..socket(9) }, initial).is_none());
+        assert!(Known::of(socket(9), vec![entry(1, 1, Some(FALLEN_BACK))]).is_none());
+        // Before the SYN-ACK nobody knows.
+        let connecting = Entry { state: tcp_state::SYN_SENT, ..entry(1, 1, Some(CONNECTING)) };
+        assert!(Known::of(socket(9), vec![connecting]).is_some());
+    }
+
+    #[test]
+    fn subflows_are_those_whose_handshake_is_over_by_their_age() {
+        let in_state = |cookie, state| Entry { state, ..entry(2, cookie, Some(JOINED)) };
+        let orphan = Entry { inode: 0, ..in_state(7, FIN_WAIT2) };
+        let subflows = [
+            in_state(6, tcp_state::ESTABLISHED),
+            in_state(5, tcp_state::SYN_SENT),
+            in_state(4, tcp_state::SYN_RECV),
+            in_state(3, tcp_state::CLOSE),
+            orphan,
+            in_state(2, FIN_WAIT2),
+            entry(1, 1, Some(INITIAL_FULL)),
+        ];
+        let cookies: Vec<u64> = connection(9, subflows).subflows.iter().map(|entry| entry.cookie).collect();
+        assert_eq!(cookies, [1, 2, 6]);
+    }
+
+    #[test]
+    fn a_connection_is_told_with_its_ends_its_side_and_its_joins() {
+        let join = Entry { cookie: 2, ..entry(2, 2, Some(JOINED | FLAG_BKUP_REM)) };
+        let read = picture(5, [(TOKEN, connection(9, [entry(1, 1, Some(INITIAL_FULL)), join]))]);
+        let ends = tuple(1, 40_001);
+        let of_connection = |kind| Event {
+            token: Some(TOKEN),
+            local: Some(ends.local),
+            remote: Some(ends.remote),
+            local_id: Some(0),
+            remote_id: Some(0),
+            server_side: Some(false),
+            ..Event::new(kind, 5)
+        };
+        let joined = Event {
+            token: Some(TOKEN),
+            local: Some(join.tuple.local),
+            remote: Some(join.tuple.remote),
+            local_id: Some(2),
+            remote_id: Some(12),
+            backup: Some(true),
+            ..Event::new(Kind::SubEstablished, 5)
+        };
+        let expected = [of_connection(Kind::Created), of_connection(Kind::Established), joined];
+        assert_eq!(read.events(None), expected);
+        assert_eq!(read.events(Some(TOKEN)), expected);
+    }
+
+    #[test]
+    fn the_accepting_side_is_known_by_the_initial_subflow() {
+        let side = |subflows: Vec<Entry>| connection(9, subflows).server_side();
+        assert_eq!(side(vec![entry(1, 1, Some(INITIAL_ACCEPTED))]), Some(true));
+        assert_eq!(side(vec![entry(2, 2, Some(JOINED_BY_PEER)), entry(1, 1, Some(INITIAL))]), Some(false));
+        assert_eq!(side(vec![entry(2, 2, Some(JOINED_BY_PEER))]), None);
+    }
+
+    #[test]
+    fn full_establishment_shows_by_the_initial_subflow_or_by_any_other() {
+        let told = |subflows: &[Entry]| {
+            kinds(&picture(0, [(TOKEN, connection(9, subflows))]).events(None)).contains(&Kind::Established)
+        };
+        let initial = entry(1, 1, Some(INITIAL));
+        assert!(!told(&[initial]));
+        assert!(told(&[initial, entry(2, 2, Some(JOINED))]));
+        assert!(told(&[entry(1, 1, Some(INITIAL_FULL))]));
+        assert!(told(&[entry(2, 2, Some(JOINED))]));
+    }
+
+    #[test]
+    fn a_closed_initial_subflow_is_told_as_closed() {
+        let read = picture(0, [(TOKEN, connection(9, [entry(2, 2, Some(JOINED))]))]);
+        let events = read.events(None);
+        let expected = [Kind::Created, Kind::Established, Kind::SubClosed, Kind::SubEstablished];
+        assert_eq!(kinds(&events), expected);
+        assert_eq!((events[2].local, events[2].local_id), (Some(tuple(1, 40_001).local), Some(0)));
+    }
+
+    #[test]
+    fn all_are_told_by_their_age_after_the_listeners() {
+        let one = |cookie| connection(cookie, [entry(1, 1, Some(INITIAL))]);
+        let listeners = vec![SocketAddr::from(([0, 0, 0, 0], 443))];
+        let read = Picture { listeners, ..picture(3, [(30, one(103)), (10, one(101)), (20, one(102))]) };
+        let events = read.events(None);
+        assert_eq!(kinds(&events), [Kind::ListenerCreated, Kind::Created, Kind::Created, Kind::Created]);
+        assert_eq!(events[0].local, Some(SocketAddr::from(([0, 0, 0, 0], 443))));
+        let tokens: Vec<_> = events.iter().map(|event| event.token).collect();
+        assert_eq!(tokens, [None, Some(10), Some(20), Some(30)]);
+        assert_eq!(kinds(&read.events(Some(20))), [Kind::Created], "listeners are nobody's connection");
+    }
+
+    #[test]
+    fn a_connection_that_is_not_there_is_told_as_closed() {
+        let events = picture(4, []).events(Some(TOKEN));
+        assert_eq!(events, [Event { token: Some(TOKEN), ..Event::new(Kind::Closed, 4) }]);
+        assert!(picture(4, []).events(None).is_empty());
+    }
+
+    #[test]
+    fn what_it_knows() {
+        let read =
+            picture(0, [(TOKEN, connection(9, [entry(1, 1, Some(INITIAL))])), (8, connection(10, []))]);
+        assert!(read.knows(1) && !read.knows(9), "a connection's own cookie is no subflow's");
+        assert_eq!(read.tokens().collect::<HashSet<_>>(), HashSet::from([8, TOKEN]));
+        assert!(read.has_subflows());
+        assert!(!picture(0, [(8, connection(10, []))]).has_subflows());
+    }
+
+    #[test]
+    fn only_the_peers_choice_of_a_backup_is_a_change() {
+        let with = |flags| picture(6, [(TOKEN, connection(9, [entry(2, 2, Some(JOINED | flags))]))]);
+        let [neither, ours, theirs] = [0, FLAG_BKUP_LOC, FLAG_BKUP_REM].map(with);
+        assert_eq!(neither.changes(&ours), []);
+        for (before, after, backup) in [(&neither, &theirs, true), (&theirs, &neither, false)] {
+            let [event] = <[Event; 1]>::try_from(before.changes(after)).unwrap();
+            assert_eq!(
+                (event.kind, event.backup, event.local_id),
+                (Kind::SubPriority, Some(backup), Some(2))
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_told_of_a_change_has_the_later_time() {
+        let before =
+            picture(1, [(TOKEN, connection(9, [entry(1, 1, Some(INITIAL)), entry(2, 2, Some(JOINED))]))]);
+        let after =
+            picture(2, [(TOKEN, connection(9, [entry(1, 1, Some(INITIAL)), entry(3, 3, Some(JOINED))]))]);
+        for events in
+            [before.changes(&after), before.changes(&picture(2, [])), picture(1, []).changes(&after)]
+        {
+            assert!(!events.is_empty());
+            assert!(
+                events.iter().all(|event| event.time_ns == 2 && event.token == Some(TOKEN)),
+                "{events:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn another_connection_with_the_same_token_ends_the_first() {
+        let with = |cookie| picture(0, [(TOKEN, connection(cookie, [entry(1, 1, Some(INITIAL))]))]);
+        assert_eq!(kinds(&with(9).changes(&with(10))), [Kind::Closed, Kind::Created]);
+        assert_eq!(with(9).changes(&with(9)), []);
+        assert!(with(9).missing_in(&with(10)).is_empty(), "nothing is missing of a connection that is gone");
+    }
+
+    #[test]
+    fn a_subflow_that_the_dump_missed_is_put_back() {
+        let [initial, join] = [entry(1, 1, Some(INITIAL)), entry(2, 2, Some(JOINED))];
+        let before = picture(0, [(TOKEN, connection(9, [initial, join]))]);
+        let mut after = picture(0, [(TOKEN, connection(9, [initial]))]);
+        assert_eq!(before.missing_in(&after), [(TOKEN, join)]);
+        assert_eq!(after.missing_in(&before), []);
+        after.add_subflow(TOKEN, join);
+        assert_eq!(before.changes(&after), []);
+        after.add_subflow(TOKEN + 1, join);
+        assert_eq!(
+            after.tokens().collect::<Vec<_>>(),
+            [TOKEN],
+            "of no connection there is nothing to put back to"
+        );
+    }
+
+    /// What one who keeps account of events believes of a connection: whether it is fully established, and its
+    /// subflows by their ends.
+    type Account = (bool, BTreeSet<(SocketAddr, SocketAddr)>);
+
+    fn account(events: impl IntoIterator<Item = Event>) -> BTreeMap<u32, Account> {
+        let mut all: BTreeMap<u32, Account> = BTreeMap::new();
+        for event in events {
+            let token = event.token.unwrap();
+            let ends = event.local.zip(event.remote);
+            match event.kind {
+                Kind::Created => {
+                    let known = all.insert(token, (false, BTreeSet::from([ends.unwrap()])));
+                    assert!(known.is_none(), "created twice");
+                }
+                Kind::Closed => assert!(all.remove(&token).is_some(), "closed twice"),
+                kind => {
+                    let (established, subflows) = all.get_mut(&token).expect("created before anything else");
+                    match kind {
+                        Kind::Established => {
+                            assert!(!std::mem::replace(established, true), "established twice")
+                        }
+                        Kind::SubEstablished => assert!(subflows.insert(ends.unwrap()), "opened twice"),
+                        Kind::SubClosed => assert!(subflows.remove(&ends.unwrap()), "closed twice"),
+                        other => panic!("{other:?}"),
+                    }
+                }
+            }
+        }
+        all
+    }
+
+    /// Whoever joins late and whoever was told of every change believe the same.
+    #[test]
+    fn changes_lead_from_each_picture_to_each_later_one() {
+        let initial = entry(1, 1, Some(INITIAL));
+        let full = entry(1, 1, Some(INITIAL_FULL));
+        let [second, third] = [entry(2, 2, Some(JOINED)), entry(3, 3, Some(JOINED_BY_PEER))];
+        // Closed, and opened again between the same ends.
+        let again = Entry { cookie: 4, ..second };
+        let connections = [
+            None,
+            Some(connection(9, [initial])),
+            Some(connection(9, [full])),
+            Some(connection(9, [full, second])),
+            Some(connection(9, [full, again])),
+            Some(connection(9, [full, second, third])),
+            Some(connection(9, [second])),
+            Some(connection(9, [again, third])),
+            Some(connection(9, [])),
+            Some(connection(10, [full, second])),
+        ];
+        let read = |known: &Option<Known>| picture(0, known.clone().map(|known| (TOKEN, known)));
+        // Of a connection that goes on no subflow comes back, and it stays established.
+        let possible = |before: &Option<Known>, after: &Option<Known>| match (before, after) {
+            (Some(before), Some(after)) if before.entry.cookie == after.entry.cookie => {
+                (after.initial().is_none() || before.initial().is_some())
+                    && (after.established() || !before.established())
+                    && !(before.subflow(4).is_some() && after.subflow(2).is_some())
+            }
+            _ => true,
+        };
+        let mut tried = 0;
+        for before in &connections {
+            for after in connections.iter().filter(|after| possible(before, after)) {
+                let [first, last] = [read(before), read(after)];
+                let told = first.events(None).into_iter().chain(first.changes(&last));
+                assert_eq!(account(told), account(last.events(None)), "{before:?} to {after:?}");
+                tried += 1;
+            }
+        }
+        assert!(tried > 60, "{tried}");
     }
 }
