@@ -9,24 +9,84 @@ use crate::namespace::Namespace;
 use crate::netlink::diag;
 use crate::sys::lock::lock;
 
+/// How many are kept before it is first asked which of them have ended.
+const ROOM: usize = 64;
+
 #[derive(Debug, Default)]
-pub struct Connections(Mutex<HashMap<u32, Arc<Shared>>>);
+pub struct Connections(Mutex<Kept<Arc<Shared>>>);
 
 impl Connections {
     /// Keeps what is known of a connection for as long as there is one with its token.
     pub fn keep(&self, namespace: &Namespace, shared: Arc<Shared>) {
-        let mut kept = lock(&self.0);
-        // Look for those that ended only when the table is about to grow, so that the cost of a call stays constant.
-        if kept.len() == kept.capacity() && !kept.contains_key(&shared.token) {
-            let tokens: Vec<u32> = kept.keys().copied().collect();
-            if let Ok(found) = diag::look_up_tokens(&mut lock(&namespace.diag), &tokens) {
-                for (token, entry) in tokens.iter().zip(found) {
-                    if entry.is_none() {
-                        kept.remove(token);
-                    }
+        lock(&self.0).keep(shared.token, shared, |tokens| {
+            let found = diag::look_up_tokens(&mut lock(&namespace.diag), tokens).ok()?;
+            Some(found.iter().map(Option::is_some).collect())
+        });
+    }
+}
+
+/// Values by token, of which those whose connections have ended are dropped now and then.
+#[derive(Debug)]
+struct Kept<T> {
+    by_token: HashMap<u32, T>,
+    /// How many there may be before it is asked which have ended.
+    room: usize,
+}
+
+impl<T> Default for Kept<T> {
+    fn default() -> Kept<T> {
+        Kept { by_token: HashMap::new(), room: ROOM }
+    }
+}
+
+impl<T> Kept<T> {
+    /// `are_live` says of tokens which of them are still a connection's, or nothing if that cannot be told. It is asked
+    /// once for as many new connections as there were live ones, so that the cost of a call stays constant.
+    fn keep(&mut self, token: u32, value: T, are_live: impl FnOnce(&[u32]) -> Option<Vec<bool>>) {
+        if self.by_token.len() >= self.room && !self.by_token.contains_key(&token) {
+            let tokens: Vec<u32> = self.by_token.keys().copied().collect();
+            if let Some(live) = are_live(&tokens) {
+                for token in tokens.iter().zip(live).filter(|(_, live)| !live).map(|(token, _)| token) {
+                    self.by_token.remove(token);
                 }
+                self.by_token.shrink_to(2 * ROOM);
+            }
+            self.room = ROOM.max(2 * self.by_token.len());
+        }
+        self.by_token.insert(token, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ended_connections_are_forgotten_however_many_options_were_used_on_each() {
+        let mut kept = Kept::default();
+        for token in 0..100_000 {
+            for option in 0..3 {
+                // Of all that there were, this one and one of the first are still there.
+                kept.keep(token, option, |tokens| {
+                    Some(tokens.iter().map(|t| *t == token || *t == 7).collect())
+                });
             }
         }
-        kept.insert(shared.token, shared);
+        assert!(kept.by_token.len() <= ROOM + 1, "{}", kept.by_token.len());
+        assert!(kept.by_token.capacity() <= 4 * ROOM, "{}", kept.by_token.capacity());
+        assert!(kept.by_token.contains_key(&7) && kept.by_token.contains_key(&99_999));
+    }
+
+    #[test]
+    fn it_is_asked_seldom_which_have_ended() {
+        let (mut kept, mut asked) = (Kept::default(), 0);
+        for token in 0..100_000 {
+            kept.keep(token, (), |tokens| {
+                asked += 1;
+                Some(vec![true; tokens.len()])
+            });
+        }
+        assert_eq!(kept.by_token.len(), 100_000);
+        assert!(asked < 20, "{asked}");
     }
 }
