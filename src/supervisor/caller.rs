@@ -52,9 +52,12 @@ fn gone() -> io::Error {
 
 impl<'a> Caller<'a> {
     pub fn of(listener: &'a Listener, call: &Notification) -> io::Result<Caller<'a>> {
-        let status = fs::read_to_string(format!("/proc/{}/status", call.thread))?;
+        // Bytes: the process's name, which is among them, need not be UTF-8.
+        let status = fs::read(format!("/proc/{}/status", call.thread))?;
         let field = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            let line =
+                status.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(name.as_bytes()));
+            let line = line.and_then(|line| std::str::from_utf8(line).ok());
             line.map(str::split_ascii_whitespace).ok_or_else(gone)
         };
         let number = |word: Option<&str>| word.and_then(|word| word.parse::<u32>().ok()).ok_or_else(gone);
@@ -135,8 +138,10 @@ impl enhanced_api::Caller for Caller<'_> {
     }
 
     fn write(&self, address: u64, bytes: &[u8]) -> io::Result<()> {
+        // What is held is the caller's for good if the call still waits after it was opened.
+        let memory = sys::memory::Memory::of_thread(self.thread)?;
         self.check()?;
-        sys::memory::write(self.thread, address, bytes)
+        memory.write(address, bytes)
     }
 
     fn may_bind(&self, local: SocketAddr) -> Result<()> {

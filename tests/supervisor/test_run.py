@@ -232,6 +232,21 @@ def test_except(host: Host, tmp_path: Path) -> None:
 
 
 @needs_python
+@pytest.mark.parametrize("name", [b"caf\xe9", b"\xff\xfe\n\\Uid:\t0", b"\x1b[31m", b"\n", b""])
+def test_a_process_may_have_any_bytes_for_its_name(host: Host, name: bytes) -> None:
+    program = rf"""
+import ctypes
+assert ctypes.CDLL(None).prctl(15, {name!r}, 0, 0, 0) == 0  # PR_SET_NAME
+{PROTOCOL}
+"""
+    assert run(host, *python(program)).stdout == "262\n"
+    # --except knows it by its bytes.
+    if name.strip():
+        done = host.run([*RUN, b"--except", name, *python(program)], capture_output=True, text=True, timeout=60)
+        assert (done.stdout, done.stderr) == ("6\n", "")
+
+
+@needs_python
 @needs("unshare")
 def test_another_network_namespace_is_left_alone(host: Host) -> None:
     # As a user namespace's root, so that an ordinary user can.
