@@ -12,6 +12,7 @@ import pytest
 from hostile import World
 from hypothesis import HealthCheck, settings
 from mptcp.lab import Host, Link, two_paths
+from second_tries import pytest_collection_modifyitems, pytest_terminal_summary  # noqa: F401  hooks
 from support import ROOT, Connection, Marked, connected, exchange
 
 # Unless --hypothesis-profile=long asks for more, the same examples every time. A loaded machine is no failure.
@@ -24,13 +25,6 @@ settings.load_profile("short")
 
 # Shells start what runs in the background with SIGINT ignored, which programs that the tests interrupt would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What passed at its second try (--reruns) is named with the failure of its first: that is looked into, too."""
-    for report in terminalreporter.getreports("rerun"):
-        terminalreporter.section(f"passes at times only: {report.nodeid}")
-        terminalreporter.line(report.longreprtext)
 
 
 @pytest.fixture
