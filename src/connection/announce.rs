@@ -5,9 +5,8 @@ use std::os::fd::OwnedFd;
 
 use crate::abi::address::{self, Endpoint, Scope};
 use crate::abi::uapi;
-use crate::connection::{
-    explain_einval, needs_net_admin, not_fully_established, not_local, Connection, Subflow,
-};
+use crate::connection::path_manager::explain_einval;
+use crate::connection::{needs_net_admin, not_fully_established, not_local, Connection, Subflow};
 use crate::error::{describe, Error, Result};
 use crate::namespace::address_ids::Announced;
 use crate::namespace::Namespace;
@@ -41,7 +40,7 @@ pub fn check(address: &Endpoint) -> Result<()> {
 /// listener is, one is opened and held. Returns the address id. Needs CAP_NET_ADMIN.
 pub fn announce(connection: &dyn Connection, address: &Endpoint) -> Result<u8> {
     check(address)?;
-    let shared = connection.shared()?;
+    let known = connection.known()?;
     let namespace = connection.namespace()?;
     let ip = address.ip.to_canonical();
     let interface = match &address.scope {
@@ -58,7 +57,7 @@ pub fn announce(connection: &dyn Connection, address: &Endpoint) -> Result<u8> {
         _ => error,
     })?;
 
-    let mut ids = lock(&shared.opening);
+    let mut ids = lock(&known.opening);
     let subflows = connection.subflows()?;
     // ADD_ADDR travels on a subflow that is fully established; without one it would be lost without a word.
     let established = |subflow: &Subflow| {
@@ -70,7 +69,7 @@ pub fn announce(connection: &dyn Connection, address: &Endpoint) -> Result<u8> {
     let port = if address.port == 0 { connection.ends()?.0.port() } else { address.port };
     let listener = listen(&namespace, ip, port, interface)?;
 
-    let token = shared.token;
+    let token = known.token;
     let announced =
         pm::Address { flags: uapi::pm::FLAG_SIGNAL, ..pm::Address::new(SocketAddr::new(ip, address.port)) };
     let id = ids.choose(
@@ -95,10 +94,10 @@ pub fn announce(connection: &dyn Connection, address: &Endpoint) -> Result<u8> {
 
 /// REMOVE of an address id, which no live subflow may use: the peer closes those that do. Needs CAP_NET_ADMIN.
 pub fn remove(connection: &dyn Connection, id: u8) -> Result<()> {
-    let shared = connection.shared()?;
+    let known = connection.known()?;
     let namespace = connection.namespace()?;
     // Held until the kernel has answered, so that no subflow of this process takes the id meanwhile.
-    let mut ids = lock(&shared.opening);
+    let mut ids = lock(&known.opening);
     let subflows = connection.subflows()?;
     let uses = |subflow: &&Subflow| local_id(subflow) == Some(id);
     if let Some(subflow) = subflows.iter().find(uses) {
@@ -110,12 +109,12 @@ pub fn remove(connection: &dyn Connection, id: u8) -> Result<()> {
             ),
         ));
     }
-    let remove = || namespace.pm.command(&pm::encode_remove(shared.token, id));
+    let remove = || namespace.pm.command(&pm::encode_remove(known.token, id));
     let mut removed = remove()?;
     if let (Err(Failure { errno: libc::EINVAL, .. }), Some(announced)) = (&removed, ids.announced.get(&id)) {
         // SUBFLOW_DESTROY of a subflow at that address took it out of the kernel's list, and told the peer nothing.
         // Only ANNOUNCE puts it back.
-        if namespace.pm.command(&pm::encode_announce(shared.token, &announced.address))?.is_ok() {
+        if namespace.pm.command(&pm::encode_announce(known.token, &announced.address))?.is_ok() {
             removed = remove()?;
         }
     }
@@ -128,7 +127,7 @@ pub fn remove(connection: &dyn Connection, id: u8) -> Result<()> {
             libc::EPERM => needs_net_admin("removing an address"),
             libc::EINVAL => {
                 let nowhere = IpAddr::from([127, 0, 0, 1]);
-                explain_einval(&namespace, shared.token, nowhere, 0)?;
+                explain_einval(&namespace, known.token, nowhere, 0)?;
                 Error::subflow(
                     libc::EADDRNOTAVAIL,
                     format!("the connection has no local address with id {id}"),

@@ -11,20 +11,21 @@ use crate::abi::full_info::Reading;
 use crate::abi::mptcp_info::{self, Info};
 use crate::abi::tcp_info::{self, TcpInfo};
 use crate::abi::uapi::{self, tcp_state};
-use crate::connection::{ended, latched, Connection, PathManager, Subflow};
+use crate::connection::path_manager::latched;
+use crate::connection::{ended, Connection, Subflow};
 use crate::error::{Error, Result};
-use crate::namespace::known::Shared;
+use crate::namespace::known::Known;
+use crate::namespace::path_manager::PathManager;
 use crate::namespace::Namespace;
 use crate::netlink::diag::{self, Entry};
 use crate::netlink::{Channel, Failure};
-use crate::sampler::Source;
 use crate::sys::lock::lock;
 
 /// A connection as it was when it was listed, and the way to it now.
 #[derive(Debug, Clone)]
 pub struct ByToken {
     namespace: Arc<Namespace>,
-    shared: Arc<Shared>,
+    known: Arc<Known>,
     /// The connection itself. Its cookie tells it from a later one with the same token.
     pub entry: Entry,
     /// The peer opened it. Absent if its initial subflow was gone by then.
@@ -72,10 +73,10 @@ pub fn list(namespace: &Arc<Namespace>, token: Option<u32>) -> Result<Vec<ByToke
         Some(token) => find_one(&mut lock(&namespace.diag), token)?.into_iter().collect(),
     };
     let connection = |(token, entry, seen): (u32, Entry, Seen)| {
-        let shared = namespace.connection(token);
-        shared.is_as_old_as(seen.at_least);
+        let known = namespace.connection(token);
+        known.is_as_old_as(seen.at_least);
         let server_side = seen.initial().map(|initial| !initial.opened_here());
-        ByToken { namespace: Arc::clone(namespace), shared, entry, server_side }
+        ByToken { namespace: Arc::clone(namespace), known, entry, server_side }
     };
     let is_multipath = |(_, _, seen): &(u32, Entry, Seen)| !seen.initial().is_some_and(|i| i.fell_back());
     let mut connections: Vec<_> = found.into_iter().filter(is_multipath).map(connection).collect();
@@ -114,7 +115,7 @@ pub fn subflows_of(connections: &[&ByToken]) -> Result<Vec<Option<Vec<Subflow>>>
 /// is not there or closed.
 pub fn subflows_at(asked: &[(&ByToken, SocketAddr, SocketAddr)]) -> Result<Vec<Option<Subflow>>> {
     let Some((first, ..)) = asked.first() else { return Ok(Vec::new()) };
-    let tuples: Vec<_> = asked.iter().map(|(of, local, remote)| of.shared.tuple(*local, *remote)).collect();
+    let tuples: Vec<_> = asked.iter().map(|(of, local, remote)| of.known.tuple(*local, *remote)).collect();
     let read = diag::look_up_with_info(&mut lock(&first.ours()?.diag), &tuples).map_err(diag::failed)?;
     let subflow = |((of, ..), read): (&(&ByToken, _, _), Option<(Entry, TcpInfo)>)| {
         let (entry, tcp_info) = read?;
@@ -185,18 +186,12 @@ fn connections_failed(failure: Failure) -> Error {
 
 impl ByToken {
     pub fn token(&self) -> u32 {
-        self.shared.token
-    }
-
-    /// What records this connection, if it is still there.
-    pub fn source(&self) -> Result<Source> {
-        self.now()?;
-        Ok(Source::Token { token: self.token(), namespace: Arc::clone(&self.namespace) })
+        self.known.token
     }
 
     /// How old the connection is at least.
     pub fn age(&self) -> Duration {
-        self.shared.age()
+        self.known.age()
     }
 
     /// The path manager that the connection latched. Waits for the connection's lock.
@@ -280,7 +275,7 @@ impl ByToken {
         if subflows.iter().any(|(entry, _)| entry.subflow.is_some_and(|subflow| subflow.fell_back())) {
             return Err(self.fell_back());
         }
-        let mut interfaces = lock(&self.shared.interfaces);
+        let mut interfaces = lock(&self.known.interfaces);
         for (entry, _) in subflows.iter().filter(|(entry, _)| entry.tuple.interface != 0) {
             interfaces.insert((entry.tuple.local, entry.tuple.remote), entry.tuple.interface);
         }
@@ -293,7 +288,7 @@ impl ByToken {
             (entry.subflow.is_some_and(|subflow| !subflow.initial()), entry.cookie)
         });
         let entries: Vec<Option<Entry>> = subflows.iter().map(|(entry, _)| Some(*entry)).collect();
-        let mut ordered: Vec<_> = self.shared.ordinals(&entries).into_iter().zip(subflows).collect();
+        let mut ordered: Vec<_> = self.known.ordinals(&entries).into_iter().zip(subflows).collect();
         ordered.sort_by_key(|(ordinal, _)| *ordinal);
         ordered.into_iter().map(|(_, (entry, tcp_info))| self.subflow(entry, tcp_info)).collect()
     }
@@ -315,8 +310,8 @@ impl Connection for ByToken {
         self.ours().cloned()
     }
 
-    fn shared(&self) -> Result<Arc<Shared>> {
-        self.now().map(|_| Arc::clone(&self.shared))
+    fn known(&self) -> Result<Arc<Known>> {
+        self.now().map(|_| Arc::clone(&self.known))
     }
 
     fn ends(&self) -> Result<(SocketAddr, SocketAddr)> {

@@ -14,13 +14,14 @@ use std::time::{Duration, Instant};
 use crate::abi::address::{self, Endpoint, Scope};
 use crate::abi::full_info::Reading;
 use crate::abi::uapi::{self, tcp_state};
+use crate::connection::path_manager::explain_einval;
 use crate::connection::{self, needs_net_admin, not_fully_established, Connection, Subflow};
 use crate::error::{describe, Error, Result};
 use crate::events::event::{Event, Kind};
 use crate::events::reader::Reader;
 use crate::events::subscription::Subscription;
 use crate::namespace::address_ids::AddressIds;
-use crate::namespace::known::Shared;
+use crate::namespace::known::Known;
 use crate::namespace::Namespace;
 use crate::netlink::diag::{self, Tuple};
 use crate::netlink::pm;
@@ -104,7 +105,7 @@ enum State {
 #[derive(Debug)]
 pub struct Opening {
     namespace: Arc<Namespace>,
-    shared: Arc<Shared>,
+    known: Arc<Known>,
     /// Keeps the subscription alive, without which no event comes.
     _reader: Arc<Reader>,
     events: Arc<Subscription>,
@@ -142,7 +143,7 @@ impl Opening {
         descriptor: Option<EventFd>,
     ) -> Result<Opening> {
         request.check()?;
-        let shared = connection.shared()?;
+        let known = connection.known()?;
         let namespace = connection.namespace()?;
         let ends = ends(&namespace, request, connection.ends()?.1)?;
         let reader = namespace.reader().map_err(|error| match error.errno() {
@@ -155,10 +156,10 @@ impl Opening {
         };
         Ok(Opening {
             name,
-            events: reader.subscribe(shared.token, descriptor),
+            events: reader.subscribe(known.token, descriptor),
             _reader: reader,
             namespace,
-            shared,
+            known,
             ends,
             state: State::NotSent,
             tuple: None,
@@ -281,7 +282,7 @@ impl Opening {
             reading.id.is_some() && is_live(reading) && entry.tuple.same_endpoints(&ends)
         };
         let found = self.read(connection)?.into_iter().find(is_it);
-        Ok(found.map(|reading| Subflow::new(self.shared.token, reading.id, reading, Some(entry))))
+        Ok(found.map(|reading| Subflow::new(self.known.token, reading.id, reading, Some(entry))))
     }
 
     /// The error of a deadline that has passed.
@@ -297,8 +298,8 @@ impl Opening {
 
     /// SUBFLOW_CREATE with an address id of its own, and finding the new subflow in the connection's list.
     fn send(&mut self, connection: &dyn Connection) -> Result<()> {
-        let shared = Arc::clone(&self.shared);
-        let mut ids = lock(&shared.opening);
+        let known = Arc::clone(&self.known);
+        let mut ids = lock(&known.opening);
         let before = self.read(connection)?;
         self.create(&mut ids, &before)?;
         self.state = State::Sent;
@@ -307,16 +308,16 @@ impl Opening {
             self.tuple = Some(Tuple { local: ends.local, remote: ends.remote, interface: 0 });
             return Ok(());
         }
-        let known: HashSet<_> = before.iter().map(|reading| (reading.local, reading.remote)).collect();
+        let listed: HashSet<_> = before.iter().map(|reading| (reading.local, reading.remote)).collect();
         let is_new = |reading: &&Reading| {
-            !known.contains(&(reading.local, reading.remote))
+            !listed.contains(&(reading.local, reading.remote))
                 && reading.local.ip() == ends.local.ip()
                 && (ends.local.port() == 0 || reading.local.port() == ends.local.port())
                 && (reading.remote.ip(), reading.remote.port()) == (ends.remote.ip(), ends.remote.port())
         };
         self.tuple = self.read(connection)?.iter().find(is_new).map(|reading| {
             if ends.interface != 0 {
-                lock(&shared.interfaces).insert((reading.local, reading.remote), ends.interface);
+                lock(&known.interfaces).insert((reading.local, reading.remote), ends.interface);
             }
             Tuple { local: reading.local, remote: reading.remote, interface: ends.interface }
         });
@@ -329,20 +330,20 @@ impl Opening {
     /// The SYN alone, for a subflow that is left to itself: neither the live ids nor the new four-tuple are looked up.
     /// An id that another address of this connection has is refused by the kernel, and then its list is asked for.
     fn send_blindly(&self) -> Result<()> {
-        self.create(&mut lock(&self.shared.opening), &[])
+        self.create(&mut lock(&self.known.opening), &[])
     }
 
     /// The connection's subflows, closed ones too: one that was refused at once is still listed for a moment.
     fn read(&self, connection: &dyn Connection) -> Result<Vec<Reading>> {
         let (token, readings) = connection.read_with_closed()?;
-        if token != self.shared.token {
+        if token != self.known.token {
             return Err(Error::os(libc::EBADF, "the socket was closed while a subflow was being opened"));
         }
         Ok(readings)
     }
 
     fn create(&self, ids: &mut AddressIds, before: &[Reading]) -> Result<()> {
-        let token = self.shared.token;
+        let token = self.known.token;
         let local = pm::Address {
             flags: if self.ends.backup { uapi::pm::FLAG_BACKUP } else { 0 },
             interface: self.ends.interface,
@@ -352,7 +353,7 @@ impl Opening {
         let pair = (self.ends.local.ip(), self.ends.local.port());
         let live = self.live(ids, before)?;
         let command = |id| pm::encode_create(token, &pm::Address { id, ..local }, &remote);
-        let explain = || connection::explain_einval(&self.namespace, token, self.ends.local.ip(), 0);
+        let explain = || explain_einval(&self.namespace, token, self.ends.local.ip(), 0);
         ids.choose((&self.namespace.pm, token), pair, &live, command, explain, |failure| {
             self.refused(failure)
         })?;
@@ -372,10 +373,10 @@ impl Opening {
         if unknown.is_empty() {
             return Ok(live);
         }
-        let tuples: Vec<Tuple> = unknown.iter().map(|r| self.shared.tuple(r.local, r.remote)).collect();
+        let tuples: Vec<Tuple> = unknown.iter().map(|r| self.known.tuple(r.local, r.remote)).collect();
         let entries = diag::look_up(&mut lock(&self.namespace.diag), &tuples).map_err(diag::failed)?;
         for (reading, entry) in unknown.into_iter().zip(entries) {
-            let ours = |subflow: &diag::Ulp| subflow.token == self.shared.token;
+            let ours = |subflow: &diag::Ulp| subflow.token == self.known.token;
             let Some(subflow) = entry.and_then(|entry| entry.subflow).filter(ours) else { continue };
             live.push((reading.local.ip().to_canonical(), subflow.local_id));
             if let Some(id) = reading.id {
@@ -445,7 +446,7 @@ impl Opening {
         let entries = diag::look_up(&mut lock(&self.namespace.diag), &[*tuple]).map_err(diag::failed)?;
         let is_it = |entry: &diag::Entry| {
             entry.state != tcp_state::CLOSE
-                && entry.subflow.is_some_and(|subflow| subflow.token == self.shared.token)
+                && entry.subflow.is_some_and(|subflow| subflow.token == self.known.token)
         };
         Ok(entries.into_iter().next().flatten().filter(is_it))
     }
@@ -455,7 +456,7 @@ impl Opening {
         self.ends.backup = false;
         let local = pm::Address { flags: uapi::pm::FLAG_BACKUP, ..pm::Address::new(tuple.local) };
         let remote = pm::Address::new(tuple.remote);
-        let asked = self.namespace.pm.command(&pm::encode_set_flags(self.shared.token, &local, &remote))?;
+        let asked = self.namespace.pm.command(&pm::encode_set_flags(self.known.token, &local, &remote))?;
         asked.map_err(|failure| {
             Error::subflow(failure.errno, format!("{}: SET_FLAGS: {}", self.name, failure.describe()))
         })?;
@@ -518,8 +519,7 @@ impl Opening {
     fn abandon(&mut self) {
         if let (State::Sent, Some(tuple)) = (self.state, self.tuple) {
             let (local, remote) = (pm::Address::new(tuple.local), pm::Address::new(tuple.remote));
-            let destroyed =
-                self.namespace.pm.command(&pm::encode_destroy(self.shared.token, &local, &remote));
+            let destroyed = self.namespace.pm.command(&pm::encode_destroy(self.known.token, &local, &remote));
             // Its event is taken here, lest it be mistaken for the end of another one from the same port.
             let deadline = Instant::now() + CAUSE;
             while matches!(destroyed, Ok(Ok(()))) && self.closed.is_none() {

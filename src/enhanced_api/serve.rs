@@ -11,10 +11,12 @@ use super::codec::{self, How, SubStatus, SubTuple};
 use super::{Call, Layout, Name};
 use crate::abi::address::{Endpoint, Scope};
 use crate::abi::uapi::tcp_state;
+use crate::connection::by_descriptor::ByDescriptor;
+use crate::connection::close::{close_subflow, reset_subflow};
 use crate::connection::open::{Opening, Request};
-use crate::connection::{self, ByDescriptor, Connection, Subflow, Which};
+use crate::connection::{Connection, Subflow, Which};
 use crate::error::{Error, Result};
-use crate::namespace::known::Shared;
+use crate::namespace::known::Known;
 use crate::netlink::diag::{Tuple, Ulp};
 use crate::options::bpf::program::MAX_VALUE;
 use crate::options::table::SocketOption;
@@ -83,15 +85,15 @@ pub fn serve_get(
     length: usize,
 ) -> Result<Reply> {
     let unchanged = Reply { bytes: Vec::new(), length };
-    let shared = connection.shared()?;
+    let known = connection.known()?;
     let served = match call.name {
-        Name::GetSubIds => get_sub_ids(connection, &shared, call.layout, length),
-        Name::CloseSubId => close_sub_id(connection, &shared, call.layout, input).map(|()| unchanged),
-        Name::GetSubTuple => get_sub_tuple(connection, &shared, call.layout, input, length),
+        Name::GetSubIds => get_sub_ids(connection, &known, call.layout, length),
+        Name::CloseSubId => close_sub_id(connection, &known, call.layout, input).map(|()| unchanged),
+        Name::GetSubTuple => get_sub_tuple(connection, &known, call.layout, input, length),
         Name::OpenSubTuple => {
             let tuple = codec::decode_sub_tuple(call.layout, input, length);
             let opened = tuple.and_then(|tuple| {
-                let id = open_sub_tuple(connection, caller, &shared, &tuple)?;
+                let id = open_sub_tuple(connection, caller, &known, &tuple)?;
                 Ok((id, codec::sub_tuple_size(call.layout, tuple.local.is_ipv4())))
             });
             opened.map(|(id, size)| match call.layout {
@@ -99,7 +101,7 @@ pub fn serve_get(
                 Layout::Draft | Layout::Header => Reply { bytes: vec![id], length: size },
             })
         }
-        Name::SubGetsockopt => sub_getsockopt(connection, caller, &shared, input).map(|()| unchanged),
+        Name::SubGetsockopt => sub_getsockopt(connection, caller, &known, input).map(|()| unchanged),
         Name::SubSetsockopt => Err(wrong_direction()),
     };
     served.map_err(of_a_call)
@@ -107,9 +109,9 @@ pub fn serve_get(
 
 /// setsockopt(IPPROTO_TCP) of one of the options, which is MPTCP_SUB_SETSOCKOPT.
 pub fn serve_set(connection: &dyn Connection, caller: &dyn Caller, call: Call, input: &[u8]) -> Result<()> {
-    let shared = connection.shared()?;
+    let known = connection.known()?;
     match call.name {
-        Name::SubSetsockopt => sub_setsockopt(connection, caller, &shared, input).map_err(of_a_call),
+        Name::SubSetsockopt => sub_setsockopt(connection, caller, &known, input).map_err(of_a_call),
         _ => Err(wrong_direction()),
     }
 }
@@ -178,9 +180,9 @@ fn einval(message: impl Into<String>) -> Error {
 }
 
 /// The subflows with their ids, oldest first. Those of which we have sent the FIN are closed already.
-fn subflows(connection: &dyn Connection, shared: &Shared) -> Result<Vec<(u8, Subflow)>> {
+fn subflows(connection: &dyn Connection, known: &Known) -> Result<Vec<(u8, Subflow)>> {
     // Held from before the reading, so that no reading older than another one forgets an id.
-    let mut ids = lock(&shared.sub_ids);
+    let mut ids = lock(&known.sub_ids);
     let mut subflows = connection.subflows()?;
     subflows.retain(|subflow| {
         subflow.entry.is_some() && !tcp_state::FIN_SENT.contains(&subflow.tcp_info.state())
@@ -190,8 +192,8 @@ fn subflows(connection: &dyn Connection, shared: &Shared) -> Result<Vec<(u8, Sub
     Ok(ids.into_iter().zip(subflows).filter_map(|(id, subflow)| Some((id?, subflow))).collect())
 }
 
-fn find(connection: &dyn Connection, shared: &Shared, id: u8) -> Result<Subflow> {
-    let found = subflows(connection, shared)?.into_iter().find(|(other, _)| *other == id);
+fn find(connection: &dyn Connection, known: &Known, id: u8) -> Result<Subflow> {
+    let found = subflows(connection, known)?.into_iter().find(|(other, _)| *other == id);
     found.map(|(_, subflow)| subflow).ok_or_else(|| unknown(id))
 }
 
@@ -209,22 +211,22 @@ fn status(id: u8, subflow: &Subflow) -> SubStatus {
     }
 }
 
-fn get_sub_ids(connection: &dyn Connection, shared: &Shared, layout: Layout, length: usize) -> Result<Reply> {
+fn get_sub_ids(connection: &dyn Connection, known: &Known, layout: Layout, length: usize) -> Result<Reply> {
     // Newest first, as the kernel of 2016 had them.
     let statuses: Vec<SubStatus> =
-        subflows(connection, shared)?.iter().rev().map(|(id, subflow)| status(*id, subflow)).collect();
+        subflows(connection, known)?.iter().rev().map(|(id, subflow)| status(*id, subflow)).collect();
     reply(codec::encode_sub_ids(layout, &statuses), length)
 }
 
 fn get_sub_tuple(
     connection: &dyn Connection,
-    shared: &Shared,
+    known: &Known,
     layout: Layout,
     input: &[u8],
     length: usize,
 ) -> Result<Reply> {
     let id = *input.first().ok_or_else(|| einval("the buffer has no room for an id"))?;
-    let subflow = find(connection, shared, id)?;
+    let subflow = find(connection, known, id)?;
     let prio = status(id, &subflow).low_prio.into();
     let tuple = SubTuple { id, prio, local: subflow.local, remote: subflow.remote };
     reply(codec::encode_sub_tuple(layout, &tuple), length)
@@ -237,13 +239,13 @@ fn reply(bytes: Vec<u8>, length: usize) -> Result<Reply> {
     Ok(Reply { length: bytes.len(), bytes })
 }
 
-fn close_sub_id(connection: &dyn Connection, shared: &Shared, layout: Layout, input: &[u8]) -> Result<()> {
+fn close_sub_id(connection: &dyn Connection, known: &Known, layout: Layout, input: &[u8]) -> Result<()> {
     let (id, how) = codec::decode_close_sub_id(layout, input)?;
-    let subflow = find(connection, shared, id)?;
+    let subflow = find(connection, known, id)?;
     let which = Which::Endpoints { local: subflow.local, remote: subflow.remote };
     match how {
-        How::Shutdown => connection::close_subflow(connection, which, true),
-        How::Reset => connection::reset_subflow(connection, which),
+        How::Shutdown => close_subflow(connection, which, true),
+        How::Reset => reset_subflow(connection, which),
     }
     .map_err(of_a_subflow(id))
 }
@@ -252,7 +254,7 @@ fn close_sub_id(connection: &dyn Connection, shared: &Shared, layout: Layout, in
 fn open_sub_tuple(
     connection: &dyn Connection,
     caller: &dyn Caller,
-    shared: &Shared,
+    known: &Known,
     tuple: &SubTuple,
 ) -> Result<u8> {
     if tuple.local.port() != 0 {
@@ -265,7 +267,7 @@ fn open_sub_tuple(
         interface: None,
     };
     let opened = Opening::new(connection, &request)?.detach(connection)?;
-    let subflows = subflows(connection, shared)?;
+    let subflows = subflows(connection, known)?;
     let is_new = |subflow: &Subflow| {
         let ends = Tuple { local: subflow.local, remote: subflow.remote, interface: 0 };
         opened.is_some_and(|opened| opened.same_endpoints(&ends))
@@ -275,7 +277,7 @@ fn open_sub_tuple(
     }
     // Refused before we could look. It was a subflow all the same, and its id is one that is closed.
     let live: Vec<u64> = subflows.iter().filter_map(|(_, subflow)| Some(subflow.entry?.cookie)).collect();
-    Ok(lock(&shared.sub_ids).pass(&live).unwrap_or_default())
+    Ok(lock(&known.sub_ids).pass(&live).unwrap_or_default())
 }
 
 fn endpoint(address: SocketAddr) -> Endpoint {
@@ -289,11 +291,11 @@ fn endpoint(address: SocketAddr) -> Endpoint {
 fn sub_getsockopt(
     connection: &dyn Connection,
     caller: &dyn Caller,
-    shared: &Shared,
+    known: &Known,
     input: &[u8],
 ) -> Result<()> {
     let request = codec::decode_sub_getsockopt(input)?;
-    let subflow = find(connection, shared, request.id)?;
+    let subflow = find(connection, known, request.id)?;
     let mut optlen = [0; 4];
     caller.read(request.optlen, &mut optlen).map_err(|error| memory("optlen", &error))?;
     let room = usize::try_from(i32::from_ne_bytes(optlen)).map_err(|_| einval("optlen is negative"))?;
@@ -316,11 +318,11 @@ fn sub_getsockopt(
 fn sub_setsockopt(
     connection: &dyn Connection,
     caller: &dyn Caller,
-    shared: &Shared,
+    known: &Known,
     input: &[u8],
 ) -> Result<()> {
     let request = codec::decode_sub_setsockopt(input)?;
-    let subflow = find(connection, shared, request.id)?;
+    let subflow = find(connection, known, request.id)?;
     let option = SocketOption { level: request.level, number: request.optname };
     let length = i32::try_from(request.optlen).ok().and_then(|length| usize::try_from(length).ok());
     let length = length.filter(|length| *length <= MAX_VALUE).ok_or_else(|| {

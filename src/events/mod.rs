@@ -6,22 +6,35 @@ pub mod reader;
 pub mod snapshot;
 pub mod subscription;
 
+use std::fmt;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::connection::Connection;
 use crate::error::{Error, Result};
 use crate::events::event::{Event, Kind};
 use crate::events::links::Watch;
 use crate::events::reader::Reader;
-use crate::events::snapshot::Picture;
+use crate::events::snapshot::Snapshot;
 use crate::events::subscription::{Filter, Item, Loss, Subscription};
-use crate::namespace::Namespace;
 use crate::netlink::diag;
+use crate::netlink::Channel;
 use crate::sys::lock::lock;
 use crate::sys::{self, wait};
+
+/// The sockets of one network namespace that events are read with. Whoever takes events holds them, so that all who do
+/// share one reader.
+pub trait Sockets: fmt::Debug + Send + Sync {
+    /// For requests by inet_diag.
+    fn diag(&self) -> &Mutex<Channel>;
+
+    /// Two new sockets of rtnetlink, for [`Watch::start`].
+    fn new_route_sockets(&self) -> Result<[OwnedFd; 2]>;
+
+    /// Made by this process, not by the one that it was forked from.
+    fn is_ours(&self) -> bool;
+}
 
 /// What `Events::take` found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,14 +42,14 @@ pub enum Taken {
     Event(Event),
     /// Nothing yet.
     Nothing,
-    /// Nothing any more: the connection has ended, or `Events::end` was called.
+    /// No more will come: the connection has ended, or `Events::end` was called.
     Over,
 }
 
 /// Events in order, from the moment when this was made. Of one connection they are over after Closed.
 #[derive(Debug)]
 pub struct Events {
-    namespace: Arc<Namespace>,
+    sockets: Arc<dyn Sockets>,
     subscription: Arc<Subscription>,
     /// Held over one taking, in which a loss may be dealt with.
     taking: Mutex<()>,
@@ -46,34 +59,23 @@ pub struct Events {
 }
 
 impl Events {
-    /// Of one connection, or of the whole namespace. By netlink if this process may, else by polling.
-    pub fn new(namespace: Arc<Namespace>, token: Option<u32>) -> Result<Events> {
-        let reader = match namespace.reader() {
-            Err(error) if error.errno() == libc::EPERM => namespace.poller()?,
-            result => result?,
-        };
+    /// Of one connection, or of the whole namespace.
+    pub fn new(sockets: Arc<dyn Sockets>, reader: Arc<Reader>, token: Option<u32>) -> Result<Events> {
         let subscription = reader.subscribe_to_stream(token.map_or(Filter::Namespace, Filter::Token))?;
         let watch = match token {
             Some(token) => {
-                check_there(&namespace, token, reader.is_polling())?;
+                check_there(sockets.diag(), token, reader.is_polling())?;
                 None
             }
             None => Some(reader.watch(|| {
-                let socket = || namespace.socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE);
-                Watch::start(socket()?, socket()?)
+                let [notices, requests] = sockets.new_route_sockets()?;
+                Watch::start(notices, requests)
             })?),
         };
-        Ok(Events { namespace, subscription, taking: Mutex::default(), watch, reader })
+        Ok(Events { sockets, subscription, taking: Mutex::default(), watch, reader })
     }
 
-    /// Of one connection. It must be there after subscribing, or its token may be another's.
-    pub fn of_connection(connection: &dyn Connection) -> Result<Events> {
-        let events = Events::new(connection.namespace()?, Some(connection.shared()?.token))?;
-        connection.shared()?;
-        Ok(events)
-    }
-
-    /// The next event, if there is one. After a loss what there is is read back from the sockets here.
+    /// The next event, if there is one. After a loss the current state is read back from the sockets here.
     pub fn take(&self) -> Result<Taken> {
         let _taking = lock(&self.taking);
         loop {
@@ -92,24 +94,24 @@ impl Events {
         }
     }
 
-    /// Overrun, and what there is, all with one time.
+    /// Overrun, and the current state, all with one time.
     fn read_back(&self, loss: &Loss) -> Result<Vec<Event>> {
-        let picture = match loss.picture.get() {
-            Some(picture) => picture,
+        let snapshot = match loss.snapshot.get() {
+            Some(snapshot) => snapshot,
             None => {
-                let read = Picture::read_all(&mut lock(&self.namespace.diag), self.known());
+                let read = Snapshot::read_all(&mut lock(self.sockets.diag()), self.known());
                 let read = read.map_err(diag::failed)?;
                 self.reader.forget_all_but(&read);
-                loss.picture.get_or_init(|| read)
+                loss.snapshot.get_or_init(|| read)
             }
         };
         let token = match self.subscription.filter {
             Filter::Token(token) => Some(token),
             _ => None,
         };
-        let mut events = vec![Event { token, ..Event::new(Kind::Overrun, picture.time_ns) }];
-        events.extend(self.watch.iter().flat_map(|watch| watch.state(picture.time_ns)));
-        events.extend(picture.events(token));
+        let mut events = vec![Event { token, ..Event::new(Kind::Overrun, snapshot.time_ns) }];
+        events.extend(self.watch.iter().flat_map(|watch| watch.state(snapshot.time_ns)));
+        events.extend(snapshot.events(token));
         Ok(events)
     }
 
@@ -148,7 +150,7 @@ impl Events {
 
     /// Made by this process, not by the one that it was forked from.
     pub fn is_ours(&self) -> bool {
-        self.namespace.is_ours()
+        self.sockets.is_ours()
     }
 
     pub fn is_polling(&self) -> bool {
@@ -170,8 +172,8 @@ impl Drop for Events {
 }
 
 /// After subscribing: a connection that has ended by now may never be heard of.
-fn check_there(namespace: &Namespace, token: u32, polling: bool) -> Result<()> {
-    let mut channel = lock(&namespace.diag);
+fn check_there(diag: &Mutex<Channel>, token: u32, polling: bool) -> Result<()> {
+    let mut channel = lock(diag);
     let found = diag::look_up_tokens(&mut channel, &[token]).map_err(diag::failed)?.pop().flatten();
     let Some(connection) = found.filter(|connection| !connection.is_orphan()) else {
         return Err(Error::os(libc::ENOTCONN, format!("there is no connection with token {token}")));

@@ -18,7 +18,7 @@ use crate::abi::uapi;
 use crate::error::{Error, Result};
 use crate::events::event::{self, Event, Kind};
 use crate::events::links::Watch;
-use crate::events::snapshot::{self, Picture};
+use crate::events::snapshot::{self, Snapshot};
 use crate::events::subscription::{Filter, Loss, Subscription};
 use crate::netlink::diag::{self, Tuple};
 use crate::netlink::{messages, receive_buffer, Channel, Failure, Message};
@@ -39,14 +39,14 @@ const TURN: usize = 256;
 
 /// Where events come from.
 #[derive(Debug)]
-enum Source {
+enum Origin {
     /// The multicast group of this number.
     Netlink {
         group: u32,
     },
     Polling {
         requests: Mutex<Channel>,
-        picture: Mutex<Picture>,
+        snapshot: Mutex<Snapshot>,
     },
 }
 
@@ -92,10 +92,11 @@ impl Subscribers {
     }
 }
 
+/// What the thread and the reader's owners share.
 #[derive(Debug)]
-struct Shared {
-    source: Source,
-    /// Of the source.
+struct Inner {
+    origin: Origin,
+    /// Of the origin.
     socket: Arc<socket2::Socket>,
     wake: EventFd,
     stop: AtomicBool,
@@ -109,7 +110,7 @@ struct Shared {
 /// The subscription of this process to the events of one namespace. It ends when the last owner drops it.
 #[derive(Debug)]
 pub struct Reader {
-    shared: Arc<Shared>,
+    inner: Arc<Inner>,
     thread: Option<JoinHandle<()>>,
     process: u32,
 }
@@ -121,7 +122,7 @@ impl Reader {
         while (&*socket).read(&mut [0; 16]).is_ok() {}
         membership(&socket, libc::NETLINK_ADD_MEMBERSHIP, group)
             .map_err(|error| Error::call("joining mptcp_pm_events (CAP_NET_ADMIN)", &error))?;
-        Reader::start(socket, Source::Netlink { group })
+        Reader::start(socket, Origin::Netlink { group })
     }
 
     /// Compares readings of the sockets. Takes a bound socket of sock_diag for notices, and one for requests.
@@ -130,10 +131,10 @@ impl Reader {
             membership(&socket, libc::NETLINK_ADD_MEMBERSHIP, group)
                 .map_err(|error| Error::call("joining SKNLGRP_INET_TCP_DESTROY", &error))?;
         }
-        Reader::start(socket, Source::Polling { requests: Mutex::new(requests), picture: Mutex::default() })
+        Reader::start(socket, Origin::Polling { requests: Mutex::new(requests), snapshot: Mutex::default() })
     }
 
-    fn start(socket: Arc<socket2::Socket>, source: Source) -> Result<Reader> {
+    fn start(socket: Arc<socket2::Socket>, origin: Origin) -> Result<Reader> {
         // The first needs CAP_NET_ADMIN in the initial user namespace.
         for option in [libc::SO_RCVBUFFORCE, libc::SO_RCVBUF] {
             let fd = socket.as_raw_fd();
@@ -142,8 +143,8 @@ impl Reader {
             }
         }
         let wake = EventFd::new().map_err(|error| Error::call("eventfd", &error))?;
-        let shared = Arc::new(Shared {
-            source,
+        let inner = Arc::new(Inner {
+            origin,
             socket,
             wake,
             stop: AtomicBool::new(false),
@@ -151,19 +152,19 @@ impl Reader {
             watch: Mutex::default(),
             known: Mutex::default(),
         });
-        let for_thread = Arc::clone(&shared);
+        let for_thread = Arc::clone(&inner);
         let buffer = receive_buffer().map_err(|error| Error::call("reading events", &error))?;
         let thread = std::thread::Builder::new()
             .name("mptcp-events".into())
             .spawn(move || run(&for_thread, buffer))
             .map_err(|error| Error::call("starting the thread that reads events", &error))?;
-        Ok(Reader { shared, thread: Some(thread), process: std::process::id() })
+        Ok(Reader { inner, thread: Some(thread), process: std::process::id() })
     }
 
     /// Subscribes to the events of one connection, for one who waits by `Subscription::next` or by its descriptor.
     pub fn subscribe(&self, token: u32, descriptor: Option<EventFd>) -> Arc<Subscription> {
         let subscription = Arc::new(Subscription::new(Filter::Token(token), descriptor));
-        lock(&self.shared.subscribers).add(&subscription);
+        lock(&self.inner.subscribers).add(&subscription);
         subscription
     }
 
@@ -171,34 +172,34 @@ impl Reader {
     pub fn subscribe_to_stream(&self, filter: Filter) -> Result<Arc<Subscription>> {
         let descriptor = EventFd::new().map_err(|error| Error::call("eventfd", &error))?;
         let subscription = Arc::new(Subscription::new(filter, Some(descriptor)));
-        let Source::Polling { requests, picture } = &self.shared.source else {
-            lock(&self.shared.subscribers).add(&subscription);
+        let Origin::Polling { requests, snapshot } = &self.inner.origin else {
+            lock(&self.inner.subscribers).add(&subscription);
             return Ok(subscription);
         };
         // It is told what changes from now on, so what there is must be known first.
-        let mut picture = lock(picture);
-        let wanted = match (lock(&self.shared.subscribers).wanted(), filter) {
+        let mut snapshot = lock(snapshot);
+        let wanted = match (lock(&self.inner.subscribers).wanted(), filter) {
             (Some(mut wanted), Filter::Token(token)) => {
                 wanted.insert(token);
                 Some(wanted)
             }
             _ => None,
         };
-        let compared = self.shared.compare(&mut lock(requests), &mut picture, wanted.as_ref());
+        let compared = self.inner.compare(&mut lock(requests), &mut snapshot, wanted.as_ref());
         compared.map_err(diag::failed)?;
-        if filter == Filter::Namespace && !picture.has_subflows() {
+        if filter == Filter::Namespace && !snapshot.has_subflows() {
             diag::check_tells(&mut lock(requests))?;
         }
-        lock(&self.shared.subscribers).add(&subscription);
-        drop(picture);
-        self.shared.wake.set(); // the interval begins
+        lock(&self.inner.subscribers).add(&subscription);
+        drop(snapshot);
+        self.inner.wake.set(); // the interval begins
         Ok(subscription)
     }
 
     /// The links of the namespace, read as long as the result is held; `start` makes the sockets for it. Whoever drops it
     /// calls `wake`.
     pub fn watch(&self, start: impl FnOnce() -> Result<Watch>) -> Result<Arc<Watch>> {
-        let mut watch = lock(&self.shared.watch);
+        let mut watch = lock(&self.inner.watch);
         if let Some(running) = watch.upgrade() {
             return Ok(running);
         }
@@ -211,28 +212,28 @@ impl Reader {
     /// Lets the thread look anew at what is wanted.
     pub fn wake(&self) {
         if self.process == std::process::id() {
-            self.shared.wake.set();
+            self.inner.wake.set();
         }
     }
 
     pub fn is_polling(&self) -> bool {
-        matches!(self.shared.source, Source::Polling { .. })
+        matches!(self.inner.origin, Origin::Polling { .. })
     }
 
     /// Tokens of connections that events spoke of.
     pub fn known(&self) -> HashSet<u32> {
-        lock(&self.shared.known).clone()
+        lock(&self.inner.known).clone()
     }
 
     /// Of these alone it need be known in future whether they are there.
-    pub fn forget_all_but(&self, picture: &Picture) {
-        let live: HashSet<u32> = picture.tokens().collect();
-        lock(&self.shared.known).retain(|token| live.contains(token));
+    pub fn forget_all_but(&self, snapshot: &Snapshot) {
+        let live: HashSet<u32> = snapshot.tokens().collect();
+        lock(&self.inner.known).retain(|token| live.contains(token));
     }
 
     /// Bytes of events that the kernel may queue: for tests of what happens when they do not fit.
     pub fn set_receive_buffer(&self, size: i32) -> std::io::Result<()> {
-        sys::setsockopt_i32(self.shared.socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVBUF, size)
+        sys::setsockopt_i32(self.inner.socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVBUF, size)
     }
 }
 
@@ -242,11 +243,11 @@ impl Drop for Reader {
         if self.process != std::process::id() {
             return;
         }
-        if let Source::Netlink { group } = self.shared.source {
-            let _ = membership(&self.shared.socket, libc::NETLINK_DROP_MEMBERSHIP, group);
+        if let Origin::Netlink { group } = self.inner.origin {
+            let _ = membership(&self.inner.socket, libc::NETLINK_DROP_MEMBERSHIP, group);
         }
-        self.shared.stop.store(true, Ordering::Relaxed);
-        self.shared.wake.set();
+        self.inner.stop.store(true, Ordering::Relaxed);
+        self.inner.wake.set();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -258,48 +259,48 @@ fn membership(socket: &socket2::Socket, option: i32, group: u32) -> std::io::Res
 }
 
 /// The thread: reads until it is told to stop.
-fn run(shared: &Shared, mut buffer: Vec<u8>) {
-    let mut polling = match &shared.source {
-        Source::Netlink { .. } => None,
-        Source::Polling { requests, picture } => {
-            Some(Polling { shared, requests, picture, earliest: Instant::now(), due: None })
+fn run(inner: &Inner, mut buffer: Vec<u8>) {
+    let mut polling = match &inner.origin {
+        Origin::Netlink { .. } => None,
+        Origin::Polling { requests, snapshot } => {
+            Some(Polling { inner, requests, snapshot, earliest: Instant::now(), due: None })
         }
     };
     loop {
-        let watch = lock(&shared.watch).upgrade();
+        let watch = lock(&inner.watch).upgrade();
         let watched: RawFd = watch.as_ref().map_or(-1, |watch| watch.fd());
         let timeout = polling.as_ref().and_then(Polling::timeout);
-        let fds = [shared.wake.as_raw_fd(), shared.socket.as_raw_fd(), watched];
+        let fds = [inner.wake.as_raw_fd(), inner.socket.as_raw_fd(), watched];
         let [woken, source, links] = match wait::readable(fds, timeout) {
             Ok(ready) => ready,
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
             Err(_) => return,
         };
         if woken {
-            shared.wake.reset();
-            if shared.stop.load(Ordering::Relaxed) {
+            inner.wake.reset();
+            if inner.stop.load(Ordering::Relaxed) {
                 return;
             }
         }
         if let Some(watch) = watch.filter(|_| links) {
-            let lost = drain(shared, watch.socket(), &mut buffer, |datagram, now| {
-                watch.take(datagram, now, |event| shared.dispatch(&event));
+            let lost = drain(inner, watch.socket(), &mut buffer, |datagram, now| {
+                watch.take(datagram, now, |event| inner.dispatch(&event));
             });
             if lost {
                 // What cannot be read now is told by later changes.
                 let _ = watch.read_back();
-                shared.lost(|filter| filter == Filter::Namespace);
+                inner.lost(|filter| filter == Filter::Namespace);
             }
         }
         match &mut polling {
             Some(polling) => polling.go_on(source, &mut buffer),
-            None if source => shared.read_events(&mut buffer),
+            None if source => inner.read_events(&mut buffer),
             None => {}
         }
     }
 }
 
-impl Shared {
+impl Inner {
     fn read_events(&self, buffer: &mut [u8]) {
         let interface_name = |index| sys::interface_name(self.socket.as_raw_fd(), index).ok().map(Arc::from);
         let lost = drain(self, &self.socket, buffer, |datagram, now| {
@@ -321,13 +322,13 @@ impl Shared {
     fn compare(
         &self,
         requests: &mut Channel,
-        picture: &mut Picture,
+        snapshot: &mut Snapshot,
         wanted: Option<&HashSet<u32>>,
     ) -> std::result::Result<(), Failure> {
         let is_wanted = |token| wanted.is_none_or(|wanted| wanted.contains(&token));
-        let known = picture.tokens().chain(wanted.into_iter().flatten().copied());
-        let mut now = Picture::read(requests, known, is_wanted)?;
-        let missing = picture.missing_in(&now);
+        let known = snapshot.tokens().chain(wanted.into_iter().flatten().copied());
+        let mut now = Snapshot::read(requests, known, is_wanted)?;
+        let missing = snapshot.missing_in(&now);
         let tuples: Vec<Tuple> = missing.iter().map(|(_, entry)| entry.tuple).collect();
         for ((token, before), entry) in missing.into_iter().zip(diag::look_up(requests, &tuples)?) {
             let is_it = |entry: &diag::Entry| entry.cookie == before.cookie && snapshot::is_connected(entry);
@@ -335,10 +336,10 @@ impl Shared {
                 now.add_subflow(token, entry);
             }
         }
-        for event in picture.changes(&now) {
+        for event in snapshot.changes(&now) {
             self.dispatch(&event);
         }
-        *picture = now;
+        *snapshot = now;
         Ok(())
     }
 
@@ -370,14 +371,14 @@ impl Shared {
 /// Reads the datagrams that wait in a socket. True if the kernel dropped some: it then takes no more before all that wait
 /// are read, so they are.
 fn drain(
-    shared: &Shared,
+    inner: &Inner,
     mut socket: &socket2::Socket,
     buffer: &mut [u8],
     mut on_datagram: impl FnMut(&[u8], u64),
 ) -> bool {
     let mut lost = false;
     let mut left = TURN;
-    while (lost || left > 0) && !shared.stop.load(Ordering::Relaxed) {
+    while (lost || left > 0) && !inner.stop.load(Ordering::Relaxed) {
         match socket.read(buffer) {
             Ok(length) => on_datagram(&buffer[..length], sys::monotonic_ns()),
             Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => lost = true,
@@ -391,9 +392,9 @@ fn drain(
 
 /// The state of the thread that compares readings.
 struct Polling<'a> {
-    shared: &'a Shared,
+    inner: &'a Inner,
     requests: &'a Mutex<Channel>,
-    picture: &'a Mutex<Picture>,
+    snapshot: &'a Mutex<Snapshot>,
     /// Not to be read again before.
     earliest: Instant,
     /// When to read again; absent while nobody wants to know.
@@ -409,11 +410,11 @@ impl Polling<'_> {
     fn go_on(&mut self, notices: bool, buffer: &mut [u8]) {
         if notices {
             let mut concerned = false;
-            let lost = drain(self.shared, &self.shared.socket, buffer, |datagram, _| {
-                let picture = lock(self.picture);
+            let lost = drain(self.inner, &self.inner.socket, buffer, |datagram, _| {
+                let snapshot = lock(self.snapshot);
                 concerned |= messages(datagram).any(|message| match message {
                     Message::Data { payload, .. } => {
-                        diag::cookie(payload).is_some_and(|cookie| picture.knows(cookie))
+                        diag::cookie(payload).is_some_and(|cookie| snapshot.knows(cookie))
                     }
                     _ => false,
                 });
@@ -427,15 +428,15 @@ impl Polling<'_> {
             return;
         }
         // Locked first, as who subscribes does, so that nobody is added between.
-        let mut picture = lock(self.picture);
-        let wanted = lock(&self.shared.subscribers).wanted();
+        let mut snapshot = lock(self.snapshot);
+        let wanted = lock(&self.inner.subscribers).wanted();
         if wanted.as_ref().is_some_and(HashSet::is_empty) {
-            *picture = Picture::default();
+            *snapshot = Snapshot::default();
             self.due = None;
             return;
         }
         // A reading that fails is tried again when the next is due.
-        let _ = self.shared.compare(&mut lock(self.requests), &mut picture, wanted.as_ref());
+        let _ = self.inner.compare(&mut lock(self.requests), &mut snapshot, wanted.as_ref());
         let end = Instant::now();
         self.earliest = end + (end - now) * IDLE;
         self.due = Some(self.earliest.max(end + INTERVAL));

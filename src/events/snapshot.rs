@@ -1,5 +1,5 @@
-//! What there is of connections in a namespace, read back from the sockets: told as the events by which it came about,
-//! and what has changed between two readings. No privilege, and no connection's lock.
+//! A snapshot of a namespace's connections, read from the sockets: replayable as events, and comparable with a later one.
+//! No privilege, and no connection's lock.
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
@@ -12,16 +12,16 @@ use crate::sys;
 
 /// The connections of a namespace at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Picture {
+pub struct Snapshot {
     /// CLOCK_MONOTONIC, nanoseconds.
     pub time_ns: u64,
-    connections: HashMap<u32, Known>,
+    connections: HashMap<u32, Connection>,
     listeners: Vec<SocketAddr>,
 }
 
-/// One connection: itself, and its subflows whose handshake is over.
+/// One connection of a snapshot: itself, and its subflows whose handshake is over.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Known {
+struct Connection {
     entry: Entry,
     subflows: Vec<Entry>,
 }
@@ -30,14 +30,14 @@ fn is_initial(entry: &Entry) -> bool {
     entry.subflow.is_some_and(|subflow| subflow.initial())
 }
 
-impl Picture {
+impl Snapshot {
     /// Reads the connections that are `wanted` by their tokens. Tokens come from the subflows; a connection without any
     /// is found if it is among `known`.
     pub fn read(
         channel: &mut Channel,
         known: impl IntoIterator<Item = u32>,
         wanted: impl Fn(u32) -> bool,
-    ) -> Result<Picture, Failure> {
+    ) -> Result<Snapshot, Failure> {
         let mut subflows: HashMap<u32, Vec<Entry>> =
             known.into_iter().filter(|token| wanted(*token)).map(|token| (token, Vec::new())).collect();
         diag::dump(channel, |entry, _| {
@@ -48,17 +48,17 @@ impl Picture {
         let tokens: Vec<u32> = subflows.keys().copied().collect();
         let entries = diag::look_up_tokens(channel, &tokens)?;
         let known = |(token, entry): (&u32, Option<Entry>)| {
-            Some((*token, Known::of(entry?, subflows.remove(token)?)?))
+            Some((*token, Connection::of(entry?, subflows.remove(token)?)?))
         };
         let connections = tokens.iter().zip(entries).filter_map(known).collect();
-        Ok(Picture { time_ns: sys::monotonic_ns(), connections, listeners: Vec::new() })
+        Ok(Snapshot { time_ns: sys::monotonic_ns(), connections, listeners: Vec::new() })
     }
 
     /// Reads everything, listeners too.
-    pub fn read_all(channel: &mut Channel, known: HashSet<u32>) -> Result<Picture, Failure> {
+    pub fn read_all(channel: &mut Channel, known: HashSet<u32>) -> Result<Snapshot, Failure> {
         let mut listeners = Vec::new();
         diag::dump_listeners(channel, |local| listeners.push(local))?;
-        Ok(Picture { listeners, ..Picture::read(channel, known, |_| true)? })
+        Ok(Snapshot { listeners, ..Snapshot::read(channel, known, |_| true)? })
     }
 
     pub fn tokens(&self) -> impl Iterator<Item = u32> + '_ {
@@ -74,8 +74,7 @@ impl Picture {
         self.connections.values().any(|known| known.subflows.iter().any(|entry| entry.cookie == cookie))
     }
 
-    /// What there is, as the events by which it came about: of all, or of one connection, which is closed if it is not
-    /// there.
+    /// The events that led to this state: of all connections, or of one, which is closed if it is absent.
     pub fn events(&self, token: Option<u32>) -> Vec<Event> {
         let mut events = Vec::new();
         match token {
@@ -99,7 +98,7 @@ impl Picture {
     }
 
     /// Subflows of `self` that `later` lacks though their connection is there: gone, or missed by the dump.
-    pub fn missing_in(&self, later: &Picture) -> Vec<(u32, Entry)> {
+    pub fn missing_in(&self, later: &Snapshot) -> Vec<(u32, Entry)> {
         let mut missing = Vec::new();
         for (token, known) in &self.connections {
             let Some(now) = later.same(*token, known) else { continue };
@@ -117,7 +116,7 @@ impl Picture {
     }
 
     /// What happened between this and a later reading, as far as both show it.
-    pub fn changes(&self, later: &Picture) -> Vec<Event> {
+    pub fn changes(&self, later: &Snapshot) -> Vec<Event> {
         let mut events = Vec::new();
         for (token, known) in &self.connections {
             match later.same(*token, known) {
@@ -134,7 +133,7 @@ impl Picture {
     }
 
     /// The same connection, and not another one with its token.
-    fn same(&self, token: u32, other: &Known) -> Option<&Known> {
+    fn same(&self, token: u32, other: &Connection) -> Option<&Connection> {
         self.connections.get(&token).filter(|known| known.entry.cookie == other.entry.cookie)
     }
 }
@@ -145,17 +144,17 @@ pub fn is_connected(entry: &Entry) -> bool {
     !not_yet_or_no_more.contains(&entry.state) && !entry.is_orphan()
 }
 
-impl Known {
+impl Connection {
     /// `None` for a connection of which nobody is told: its owner has closed it, which it may outlive for its last
     /// segments, or it fell back to TCP.
-    fn of(entry: Entry, mut subflows: Vec<Entry>) -> Option<Known> {
+    fn of(entry: Entry, mut subflows: Vec<Entry>) -> Option<Connection> {
         let fell_back = |entry: &Entry| entry.subflow.is_some_and(|subflow| subflow.fell_back());
         if entry.is_orphan() || entry.state == tcp_state::CLOSE || subflows.iter().any(fell_back) {
             return None;
         }
         subflows.retain(is_connected);
         subflows.sort_unstable_by_key(|entry| entry.cookie);
-        Some(Known { entry, subflows })
+        Some(Connection { entry, subflows })
     }
 
     fn initial(&self) -> Option<&Entry> {
@@ -189,7 +188,7 @@ impl Known {
         }
     }
 
-    /// What there is of it.
+    /// The events that led to its state.
     fn tell(&self, token: u32, time_ns: u64, events: &mut Vec<Event>) {
         events.push(self.with_ends(Kind::Created, token, time_ns));
         if self.established() {
@@ -203,7 +202,7 @@ impl Known {
         events.extend(joined.map(|entry| of_subflow(Kind::SubEstablished, token, entry, time_ns)));
     }
 
-    fn changes(&self, now: &Known, token: u32, time_ns: u64, events: &mut Vec<Event>) {
+    fn changes(&self, now: &Connection, token: u32, time_ns: u64, events: &mut Vec<Event>) {
         if now.established() && !self.established() {
             events.push(now.with_ends(Kind::Established, token, time_ns));
         }
@@ -304,12 +303,12 @@ mod tests {
         Entry { tuple: entry(1, 1, None).tuple, ..entry(1, cookie, None) }
     }
 
-    fn connection(cookie: u64, subflows: impl Into<Vec<Entry>>) -> Known {
-        Known::of(socket(cookie), subflows.into()).unwrap()
+    fn connection(cookie: u64, subflows: impl Into<Vec<Entry>>) -> Connection {
+        Connection::of(socket(cookie), subflows.into()).unwrap()
     }
 
-    fn picture(time_ns: u64, connections: impl IntoIterator<Item = (u32, Known)>) -> Picture {
-        Picture { time_ns, connections: connections.into_iter().collect(), listeners: Vec::new() }
+    fn snapshot(time_ns: u64, connections: impl IntoIterator<Item = (u32, Connection)>) -> Snapshot {
+        Snapshot { time_ns, connections: connections.into_iter().collect(), listeners: Vec::new() }
     }
 
     fn kinds(events: &[Event]) -> Vec<Kind> {
@@ -319,18 +318,21 @@ mod tests {
     #[test]
     fn a_connection_is_left_out_when_its_owner_is_gone_or_it_fell_back() {
         let initial = vec![entry(1, 1, Some(INITIAL_FULL))];
-        assert!(Known::of(socket(9), initial.clone()).is_some());
+        assert!(Connection::of(socket(9), initial.clone()).is_some());
         // An accepted connection that nobody has taken yet has no inode either.
-        assert!(Known::of(Entry { inode: 0, ..socket(9) }, initial.clone()).is_some());
+        assert!(Connection::of(Entry { inode: 0, ..socket(9) }, initial.clone()).is_some());
         for state in tcp_state::FIN_SENT {
-            assert!(Known::of(Entry { inode: 0, state, ..socket(9) }, initial.clone()).is_none(), "{state}");
-            assert!(Known::of(Entry { state, ..socket(9) }, initial.clone()).is_some(), "{state}");
+            assert!(
+                Connection::of(Entry { inode: 0, state, ..socket(9) }, initial.clone()).is_none(),
+                "{state}"
+            );
+            assert!(Connection::of(Entry { state, ..socket(9) }, initial.clone()).is_some(), "{state}");
         }
-        assert!(Known::of(Entry { state: tcp_state::CLOSE, ..socket(9) }, initial).is_none());
-        assert!(Known::of(socket(9), vec![entry(1, 1, Some(FALLEN_BACK))]).is_none());
+        assert!(Connection::of(Entry { state: tcp_state::CLOSE, ..socket(9) }, initial).is_none());
+        assert!(Connection::of(socket(9), vec![entry(1, 1, Some(FALLEN_BACK))]).is_none());
         // Before the SYN-ACK nobody knows.
         let connecting = Entry { state: tcp_state::SYN_SENT, ..entry(1, 1, Some(CONNECTING)) };
-        assert!(Known::of(socket(9), vec![connecting]).is_some());
+        assert!(Connection::of(socket(9), vec![connecting]).is_some());
     }
 
     #[test]
@@ -353,7 +355,7 @@ mod tests {
     #[test]
     fn a_connection_is_told_with_its_ends_its_side_and_its_joins() {
         let join = Entry { cookie: 2, ..entry(2, 2, Some(JOINED | FLAG_BKUP_REM)) };
-        let read = picture(5, [(TOKEN, connection(9, [entry(1, 1, Some(INITIAL_FULL)), join]))]);
+        let read = snapshot(5, [(TOKEN, connection(9, [entry(1, 1, Some(INITIAL_FULL)), join]))]);
         let ends = tuple(1, 40_001);
         let of_connection = |kind| Event {
             token: Some(TOKEN),
@@ -389,7 +391,7 @@ mod tests {
     #[test]
     fn full_establishment_shows_by_the_initial_subflow_or_by_any_other() {
         let told = |subflows: &[Entry]| {
-            kinds(&picture(0, [(TOKEN, connection(9, subflows))]).events(None)).contains(&Kind::Established)
+            kinds(&snapshot(0, [(TOKEN, connection(9, subflows))]).events(None)).contains(&Kind::Established)
         };
         let initial = entry(1, 1, Some(INITIAL));
         assert!(!told(&[initial]));
@@ -400,7 +402,7 @@ mod tests {
 
     #[test]
     fn a_closed_initial_subflow_is_told_as_closed() {
-        let read = picture(0, [(TOKEN, connection(9, [entry(2, 2, Some(JOINED))]))]);
+        let read = snapshot(0, [(TOKEN, connection(9, [entry(2, 2, Some(JOINED))]))]);
         let events = read.events(None);
         let expected = [Kind::Created, Kind::Established, Kind::SubClosed, Kind::SubEstablished];
         assert_eq!(kinds(&events), expected);
@@ -411,7 +413,7 @@ mod tests {
     fn all_are_told_by_their_age_after_the_listeners() {
         let one = |cookie| connection(cookie, [entry(1, 1, Some(INITIAL))]);
         let listeners = vec![SocketAddr::from(([0, 0, 0, 0], 443))];
-        let read = Picture { listeners, ..picture(3, [(30, one(103)), (10, one(101)), (20, one(102))]) };
+        let read = Snapshot { listeners, ..snapshot(3, [(30, one(103)), (10, one(101)), (20, one(102))]) };
         let events = read.events(None);
         assert_eq!(kinds(&events), [Kind::ListenerCreated, Kind::Created, Kind::Created, Kind::Created]);
         assert_eq!(events[0].local, Some(SocketAddr::from(([0, 0, 0, 0], 443))));
@@ -422,24 +424,24 @@ mod tests {
 
     #[test]
     fn a_connection_that_is_not_there_is_told_as_closed() {
-        let events = picture(4, []).events(Some(TOKEN));
+        let events = snapshot(4, []).events(Some(TOKEN));
         assert_eq!(events, [Event { token: Some(TOKEN), ..Event::new(Kind::Closed, 4) }]);
-        assert!(picture(4, []).events(None).is_empty());
+        assert!(snapshot(4, []).events(None).is_empty());
     }
 
     #[test]
     fn what_it_knows() {
         let read =
-            picture(0, [(TOKEN, connection(9, [entry(1, 1, Some(INITIAL))])), (8, connection(10, []))]);
+            snapshot(0, [(TOKEN, connection(9, [entry(1, 1, Some(INITIAL))])), (8, connection(10, []))]);
         assert!(read.knows(1) && !read.knows(9), "a connection's own cookie is no subflow's");
         assert_eq!(read.tokens().collect::<HashSet<_>>(), HashSet::from([8, TOKEN]));
         assert!(read.has_subflows());
-        assert!(!picture(0, [(8, connection(10, []))]).has_subflows());
+        assert!(!snapshot(0, [(8, connection(10, []))]).has_subflows());
     }
 
     #[test]
     fn only_the_peers_choice_of_a_backup_is_a_change() {
-        let with = |flags| picture(6, [(TOKEN, connection(9, [entry(2, 2, Some(JOINED | flags))]))]);
+        let with = |flags| snapshot(6, [(TOKEN, connection(9, [entry(2, 2, Some(JOINED | flags))]))]);
         let [neither, ours, theirs] = [0, FLAG_BKUP_LOC, FLAG_BKUP_REM].map(with);
         assert_eq!(neither.changes(&ours), []);
         for (before, after, backup) in [(&neither, &theirs, true), (&theirs, &neither, false)] {
@@ -454,11 +456,11 @@ mod tests {
     #[test]
     fn what_is_told_of_a_change_has_the_later_time() {
         let before =
-            picture(1, [(TOKEN, connection(9, [entry(1, 1, Some(INITIAL)), entry(2, 2, Some(JOINED))]))]);
+            snapshot(1, [(TOKEN, connection(9, [entry(1, 1, Some(INITIAL)), entry(2, 2, Some(JOINED))]))]);
         let after =
-            picture(2, [(TOKEN, connection(9, [entry(1, 1, Some(INITIAL)), entry(3, 3, Some(JOINED))]))]);
+            snapshot(2, [(TOKEN, connection(9, [entry(1, 1, Some(INITIAL)), entry(3, 3, Some(JOINED))]))]);
         for events in
-            [before.changes(&after), before.changes(&picture(2, [])), picture(1, []).changes(&after)]
+            [before.changes(&after), before.changes(&snapshot(2, [])), snapshot(1, []).changes(&after)]
         {
             assert!(!events.is_empty());
             assert!(
@@ -470,7 +472,7 @@ mod tests {
 
     #[test]
     fn another_connection_with_the_same_token_ends_the_first() {
-        let with = |cookie| picture(0, [(TOKEN, connection(cookie, [entry(1, 1, Some(INITIAL))]))]);
+        let with = |cookie| snapshot(0, [(TOKEN, connection(cookie, [entry(1, 1, Some(INITIAL))]))]);
         assert_eq!(kinds(&with(9).changes(&with(10))), [Kind::Closed, Kind::Created]);
         assert_eq!(with(9).changes(&with(9)), []);
         assert!(with(9).missing_in(&with(10)).is_empty(), "nothing is missing of a connection that is gone");
@@ -479,8 +481,8 @@ mod tests {
     #[test]
     fn a_subflow_that_the_dump_missed_is_put_back() {
         let [initial, join] = [entry(1, 1, Some(INITIAL)), entry(2, 2, Some(JOINED))];
-        let before = picture(0, [(TOKEN, connection(9, [initial, join]))]);
-        let mut after = picture(0, [(TOKEN, connection(9, [initial]))]);
+        let before = snapshot(0, [(TOKEN, connection(9, [initial, join]))]);
+        let mut after = snapshot(0, [(TOKEN, connection(9, [initial]))]);
         assert_eq!(before.missing_in(&after), [(TOKEN, join)]);
         assert_eq!(after.missing_in(&before), []);
         after.add_subflow(TOKEN, join);
@@ -526,7 +528,7 @@ mod tests {
 
     /// Whoever joins late and whoever was told of every change believe the same.
     #[test]
-    fn changes_lead_from_each_picture_to_each_later_one() {
+    fn changes_lead_from_each_snapshot_to_each_later_one() {
         let initial = entry(1, 1, Some(INITIAL));
         let full = entry(1, 1, Some(INITIAL_FULL));
         let [second, third] = [entry(2, 2, Some(JOINED)), entry(3, 3, Some(JOINED_BY_PEER))];
@@ -544,9 +546,9 @@ mod tests {
             Some(connection(9, [])),
             Some(connection(10, [full, second])),
         ];
-        let read = |known: &Option<Known>| picture(0, known.clone().map(|known| (TOKEN, known)));
+        let read = |known: &Option<Connection>| snapshot(0, known.clone().map(|known| (TOKEN, known)));
         // Of a connection that goes on no subflow comes back, and it stays established.
-        let possible = |before: &Option<Known>, after: &Option<Known>| match (before, after) {
+        let possible = |before: &Option<Connection>, after: &Option<Connection>| match (before, after) {
             (Some(before), Some(after)) if before.entry.cookie == after.entry.cookie => {
                 (after.initial().is_none() || before.initial().is_some())
                     && (after.established() || !before.established())

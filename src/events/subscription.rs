@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use crate::events::event::{Event, Kind};
-use crate::events::snapshot::Picture;
+use crate::events::snapshot::Snapshot;
 use crate::sys::lock::lock;
 use crate::sys::{self, wait::EventFd};
 
@@ -18,7 +18,7 @@ pub const CAPACITY: usize = 16_384;
 /// from the sockets, once for all that lost the same.
 #[derive(Debug, Default)]
 pub struct Loss {
-    pub picture: OnceLock<Picture>,
+    pub snapshot: OnceLock<Snapshot>,
 }
 
 #[derive(Debug, Clone)]

@@ -12,7 +12,7 @@ use crate::sys::lock::lock;
 
 /// What this process knows of one connection beyond what the kernel tells.
 #[derive(Debug)]
-pub struct Shared {
+pub struct Known {
     pub token: u32,
     /// Since when it has been there, by what this process knows.
     since: Mutex<Instant>,
@@ -32,9 +32,9 @@ struct Ordinals {
     by_cookie: HashMap<u64, u32>,
 }
 
-impl Shared {
-    pub fn new(token: u32) -> Shared {
-        Shared {
+impl Known {
+    pub fn new(token: u32) -> Known {
+        Known {
             token,
             since: Mutex::new(Instant::now()),
             opening: Mutex::default(),
@@ -89,15 +89,15 @@ mod tests {
 
     #[test]
     fn our_own_ids_count_appearances_and_are_never_used_again() {
-        let shared = Shared::new(1);
+        let known = Known::new(1);
         let entry = |cookie| {
             let local = SocketAddr::from(([10, 0, 0, 1], 1));
             let tuple = Tuple { local, remote: local, interface: 0 };
             Some(Entry { tuple, state: 1, cookie, uid: 0, inode: 0, cgroup: None, subflow: None })
         };
-        assert_eq!(shared.ordinals(&[entry(50), entry(40)]), [Some(1), Some(2)]);
-        assert_eq!(shared.ordinals(&[entry(40), None, entry(60)]), [Some(2), None, Some(3)]);
-        assert_eq!(shared.ordinals(&[entry(40)]), [Some(2)]);
-        assert_eq!(shared.ordinals(&[entry(70), entry(40)]), [Some(4), Some(2)]);
+        assert_eq!(known.ordinals(&[entry(50), entry(40)]), [Some(1), Some(2)]);
+        assert_eq!(known.ordinals(&[entry(40), None, entry(60)]), [Some(2), None, Some(3)]);
+        assert_eq!(known.ordinals(&[entry(40)]), [Some(2)]);
+        assert_eq!(known.ordinals(&[entry(70), entry(40)]), [Some(4), Some(2)]);
     }
 }

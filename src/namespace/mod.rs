@@ -5,6 +5,7 @@
 
 pub mod address_ids;
 pub mod known;
+pub mod path_manager;
 pub mod sub_ids;
 pub mod sysctls;
 
@@ -13,13 +14,13 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use crate::abi::uapi;
 use crate::error::{Error, Result};
 use crate::events::reader::Reader;
-use crate::namespace::known::Shared;
+use crate::events::{Events, Sockets};
+use crate::namespace::known::Known;
 use crate::netlink::pm::socket::PmSocket;
 use crate::netlink::Channel;
 use crate::sys::lock::lock;
@@ -59,7 +60,7 @@ pub struct Namespace {
     /// threads, which share the open file that a flock belongs to.
     file: io::Result<File>,
     changing: Mutex<()>,
-    connections: Mutex<HashMap<u32, Weak<Shared>>>,
+    connections: Mutex<HashMap<u32, Weak<Known>>>,
 }
 
 /// Namespaces by cookie.
@@ -238,19 +239,28 @@ impl Namespace {
         Ok(started)
     }
 
+    /// The events of one connection, or of the whole namespace. By netlink if this process may, else by polling.
+    pub fn events(self: &Arc<Self>, token: Option<u32>) -> Result<Events> {
+        let reader = match self.reader() {
+            Err(error) if error.errno() == libc::EPERM => self.poller()?,
+            result => result?,
+        };
+        Events::new(Arc::clone(self) as Arc<dyn Sockets>, reader, token)
+    }
+
     /// What this process knows of a connection, shared by all its descriptors.
-    pub fn connection(&self, token: u32) -> Arc<Shared> {
+    pub fn connection(&self, token: u32) -> Arc<Known> {
         let mut connections = lock(&self.connections);
-        if let Some(shared) = connections.get(&token).and_then(Weak::upgrade) {
-            return shared;
+        if let Some(known) = connections.get(&token).and_then(Weak::upgrade) {
+            return known;
         }
         // Make room only when the table is about to grow, so that the cost a connection stays constant.
         if connections.len() == connections.capacity() {
-            connections.retain(|_, shared| shared.strong_count() > 0);
+            connections.retain(|_, known| known.strong_count() > 0);
         }
-        let shared = Arc::new(Shared::new(token));
-        connections.insert(token, Arc::downgrade(&shared));
-        shared
+        let known = Arc::new(Known::new(token));
+        connections.insert(token, Arc::downgrade(&known));
+        known
     }
 
     /// The index of an interface of this namespace.
@@ -280,119 +290,25 @@ impl Namespace {
         let file = sys::namespace_of_socket(lock(&self.diag).fd()).map_err(failed)?;
         sys::open_in_namespace(&file, wanted).map_err(failed)
     }
-
-    /// The path manager that new sockets of this namespace get: "kernel", "userspace" or another's name.
-    pub fn path_manager(&self) -> Result<String> {
-        let file = self.path_manager.as_ref().map_err(|_| no_path_manager())?;
-        let text =
-            read_sysctl(file).map_err(|error| Error::call("reading net.mptcp.path_manager", &error))?;
-        Ok(match text.as_str() {
-            "0" => "kernel".to_owned(),
-            "1" => "userspace".to_owned(),
-            _ => text,
-        })
-    }
-
-    /// Sets it, and returns the one before. Needs CAP_NET_ADMIN in the user namespace that owns this namespace.
-    pub fn set_path_manager(&self, name: &str) -> Result<String> {
-        let _locked = self.lock()?;
-        self.change_path_manager(name)
-    }
-
-    fn change_path_manager(&self, name: &str) -> Result<String> {
-        let before = self.path_manager()?;
-        if before != name {
-            let file = self.path_manager.as_ref().map_err(|_| no_path_manager())?;
-            write_path_manager(file, name)?;
-        }
-        Ok(before)
-    }
-
-    /// Excludes all others that change the path manager through this package, until the guard is dropped.
-    fn lock(&self) -> Result<Locked<'_>> {
-        let failed = |error: &io::Error| Error::call("flock of the network namespace", error);
-        let file = self.file.as_ref().map_err(failed)?;
-        let threads = lock(&self.changing);
-        file.lock().map_err(|error| failed(&error))?;
-        Ok(Locked { file, _threads: threads })
-    }
-
-    /// A new socket in the calling thread's namespace, which must be this one, latched to a path manager.
-    fn latched_socket(&self, family: i32, kind: i32, protocol: i32, name: &str) -> Result<OwnedFd> {
-        let _locked = self.lock()?;
-        let before = self.change_path_manager(name)?;
-        let socket = new_socket(family, kind, protocol);
-        self.change_path_manager(&before)?;
-        socket
-    }
 }
 
-/// The flock and the mutex behind `Namespace::lock`.
-struct Locked<'a> {
-    file: &'a File,
-    _threads: MutexGuard<'a, ()>,
-}
+impl Sockets for Namespace {
+    fn diag(&self) -> &Mutex<Channel> {
+        &self.diag
+    }
 
-impl Drop for Locked<'_> {
-    fn drop(&mut self) {
-        let _ = self.file.unlock();
+    fn new_route_sockets(&self) -> Result<[OwnedFd; 2]> {
+        let socket = || self.socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE);
+        Ok([socket()?, socket()?])
+    }
+
+    fn is_ours(&self) -> bool {
+        Namespace::is_ours(self)
     }
 }
 
 fn no_cookie(_: io::Error) -> Error {
     Error::unsupported("this kernel has no SO_NETNS_COOKIE (Linux 5.14)")
-}
-
-fn no_path_manager() -> Error {
-    Error::unsupported(
-        "this kernel has neither net.mptcp.path_manager nor net.mptcp.pm_type (CONFIG_MPTCP, Linux 5.19), or /proc \
-         is not mounted",
-    )
-}
-
-fn read_sysctl(file: &File) -> io::Result<String> {
-    let mut bytes = [0; 64];
-    let length = file.read_at(&mut bytes, 0)?;
-    Ok(String::from_utf8_lossy(&bytes[..length]).trim().to_owned())
-}
-
-fn write_path_manager(file: &File, name: &str) -> Result<()> {
-    // pm_type holds a number where path_manager holds a name.
-    let is_number = read_sysctl(file).is_ok_and(|text| text.parse::<u32>().is_ok());
-    let value = match (is_number, name) {
-        (true, "kernel") => "0",
-        (true, "userspace") => "1",
-        (true, _) => return Err(Error::value(format!("this kernel has no path manager {name:?}"))),
-        (false, name) => name,
-    };
-    let mut result = file.write_at(value.as_bytes(), 0).map(drop);
-    if result.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EBADF)) {
-        // It could only be opened for reading: ask the kernel why.
-        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-        result = File::options()
-            .write(true)
-            .open(path)
-            .and_then(|file| file.write_at(value.as_bytes(), 0).map(drop));
-    }
-    result.map_err(|error| match error.raw_os_error() {
-        Some(libc::EPERM | libc::EACCES) => Error::permission(
-            "setting net.mptcp.path_manager needs CAP_NET_ADMIN in the user namespace that owns the network namespace",
-        ),
-        Some(libc::EROFS) => Error::os(
-            libc::EROFS,
-            "net.mptcp.path_manager cannot be set: /proc/sys is mounted read-only, as containers have it",
-        ),
-        _ => Error::call("setting net.mptcp.path_manager", &error),
-    })
-}
-
-/// A new socket in the calling thread's namespace. `path_manager` is latched for it alone; the namespace's own
-/// value is changed for some microseconds, under a lock, and put back.
-pub fn create_socket(family: i32, kind: i32, protocol: i32, path_manager: Option<&str>) -> Result<OwnedFd> {
-    match path_manager {
-        None => new_socket(family, kind, protocol),
-        Some(name) => Namespace::current()?.latched_socket(family, kind, protocol, name),
-    }
 }
 
 fn new_socket(family: i32, kind: i32, protocol: i32) -> Result<OwnedFd> {

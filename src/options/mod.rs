@@ -101,7 +101,7 @@ pub fn set(connection: &dyn Connection, changes: &[Change]) -> Result<()> {
 
 /// The namespace of the socket, whose connection must be that of the subflows.
 fn namespace_of(connection: &dyn Connection, subflows: &[&Subflow]) -> Result<Arc<Namespace>> {
-    let token = connection.shared()?.token;
+    let token = connection.known()?.token;
     if subflows.iter().any(|subflow| subflow.token != token) {
         return Err(Error::value("the subflow belongs to another connection"));
     }

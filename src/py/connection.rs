@@ -12,7 +12,7 @@ use super::subflow::Subflow;
 use super::timeout::Timeout;
 use crate::abi::uapi::tcp_state;
 use crate::connection::by_token;
-use crate::connection::PathManager;
+use crate::namespace::path_manager::PathManager;
 
 fn name(state: u8) -> &'static str {
     tcp_state::NAMES.get(usize::from(state)).copied().unwrap_or(tcp_state::NAMES[0])

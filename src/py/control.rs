@@ -14,9 +14,10 @@ use super::options;
 use super::subflow::Subflow;
 use super::timeout::Timeout;
 use crate::connection::announce;
+use crate::connection::close;
 use crate::connection::open::{Opening, Request};
+use crate::connection::priority;
 use crate::connection::{self, Connection, Which};
-use crate::events::Events;
 
 /// How long a wait goes on before Python may run its signal handlers.
 const SIGNALS: Duration = Duration::from_millis(50);
@@ -27,7 +28,7 @@ pub fn subflows(py: Python<'_>, connection: &dyn Connection, owner: &Py<PyAny>) 
 }
 
 pub fn events(py: Python<'_>, connection: &dyn Connection) -> PyResult<EventStream> {
-    py.detach(|| Events::of_connection(connection)).map(EventStream::new).map_err(|error| to_py(py, error))
+    py.detach(|| connection::events(connection)).map(EventStream::new).map_err(|error| to_py(py, error))
 }
 
 /// The arguments of open_subflow.
@@ -95,7 +96,7 @@ pub fn close_subflow(
     } else {
         return Err(PyTypeError::new_err("subflow must be a Subflow or a subflow id"));
     };
-    py.detach(|| connection::close_subflow(connection, which, force)).map_err(|error| to_py(py, error))
+    py.detach(|| close::close_subflow(connection, which, force)).map_err(|error| to_py(py, error))
 }
 
 pub fn set_backup(
@@ -105,13 +106,13 @@ pub fn set_backup(
     backup: bool,
 ) -> PyResult<()> {
     let which = endpoints(py, connection, subflow)?;
-    py.detach(|| connection::set_backup(connection, which, backup)).map_err(|error| to_py(py, error))
+    py.detach(|| priority::set_backup(connection, which, backup)).map_err(|error| to_py(py, error))
 }
 
 /// The ends of a snapshot, which must be of this connection.
 fn endpoints(py: Python<'_>, connection: &dyn Connection, subflow: &Bound<'_, Subflow>) -> PyResult<Which> {
     let data = &subflow.get().data;
-    let token = py.detach(|| connection.shared()).map_err(|error| to_py(py, error))?.token;
+    let token = py.detach(|| connection.known()).map_err(|error| to_py(py, error))?.token;
     if token != data.token {
         return Err(PyValueError::new_err("the subflow belongs to another connection"));
     }

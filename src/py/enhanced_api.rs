@@ -7,7 +7,7 @@ use pyo3::types::PyBytes;
 use super::errors::to_py;
 use super::handle::Handle;
 use super::options;
-use crate::connection::ByDescriptor;
+use crate::connection::by_descriptor::ByDescriptor;
 use crate::enhanced_api::{serve, Call, Layout, ThisProcess};
 
 /// The option's number, and what it means.

@@ -232,7 +232,7 @@ impl EventStream {
                 Some(fd) => Namespace::of_socket(fd)?,
                 None => Namespace::current()?,
             };
-            Events::new(namespace, token)
+            namespace.events(token)
         };
         py.detach(make).map(EventStream::new).map_err(|error| to_py(py, error))
     }

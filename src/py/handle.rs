@@ -7,12 +7,13 @@ use super::errors::to_py;
 use super::events::EventStream;
 use super::subflow::Subflow;
 use super::timeout::Timeout;
-use crate::connection::{self, ByDescriptor, PathManager};
+use crate::connection::by_descriptor::{self, ByDescriptor};
+use crate::namespace::path_manager::PathManager;
 
 /// What a socket needs beside its descriptor. Every method gets the descriptor, which stays Python's.
 #[pyclass(frozen, module = "mptcp._core")]
 #[derive(Default)]
-pub struct Handle(pub(super) connection::Handle);
+pub struct Handle(pub(super) by_descriptor::Handle);
 
 #[pymethods]
 impl Handle {

@@ -24,8 +24,10 @@ mod _core {
     use super::address::from_tuple;
     use super::errors::to_py;
     use super::options::int;
+    use crate::connection::{by_descriptor, by_token};
     use crate::error::{describe, Error};
-    use crate::{connection, connection::by_token, namespace, options::bpf, sys};
+    use crate::namespace::path_manager;
+    use crate::{namespace, options::bpf, sys};
     use pyo3::exceptions::PyImportError;
     use pyo3::prelude::*;
     use pyo3::sync::PyOnceLock;
@@ -75,19 +77,19 @@ mod _core {
     ) -> PyResult<i32> {
         let (family, r#type) = (int("family", family)?, int("type", r#type)?);
         let proto = int("proto", proto)?;
-        py.detach(|| namespace::create_socket(family, r#type, proto, path_manager))
+        py.detach(|| path_manager::create_socket(family, r#type, proto, path_manager))
             .map(IntoRawFd::into_raw_fd)
             .map_err(|error| to_py(py, error))
     }
 
     #[pyfunction]
     fn is_multipath(py: Python<'_>, fd: i32) -> PyResult<bool> {
-        py.detach(|| connection::is_multipath(fd)).map_err(|error| to_py(py, error))
+        py.detach(|| by_descriptor::is_multipath(fd)).map_err(|error| to_py(py, error))
     }
 
     #[pyfunction]
     fn info(py: Python<'_>, fd: i32) -> PyResult<Info> {
-        py.detach(|| connection::read_info(fd)).map(Info).map_err(|error| to_py(py, error))
+        py.detach(|| by_descriptor::read_info(fd)).map(Info).map_err(|error| to_py(py, error))
     }
 
     /// The connections of the network namespace that a socket belongs to, or of the calling thread's.

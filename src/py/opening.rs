@@ -12,8 +12,9 @@ use super::errors::to_py;
 use super::handle::Handle;
 use super::subflow::Subflow;
 use super::timeout::Timeout;
+use crate::connection::by_descriptor::ByDescriptor;
 use crate::connection::open;
-use crate::connection::{ByDescriptor, Connection};
+use crate::connection::Connection;
 use crate::sys::lock::lock;
 
 /// How the connection is reached.

@@ -66,7 +66,7 @@ impl Sampler {
                     .into_iter()
                     .map(|wanted| match wanted {
                         Wanted::Descriptor(fd) => Source::descriptor(fd),
-                        Wanted::Connection(connection) => connection.get().0.source(),
+                        Wanted::Connection(connection) => Source::of_connection(&connection.get().0),
                     })
                     .collect::<Result<_, Error>>()?,
             };

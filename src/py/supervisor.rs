@@ -7,9 +7,9 @@ use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 
 use super::errors::to_py;
-use crate::connection::PathManager;
 use crate::enhanced_api::Layout;
 use crate::error::describe;
+use crate::namespace::path_manager::PathManager;
 use crate::supervisor::{self, End, Settings};
 use crate::sys::program::User;
 

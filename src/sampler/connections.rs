@@ -9,7 +9,7 @@ use super::row::{put_mptcp_info, ConnectionRow, MPTCP_INFO_COUNT};
 use super::{Common, Site};
 use crate::abi::mptcp_info::{self, Info};
 use crate::abi::uapi;
-use crate::connection;
+use crate::connection::by_descriptor::read_full_info;
 use crate::error::{Error, Result};
 use crate::events::event::{Event, Kind};
 use crate::netlink::diag;
@@ -121,7 +121,7 @@ impl Place {
     /// `struct mptcp_info` of one connection, `None` if it has ended.
     fn read(&mut self, token: u32) -> Result<Option<Info>> {
         if let Some(fd) = self.descriptors.get(&token) {
-            match connection::read_full_info(*fd) {
+            match read_full_info(*fd) {
                 Ok(read) if read.info.token() == token => {
                     let mut ids = lock(&self.site.known.ids);
                     for reading in read.subflows {

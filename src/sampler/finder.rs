@@ -42,7 +42,7 @@ impl Finder {
             Ok(Place {
                 site: Arc::clone(site),
                 channel: channel.map_err(|error| Error::call("socket(NETLINK_SOCK_DIAG)", &error))?,
-                events: Events::new(Arc::clone(&site.namespace), None).ok(),
+                events: site.namespace.events(None).ok(),
             })
         };
         Ok(Finder {

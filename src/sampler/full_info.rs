@@ -12,7 +12,7 @@ use crate::abi::bytes;
 use crate::abi::full_info::Reading;
 use crate::abi::tcp_info;
 use crate::abi::uapi::{full_info, subflow_info, tcp_state};
-use crate::connection;
+use crate::connection::by_descriptor;
 use crate::error::{Error, Result};
 use crate::netlink::diag::{self, Entry, Tuple};
 use crate::netlink::Channel;
@@ -215,7 +215,7 @@ impl FullInfo {
         time_ns: u64,
         rows: &mut Vec<RawSample>,
     ) -> Result<Outcome> {
-        let mut read = match connection::read_by_parts(self.fd) {
+        let mut read = match by_descriptor::read_by_parts(self.fd) {
             Ok(read) if read.info.token() == self.token => read,
             Ok(_) => return Ok(Outcome::Ended),
             Err(error) => {

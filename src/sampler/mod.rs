@@ -21,7 +21,9 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::connection;
+use crate::connection::by_descriptor::read_info;
+use crate::connection::by_token::ByToken;
+use crate::connection::Connection;
 use crate::error::{Error, Result};
 use crate::events::event::Event;
 use crate::namespace::sysctls;
@@ -68,11 +70,16 @@ pub enum Source {
 impl Source {
     /// Of a connected socket.
     pub fn descriptor(fd: RawFd) -> Result<Source> {
-        let token = connection::read_info(fd)?.token();
+        let token = read_info(fd)?.token();
         if token == 0 {
             return Err(Error::os(libc::ENOTCONN, "the socket is not connected: it has no token yet"));
         }
         Ok(Source::Descriptor { fd, token, namespace: Namespace::of_socket(fd)? })
+    }
+
+    /// Of a connection without a descriptor, if it is still there.
+    pub fn of_connection(connection: &ByToken) -> Result<Source> {
+        Ok(Source::Token { token: connection.known()?.token, namespace: connection.namespace()? })
     }
 
     fn namespace(&self) -> &Arc<Namespace> {

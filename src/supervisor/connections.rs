@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use crate::namespace::known::Shared;
+use crate::namespace::known::Known;
 use crate::namespace::Namespace;
 use crate::netlink::diag;
 use crate::sys::lock::lock;
@@ -13,12 +13,12 @@ use crate::sys::lock::lock;
 const ROOM: usize = 64;
 
 #[derive(Debug, Default)]
-pub struct Connections(Mutex<Kept<Arc<Shared>>>);
+pub struct Connections(Mutex<Kept<Arc<Known>>>);
 
 impl Connections {
     /// Keeps what is known of a connection for as long as there is one with its token.
-    pub fn keep(&self, namespace: &Namespace, shared: Arc<Shared>) {
-        lock(&self.0).keep(shared.token, shared, |tokens| {
+    pub fn keep(&self, namespace: &Namespace, known: Arc<Known>) {
+        lock(&self.0).keep(known.token, known, |tokens| {
             let found = diag::look_up_tokens(&mut lock(&namespace.diag), tokens).ok()?;
             Some(found.iter().map(Option::is_some).collect())
         });

@@ -15,11 +15,11 @@ use std::sync::{Arc, Mutex};
 
 use self::caller::Caller;
 use self::connections::Connections;
-use crate::connection::PathManager;
 use crate::enhanced_api::Layout;
 use crate::error::{Error, Result};
 use crate::events::reader::Reader;
-use crate::namespace::{self, Namespace};
+use crate::namespace::path_manager::{self, PathManager};
+use crate::namespace::Namespace;
 use crate::sys;
 use crate::sys::lock::lock;
 use crate::sys::program::{self, Child, SignalReader, Signals, Step, User};
@@ -173,7 +173,7 @@ fn check_proc() -> Result<()> {
 /// What the program's sockets are to latch, tried on one.
 fn choose_path_manager(namespace: &Namespace, wanted: Option<PathManager>) -> Result<Option<&'static str>> {
     let attempt = |name| {
-        namespace::create_socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP, name).map(drop)
+        path_manager::create_socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP, name).map(drop)
     };
     if attempt(None).is_err() {
         // No Multipath TCP here: the sockets are TCP, as the program asked.

@@ -5,7 +5,8 @@ use std::os::fd::AsRawFd;
 
 use super::caller::Caller;
 use super::{Outcome, Supervisor};
-use crate::connection::{ByDescriptor, Connection, Handle};
+use crate::connection::by_descriptor::{ByDescriptor, Handle};
+use crate::connection::Connection;
 use crate::enhanced_api::{self, Call, Caller as _, Layout, Name};
 use crate::sys::seccomp::Notification;
 
@@ -32,8 +33,8 @@ pub fn serve(supervisor: &Supervisor, caller: &Caller<'_>, call: &Notification) 
     // meanwhile does not matter.
     let handle = Handle::default();
     let connection = ByDescriptor { handle: &handle, fd };
-    if let Ok(shared) = connection.shared() {
-        supervisor.connections.keep(&supervisor.namespace, shared);
+    if let Ok(known) = connection.known() {
+        supervisor.connections.keep(&supervisor.namespace, known);
     }
     let result = if call.number == libc::SYS_getsockopt {
         get(&connection, caller, &arguments)

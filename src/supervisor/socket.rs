@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use super::caller::Caller;
 use super::filter::SOCK_TYPE_MASK;
 use super::{Outcome, Supervisor};
-use crate::namespace;
+use crate::namespace::path_manager::create_socket;
 use crate::sys::descriptor;
 use crate::sys::seccomp::Notification;
 
@@ -18,7 +18,7 @@ pub fn serve(supervisor: &Supervisor, caller: &Caller<'_>, call: &Notification) 
     }
     let kept = kind & !libc::SOCK_CLOEXEC;
     let path_manager = supervisor.path_manager;
-    let Ok(socket) = namespace::create_socket(family, kept, libc::IPPROTO_MPTCP, path_manager) else {
+    let Ok(socket) = create_socket(family, kept, libc::IPPROTO_MPTCP, path_manager) else {
         return Outcome::Pass;
     };
     // Its subflows are the caller's too, by the time that they are made.

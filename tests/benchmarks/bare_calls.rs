@@ -23,7 +23,7 @@ use mptcp::abi::bytes;
 use mptcp::abi::mptcp_info;
 use mptcp::abi::tcp_info;
 use mptcp::abi::uapi::{self, full_info, subflow_info};
-use mptcp::connection;
+use mptcp::connection::by_descriptor;
 use mptcp::netlink::diag::{self, Tuple};
 use mptcp::netlink::pm;
 use mptcp::netlink::{messages, Channel, Failure, Message};
@@ -85,7 +85,7 @@ impl Calls {
     }
 
     fn subflows(&mut self, count: u32) -> Result<u128> {
-        let subflows = connection::read(self.fd)?.subflows;
+        let subflows = by_descriptor::read(self.fd)?.subflows;
         let look_ups: Vec<u8> = subflows.iter().flat_map(|s| look_up(s.local, s.remote)).collect();
         let mut full_info = FullInfo::new();
         let nanoseconds = time_of_one(count, || {
@@ -103,7 +103,7 @@ impl Calls {
     }
 
     fn open(&mut self, local: SocketAddr, remote: SocketAddr) -> Result<(u128, u128)> {
-        let token = connection::read_info(self.fd)?.token();
+        let token = by_descriptor::read_info(self.fd)?.token();
         let ends = (pm::Address::new(local), pm::Address::new(remote));
         let destroy = self.pm_command(&pm::encode_destroy(token, &ends.0, &ends.1));
         let look_up = look_up(local, remote);

@@ -14,7 +14,7 @@ use mptcp::abi::bytes;
 use mptcp::abi::mptcp_info;
 use mptcp::abi::tcp_info;
 use mptcp::abi::uapi::{self, full_info, subflow_info};
-use mptcp::connection;
+use mptcp::connection::by_descriptor;
 use mptcp::netlink::diag::{self, Tuple};
 use mptcp::sys;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -80,7 +80,7 @@ fn by_full_info(fds: Vec<RawFd>) -> Box<dyn FnMut() -> Result<u64>> {
 fn by_diag(fds: &[RawFd]) -> Result<Box<dyn FnMut() -> Result<u64>>> {
     let mut look_ups = Vec::new();
     for fd in fds {
-        for subflow in connection::read(*fd)?.subflows {
+        for subflow in by_descriptor::read(*fd)?.subflows {
             let tuple = Tuple { local: subflow.local, remote: subflow.remote, interface: 0 };
             look_ups.push(message(&diag::encode_request(&tuple, uapi::diag::NOCOOKIE)));
         }

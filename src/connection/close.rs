@@ -1,0 +1,54 @@
+//! Closing one subflow.
+
+use crate::connection::{find, gone, needs_net_admin, Connection, Subflow, Which};
+use crate::error::{Error, Result};
+use crate::namespace::Namespace;
+use crate::netlink::diag;
+use crate::netlink::pm;
+use crate::sys::lock::lock;
+
+/// Closes one subflow: SUBFLOW_DESTROY under the userspace path manager, SOCK_DESTROY under another.
+/// Needs CAP_NET_ADMIN.
+pub fn close_subflow(connection: &dyn Connection, which: Which, force: bool) -> Result<()> {
+    let (subflow, live) = find(connection, which)?;
+    let namespace = connection.namespace()?;
+    let ends = (pm::Address::new(subflow.local), pm::Address::new(subflow.remote));
+    match namespace.pm.command(&pm::encode_destroy(subflow.token, &ends.0, &ends.1))? {
+        Ok(()) => return Ok(()),
+        Err(failure) => match failure.errno {
+            libc::ESRCH => return Err(gone(which)),
+            libc::EINVAL => {} // not under the userspace path manager
+            libc::EPERM => return Err(needs_net_admin("closing a subflow")),
+            errno => return Err(Error::subflow(errno, format!("SUBFLOW_DESTROY: {}", failure.describe()))),
+        },
+    }
+    if live == 1 && !force {
+        return Err(Error::PathManager {
+            message:
+                "this is the last subflow, and under the in-kernel path manager nothing could open another: \
+                      pass force=True to close it all the same, or close the socket"
+                    .to_owned(),
+        });
+    }
+    destroy(&namespace, &subflow, which)
+}
+
+/// Closes one subflow by a reset, whatever the path manager: SOCK_DESTROY. Needs CAP_NET_ADMIN.
+pub fn reset_subflow(connection: &dyn Connection, which: Which) -> Result<()> {
+    let (subflow, _) = find(connection, which)?;
+    destroy(&*connection.namespace()?, &subflow, which)
+}
+
+fn destroy(namespace: &Namespace, subflow: &Subflow, which: Which) -> Result<()> {
+    let entry = subflow.entry.ok_or_else(|| gone(which))?;
+    let destroyed = diag::destroy(&mut lock(&namespace.diag), &entry.tuple, entry.cookie);
+    destroyed.map_err(|failure| match failure.errno {
+        libc::ENOENT => gone(which),
+        libc::EPERM => needs_net_admin("closing a subflow"),
+        libc::EOPNOTSUPP => Error::unsupported(
+            "this kernel has no SOCK_DESTROY (CONFIG_INET_DIAG_DESTROY), which resets subflows and closes them under \
+             the in-kernel path manager",
+        ),
+        errno => Error::subflow(errno, format!("SOCK_DESTROY: {}", failure.describe())),
+    })
+}

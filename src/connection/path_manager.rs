@@ -1,0 +1,106 @@
+//! Which path manager a connection latched, and what the kernel's EINVAL means by it.
+
+use std::net::{IpAddr, SocketAddr};
+
+use crate::connection::{ended, needs_net_admin, not_local};
+use crate::error::{Error, Result};
+use crate::namespace::path_manager::PathManager;
+use crate::namespace::Namespace;
+use crate::netlink::diag;
+use crate::netlink::pm;
+use crate::netlink::route;
+use crate::sys::lock::lock;
+
+fn under_kernel_path_manager() -> Error {
+    Error::PathManager {
+        message:
+            "the connection is under the in-kernel path manager, which alone changes its subflows and addresses: \
+                  create the socket with path_manager=\"userspace\", or accept it within \
+                  use_path_manager(\"userspace\")"
+                .to_owned(),
+    }
+}
+
+/// Errors that hide behind EINVAL, which the kernel says to nearly everything.
+pub fn explain_einval(namespace: &Namespace, token: u32, local: IpAddr, interface: u32) -> Result<()> {
+    if latched_of_token(namespace, token)? == PathManager::Kernel {
+        return Err(under_kernel_path_manager());
+    }
+    let route = route::look_up(&mut lock(&namespace.route), local.to_canonical(), interface);
+    match route {
+        Ok(route) if route.is_local => Ok(()),
+        _ => Err(not_local(local)),
+    }
+}
+
+/// Which path manager a connection latched. Nothing says so directly: a command that names a subflow which cannot
+/// exist fails with ESRCH under the userspace path manager and with EINVAL under any other, and changes nothing.
+pub fn latched(namespace: &Namespace, token: u32) -> Result<PathManager> {
+    match latched_of_token(namespace, token) {
+        Err(error) if error.errno() == libc::EPERM => {
+            // Without privilege: GET_ADDR minds the token since 6.10, and refuses one that is not under the userspace
+            // path manager as it refuses 0, which is nobody's.
+            let tells = |token| namespace.pm.local_addresses(token).map(|addresses| addresses.is_ok());
+            match (tells(token)?, tells(0)?) {
+                (_, true) => Err(error),
+                (true, false) => Ok(PathManager::Userspace),
+                (false, false) if has_ended(namespace, token)? => Err(ended(token)),
+                (false, false) => Ok(PathManager::Kernel),
+            }
+        }
+        result => result,
+    }
+}
+
+/// The part of `latched` that needs CAP_NET_ADMIN and works on every kernel.
+pub fn latched_of_token(namespace: &Namespace, token: u32) -> Result<PathManager> {
+    let nobody = pm::Address::new(SocketAddr::from(([127, 0, 0, 1], 1)));
+    match namespace.pm.command(&pm::encode_destroy(token, &nobody, &nobody))?.map_err(|failure| failure.errno)
+    {
+        // What it says of a token that is nobody's any more, too.
+        Err(libc::EINVAL) if has_ended(namespace, token)? => Err(ended(token)),
+        Err(libc::EINVAL) => Ok(PathManager::Kernel),
+        Err(libc::EPERM) => Err(needs_net_admin("telling a connection's path manager on this kernel")),
+        _ => Ok(PathManager::Userspace),
+    }
+}
+
+/// Whether no connection has this token. False where inet_diag knows no connections and nobody tells.
+fn has_ended(namespace: &Namespace, token: u32) -> Result<bool> {
+    let mut channel = lock(&namespace.diag);
+    let found = diag::look_up_tokens(&mut channel, &[token]).map_err(diag::failed)?.pop().flatten();
+    Ok(found.is_none() && diag::dump_connections(&mut channel, |_| {}).is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::connection::by_descriptor::read_info;
+    use crate::connection::tests::loopback;
+    use std::os::fd::AsRawFd;
+
+    #[test]
+    fn the_path_manager_of_a_connection_that_has_ended_is_not_told() {
+        let Some((client, server)) = loopback() else {
+            eprintln!("skipped: no Multipath TCP here");
+            return;
+        };
+        let namespace = Namespace::current().unwrap();
+        let token = read_info(client.as_raw_fd()).unwrap().token();
+        let before = latched(&namespace, token);
+        if matches!(&before, Err(error) if error.errno() == libc::EPERM) {
+            eprintln!("skipped: this kernel tells the path manager to the privileged only");
+            return;
+        }
+        assert!(before.is_ok());
+        // The connection is gone at once.
+        client.set_linger(Some(std::time::Duration::ZERO)).unwrap();
+        drop((client, server));
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while latched(&namespace, token) == before {
+            assert!(std::time::Instant::now() < deadline, "still told");
+            std::thread::yield_now();
+        }
+        assert_eq!(latched(&namespace, token), Err(ended(token)));
+    }
+}

@@ -1,0 +1,140 @@
+//! The path manager that new sockets of a network namespace latch: the sysctl net.mptcp.path_manager, or
+//! net.mptcp.pm_type before Linux 6.15.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::sync::MutexGuard;
+
+use crate::error::{Error, Result};
+use crate::namespace::{new_socket, Namespace};
+use crate::sys::lock::lock;
+
+/// A path manager that this package knows. A kernel may have others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PathManager {
+    Kernel,
+    Userspace,
+}
+
+impl PathManager {
+    /// As in the sysctl net.mptcp.path_manager.
+    pub fn name(self) -> &'static str {
+        match self {
+            PathManager::Kernel => "kernel",
+            PathManager::Userspace => "userspace",
+        }
+    }
+}
+
+impl Namespace {
+    /// The path manager that new sockets of this namespace get: "kernel", "userspace" or another's name.
+    pub fn path_manager(&self) -> Result<String> {
+        let file = self.path_manager.as_ref().map_err(|_| no_path_manager())?;
+        let text =
+            read_sysctl(file).map_err(|error| Error::call("reading net.mptcp.path_manager", &error))?;
+        Ok(match text.as_str() {
+            "0" => "kernel".to_owned(),
+            "1" => "userspace".to_owned(),
+            _ => text,
+        })
+    }
+
+    /// Sets it, and returns the one before. Needs CAP_NET_ADMIN in the user namespace that owns this namespace.
+    pub fn set_path_manager(&self, name: &str) -> Result<String> {
+        let _locked = self.lock()?;
+        self.change_path_manager(name)
+    }
+
+    fn change_path_manager(&self, name: &str) -> Result<String> {
+        let before = self.path_manager()?;
+        if before != name {
+            let file = self.path_manager.as_ref().map_err(|_| no_path_manager())?;
+            write_path_manager(file, name)?;
+        }
+        Ok(before)
+    }
+
+    /// Excludes all others that change the path manager through this package, until the guard is dropped.
+    fn lock(&self) -> Result<Locked<'_>> {
+        let failed = |error: &io::Error| Error::call("flock of the network namespace", error);
+        let file = self.file.as_ref().map_err(failed)?;
+        let threads = lock(&self.changing);
+        file.lock().map_err(|error| failed(&error))?;
+        Ok(Locked { file, _threads: threads })
+    }
+
+    /// A new socket in the calling thread's namespace, which must be this one, latched to a path manager.
+    fn latched_socket(&self, family: i32, kind: i32, protocol: i32, name: &str) -> Result<OwnedFd> {
+        let _locked = self.lock()?;
+        let before = self.change_path_manager(name)?;
+        let socket = new_socket(family, kind, protocol);
+        self.change_path_manager(&before)?;
+        socket
+    }
+}
+
+/// The flock and the mutex behind `Namespace::lock`.
+struct Locked<'a> {
+    file: &'a File,
+    _threads: MutexGuard<'a, ()>,
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        let _ = self.file.unlock();
+    }
+}
+
+fn no_path_manager() -> Error {
+    Error::unsupported(
+        "this kernel has neither net.mptcp.path_manager nor net.mptcp.pm_type (CONFIG_MPTCP, Linux 5.19), or /proc \
+         is not mounted",
+    )
+}
+
+fn read_sysctl(file: &File) -> io::Result<String> {
+    let mut bytes = [0; 64];
+    let length = file.read_at(&mut bytes, 0)?;
+    Ok(String::from_utf8_lossy(&bytes[..length]).trim().to_owned())
+}
+
+fn write_path_manager(file: &File, name: &str) -> Result<()> {
+    // pm_type holds a number where path_manager holds a name.
+    let is_number = read_sysctl(file).is_ok_and(|text| text.parse::<u32>().is_ok());
+    let value = match (is_number, name) {
+        (true, "kernel") => "0",
+        (true, "userspace") => "1",
+        (true, _) => return Err(Error::value(format!("this kernel has no path manager {name:?}"))),
+        (false, name) => name,
+    };
+    let mut result = file.write_at(value.as_bytes(), 0).map(drop);
+    if result.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EBADF)) {
+        // It could only be opened for reading: ask the kernel why.
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        result = File::options()
+            .write(true)
+            .open(path)
+            .and_then(|file| file.write_at(value.as_bytes(), 0).map(drop));
+    }
+    result.map_err(|error| match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => Error::permission(
+            "setting net.mptcp.path_manager needs CAP_NET_ADMIN in the user namespace that owns the network namespace",
+        ),
+        Some(libc::EROFS) => Error::os(
+            libc::EROFS,
+            "net.mptcp.path_manager cannot be set: /proc/sys is mounted read-only, as containers have it",
+        ),
+        _ => Error::call("setting net.mptcp.path_manager", &error),
+    })
+}
+
+/// A new socket in the calling thread's namespace. `path_manager` is latched for it alone; the namespace's own
+/// value is changed for some microseconds, under a lock, and put back.
+pub fn create_socket(family: i32, kind: i32, protocol: i32, path_manager: Option<&str>) -> Result<OwnedFd> {
+    match path_manager {
+        None => new_socket(family, kind, protocol),
+        Some(name) => Namespace::current()?.latched_socket(family, kind, protocol, name),
+    }
+}
