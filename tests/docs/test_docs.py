@@ -1,13 +1,16 @@
-"""The README's examples run and print what the README says, and the table of names is complete."""
+"""The README's examples run and print what the README says; the table of interfaces is complete; no link is dead."""
 
 from __future__ import annotations
 
 import inspect
 import pkgutil
 import re
+import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import mptcp.aio
 import mptcp.cli
@@ -19,7 +22,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-DESIGN = ROOT / "docs" / "design.md"
+DOCS = ROOT / "docs"
+INTERFACES = DOCS / "interfaces.toml"
 MODULES = (mptcp, mptcp.aio, mptcp.enhanced_api, mptcp.lab, mptcp.measures, mptcp.plot, mptcp.policies)
 
 
@@ -50,25 +54,54 @@ def test_every_public_name_has_a_docstring() -> None:
             assert getattr(module, name).__doc__, f"{module.__name__}.{name}"
 
 
-def public_names() -> set[str]:
-    """Every name of our modules, the members of their classes, and the commands."""
-    names = {f"mptcp {module.name}" for module in pkgutil.iter_modules(mptcp.cli.__path__) if module.name[0] != "_"}
+def public_names() -> dict[str, set[str]]:
+    """Every name of our modules with the members of its class, by module, and the commands."""
+    commands = {f"mptcp {module.name}" for module in pkgutil.iter_modules(mptcp.cli.__path__) if module.name[0] != "_"}
+    names = {"commands": commands}
     for module in MODULES:
+        names[module.__name__] = found = set()
         for name in module.__all__:
-            names.add(name)
             thing = getattr(module, name)
+            if inspect.ismodule(thing):
+                continue  # has a section of its own
+            found.add(name)
             # The fields of structures have docstrings of their own, and those of tuples are fields too.
             # The policies that ship have the members of Policy.
             has_own = thing not in (mptcp.Info, mptcp.TcpInfo) and module is not mptcp.policies
             if inspect.isclass(thing) and has_own:
-                names |= {f"{name}.{member}" for member in vars(thing) if not member.startswith("_")}
+                found |= {f"{name}.{member}" for member in vars(thing) if not member.startswith("_")}
     return names
 
 
+def sections() -> list[dict[str, Any]]:
+    sections: list[dict[str, Any]] = tomllib.loads(INTERFACES.read_text())["section"]
+    return sections
+
+
 def test_every_public_name_has_its_interface_and_privilege() -> None:
-    rows = re.findall(r"^\| (`.+?|the .+?) \|", DESIGN.read_text(), re.MULTILINE)
-    named = {name for row in rows for name in re.findall(r"`([\w. ]+)`", row)}
-    assert public_names() - named == set()
-    headings = {module.__name__ for module in MODULES}
-    inherited = {"Socket.close"}
-    assert named - public_names() == headings | inherited, "names that are not there"
+    """No other name has, but those that a class inherits and that do more here."""
+    named = {
+        section["module"]: {
+            name for row in section["row"] for name in row["names"] + re.findall(r"`([\w.]+)`", row.get("when", ""))
+        }
+        for section in sections()
+    }
+    named["mptcp"] -= {"Socket.close"}
+    assert named == public_names()
+
+
+def test_references_between_interfaces_lead_somewhere() -> None:
+    names = {name for found in public_names().values() for name in found}
+    names |= {module.__name__.removeprefix("mptcp.") for module in MODULES}
+    for section in sections():
+        for row in section["row"]:
+            text = f"{row['kernel']} {row.get('privilege', '')}"
+            for name in re.findall(r"`([\w. ]+)`", text):
+                assert name.removeprefix("mptcp.") in names, f"{row['names'][0]}: {name}"
+
+
+def test_the_page_of_interfaces_is_what_its_program_writes(tmp_path: Path) -> None:
+    for name in ("interfaces.py", "interfaces.toml"):
+        shutil.copy(DOCS / name, tmp_path)
+    subprocess.run([sys.executable, tmp_path / "interfaces.py"], check=True, timeout=60)
+    assert (DOCS / "interfaces.md").read_text() == (tmp_path / "interfaces.md").read_text(), "run docs/interfaces.py"
