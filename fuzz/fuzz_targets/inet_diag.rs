@@ -8,36 +8,36 @@ use mptcp::abi::mptcp_info::{self, Info};
 use mptcp::abi::tcp_info::{self, TcpInfo};
 use mptcp::abi::uapi::diag::{NOCOOKIE, REQUEST_SIZE};
 use mptcp::netlink::diag;
-use mptcp::netlink::{messages, Message};
-use mptcp::options::table::{self, Source};
+use mptcp::netlink::codec::{messages, Message};
+use mptcp::options::table::{self, ReadBy};
 
-const SOURCES: [Source; 14] = [
-    Source::TcpInfo,
-    Source::CongestionControl,
-    Source::CongestionControlInfo,
-    Source::SegmentSize,
-    Source::MaxPacingRate,
-    Source::SendBuffer,
-    Source::ReceiveBuffer,
-    Source::MemInfo,
-    Source::Interface,
-    Source::Cookie,
-    Source::Tos,
-    Source::TrafficClass,
-    Source::Mark,
-    Source::Bpf,
+const SOURCES: [ReadBy; 14] = [
+    ReadBy::TcpInfo,
+    ReadBy::CongestionControl,
+    ReadBy::CongestionControlInfo,
+    ReadBy::SegmentSize,
+    ReadBy::MaxPacingRate,
+    ReadBy::SendBuffer,
+    ReadBy::ReceiveBuffer,
+    ReadBy::MemInfo,
+    ReadBy::Interface,
+    ReadBy::Cookie,
+    ReadBy::Tos,
+    ReadBy::TrafficClass,
+    ReadBy::Mark,
+    ReadBy::Bpf,
 ];
 
 fn decode(payload: &[u8]) {
-    let told = diag::decode_info(payload);
+    let told = diag::codec::decode_info(payload);
     assert!(told.len() <= payload.len());
     let read = |fields: &[Field], bytes: &[u8]| fields.iter().filter_map(|field| field.read(bytes)).count();
     read(mptcp_info::FIELDS, Info::decode(told).bytes());
     read(tcp_info::FIELDS, TcpInfo::decode(told).bytes());
-    let _ = diag::is_multipath(payload);
+    let _ = diag::codec::is_multipath(payload);
 
-    let entry = diag::decode(payload);
-    let attributes = diag::decode_attributes(payload);
+    let entry = diag::codec::decode(payload);
+    let attributes = diag::codec::decode_attributes(payload);
     assert_eq!(attributes.as_ref().map(|attributes| attributes.entry), entry);
     let (Some(entry), Some(attributes)) = (entry, attributes) else { return };
     let _ = entry.is_orphan();
@@ -58,7 +58,7 @@ fn decode(payload: &[u8]) {
     }
 
     // The request for what was told asks for the same socket.
-    let request = diag::encode_request(&entry.tuple, NOCOOKIE);
+    let request = diag::codec::encode_request(&entry.tuple, NOCOOKIE);
     assert_eq!(request.len(), REQUEST_SIZE);
     assert_eq!(bytes::be16(&request, 8), Some(entry.tuple.local.port()));
     assert_eq!(bytes::be16(&request, 10), Some(entry.tuple.remote.port()));

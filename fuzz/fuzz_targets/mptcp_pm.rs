@@ -4,16 +4,16 @@
 use libfuzzer_sys::fuzz_target;
 use mptcp::events::event;
 use mptcp::netlink::pm;
-use mptcp::netlink::{messages, Message};
+use mptcp::netlink::codec::{messages, Message};
 
 fn decode(payload: &[u8]) {
     if let Some(event) = event::decode(payload, 7, |index| Some(index.to_string().into())) {
         assert_eq!(event.time_ns, 7);
     }
-    let _ = pm::decode_family(payload);
-    if let Some(address) = pm::decode_get_addr(payload) {
-        for command in [pm::encode_announce(9, &address), pm::encode_create(9, &address, &address)] {
-            assert_eq!(pm::decode_get_addr(&command), Some(address));
+    let _ = pm::codec::decode_family(payload);
+    if let Some(address) = pm::codec::decode_get_addr(payload) {
+        for command in [pm::codec::encode_announce(9, &address), pm::codec::encode_create(9, &address, &address)] {
+            assert_eq!(pm::codec::decode_get_addr(&command), Some(address));
         }
     }
 }

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use mptcp::netlink::{attribute, attributes, emit, find, messages, nested, Message};
+use mptcp::netlink::codec::{attribute, attributes, emit, find, messages, nested, Message};
 
 fuzz_target!(|data: &[u8]| {
     let inside = |part: &[u8]| {

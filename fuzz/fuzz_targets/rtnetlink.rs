@@ -3,12 +3,12 @@
 
 use libfuzzer_sys::fuzz_target;
 use mptcp::abi::uapi::rtnetlink::{RTA_DST, RTMSG_SIZE, RTM_DELADDR, RTM_DELLINK, RTM_NEWADDR, RTM_NEWLINK};
-use mptcp::events::links;
+use mptcp::netlink::links;
 use mptcp::netlink::route;
-use mptcp::netlink::{find, messages, Message};
+use mptcp::netlink::codec::{find, messages, Message};
 
 fn decode(message_type: u16, payload: &[u8]) {
-    if let Some(links::Change::Link { name, .. }) = links::decode(message_type, payload) {
+    if let Some(links::LinkChange::Link { name, .. }) = links::decode(message_type, payload) {
         assert!(!name.contains('\0'));
     }
     let Some(source) = route::decode(payload).and_then(|route| route.source) else { return };

@@ -76,7 +76,7 @@ pub fn announce(connection: &dyn Connection, address: &Endpoint) -> Result<u8> {
         (&namespace.pm, token),
         (ip, address.port),
         &live_ids(&subflows),
-        |id| pm::encode_announce(token, &pm::Address { id, ..announced }),
+        |id| pm::codec::encode_announce(token, &pm::Address { id, ..announced }),
         || explain_einval(&namespace, token, ip, interface),
         |failure| match failure.errno {
             libc::EPERM => needs_net_admin("announcing an address"),
@@ -109,12 +109,12 @@ pub fn remove(connection: &dyn Connection, id: u8) -> Result<()> {
             ),
         ));
     }
-    let remove = || namespace.pm.command(&pm::encode_remove(known.token, id));
+    let remove = || namespace.pm.command(&pm::codec::encode_remove(known.token, id));
     let mut removed = remove()?;
     if let (Err(Failure { errno: libc::EINVAL, .. }), Some(announced)) = (&removed, ids.announced.get(&id)) {
         // SUBFLOW_DESTROY of a subflow at that address took it out of the kernel's list, and told the peer nothing.
         // Only ANNOUNCE puts it back.
-        if namespace.pm.command(&pm::encode_announce(known.token, &announced.address))?.is_ok() {
+        if namespace.pm.command(&pm::codec::encode_announce(known.token, &announced.address))?.is_ok() {
             removed = remove()?;
         }
     }

@@ -13,7 +13,7 @@ pub fn close_subflow(connection: &dyn Connection, which: Which, force: bool) -> 
     let (subflow, live) = find(connection, which)?;
     let namespace = connection.namespace()?;
     let ends = (pm::Address::new(subflow.local), pm::Address::new(subflow.remote));
-    match namespace.pm.command(&pm::encode_destroy(subflow.token, &ends.0, &ends.1))? {
+    match namespace.pm.command(&pm::codec::encode_destroy(subflow.token, &ends.0, &ends.1))? {
         Ok(()) => return Ok(()),
         Err(failure) => match failure.errno {
             libc::ESRCH => return Err(gone(which)),

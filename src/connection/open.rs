@@ -352,7 +352,7 @@ impl Opening {
         let remote = pm::Address::new(self.ends.remote);
         let pair = (self.ends.local.ip(), self.ends.local.port());
         let live = self.live(ids, before)?;
-        let command = |id| pm::encode_create(token, &pm::Address { id, ..local }, &remote);
+        let command = |id| pm::codec::encode_create(token, &pm::Address { id, ..local }, &remote);
         let explain = || explain_einval(&self.namespace, token, self.ends.local.ip(), 0);
         ids.choose((&self.namespace.pm, token), pair, &live, command, explain, |failure| {
             self.refused(failure)
@@ -456,7 +456,8 @@ impl Opening {
         self.ends.backup = false;
         let local = pm::Address { flags: uapi::pm::FLAG_BACKUP, ..pm::Address::new(tuple.local) };
         let remote = pm::Address::new(tuple.remote);
-        let asked = self.namespace.pm.command(&pm::encode_set_flags(self.known.token, &local, &remote))?;
+        let asked =
+            self.namespace.pm.command(&pm::codec::encode_set_flags(self.known.token, &local, &remote))?;
         asked.map_err(|failure| {
             Error::subflow(failure.errno, format!("{}: SET_FLAGS: {}", self.name, failure.describe()))
         })?;
@@ -519,7 +520,8 @@ impl Opening {
     fn abandon(&mut self) {
         if let (State::Sent, Some(tuple)) = (self.state, self.tuple) {
             let (local, remote) = (pm::Address::new(tuple.local), pm::Address::new(tuple.remote));
-            let destroyed = self.namespace.pm.command(&pm::encode_destroy(self.known.token, &local, &remote));
+            let destroyed =
+                self.namespace.pm.command(&pm::codec::encode_destroy(self.known.token, &local, &remote));
             // Its event is taken here, lest it be mistaken for the end of another one from the same port.
             let deadline = Instant::now() + CAUSE;
             while matches!(destroyed, Ok(Ok(()))) && self.closed.is_none() {

@@ -55,7 +55,10 @@ pub fn latched(namespace: &Namespace, token: u32) -> Result<PathManager> {
 /// The part of `latched` that needs CAP_NET_ADMIN and works on every kernel.
 pub fn latched_of_token(namespace: &Namespace, token: u32) -> Result<PathManager> {
     let nobody = pm::Address::new(SocketAddr::from(([127, 0, 0, 1], 1)));
-    match namespace.pm.command(&pm::encode_destroy(token, &nobody, &nobody))?.map_err(|failure| failure.errno)
+    match namespace
+        .pm
+        .command(&pm::codec::encode_destroy(token, &nobody, &nobody))?
+        .map_err(|failure| failure.errno)
     {
         // What it says of a token that is nobody's any more, too.
         Err(libc::EINVAL) if has_ended(namespace, token)? => Err(ended(token)),

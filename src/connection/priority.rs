@@ -13,7 +13,8 @@ pub fn set_backup(connection: &dyn Connection, which: Which, backup: bool) -> Re
     let flags = if backup { uapi::pm::FLAG_BACKUP } else { 0 };
     let local = pm::Address { flags, ..pm::Address::new(subflow.local) };
     let remote = pm::Address::new(subflow.remote);
-    let Err(failure) = namespace.pm.command(&pm::encode_set_flags(subflow.token, &local, &remote))? else {
+    let Err(failure) = namespace.pm.command(&pm::codec::encode_set_flags(subflow.token, &local, &remote))?
+    else {
         return Ok(());
     };
     match failure.errno {

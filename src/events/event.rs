@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::abi::bytes;
 use crate::abi::uapi::event;
-use crate::netlink::attributes;
+use crate::netlink::codec::attributes;
 
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -189,7 +189,7 @@ pub fn decode(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::netlink::{attribute, emit};
+    use crate::netlink::codec::{attribute, emit};
 
     #[test]
     fn an_event_decodes_with_network_order_ports() {

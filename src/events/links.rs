@@ -1,8 +1,5 @@
-//! Links and addresses of a network namespace, by rtnetlink: what there is, and what becomes of it. No privilege.
-//!
-//! The kernel repeats a link with every change of it. Only transitions make events: a link is up while it is set up and
-//! has a carrier (IFF_UP and IFF_RUNNING), an address is there once it may be used, so an IPv6 one after the detection of
-//! duplicates.
+//! The links and addresses of a network namespace, and events when they change. The kernel repeats a link with every
+//! change of it; only transitions make events.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -10,64 +7,14 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex};
 
 use crate::abi::address;
-use crate::abi::bytes;
 use crate::abi::uapi::rtnetlink;
 use crate::error::{Error, Result};
 use crate::events::event::{Event, Kind};
-use crate::netlink::{find, messages, Channel, Failure, Message};
+use crate::netlink::codec::{messages, Message};
+use crate::netlink::links::{self, decode, LinkChange};
+use crate::netlink::{Channel, Failure};
 use crate::sys;
 use crate::sys::lock::lock;
-
-/// A change that the kernel told, or a part of what there is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change {
-    Link { index: u32, name: Arc<str>, up: bool },
-    LinkGone { index: u32 },
-    Address { index: u32, ip: IpAddr },
-    AddressGone { index: u32, ip: IpAddr },
-}
-
-/// Decodes a message of rtnetlink; `None` for what says nothing of a link or an address.
-pub fn decode(message_type: u16, payload: &[u8]) -> Option<Change> {
-    match message_type {
-        rtnetlink::RTM_NEWLINK | rtnetlink::RTM_DELLINK => {
-            // Bridges say with their own family what becomes of their ports.
-            if i32::from(bytes::u8(payload, 0)?) != libc::AF_UNSPEC {
-                return None;
-            }
-            let index = bytes::u32(payload, 4)?;
-            if message_type == rtnetlink::RTM_DELLINK {
-                return Some(Change::LinkGone { index });
-            }
-            let name = find(payload.get(rtnetlink::IFINFOMSG_SIZE..)?, rtnetlink::IFLA_IFNAME)?;
-            let name = name.split(|byte| *byte == 0).next()?;
-            let wanted = (libc::IFF_UP | libc::IFF_RUNNING) as u32;
-            let up = bytes::u32(payload, 8)? & wanted == wanted;
-            Some(Change::Link { index, name: String::from_utf8_lossy(name).into(), up })
-        }
-        rtnetlink::RTM_NEWADDR | rtnetlink::RTM_DELADDR => {
-            let attributes = payload.get(rtnetlink::IFADDRMSG_SIZE..)?;
-            // IFA_ADDRESS of a point-to-point link is the other end's.
-            let value = find(attributes, rtnetlink::IFA_LOCAL)
-                .or_else(|| find(attributes, rtnetlink::IFA_ADDRESS))?;
-            let ip = match i32::from(bytes::u8(payload, 0)?) {
-                libc::AF_INET => IpAddr::V4(bytes::ipv4(value, 0)?),
-                libc::AF_INET6 => IpAddr::V6(bytes::ipv6(value, 0)?),
-                _ => return None,
-            };
-            let flags = find(attributes, rtnetlink::IFA_FLAGS)
-                .and_then(|flags| bytes::u32(flags, 0))
-                .unwrap_or(u32::from(bytes::u8(payload, 2)?));
-            let index = bytes::u32(payload, 4)?;
-            let usable = flags & (libc::IFA_F_TENTATIVE | libc::IFA_F_DADFAILED) == 0;
-            Some(match message_type {
-                rtnetlink::RTM_NEWADDR if usable => Change::Address { index, ip },
-                _ => Change::AddressGone { index, ip },
-            })
-        }
-        _ => None,
-    }
-}
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Link {
@@ -82,9 +29,9 @@ struct Links(HashMap<u32, Link>);
 
 impl Links {
     /// Takes note of a change; what changed goes to `on_event`.
-    fn apply(&mut self, change: Change, time_ns: u64, mut on_event: impl FnMut(Event)) {
+    fn apply(&mut self, change: LinkChange, time_ns: u64, mut on_event: impl FnMut(Event)) {
         match change {
-            Change::Link { index, name, up } => {
+            LinkChange::Link { index, name, up } => {
                 let link = self.0.entry(index).or_insert_with(|| Link {
                     name: Arc::clone(&name),
                     up: false,
@@ -96,7 +43,7 @@ impl Links {
                     on_event(link.event(time_ns));
                 }
             }
-            Change::LinkGone { index } => {
+            LinkChange::LinkGone { index } => {
                 let Some(mut link) = self.0.remove(&index) else { return };
                 for ip in &link.addresses {
                     on_event(link.address_event(Kind::AddressRemoved, index, *ip, time_ns));
@@ -105,14 +52,14 @@ impl Links {
                     on_event(link.event(time_ns));
                 }
             }
-            Change::Address { index, ip } => {
+            LinkChange::Address { index, ip } => {
                 let Some(link) = self.0.get_mut(&index) else { return };
                 if !link.addresses.contains(&ip) {
                     link.addresses.push(ip);
                     on_event(link.address_event(Kind::AddressAdded, index, ip, time_ns));
                 }
             }
-            Change::AddressGone { index, ip } => {
+            LinkChange::AddressGone { index, ip } => {
                 let Some(link) = self.0.get_mut(&index) else { return };
                 if let Some(at) = link.addresses.iter().position(|address| *address == ip) {
                     link.addresses.remove(at);
@@ -189,17 +136,7 @@ impl Watch {
     pub fn read_back(&self) -> std::result::Result<(), Failure> {
         let mut requests = lock(&self.requests);
         let mut read = Links::default();
-        let asked = [
-            (rtnetlink::RTM_GETLINK, rtnetlink::RTM_NEWLINK, rtnetlink::IFINFOMSG_SIZE),
-            (rtnetlink::RTM_GETADDR, rtnetlink::RTM_NEWADDR, rtnetlink::IFADDRMSG_SIZE),
-        ];
-        for (request, reply, size) in asked {
-            requests.dump(request, &vec![0; size], |payload| {
-                if let Some(change) = decode(reply, payload) {
-                    read.apply(change, 0, |_| {});
-                }
-            })?;
-        }
+        links::dump(&mut requests, |change| read.apply(change, 0, |_| {}))?;
         *lock(&self.links) = read;
         Ok(())
     }
@@ -224,25 +161,7 @@ impl Watch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::netlink::{attribute, emit};
-
-    fn link(flags: i32, name: &str) -> Vec<u8> {
-        let mut bytes = vec![0; rtnetlink::IFINFOMSG_SIZE];
-        bytes[4..8].copy_from_slice(&3u32.to_ne_bytes());
-        bytes[8..12].copy_from_slice(&flags.to_ne_bytes());
-        bytes.extend(emit(&[attribute(rtnetlink::IFLA_IFNAME, format!("{name}\0").as_bytes())]));
-        bytes
-    }
-
-    fn address(flags: u8) -> Vec<u8> {
-        let mut bytes = vec![libc::AF_INET6 as u8, 64, flags, 0, 3, 0, 0, 0];
-        bytes[4..8].copy_from_slice(&3u32.to_ne_bytes());
-        bytes.extend(emit(&[attribute(
-            rtnetlink::IFA_ADDRESS,
-            &[0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1],
-        )]));
-        bytes
-    }
+    use crate::netlink::links::tests::{address, link};
 
     #[test]
     fn only_transitions_are_told() {
@@ -267,12 +186,5 @@ mod tests {
         assert_eq!(kinds, [Kind::LinkUp, Kind::AddressAdded, Kind::AddressRemoved, Kind::LinkDown]);
         assert_eq!(told[1].local.unwrap().to_string(), "[fe80::1%3]:0");
         assert_eq!(told[3].interface.as_deref(), Some("wifi"));
-    }
-
-    #[test]
-    fn a_bridge_speaks_of_its_ports_and_not_of_links() {
-        let mut bytes = link(0, "eth1");
-        bytes[0] = libc::AF_BRIDGE as u8;
-        assert_eq!(decode(rtnetlink::RTM_DELLINK, &bytes), None);
     }
 }

@@ -20,8 +20,9 @@ use crate::events::event::{self, Event, Kind};
 use crate::events::links::Watch;
 use crate::events::snapshot::{self, Snapshot};
 use crate::events::subscription::{Filter, Loss, Subscription};
+use crate::netlink::codec::{messages, Message};
 use crate::netlink::diag::{self, Tuple};
-use crate::netlink::{messages, receive_buffer, Channel, Failure, Message};
+use crate::netlink::{receive_buffer, Channel, Failure};
 use crate::sys::lock::lock;
 use crate::sys::{self, wait, wait::EventFd};
 
@@ -414,7 +415,7 @@ impl Polling<'_> {
                 let snapshot = lock(self.snapshot);
                 concerned |= messages(datagram).any(|message| match message {
                     Message::Data { payload, .. } => {
-                        diag::cookie(payload).is_some_and(|cookie| snapshot.knows(cookie))
+                        diag::codec::cookie(payload).is_some_and(|cookie| snapshot.knows(cookie))
                     }
                     _ => false,
                 });

@@ -15,13 +15,13 @@ use crate::sys;
 pub struct Snapshot {
     /// CLOCK_MONOTONIC, nanoseconds.
     pub time_ns: u64,
-    connections: HashMap<u32, Connection>,
+    connections: HashMap<u32, ConnectionState>,
     listeners: Vec<SocketAddr>,
 }
 
 /// One connection of a snapshot: itself, and its subflows whose handshake is over.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Connection {
+struct ConnectionState {
     entry: Entry,
     subflows: Vec<Entry>,
 }
@@ -48,7 +48,7 @@ impl Snapshot {
         let tokens: Vec<u32> = subflows.keys().copied().collect();
         let entries = diag::look_up_tokens(channel, &tokens)?;
         let known = |(token, entry): (&u32, Option<Entry>)| {
-            Some((*token, Connection::of(entry?, subflows.remove(token)?)?))
+            Some((*token, ConnectionState::of(entry?, subflows.remove(token)?)?))
         };
         let connections = tokens.iter().zip(entries).filter_map(known).collect();
         Ok(Snapshot { time_ns: sys::monotonic_ns(), connections, listeners: Vec::new() })
@@ -133,7 +133,7 @@ impl Snapshot {
     }
 
     /// The same connection, and not another one with its token.
-    fn same(&self, token: u32, other: &Connection) -> Option<&Connection> {
+    fn same(&self, token: u32, other: &ConnectionState) -> Option<&ConnectionState> {
         self.connections.get(&token).filter(|known| known.entry.cookie == other.entry.cookie)
     }
 }
@@ -144,17 +144,17 @@ pub fn is_connected(entry: &Entry) -> bool {
     !not_yet_or_no_more.contains(&entry.state) && !entry.is_orphan()
 }
 
-impl Connection {
+impl ConnectionState {
     /// `None` for a connection of which nobody is told: its owner has closed it, which it may outlive for its last
     /// segments, or it fell back to TCP.
-    fn of(entry: Entry, mut subflows: Vec<Entry>) -> Option<Connection> {
+    fn of(entry: Entry, mut subflows: Vec<Entry>) -> Option<ConnectionState> {
         let fell_back = |entry: &Entry| entry.subflow.is_some_and(|subflow| subflow.fell_back());
         if entry.is_orphan() || entry.state == tcp_state::CLOSE || subflows.iter().any(fell_back) {
             return None;
         }
         subflows.retain(is_connected);
         subflows.sort_unstable_by_key(|entry| entry.cookie);
-        Some(Connection { entry, subflows })
+        Some(ConnectionState { entry, subflows })
     }
 
     fn initial(&self) -> Option<&Entry> {
@@ -202,7 +202,7 @@ impl Connection {
         events.extend(joined.map(|entry| of_subflow(Kind::SubEstablished, token, entry, time_ns)));
     }
 
-    fn changes(&self, now: &Connection, token: u32, time_ns: u64, events: &mut Vec<Event>) {
+    fn changes(&self, now: &ConnectionState, token: u32, time_ns: u64, events: &mut Vec<Event>) {
         if now.established() && !self.established() {
             events.push(now.with_ends(Kind::Established, token, time_ns));
         }
@@ -303,11 +303,11 @@ mod tests {
         Entry { tuple: entry(1, 1, None).tuple, ..entry(1, cookie, None) }
     }
 
-    fn connection(cookie: u64, subflows: impl Into<Vec<Entry>>) -> Connection {
-        Connection::of(socket(cookie), subflows.into()).unwrap()
+    fn connection(cookie: u64, subflows: impl Into<Vec<Entry>>) -> ConnectionState {
+        ConnectionState::of(socket(cookie), subflows.into()).unwrap()
     }
 
-    fn snapshot(time_ns: u64, connections: impl IntoIterator<Item = (u32, Connection)>) -> Snapshot {
+    fn snapshot(time_ns: u64, connections: impl IntoIterator<Item = (u32, ConnectionState)>) -> Snapshot {
         Snapshot { time_ns, connections: connections.into_iter().collect(), listeners: Vec::new() }
     }
 
@@ -318,21 +318,21 @@ mod tests {
     #[test]
     fn a_connection_is_left_out_when_its_owner_is_gone_or_it_fell_back() {
         let initial = vec![entry(1, 1, Some(INITIAL_FULL))];
-        assert!(Connection::of(socket(9), initial.clone()).is_some());
+        assert!(ConnectionState::of(socket(9), initial.clone()).is_some());
         // An accepted connection that nobody has taken yet has no inode either.
-        assert!(Connection::of(Entry { inode: 0, ..socket(9) }, initial.clone()).is_some());
+        assert!(ConnectionState::of(Entry { inode: 0, ..socket(9) }, initial.clone()).is_some());
         for state in tcp_state::FIN_SENT {
             assert!(
-                Connection::of(Entry { inode: 0, state, ..socket(9) }, initial.clone()).is_none(),
+                ConnectionState::of(Entry { inode: 0, state, ..socket(9) }, initial.clone()).is_none(),
                 "{state}"
             );
-            assert!(Connection::of(Entry { state, ..socket(9) }, initial.clone()).is_some(), "{state}");
+            assert!(ConnectionState::of(Entry { state, ..socket(9) }, initial.clone()).is_some(), "{state}");
         }
-        assert!(Connection::of(Entry { state: tcp_state::CLOSE, ..socket(9) }, initial).is_none());
-        assert!(Connection::of(socket(9), vec![entry(1, 1, Some(FALLEN_BACK))]).is_none());
+        assert!(ConnectionState::of(Entry { state: tcp_state::CLOSE, ..socket(9) }, initial).is_none());
+        assert!(ConnectionState::of(socket(9), vec![entry(1, 1, Some(FALLEN_BACK))]).is_none());
         // Before the SYN-ACK nobody knows.
         let connecting = Entry { state: tcp_state::SYN_SENT, ..entry(1, 1, Some(CONNECTING)) };
-        assert!(Connection::of(socket(9), vec![connecting]).is_some());
+        assert!(ConnectionState::of(socket(9), vec![connecting]).is_some());
     }
 
     #[test]
@@ -546,16 +546,17 @@ mod tests {
             Some(connection(9, [])),
             Some(connection(10, [full, second])),
         ];
-        let read = |known: &Option<Connection>| snapshot(0, known.clone().map(|known| (TOKEN, known)));
+        let read = |known: &Option<ConnectionState>| snapshot(0, known.clone().map(|known| (TOKEN, known)));
         // Of a connection that goes on no subflow comes back, and it stays established.
-        let possible = |before: &Option<Connection>, after: &Option<Connection>| match (before, after) {
-            (Some(before), Some(after)) if before.entry.cookie == after.entry.cookie => {
-                (after.initial().is_none() || before.initial().is_some())
-                    && (after.established() || !before.established())
-                    && !(before.subflow(4).is_some() && after.subflow(2).is_some())
-            }
-            _ => true,
-        };
+        let possible =
+            |before: &Option<ConnectionState>, after: &Option<ConnectionState>| match (before, after) {
+                (Some(before), Some(after)) if before.entry.cookie == after.entry.cookie => {
+                    (after.initial().is_none() || before.initial().is_some())
+                        && (after.established() || !before.established())
+                        && !(before.subflow(4).is_some() && after.subflow(2).is_some())
+                }
+                _ => true,
+            };
         let mut tried = 0;
         for before in &connections {
             for after in connections.iter().filter(|after| possible(before, after)) {

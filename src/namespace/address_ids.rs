@@ -12,7 +12,7 @@ use crate::abi::uapi;
 use crate::error::{Error, Result};
 use crate::events::reader::Reader;
 use crate::netlink::pm;
-use crate::netlink::pm::socket::PmSocket;
+use crate::netlink::pm::PmSocket;
 use crate::netlink::Failure;
 
 /// A local address and port, 0 for any port.
@@ -131,7 +131,7 @@ impl AddressIds {
         let known = self.by_pair.values().copied().chain(listed.iter().map(|address| address.id));
         let unused: HashSet<u8> = known.filter(|id| !in_use(*id)).collect();
         for id in &unused {
-            let _ = socket.command(&pm::encode_remove(token, *id));
+            let _ = socket.command(&pm::codec::encode_remove(token, *id));
         }
         self.by_pair.retain(|_, id| !unused.contains(id));
     }

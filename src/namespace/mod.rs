@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::events::reader::Reader;
 use crate::events::{Events, Sockets};
 use crate::namespace::known::Known;
-use crate::netlink::pm::socket::PmSocket;
+use crate::netlink::pm::PmSocket;
 use crate::netlink::Channel;
 use crate::sys::lock::lock;
 use crate::sys::{self, Wanted};

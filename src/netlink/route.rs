@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use crate::abi::address;
 use crate::abi::bytes;
 use crate::abi::uapi::rtnetlink;
-use crate::netlink::{attribute, emit, find, Channel, Failure};
+use crate::netlink::codec::{attribute, emit, find};
+use crate::netlink::{Channel, Failure};
 
 /// What a route look-up says of a destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -17,8 +17,8 @@ use crate::namespace::Namespace;
 use crate::netlink::diag::{self, Attributes, Entry};
 use crate::netlink::Channel;
 use crate::options::bpf::program::MAX_VALUE;
-use crate::options::bpf::{Action, Outcome, Request};
-use crate::options::table::{SocketOption, Source, SO_RCVLOWAT, TCP_CONGESTION};
+use crate::options::bpf::{Action, Request, Visit};
+use crate::options::table::{ReadBy, SocketOption, SO_RCVLOWAT, TCP_CONGESTION};
 use crate::sys::lock::lock;
 use crate::sys::{self, Wanted};
 
@@ -52,10 +52,10 @@ pub fn get(
 ) -> Result<Vec<u8>> {
     let namespace = namespace_of(connection, &[subflow])?;
     let refused = |errno| failure(&format!("getsockopt({option})"), subflow, errno, "");
-    let source = option.source();
-    if source != Source::Bpf {
+    let read_by = option.read_by();
+    if read_by != ReadBy::Bpf {
         let told = attributes(&namespace, subflow)?.ok_or_else(|| refused(libc::ENOTCONN))?;
-        if let Some(value) = table::value(source, &told, room) {
+        if let Some(value) = table::value(read_by, &told, room) {
             return value.map_err(refused);
         }
     }
@@ -65,12 +65,12 @@ pub fn get(
     // The helper takes no other length for an integer, and tells nothing but integers that inet_diag does not.
     let outcomes = serve(&namespace, &[subflow], &[request(subflow, option, Action::Get(4))])?;
     match outcomes.into_iter().next() {
-        Some(Outcome::Done(mut value)) => {
+        Some(Visit::Done(mut value)) => {
             value.truncate(room);
             Ok(value)
         }
-        Some(Outcome::Refused(errno)) => Err(refused(errno)),
-        Some(Outcome::NotMet) | None => Err(refused(libc::ENOTCONN)),
+        Some(Visit::Refused(errno)) => Err(refused(errno)),
+        Some(Visit::NotMet) | None => Err(refused(libc::ENOTCONN)),
     }
 }
 
@@ -185,10 +185,10 @@ fn dump(channel: &mut Channel, subflows: &[&Subflow]) -> Result<Vec<Entry>> {
 }
 
 /// Serves requests by BPF, with what a single visit of the sockets cannot give.
-fn serve(namespace: &Namespace, subflows: &[&Subflow], requests: &[Request]) -> Result<Vec<Outcome>> {
+fn serve(namespace: &Namespace, subflows: &[&Subflow], requests: &[Request]) -> Result<Vec<Visit>> {
     let elsewhere = namespace.elsewhere()?;
     let mut outcomes = bpf::serve(requests, elsewhere)?;
-    let not_met = |outcome: &Outcome| *outcome == Outcome::NotMet;
+    let not_met = |outcome: &Visit| *outcome == Visit::NotMet;
     if outcomes.iter().any(not_met) {
         // The visit walks a table that changes meanwhile and may pass a socket by: once more for those that live.
         let live = live(namespace, subflows)?;
@@ -199,7 +199,7 @@ fn serve(namespace: &Namespace, subflows: &[&Subflow], requests: &[Request]) -> 
     }
     // Called by BPF, the kernel loads no module for a congestion control that it does not have yet.
     let missing = positions(&outcomes, |position, outcome| {
-        *outcome == Outcome::Refused(libc::ENOENT) && congestion_control(&requests[position]).is_some()
+        *outcome == Visit::Refused(libc::ENOENT) && congestion_control(&requests[position]).is_some()
     });
     if !missing.is_empty() {
         missing.iter().filter_map(|&position| congestion_control(&requests[position])).for_each(load_module);
@@ -208,7 +208,7 @@ fn serve(namespace: &Namespace, subflows: &[&Subflow], requests: &[Request]) -> 
     Ok(outcomes)
 }
 
-fn positions(outcomes: &[Outcome], wanted: impl Fn(usize, &Outcome) -> bool) -> Vec<usize> {
+fn positions(outcomes: &[Visit], wanted: impl Fn(usize, &Visit) -> bool) -> Vec<usize> {
     (0..outcomes.len()).filter(|&position| wanted(position, &outcomes[position])).collect()
 }
 
@@ -216,7 +216,7 @@ fn repeat(
     requests: &[Request],
     positions: &[usize],
     elsewhere: Option<BorrowedFd<'_>>,
-    outcomes: &mut [Outcome],
+    outcomes: &mut [Visit],
 ) -> Result<()> {
     if positions.is_empty() {
         return Ok(());
@@ -271,11 +271,11 @@ fn failure(call: &str, subflow: &Subflow, errno: i32, others: &str) -> Error {
 }
 
 /// The error of the first change that was not made, with what became of the others.
-fn refusal(changes: &[Change], outcomes: &[Outcome]) -> Option<Error> {
-    let done = |outcome: &Outcome| matches!(outcome, Outcome::Done(_));
+fn refusal(changes: &[Change], outcomes: &[Visit]) -> Option<Error> {
+    let done = |outcome: &Visit| matches!(outcome, Visit::Done(_));
     let first = outcomes.iter().position(|outcome| !done(outcome))?;
     let errno = match outcomes[first] {
-        Outcome::Refused(errno) => errno,
+        Visit::Refused(errno) => errno,
         _ => libc::ENOTCONN,
     };
     let list = |applied: bool| -> String {
@@ -315,12 +315,12 @@ mod tests {
     #[test]
     fn the_error_is_the_first_and_tells_of_the_others() {
         let changes = [change(1, MARK), change(2, TCP_CONGESTION), change(3, MARK)];
-        let done = || Outcome::Done(vec![]);
-        let text = |outcomes: &[Outcome]| refusal(&changes, outcomes).map(|e| (e.errno(), e.to_string()));
+        let done = || Visit::Done(vec![]);
+        let text = |outcomes: &[Visit]| refusal(&changes, outcomes).map(|e| (e.errno(), e.to_string()));
         assert_eq!(text(&[done(), done(), done()]), None);
         let ends = "(10.0.1.1:1 -> 10.0.1.2:2)";
         assert_eq!(
-            text(&[done(), Outcome::Refused(libc::ENOENT), Outcome::NotMet]),
+            text(&[done(), Visit::Refused(libc::ENOENT), Visit::NotMet]),
             Some((
                 libc::ENOENT,
                 format!(
@@ -329,7 +329,7 @@ mod tests {
                 )
             ))
         );
-        let (errno, message) = text(&[Outcome::NotMet, done(), done()]).unwrap();
+        let (errno, message) = text(&[Visit::NotMet, done(), done()]).unwrap();
         assert_eq!(errno, libc::ENOTCONN);
         assert!(message.contains("is closed; applied: TCP_CONGESTION on subflow 2"), "{message}");
     }

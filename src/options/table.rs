@@ -7,7 +7,7 @@ use crate::netlink::diag::Attributes;
 
 /// What reads an option on one subflow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Source {
+pub enum ReadBy {
     // inet_diag, without privilege.
     TcpInfo,
     CongestionControl,
@@ -28,59 +28,59 @@ pub enum Source {
 }
 
 /// An option with a name.
-struct Known {
+struct Named {
     level: i32,
     number: i32,
     name: &'static str,
-    source: Source,
+    read_by: ReadBy,
 }
 
-const fn known(level: i32, number: i32, name: &'static str, source: Source) -> Known {
-    Known { level, number, name, source }
+const fn named(level: i32, number: i32, name: &'static str, read_by: ReadBy) -> Named {
+    Named { level, number, name, read_by }
 }
 
 /// The options that something reads or that BPF can reach. The kernel decides about all others.
-const KNOWN: [Known; 38] = {
+const NAMED: [Named; 38] = {
     use libc::{IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, SOL_SOCKET};
     [
-        known(SOL_SOCKET, libc::SO_REUSEADDR, "SO_REUSEADDR", Source::Bpf),
-        known(SOL_SOCKET, libc::SO_SNDBUF, "SO_SNDBUF", Source::SendBuffer),
-        known(SOL_SOCKET, libc::SO_RCVBUF, "SO_RCVBUF", Source::ReceiveBuffer),
-        known(SOL_SOCKET, libc::SO_KEEPALIVE, "SO_KEEPALIVE", Source::Bpf),
-        known(SOL_SOCKET, libc::SO_PRIORITY, "SO_PRIORITY", Source::Bpf),
-        known(SOL_SOCKET, libc::SO_REUSEPORT, "SO_REUSEPORT", Source::Bpf),
-        known(SOL_SOCKET, libc::SO_RCVLOWAT, "SO_RCVLOWAT", Source::Bpf),
-        known(SOL_SOCKET, libc::SO_BINDTODEVICE, "SO_BINDTODEVICE", Source::Bpf),
-        known(SOL_SOCKET, libc::SO_MARK, "SO_MARK", Source::Mark),
-        known(SOL_SOCKET, libc::SO_MAX_PACING_RATE, "SO_MAX_PACING_RATE", Source::MaxPacingRate),
-        known(SOL_SOCKET, libc::SO_MEMINFO, "SO_MEMINFO", Source::MemInfo),
-        known(SOL_SOCKET, libc::SO_COOKIE, "SO_COOKIE", Source::Cookie),
-        known(SOL_SOCKET, libc::SO_BINDTOIFINDEX, "SO_BINDTOIFINDEX", Source::Interface),
-        known(SOL_SOCKET, uapi::SO_TXREHASH, "SO_TXREHASH", Source::Bpf),
-        known(IPPROTO_TCP, libc::TCP_NODELAY, "TCP_NODELAY", Source::Bpf),
-        known(IPPROTO_TCP, libc::TCP_MAXSEG, "TCP_MAXSEG", Source::SegmentSize),
-        known(IPPROTO_TCP, libc::TCP_CORK, "TCP_CORK", Source::Bpf),
-        known(IPPROTO_TCP, libc::TCP_KEEPIDLE, "TCP_KEEPIDLE", Source::Bpf),
-        known(IPPROTO_TCP, libc::TCP_KEEPINTVL, "TCP_KEEPINTVL", Source::Bpf),
-        known(IPPROTO_TCP, libc::TCP_KEEPCNT, "TCP_KEEPCNT", Source::Bpf),
-        known(IPPROTO_TCP, libc::TCP_SYNCNT, "TCP_SYNCNT", Source::Bpf),
-        known(IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, "TCP_WINDOW_CLAMP", Source::Bpf),
-        known(IPPROTO_TCP, libc::TCP_INFO, "TCP_INFO", Source::TcpInfo),
-        known(IPPROTO_TCP, libc::TCP_QUICKACK, "TCP_QUICKACK", Source::Bpf),
-        known(IPPROTO_TCP, libc::TCP_CONGESTION, "TCP_CONGESTION", Source::CongestionControl),
-        known(IPPROTO_TCP, libc::TCP_THIN_LINEAR_TIMEOUTS, "TCP_THIN_LINEAR_TIMEOUTS", Source::Bpf),
-        known(IPPROTO_TCP, libc::TCP_USER_TIMEOUT, "TCP_USER_TIMEOUT", Source::Bpf),
-        known(IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, "TCP_NOTSENT_LOWAT", Source::Bpf),
-        known(IPPROTO_TCP, libc::TCP_CC_INFO, "TCP_CC_INFO", Source::CongestionControlInfo),
-        known(IPPROTO_TCP, libc::TCP_SAVE_SYN, "TCP_SAVE_SYN", Source::Bpf),
-        known(IPPROTO_TCP, uapi::TCP_RTO_MAX_MS, "TCP_RTO_MAX_MS", Source::Bpf),
-        known(IPPROTO_TCP, uapi::TCP_BPF_IW, "TCP_BPF_IW", Source::Bpf),
-        known(IPPROTO_TCP, uapi::TCP_BPF_SNDCWND_CLAMP, "TCP_BPF_SNDCWND_CLAMP", Source::Bpf),
-        known(IPPROTO_TCP, uapi::TCP_BPF_DELACK_MAX, "TCP_BPF_DELACK_MAX", Source::Bpf),
-        known(IPPROTO_TCP, uapi::TCP_BPF_RTO_MIN, "TCP_BPF_RTO_MIN", Source::Bpf),
-        known(IPPROTO_IP, libc::IP_TOS, "IP_TOS", Source::Tos),
-        known(IPPROTO_IPV6, libc::IPV6_TCLASS, "IPV6_TCLASS", Source::TrafficClass),
-        known(IPPROTO_IPV6, libc::IPV6_AUTOFLOWLABEL, "IPV6_AUTOFLOWLABEL", Source::Bpf),
+        named(SOL_SOCKET, libc::SO_REUSEADDR, "SO_REUSEADDR", ReadBy::Bpf),
+        named(SOL_SOCKET, libc::SO_SNDBUF, "SO_SNDBUF", ReadBy::SendBuffer),
+        named(SOL_SOCKET, libc::SO_RCVBUF, "SO_RCVBUF", ReadBy::ReceiveBuffer),
+        named(SOL_SOCKET, libc::SO_KEEPALIVE, "SO_KEEPALIVE", ReadBy::Bpf),
+        named(SOL_SOCKET, libc::SO_PRIORITY, "SO_PRIORITY", ReadBy::Bpf),
+        named(SOL_SOCKET, libc::SO_REUSEPORT, "SO_REUSEPORT", ReadBy::Bpf),
+        named(SOL_SOCKET, libc::SO_RCVLOWAT, "SO_RCVLOWAT", ReadBy::Bpf),
+        named(SOL_SOCKET, libc::SO_BINDTODEVICE, "SO_BINDTODEVICE", ReadBy::Bpf),
+        named(SOL_SOCKET, libc::SO_MARK, "SO_MARK", ReadBy::Mark),
+        named(SOL_SOCKET, libc::SO_MAX_PACING_RATE, "SO_MAX_PACING_RATE", ReadBy::MaxPacingRate),
+        named(SOL_SOCKET, libc::SO_MEMINFO, "SO_MEMINFO", ReadBy::MemInfo),
+        named(SOL_SOCKET, libc::SO_COOKIE, "SO_COOKIE", ReadBy::Cookie),
+        named(SOL_SOCKET, libc::SO_BINDTOIFINDEX, "SO_BINDTOIFINDEX", ReadBy::Interface),
+        named(SOL_SOCKET, uapi::SO_TXREHASH, "SO_TXREHASH", ReadBy::Bpf),
+        named(IPPROTO_TCP, libc::TCP_NODELAY, "TCP_NODELAY", ReadBy::Bpf),
+        named(IPPROTO_TCP, libc::TCP_MAXSEG, "TCP_MAXSEG", ReadBy::SegmentSize),
+        named(IPPROTO_TCP, libc::TCP_CORK, "TCP_CORK", ReadBy::Bpf),
+        named(IPPROTO_TCP, libc::TCP_KEEPIDLE, "TCP_KEEPIDLE", ReadBy::Bpf),
+        named(IPPROTO_TCP, libc::TCP_KEEPINTVL, "TCP_KEEPINTVL", ReadBy::Bpf),
+        named(IPPROTO_TCP, libc::TCP_KEEPCNT, "TCP_KEEPCNT", ReadBy::Bpf),
+        named(IPPROTO_TCP, libc::TCP_SYNCNT, "TCP_SYNCNT", ReadBy::Bpf),
+        named(IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, "TCP_WINDOW_CLAMP", ReadBy::Bpf),
+        named(IPPROTO_TCP, libc::TCP_INFO, "TCP_INFO", ReadBy::TcpInfo),
+        named(IPPROTO_TCP, libc::TCP_QUICKACK, "TCP_QUICKACK", ReadBy::Bpf),
+        named(IPPROTO_TCP, libc::TCP_CONGESTION, "TCP_CONGESTION", ReadBy::CongestionControl),
+        named(IPPROTO_TCP, libc::TCP_THIN_LINEAR_TIMEOUTS, "TCP_THIN_LINEAR_TIMEOUTS", ReadBy::Bpf),
+        named(IPPROTO_TCP, libc::TCP_USER_TIMEOUT, "TCP_USER_TIMEOUT", ReadBy::Bpf),
+        named(IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, "TCP_NOTSENT_LOWAT", ReadBy::Bpf),
+        named(IPPROTO_TCP, libc::TCP_CC_INFO, "TCP_CC_INFO", ReadBy::CongestionControlInfo),
+        named(IPPROTO_TCP, libc::TCP_SAVE_SYN, "TCP_SAVE_SYN", ReadBy::Bpf),
+        named(IPPROTO_TCP, uapi::TCP_RTO_MAX_MS, "TCP_RTO_MAX_MS", ReadBy::Bpf),
+        named(IPPROTO_TCP, uapi::TCP_BPF_IW, "TCP_BPF_IW", ReadBy::Bpf),
+        named(IPPROTO_TCP, uapi::TCP_BPF_SNDCWND_CLAMP, "TCP_BPF_SNDCWND_CLAMP", ReadBy::Bpf),
+        named(IPPROTO_TCP, uapi::TCP_BPF_DELACK_MAX, "TCP_BPF_DELACK_MAX", ReadBy::Bpf),
+        named(IPPROTO_TCP, uapi::TCP_BPF_RTO_MIN, "TCP_BPF_RTO_MIN", ReadBy::Bpf),
+        named(IPPROTO_IP, libc::IP_TOS, "IP_TOS", ReadBy::Tos),
+        named(IPPROTO_IPV6, libc::IPV6_TCLASS, "IPV6_TCLASS", ReadBy::TrafficClass),
+        named(IPPROTO_IPV6, libc::IPV6_AUTOFLOWLABEL, "IPV6_AUTOFLOWLABEL", ReadBy::Bpf),
     ]
 };
 
@@ -98,12 +98,12 @@ pub const SO_BINDTODEVICE: SocketOption =
 pub const SO_RCVLOWAT: SocketOption = SocketOption { level: libc::SOL_SOCKET, number: libc::SO_RCVLOWAT };
 
 impl SocketOption {
-    fn known(self) -> Option<&'static Known> {
-        KNOWN.iter().find(|known| (known.level, known.number) == (self.level, self.number))
+    fn named(self) -> Option<&'static Named> {
+        NAMED.iter().find(|named| (named.level, named.number) == (self.level, self.number))
     }
 
-    pub fn source(self) -> Source {
-        self.known().map_or(Source::Bpf, |known| known.source)
+    pub fn read_by(self) -> ReadBy {
+        self.named().map_or(ReadBy::Bpf, |named| named.read_by)
     }
 
     /// One whose value is a text and no integer.
@@ -115,8 +115,8 @@ impl SocketOption {
 /// The option's name in C.
 impl std::fmt::Display for SocketOption {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.known() {
-            Some(known) => f.write_str(known.name),
+        match self.named() {
+            Some(named) => f.write_str(named.name),
             None => write!(f, "option {} at level {}", self.number, self.level),
         }
     }
@@ -124,31 +124,31 @@ impl std::fmt::Display for SocketOption {
 
 /// The option's value as getsockopt on the subflow would return it into a buffer of `room` bytes, or the errno that it
 /// would fail with. `None` where inet_diag does not tell.
-pub fn value(source: Source, told: &Attributes, room: usize) -> Option<Result<Vec<u8>, i32>> {
+pub fn value(read_by: ReadBy, told: &Attributes, room: usize) -> Option<Result<Vec<u8>, i32>> {
     let int = |value: u32| Ok(value.to_ne_bytes().to_vec());
-    let mut value = match source {
-        Source::TcpInfo => Ok(told.tcp_info.clone()),
-        Source::CongestionControlInfo => Ok(told.cc_info.clone()),
-        Source::CongestionControl => {
+    let mut value = match read_by {
+        ReadBy::TcpInfo => Ok(told.tcp_info.clone()),
+        ReadBy::CongestionControlInfo => Ok(told.cc_info.clone()),
+        ReadBy::CongestionControl => {
             let mut name = told.congestion.clone();
             name.resize(uapi::TCP_CA_NAME_MAX, 0);
             Ok(name)
         }
-        Source::SegmentSize => int(tcp_info::field::snd_mss.read(&told.tcp_info)? as u32),
-        Source::MaxPacingRate => match tcp_info::field::max_pacing_rate.read(&told.tcp_info)? {
+        ReadBy::SegmentSize => int(tcp_info::field::snd_mss.read(&told.tcp_info)? as u32),
+        ReadBy::MaxPacingRate => match tcp_info::field::max_pacing_rate.read(&told.tcp_info)? {
             rate if room >= 8 => Ok(rate.to_ne_bytes().to_vec()),
             rate => int(u32::try_from(rate).unwrap_or(u32::MAX)),
         },
-        Source::SendBuffer => int(bytes::u32(&told.meminfo, meminfo::SNDBUF)?),
-        Source::ReceiveBuffer => int(bytes::u32(&told.meminfo, meminfo::RCVBUF)?),
-        Source::MemInfo => Ok(told.meminfo.clone()),
-        Source::Interface => int(told.entry.tuple.interface),
-        Source::Cookie if room < 8 => Err(libc::EINVAL),
-        Source::Cookie => Ok(told.entry.cookie.to_ne_bytes().to_vec()),
-        Source::Tos => int(told.tos?.into()),
-        Source::TrafficClass => told.tclass.map_or(Err(libc::ENOPROTOOPT), |class| int(class.into())),
-        Source::Mark => int(told.mark?),
-        Source::Bpf => return None,
+        ReadBy::SendBuffer => int(bytes::u32(&told.meminfo, meminfo::SNDBUF)?),
+        ReadBy::ReceiveBuffer => int(bytes::u32(&told.meminfo, meminfo::RCVBUF)?),
+        ReadBy::MemInfo => Ok(told.meminfo.clone()),
+        ReadBy::Interface => int(told.entry.tuple.interface),
+        ReadBy::Cookie if room < 8 => Err(libc::EINVAL),
+        ReadBy::Cookie => Ok(told.entry.cookie.to_ne_bytes().to_vec()),
+        ReadBy::Tos => int(told.tos?.into()),
+        ReadBy::TrafficClass => told.tclass.map_or(Err(libc::ENOPROTOOPT), |class| int(class.into())),
+        ReadBy::Mark => int(told.mark?),
+        ReadBy::Bpf => return None,
     };
     if let Ok(bytes) = &mut value {
         bytes.truncate(room);
@@ -181,8 +181,8 @@ mod tests {
 
     #[test]
     fn no_option_is_there_twice() {
-        for (i, one) in KNOWN.iter().enumerate() {
-            assert!(KNOWN[..i].iter().all(|other| (one.level, one.number) != (other.level, other.number)));
+        for (i, one) in NAMED.iter().enumerate() {
+            assert!(NAMED[..i].iter().all(|other| (one.level, one.number) != (other.level, other.number)));
         }
     }
 
@@ -197,21 +197,21 @@ mod tests {
         let told = told();
         let int = |value: u32| Some(Ok(value.to_ne_bytes().to_vec()));
         assert_eq!(
-            value(Source::CongestionControl, &told, 100),
+            value(ReadBy::CongestionControl, &told, 100),
             Some(Ok(b"cubic\0\0\0\0\0\0\0\0\0\0\0".to_vec()))
         );
-        assert_eq!(value(Source::CongestionControl, &told, 2), Some(Ok(b"cu".to_vec())));
-        assert_eq!(value(Source::SegmentSize, &told, 4), int(1448));
-        assert_eq!(value(Source::MaxPacingRate, &told, 4), int(u32::MAX));
-        assert_eq!(value(Source::MaxPacingRate, &told, 8), Some(Ok(vec![255; 8])));
-        assert_eq!(value(Source::SendBuffer, &told, 4), int(3));
-        assert_eq!(value(Source::ReceiveBuffer, &told, 4), int(1));
-        assert_eq!(value(Source::Interface, &told, 4), int(3));
-        assert_eq!(value(Source::Cookie, &told, 8), Some(Ok(77u64.to_ne_bytes().to_vec())));
-        assert_eq!(value(Source::Cookie, &told, 4), Some(Err(libc::EINVAL)));
-        assert_eq!(value(Source::Tos, &told, 4), int(16));
-        assert_eq!(value(Source::TrafficClass, &told, 4), Some(Err(libc::ENOPROTOOPT)));
-        assert_eq!(value(Source::Mark, &told, 4), None);
-        assert_eq!(value(Source::CongestionControlInfo, &told, 20), Some(Ok(vec![])));
+        assert_eq!(value(ReadBy::CongestionControl, &told, 2), Some(Ok(b"cu".to_vec())));
+        assert_eq!(value(ReadBy::SegmentSize, &told, 4), int(1448));
+        assert_eq!(value(ReadBy::MaxPacingRate, &told, 4), int(u32::MAX));
+        assert_eq!(value(ReadBy::MaxPacingRate, &told, 8), Some(Ok(vec![255; 8])));
+        assert_eq!(value(ReadBy::SendBuffer, &told, 4), int(3));
+        assert_eq!(value(ReadBy::ReceiveBuffer, &told, 4), int(1));
+        assert_eq!(value(ReadBy::Interface, &told, 4), int(3));
+        assert_eq!(value(ReadBy::Cookie, &told, 8), Some(Ok(77u64.to_ne_bytes().to_vec())));
+        assert_eq!(value(ReadBy::Cookie, &told, 4), Some(Err(libc::EINVAL)));
+        assert_eq!(value(ReadBy::Tos, &told, 4), int(16));
+        assert_eq!(value(ReadBy::TrafficClass, &told, 4), Some(Err(libc::ENOPROTOOPT)));
+        assert_eq!(value(ReadBy::Mark, &told, 4), None);
+        assert_eq!(value(ReadBy::CongestionControlInfo, &told, 20), Some(Ok(vec![])));
     }
 }

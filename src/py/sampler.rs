@@ -101,7 +101,7 @@ impl Sampler {
         py: Python<'py>,
         start: usize,
     ) -> PyResult<Vec<(u64, u32, Bound<'py, PyTuple>, Bound<'py, PyTuple>)>> {
-        let row = |(cookie, ends): (u64, sampler::Ends)| {
+        let row = |(cookie, ends): (u64, sampler::SubflowEnds)| {
             Ok((cookie, ends.token, to_tuple(py, ends.local)?, to_tuple(py, ends.remote)?))
         };
         self.0.ends(start).into_iter().map(row).collect()

@@ -10,8 +10,9 @@ use super::{Common, Ids, Site};
 use crate::abi::tcp_info::{self, TcpInfo};
 use crate::abi::uapi::{self, tcp_state};
 use crate::error::{Error, Result};
+use crate::netlink::codec::Prepared;
 use crate::netlink::diag::{self, Entry};
-use crate::netlink::{Channel, Prepared};
+use crate::netlink::Channel;
 use crate::sys;
 use crate::sys::lock::lock;
 
@@ -208,7 +209,7 @@ impl ByDiag {
         let wants = |token| tokens.as_ref().is_none_or(|tokens| tokens.contains(&token));
         let mut changed = false;
         let result = diag::dump_payloads(&mut self.channel, |payload| {
-            let Some((entry, tcp_info)) = diag::decode_with_info(payload) else { return };
+            let Some((entry, tcp_info)) = diag::codec::decode_with_info(payload) else { return };
             if tcp_info.is_empty() {
                 return;
             }
@@ -263,7 +264,7 @@ impl ByDiag {
         for (number, cookies) in self.order.chunks(BATCH).enumerate() {
             let mut batch = Prepared::default();
             for (index, cookie) in cookies.iter().enumerate() {
-                let request = diag::encode_request(&self.targets[cookie].entry.tuple, *cookie);
+                let request = diag::codec::encode_request(&self.targets[cookie].entry.tuple, *cookie);
                 batch.push(uapi::diag::SOCK_DIAG_BY_FAMILY, (number * BATCH + index) as u32, &request);
             }
             self.batches.push(batch);
@@ -283,7 +284,7 @@ impl ByDiag {
                 else {
                     return;
                 };
-                match reply.map(diag::decode_with_info) {
+                match reply.map(diag::codec::decode_with_info) {
                     Ok(Some((entry, tcp_info)))
                         if entry.cookie == target.entry.cookie && !tcp_info.is_empty() =>
                     {

@@ -19,7 +19,7 @@ use crate::sys::lock::lock;
 use crate::sys::wait::EventFd;
 
 /// The connections of one network namespace.
-struct Place {
+struct ConnectionSite {
     site: Arc<Site>,
     channel: Channel,
     /// By descriptor, by their tokens, as long as they answer there.
@@ -30,7 +30,7 @@ struct Place {
 
 /// The readings of all connections.
 pub struct Connections {
-    places: Vec<Place>,
+    places: Vec<ConnectionSite>,
     common: Arc<Common>,
     rows: Vec<ConnectionRow>,
 }
@@ -39,7 +39,7 @@ impl Connections {
     pub fn new(sites: &[Arc<Site>], common: &Arc<Common>) -> Result<Connections> {
         let place = |site: &Arc<Site>| {
             let channel = Channel::new(site.diag_socket()?);
-            Ok(Place {
+            Ok(ConnectionSite {
                 site: Arc::clone(site),
                 channel: channel.map_err(|error| Error::call("socket(NETLINK_SOCK_DIAG)", &error))?,
                 descriptors: site.descriptors.iter().map(|(fd, token)| (*token, *fd)).collect(),
@@ -117,7 +117,7 @@ impl Connections {
     }
 }
 
-impl Place {
+impl ConnectionSite {
     /// `struct mptcp_info` of one connection, `None` if it has ended.
     fn read(&mut self, token: u32) -> Result<Option<Info>> {
         if let Some(fd) = self.descriptors.get(&token) {

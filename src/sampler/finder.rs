@@ -21,7 +21,7 @@ use crate::sys::wait::EventFd;
 pub const INTERVAL: Duration = Duration::from_millis(100);
 
 /// What looks for subflows in one network namespace.
-struct Place {
+struct SearchSite {
     site: Arc<Site>,
     channel: Channel,
     /// Absent where this process may not have them.
@@ -29,7 +29,7 @@ struct Place {
 }
 
 pub struct Finder {
-    places: Vec<Place>,
+    places: Vec<SearchSite>,
     common: Arc<Common>,
     /// Set when a subflow was found whose id a descriptor could tell.
     new_subflow: Arc<EventFd>,
@@ -39,7 +39,7 @@ impl Finder {
     pub fn new(sites: &[Arc<Site>], common: &Arc<Common>, new_subflow: &Arc<EventFd>) -> Result<Finder> {
         let place = |site: &Arc<Site>| {
             let channel = Channel::new(site.diag_socket()?);
-            Ok(Place {
+            Ok(SearchSite {
                 site: Arc::clone(site),
                 channel: channel.map_err(|error| Error::call("socket(NETLINK_SOCK_DIAG)", &error))?,
                 events: site.namespace.events(None).ok(),
@@ -106,7 +106,7 @@ impl Finder {
     }
 }
 
-impl Place {
+impl SearchSite {
     /// Whether a subflow or a connection that is recorded, or a link, is what the event tells of.
     fn records(&self, event: &Event) -> bool {
         match event.token {
@@ -137,7 +137,7 @@ impl Place {
             return Ok(());
         }
         let mut found = Vec::new();
-        diag::dump_payloads(&mut self.channel, |payload| found.extend(diag::decode(payload)))
+        diag::dump_payloads(&mut self.channel, |payload| found.extend(diag::codec::decode(payload)))
             .map_err(diag::failed)?;
         found.into_iter().for_each(|entry| self.add(entry));
         Ok(())

@@ -48,7 +48,7 @@ impl Buffers {
 
 /// What came of a reading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
+pub enum ReadOutcome {
     Read,
     /// The descriptor is closed, or is another connection's.
     Ended,
@@ -99,7 +99,7 @@ impl FullInfo {
         channel: &mut Channel,
         time_ns: u64,
         rows: &mut Vec<RawSample>,
-    ) -> Result<Outcome> {
+    ) -> Result<ReadOutcome> {
         if self.by_parts.is_some() {
             return self.read_by_parts(channel, time_ns, rows);
         }
@@ -125,7 +125,7 @@ impl FullInfo {
         let token =
             bytes::u32(&buffers.header, full_info::MPTCP_INFO + crate::abi::mptcp_info::field::token.offset);
         if token != Some(self.token) || stride == 0 {
-            return Ok(Outcome::Ended);
+            return Ok(ReadOutcome::Ended);
         }
         self.follow(&buffers.subflows, channel, total, time_ns)?;
         let mut tcp_infos = buffers.tcp_infos.chunks_exact(stride);
@@ -133,7 +133,7 @@ impl FullInfo {
             let Some(bytes) = tcp_infos.next() else { break };
             push(target, bytes, time_ns, wait_ns, rows);
         }
-        Ok(Outcome::Read)
+        Ok(ReadOutcome::Read)
     }
 
     /// Makes `targets` what the kernel's list is now.
@@ -193,14 +193,14 @@ impl FullInfo {
         channel: &mut Channel,
         time_ns: u64,
         rows: &mut Vec<RawSample>,
-    ) -> Result<Outcome> {
+    ) -> Result<ReadOutcome> {
         match error.raw_os_error() {
-            Some(libc::EBADF | libc::ENOTSOCK | libc::EINVAL) => Ok(Outcome::Ended),
+            Some(libc::EBADF | libc::ENOTSOCK | libc::EINVAL) => Ok(ReadOutcome::Ended),
             // Before 6.5, or fallen back, or another socket has the descriptor: the older calls tell which.
             Some(libc::EOPNOTSUPP | libc::ENOPROTOOPT) => {
                 self.by_parts = Some(0);
                 let outcome = self.read_by_parts(channel, time_ns, rows)?;
-                if outcome != Outcome::Read {
+                if outcome != ReadOutcome::Read {
                     self.by_parts = None;
                 }
                 Ok(outcome)
@@ -214,14 +214,14 @@ impl FullInfo {
         channel: &mut Channel,
         time_ns: u64,
         rows: &mut Vec<RawSample>,
-    ) -> Result<Outcome> {
+    ) -> Result<ReadOutcome> {
         let mut read = match by_descriptor::read_by_parts(self.fd) {
             Ok(read) if read.info.token() == self.token => read,
-            Ok(_) => return Ok(Outcome::Ended),
+            Ok(_) => return Ok(ReadOutcome::Ended),
             Err(error) => {
                 return match error.raw_os_error() {
-                    Some(libc::EBADF | libc::ENOTSOCK | libc::EINVAL) => Ok(Outcome::Ended),
-                    Some(libc::EOPNOTSUPP | libc::ENOPROTOOPT) => Ok(Outcome::FellBack),
+                    Some(libc::EBADF | libc::ENOTSOCK | libc::EINVAL) => Ok(ReadOutcome::Ended),
+                    Some(libc::EOPNOTSUPP | libc::ENOPROTOOPT) => Ok(ReadOutcome::FellBack),
                     _ => Err(Error::call("getsockopt(MPTCP_TCPINFO)", &error)),
                 }
             }
@@ -250,7 +250,7 @@ impl FullInfo {
         for (target, reading) in self.targets.iter_mut().zip(&read.subflows) {
             push(target, reading.tcp_info.bytes(), time_ns, wait_ns, rows);
         }
-        Ok(Outcome::Read)
+        Ok(ReadOutcome::Read)
     }
 
     /// What was known of a socket that has died.

@@ -124,7 +124,7 @@ struct Common {
 
 /// Between what a subflow was, which its rows do not tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ends {
+pub struct SubflowEnds {
     pub token: u32,
     pub local: SocketAddr,
     pub remote: SocketAddr,
@@ -134,7 +134,7 @@ pub struct Ends {
 #[derive(Debug, Default)]
 struct AllEnds {
     cookies: HashSet<u64>,
-    ends: Vec<(u64, Ends)>,
+    ends: Vec<(u64, SubflowEnds)>,
 }
 
 impl Common {
@@ -160,7 +160,7 @@ impl Common {
         let Tuple { local, remote, .. } = entry.tuple;
         let mut all = lock(&self.ends);
         if all.cookies.insert(entry.cookie) {
-            all.ends.push((entry.cookie, Ends { token, local, remote }));
+            all.ends.push((entry.cookie, SubflowEnds { token, local, remote }));
         }
     }
 }
@@ -192,7 +192,7 @@ type Ids = HashMap<(u32, SocketAddr, SocketAddr), u32>;
 
 /// What the threads tell each other of one network namespace.
 #[derive(Debug, Default)]
-struct Known {
+struct Found {
     /// Connections of which subflows were seen.
     tokens: Mutex<BTreeSet<u32>>,
     ids: Mutex<Ids>,
@@ -212,7 +212,7 @@ struct Site {
     descriptors: Vec<(RawFd, u32)>,
     /// The connections that are meant; all of the namespace if absent.
     tokens: Option<BTreeSet<u32>>,
-    known: Arc<Known>,
+    known: Arc<Found>,
 }
 
 impl Site {
@@ -378,7 +378,7 @@ impl Sampler {
     }
 
     /// The subflows that were recorded until now, with their cookies, without the first `start`.
-    pub fn ends(&self, start: usize) -> Vec<(u64, Ends)> {
+    pub fn ends(&self, start: usize) -> Vec<(u64, SubflowEnds)> {
         lock(&self.common.ends).ends.get(start..).unwrap_or_default().to_vec()
     }
 

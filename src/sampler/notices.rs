@@ -5,8 +5,9 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use crate::abi::uapi;
 use crate::error::{Error, Result};
+use crate::netlink::codec::{messages, Message};
 use crate::netlink::diag::{self, Entry};
-use crate::netlink::{messages, receive_buffer, Message};
+use crate::netlink::receive_buffer;
 use crate::sys;
 
 /// What the kernel is asked to keep for us, as far as net.core.rmem_max lets it.
@@ -48,7 +49,7 @@ impl Notices {
                 Ok(length) => {
                     for message in messages(&self.buffer[..length]) {
                         if let Message::Data { payload, .. } = message {
-                            if let Some((entry, info)) = diag::decode_with_info(payload) {
+                            if let Some((entry, info)) = diag::codec::decode_with_info(payload) {
                                 on_socket(entry, info);
                             }
                         }

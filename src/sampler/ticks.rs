@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::by_diag::{final_sample, ByDiag};
 use super::choice::{self, Choice, Cost, Trial};
-use super::full_info::{Buffers, FullInfo, Outcome};
+use super::full_info::{Buffers, FullInfo, ReadOutcome};
 use super::notices::Notices;
 use super::row::RawSample;
 use super::{Common, Method, Settings, Site};
@@ -17,7 +17,7 @@ use crate::sys::lock::lock;
 use crate::sys::wait::EventFd;
 
 /// What is read in one network namespace.
-struct Place {
+struct TickSite {
     site: Arc<Site>,
     by_diag: ByDiag,
     full_info: Vec<FullInfo>,
@@ -25,7 +25,7 @@ struct Place {
     notices: Notices,
 }
 
-impl Place {
+impl TickSite {
     /// Reads every subflow, those of connections with a descriptor by `method`.
     fn read(&mut self, method: Method, time_ns: u64, rows: &mut Vec<RawSample>) -> Result<()> {
         if method == Method::FullInfo {
@@ -35,13 +35,13 @@ impl Place {
     }
 
     fn read_full_info(&mut self, time_ns: u64, rows: &mut Vec<RawSample>) -> Result<()> {
-        let Place { by_diag, full_info, buffers, .. } = self;
+        let TickSite { by_diag, full_info, buffers, .. } = self;
         let mut failed = Ok(());
         for connection in full_info.iter_mut().filter(|connection| !connection.ended) {
             match connection.read(buffers, &mut by_diag.channel, time_ns, rows) {
-                Ok(Outcome::Read) => {}
+                Ok(ReadOutcome::Read) => {}
                 // It stays for the notices of its subflows. A connection may outlive its descriptor.
-                Ok(Outcome::Ended | Outcome::FellBack) => {
+                Ok(ReadOutcome::Ended | ReadOutcome::FellBack) => {
                     connection.ended = true;
                     by_diag.add(connection.token);
                 }
@@ -83,7 +83,7 @@ fn better(before: Option<Result<Cost>>, now: Result<Cost>) -> Result<Cost> {
 
 /// The readings of all sources.
 pub struct Ticks {
-    places: Vec<Place>,
+    places: Vec<TickSite>,
     common: Arc<Common>,
     rows: Vec<RawSample>,
     /// Absent where the way was asked for.
@@ -105,7 +105,7 @@ impl Ticks {
                 Some(Method::FullInfo) => (Some(BTreeSet::new()), by_descriptor()),
                 None => (site.tokens.clone(), by_descriptor()),
             };
-            Ok(Place {
+            Ok(TickSite {
                 site: Arc::clone(site),
                 by_diag: ByDiag::new(site, common, tokens)?,
                 full_info,
@@ -144,7 +144,7 @@ impl Ticks {
     /// Reads everything some times by each way.
     fn measure(&mut self) -> Result<()> {
         if self.method == Method::FullInfo {
-            self.places.iter_mut().for_each(Place::hand_over);
+            self.places.iter_mut().for_each(TickSite::hand_over);
         }
         let begin = sys::monotonic_ns();
         let mut costs: [Option<Result<Cost>>; 2] = [None, None];
@@ -193,8 +193,8 @@ impl Ticks {
         if choice.method != self.method {
             self.method = choice.method;
             let follow = match self.method {
-                Method::FullInfo => Place::take_back,
-                Method::InetDiag => Place::hand_over,
+                Method::FullInfo => TickSite::take_back,
+                Method::InetDiag => TickSite::hand_over,
             };
             self.places.iter_mut().for_each(follow);
         }
@@ -203,7 +203,7 @@ impl Ticks {
     /// Final rows of subflows that have ended.
     fn read_notices(&mut self) -> Result<()> {
         for place in &mut self.places {
-            let Place { by_diag, full_info, notices, .. } = place;
+            let TickSite { by_diag, full_info, notices, .. } = place;
             // One that lived for less than a tick.
             by_diag.adopt(sys::monotonic_ns());
             let rows = &mut self.rows;

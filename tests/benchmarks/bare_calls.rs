@@ -24,9 +24,10 @@ use mptcp::abi::mptcp_info;
 use mptcp::abi::tcp_info;
 use mptcp::abi::uapi::{self, full_info, subflow_info};
 use mptcp::connection::by_descriptor;
+use mptcp::netlink::codec::{messages, Message};
 use mptcp::netlink::diag::{self, Tuple};
 use mptcp::netlink::pm;
-use mptcp::netlink::{messages, Channel, Failure, Message};
+use mptcp::netlink::{Channel, Failure};
 use mptcp::sys;
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -105,14 +106,14 @@ impl Calls {
     fn open(&mut self, local: SocketAddr, remote: SocketAddr) -> Result<(u128, u128)> {
         let token = by_descriptor::read_info(self.fd)?.token();
         let ends = (pm::Address::new(local), pm::Address::new(remote));
-        let destroy = self.pm_command(&pm::encode_destroy(token, &ends.0, &ends.1));
+        let destroy = self.pm_command(&pm::codec::encode_destroy(token, &ends.0, &ends.1));
         let look_up = look_up(local, remote);
 
         let mut retries = 0..255;
         let start = loop {
             self.address_id = self.address_id.checked_add(1).unwrap_or(1);
             let with_id = pm::Address { id: self.address_id, ..ends.0 };
-            let create = self.pm_command(&pm::encode_create(token, &with_id, &ends.1));
+            let create = self.pm_command(&pm::codec::encode_create(token, &with_id, &ends.1));
             let start = Instant::now();
             match acknowledged(&self.pm, &create, &mut self.reply)? {
                 Ok(()) => break start,
@@ -243,14 +244,14 @@ fn message(message_type: u16, flags: u16, payload: &[u8]) -> Vec<u8> {
 /// An exact look-up of one subflow, which the kernel answers with one message.
 fn look_up(local: SocketAddr, remote: SocketAddr) -> Vec<u8> {
     let tuple = Tuple { local, remote, interface: 0 };
-    message(uapi::diag::SOCK_DIAG_BY_FAMILY, 0, &diag::encode_request(&tuple, uapi::diag::NOCOOKIE))
+    message(uapi::diag::SOCK_DIAG_BY_FAMILY, 0, &diag::codec::encode_request(&tuple, uapi::diag::NOCOOKIE))
 }
 
 /// The reply to a look-up: has the peer accepted the subflow?
 fn is_accepted(reply: &[u8]) -> Result<bool> {
     match messages(reply).next() {
         Some(Message::Data { payload, .. }) => {
-            let subflow = diag::decode(payload).and_then(|entry| entry.subflow);
+            let subflow = diag::codec::decode(payload).and_then(|entry| entry.subflow);
             Ok(subflow.is_some_and(|subflow| subflow.fully_established()))
         }
         Some(Message::Failed { failure, .. }) => Err(format!("look-up: {}", failure.describe()).into()),

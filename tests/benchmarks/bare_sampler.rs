@@ -82,7 +82,7 @@ fn by_diag(fds: &[RawFd]) -> Result<Box<dyn FnMut() -> Result<u64>>> {
     for fd in fds {
         for subflow in by_descriptor::read(*fd)?.subflows {
             let tuple = Tuple { local: subflow.local, remote: subflow.remote, interface: 0 };
-            look_ups.push(message(&diag::encode_request(&tuple, uapi::diag::NOCOOKIE)));
+            look_ups.push(message(&diag::codec::encode_request(&tuple, uapi::diag::NOCOOKIE)));
         }
     }
     let batches: Vec<(usize, Vec<u8>)> =

@@ -49,7 +49,7 @@ impl Action {
 
 /// What became of a [`Request`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum Visit {
     /// The value read, as long as was asked; empty after a set.
     Done(Vec<u8>),
     /// The kernel's errno.
@@ -85,14 +85,14 @@ pub fn after_fork(in_child: bool) {
 /// namespace of the sockets; `None` is the calling thread's.
 ///
 /// Needs CAP_BPF and CAP_PERFMON in the initial user namespace, and CAP_SYS_ADMIN for another network namespace.
-pub fn serve(requests: &[Request], namespace: Option<BorrowedFd<'_>>) -> Result<Vec<Outcome>> {
+pub fn serve(requests: &[Request], namespace: Option<BorrowedFd<'_>>) -> Result<Vec<Visit>> {
     let mut loaded = lock(&LOADED);
     // The maps of a process that this one was forked from carry its requests.
     let program = match loaded.as_ref().filter(|program| program.process == std::process::id()) {
         Some(program) => program,
         None => loaded.insert(Loaded::load()?),
     };
-    let mut outcomes = vec![Outcome::NotMet; requests.len()];
+    let mut outcomes = vec![Visit::NotMet; requests.len()];
     let order = by_socket(requests);
     for batch in batches(requests, &order) {
         program.serve(requests, batch, namespace, &mut outcomes)?;
@@ -144,7 +144,7 @@ impl Loaded {
         requests: &[Request],
         batch: &[usize],
         namespace: Option<BorrowedFd<'_>>,
-        outcomes: &mut [Outcome],
+        outcomes: &mut [Visit],
     ) -> Result<()> {
         let update = |error: io::Error| Error::call("BPF_MAP_UPDATE_ELEM", &error);
         let mut ranges: HashMap<u64, Range> = HashMap::new();
@@ -308,14 +308,14 @@ fn slot(request: &Request) -> Slot {
 /// An errno of the kernel's own that user space has no name for: bpf_setsockopt gives it for the congestion control "cdg".
 const ENOTSUPP: i32 = 524;
 
-fn outcome(request: &Request, bytes: &[u8; Slot::SIZE]) -> Outcome {
+fn outcome(request: &Request, bytes: &[u8; Slot::SIZE]) -> Visit {
     let (result, value) = Slot::answer(bytes);
     match (result, &request.action) {
-        (NOT_MET, _) => Outcome::NotMet,
-        (0, Action::Get(length)) => Outcome::Done(value[..(*length).min(MAX_VALUE)].to_vec()),
-        (0, Action::Set(_)) => Outcome::Done(Vec::new()),
-        (result, _) if result == -ENOTSUPP => Outcome::Refused(libc::EOPNOTSUPP),
-        (result, _) => Outcome::Refused(-result),
+        (NOT_MET, _) => Visit::NotMet,
+        (0, Action::Get(length)) => Visit::Done(value[..(*length).min(MAX_VALUE)].to_vec()),
+        (0, Action::Set(_)) => Visit::Done(Vec::new()),
+        (result, _) if result == -ENOTSUPP => Visit::Refused(libc::EOPNOTSUPP),
+        (result, _) => Visit::Refused(-result),
     }
 }
 
@@ -360,10 +360,10 @@ mod tests {
             let answer = Slot { result, ..slot(request) };
             outcome(request, &answer.to_bytes())
         };
-        assert_eq!(answered(&get, NOT_MET), Outcome::NotMet);
-        assert_eq!(answered(&get, 0), Outcome::Done(vec![0; 4]));
-        assert_eq!(answered(&set, 0), Outcome::Done(vec![]));
-        assert_eq!(answered(&set, -libc::ENOENT), Outcome::Refused(libc::ENOENT));
-        assert_eq!(answered(&set, -ENOTSUPP), Outcome::Refused(libc::EOPNOTSUPP));
+        assert_eq!(answered(&get, NOT_MET), Visit::NotMet);
+        assert_eq!(answered(&get, 0), Visit::Done(vec![0; 4]));
+        assert_eq!(answered(&set, 0), Visit::Done(vec![]));
+        assert_eq!(answered(&set, -libc::ENOENT), Visit::Refused(libc::ENOENT));
+        assert_eq!(answered(&set, -ENOTSUPP), Visit::Refused(libc::EOPNOTSUPP));
     }
 }

@@ -1,0 +1,191 @@
+//! Commands of the generic netlink family `mptcp_pm` as bytes, `<linux/mptcp_pm.h>`: those that name a connection by its
+//! token.
+
+use std::net::{IpAddr, SocketAddr};
+
+use netlink_packet_core::DefaultNla;
+
+use crate::abi::address;
+use crate::abi::bytes;
+use crate::abi::uapi::{ctrl, pm};
+use crate::netlink::codec::{attribute, attributes, emit, find, nested};
+
+/// The numbers that the kernel gave the family and its event group. They hold for the whole host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Family {
+    pub id: u16,
+    pub event_group: u32,
+}
+
+/// `struct genlmsghdr` and attributes.
+fn message(command: u8, version: u8, attributes: &[DefaultNla]) -> Vec<u8> {
+    let mut bytes = vec![command, version, 0, 0];
+    bytes.extend(emit(attributes));
+    bytes
+}
+
+/// CTRL_CMD_GETFAMILY of the family.
+pub fn encode_get_family() -> Vec<u8> {
+    let mut name = pm::NAME.as_bytes().to_vec();
+    name.push(0);
+    message(ctrl::CMD_GETFAMILY, ctrl::VERSION, &[attribute(ctrl::ATTR_FAMILY_NAME, &name)])
+}
+
+/// The reply.
+pub fn decode_family(payload: &[u8]) -> Option<Family> {
+    let body = payload.get(4..)?;
+    let id = bytes::u16(find(body, ctrl::ATTR_FAMILY_ID)?, 0)?;
+    let event_group = attributes(find(body, ctrl::ATTR_MCAST_GROUPS)?).find_map(|(_, group)| {
+        let name = find(group, ctrl::ATTR_MCAST_GRP_NAME)?;
+        let name = name.split(|byte| *byte == 0).next()?;
+        (name == pm::EVENT_GROUP.as_bytes()).then(|| bytes::u32(find(group, ctrl::ATTR_MCAST_GRP_ID)?, 0))?
+    })?;
+    Some(Family { id, event_group })
+}
+
+/// A local or remote address of a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Address {
+    pub ip: IpAddr,
+    pub port: u16,
+    pub id: u8,
+    pub flags: u32,
+    pub interface: u32,
+}
+
+impl Address {
+    pub fn new(endpoint: SocketAddr) -> Address {
+        Address { ip: endpoint.ip(), port: endpoint.port(), id: 0, flags: 0, interface: 0 }
+    }
+
+    /// The attributes; what is 0 is left out, as the kernel's own tools do.
+    fn encode(&self, kind: u16) -> DefaultNla {
+        let mut inner = vec![attribute(pm::ADDR_FAMILY, &u16::from(address::family(self.ip)).to_ne_bytes())];
+        match self.ip {
+            IpAddr::V4(v4) => inner.push(attribute(pm::ADDR_ADDR4, &v4.octets())),
+            IpAddr::V6(v6) => inner.push(attribute(pm::ADDR_ADDR6, &v6.octets())),
+        }
+        if self.id != 0 {
+            inner.push(attribute(pm::ADDR_ID, &[self.id]));
+        }
+        if self.port != 0 {
+            // In host byte order, unlike in the events.
+            inner.push(attribute(pm::ADDR_PORT, &self.port.to_ne_bytes()));
+        }
+        if self.flags != 0 {
+            inner.push(attribute(pm::ADDR_FLAGS, &self.flags.to_ne_bytes()));
+        }
+        if self.interface != 0 {
+            inner.push(attribute(pm::ADDR_IF_IDX, &self.interface.to_ne_bytes()));
+        }
+        nested(kind, &inner)
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Address> {
+        let ip = match (find(bytes, pm::ADDR_ADDR4), find(bytes, pm::ADDR_ADDR6)) {
+            (Some(v4), _) => IpAddr::V4(bytes::ipv4(v4, 0)?),
+            (None, v6) => IpAddr::V6(bytes::ipv6(v6?, 0)?),
+        };
+        let u32_of = |kind| find(bytes, kind).and_then(|value| bytes::u32(value, 0));
+        Some(Address {
+            ip,
+            port: find(bytes, pm::ADDR_PORT).and_then(|value| bytes::u16(value, 0)).unwrap_or(0),
+            id: find(bytes, pm::ADDR_ID).and_then(|value| bytes::u8(value, 0)).unwrap_or(0),
+            flags: u32_of(pm::ADDR_FLAGS).unwrap_or(0),
+            interface: u32_of(pm::ADDR_IF_IDX).unwrap_or(0),
+        })
+    }
+}
+
+fn with_token(command: u8, token: u32, mut rest: Vec<DefaultNla>) -> Vec<u8> {
+    rest.push(attribute(pm::ATTR_TOKEN, &token.to_ne_bytes()));
+    message(command, pm::VERSION, &rest)
+}
+
+/// SUBFLOW_CREATE: sends the SYN of a new subflow. OK says no more than that.
+pub fn encode_create(token: u32, local: &Address, remote: &Address) -> Vec<u8> {
+    let addresses = vec![local.encode(pm::ATTR_ADDR), remote.encode(pm::ATTR_ADDR_REMOTE)];
+    with_token(pm::CMD_SUBFLOW_CREATE, token, addresses)
+}
+
+/// SUBFLOW_DESTROY: closes a subflow, the initial one by a FIN, any other at once. Wants both ports.
+pub fn encode_destroy(token: u32, local: &Address, remote: &Address) -> Vec<u8> {
+    let addresses = vec![local.encode(pm::ATTR_ADDR), remote.encode(pm::ATTR_ADDR_REMOTE)];
+    with_token(pm::CMD_SUBFLOW_DESTROY, token, addresses)
+}
+
+/// SET_FLAGS of one subflow: MP_PRIO by the backup flag of `local`. Wants both ports.
+pub fn encode_set_flags(token: u32, local: &Address, remote: &Address) -> Vec<u8> {
+    let addresses = vec![local.encode(pm::ATTR_ADDR), remote.encode(pm::ATTR_ADDR_REMOTE)];
+    with_token(pm::CMD_SET_FLAGS, token, addresses)
+}
+
+/// ANNOUNCE: sends ADD_ADDR. Wants an address id and the flag SIGNAL.
+pub fn encode_announce(token: u32, address: &Address) -> Vec<u8> {
+    with_token(pm::CMD_ANNOUNCE, token, vec![address.encode(pm::ATTR_ADDR)])
+}
+
+/// REMOVE: frees an address id and sends RM_ADDR for it.
+pub fn encode_remove(token: u32, id: u8) -> Vec<u8> {
+    with_token(pm::CMD_REMOVE, token, vec![attribute(pm::ATTR_LOC_ID, &[id])])
+}
+
+/// GET_ADDR of a connection, as a dump: its local addresses and their ids. No privilege. Kernels before 6.10
+/// ignore the token and list the in-kernel endpoints.
+pub fn encode_get_addr(token: u32) -> Vec<u8> {
+    with_token(pm::CMD_GET_ADDR, token, Vec::new())
+}
+
+/// One message of that dump.
+pub fn decode_get_addr(payload: &[u8]) -> Option<Address> {
+    Address::decode(find(payload.get(4..)?, pm::ATTR_ADDR)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_reads_back() {
+        for text in ["10.0.2.1:12345", "[fd00::1]:0"] {
+            let endpoint: SocketAddr = text.parse().unwrap();
+            let address = Address { id: 7, flags: pm::FLAG_BACKUP, interface: 3, ..Address::new(endpoint) };
+            let bytes = message(pm::CMD_GET_ADDR, 1, &[address.encode(pm::ATTR_ADDR)]);
+            assert_eq!(decode_get_addr(&bytes), Some(address));
+            for length in 0..bytes.len() {
+                let _ = decode_get_addr(&bytes[..length]);
+            }
+        }
+    }
+
+    #[test]
+    fn announce_names_the_address_its_id_and_the_token() {
+        let address =
+            Address { id: 3, flags: pm::FLAG_SIGNAL, ..Address::new("[fd00::1]:7000".parse().unwrap()) };
+        let bytes = encode_announce(9, &address);
+        assert_eq!(bytes[..4], [pm::CMD_ANNOUNCE, 1, 0, 0]);
+        assert_eq!(find(&bytes[4..], pm::ATTR_TOKEN), Some(&9u32.to_ne_bytes()[..]));
+        assert_eq!(find(&bytes[4..], pm::ATTR_ADDR).and_then(Address::decode), Some(address));
+    }
+
+    #[test]
+    fn set_flags_names_both_ends() {
+        let local = Address { flags: pm::FLAG_BACKUP, ..Address::new("10.0.2.1:12345".parse().unwrap()) };
+        let remote = Address::new("10.0.2.2:5000".parse().unwrap());
+        let bytes = encode_set_flags(9, &local, &remote);
+        assert_eq!(bytes[..4], [pm::CMD_SET_FLAGS, 1, 0, 0]);
+        assert_eq!(find(&bytes[4..], pm::ATTR_ADDR).and_then(Address::decode), Some(local));
+        assert_eq!(find(&bytes[4..], pm::ATTR_ADDR_REMOTE).and_then(Address::decode), Some(remote));
+    }
+
+    #[test]
+    fn create_names_both_ends_and_the_token() {
+        let local = Address { id: 1, ..Address::new("10.0.2.1:0".parse().unwrap()) };
+        let remote = Address::new("10.0.2.2:5000".parse().unwrap());
+        let bytes = encode_create(9, &local, &remote);
+        assert_eq!(bytes[..4], [pm::CMD_SUBFLOW_CREATE, 1, 0, 0]);
+        assert_eq!(find(&bytes[4..], pm::ATTR_TOKEN), Some(&9u32.to_ne_bytes()[..]));
+        let inner = find(&bytes[4..], pm::ATTR_ADDR_REMOTE).unwrap();
+        assert_eq!(Address::decode(inner), Some(remote));
+    }
+}
