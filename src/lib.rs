@@ -1,9 +1,10 @@
 //! Control and measurement of Multipath TCP, subflow by subflow: the core, which knows nothing of Python.
 //!
-//! Each room uses only those below it: [`supervisor`] and [`enhanced_api`] (calls of other programs and of 2016);
-//! [`sampler`] and [`options`] (measuring, and socket options on one subflow); [`connection`] (what is asked of a
-//! connection); [`namespace`] (what a process holds and knows of one network namespace); [`events`]; [`netlink`];
-//! [`sys`] (the system calls, and the only unsafe); [`abi`] (the kernel's structures as bytes).
+//! Each module uses only those below it, which `tests/architecture.rs` checks: [`supervisor`] (calls of other programs);
+//! [`enhanced_api`] (the socket options of 2016); [`sampler`] and [`options`] (measuring, and socket options on one
+//! subflow); [`connection`] (operations on one connection); [`namespace`] (what a process holds and knows of one network
+//! namespace); [`events`]; [`netlink`]; [`sys`] (system calls); [`abi`] (the kernel's structures as bytes). [`error`] is
+//! for all. `unsafe` stands in [`sys`] alone; the binding has one exception, the row types of numpy arrays.
 #![deny(unsafe_code)]
 
 pub mod abi;
