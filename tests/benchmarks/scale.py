@@ -32,7 +32,7 @@ from pathlib import Path
 
 import mptcp
 import numpy as np
-from mptcp._connections import subflows_of
+from mptcp._connection import subflows_of
 from mptcp.lab import Host, Lab
 from policy_scale import PORT, end, start, usage, wait_until_accepted
 
