@@ -274,8 +274,8 @@ def write(counts: list[int], table: list[str], path: Path) -> None:
                 "",
                 "A `Connection` has no descriptor, and without one the kernel reports a connection's subflows only in "
                 f"a dump of all: `{ONE}` costs {SAMPLE} dumps, so reading the subflows of every connection in this "
-                "way grows with the square of their number. To read all of them use a Recorder, a policy's `on_tick()`, "
-                "or `mptcp list`: each needs only one dump. A `Socket` reads through its descriptor.",
+                "way grows with the square of their number. To read all of them use a Recorder, a policy's "
+                "`on_tick()`, or `mptcp list`: each needs only one dump. A `Socket` reads through its descriptor.",
                 "",
             ]
         )
