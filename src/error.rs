@@ -38,7 +38,12 @@ impl Error {
     /// A failed call, by its name.
     pub fn call(call: &str, error: &io::Error) -> Error {
         let errno = error.raw_os_error().unwrap_or(libc::EIO);
-        Error::os(errno, format!("{call}: {}", describe(errno)))
+        let advice = match errno {
+            libc::EMFILE => ": close some, or raise RLIMIT_NOFILE (ulimit -n)",
+            libc::ENFILE => ": raise the sysctl fs.file-max",
+            _ => "",
+        };
+        Error::os(errno, format!("{call}: {}{advice}", describe(errno)))
     }
 
     pub fn subflow(errno: i32, message: impl Into<String>) -> Error {

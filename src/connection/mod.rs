@@ -2,6 +2,7 @@
 //! one, by its token ([`by_token`]).
 
 pub mod announce;
+pub mod attach;
 pub mod by_descriptor;
 pub mod by_token;
 pub mod close;

@@ -17,7 +17,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use crate::abi::uapi;
-use crate::error::{Error, Result};
+use crate::error::{describe, Error, Result};
 use crate::events::reader::Reader;
 use crate::events::{Events, Sockets};
 use crate::namespace::known::Known;
@@ -95,10 +95,25 @@ fn cookie_of(fd: RawFd) -> io::Result<u64> {
     Ok(u64::from_ne_bytes(bytes))
 }
 
+/// socket() asks for no privilege for these: what denies them is a sandbox.
+fn no_netlink(error: &io::Error) -> Error {
+    match error.raw_os_error() {
+        Some(errno @ (libc::EPERM | libc::EACCES | libc::EAFNOSUPPORT | libc::EPROTONOSUPPORT)) => Error::os(
+            errno,
+            format!(
+                "socket(AF_NETLINK) is denied here ({}): the sandbox, the seccomp profile or the systemd unit \
+                 (RestrictAddressFamilies=) must allow AF_NETLINK",
+                describe(errno)
+            ),
+        ),
+        _ => Error::call("socket(AF_NETLINK)", error),
+    }
+}
+
 /// The cookie of the calling thread's namespace.
 fn current_cookie() -> Result<u64> {
     let [probe] = sys::open_here(&[NETLINK]);
-    let probe = probe.map_err(|error| Error::call("socket(AF_NETLINK)", &error))?;
+    let probe = probe.map_err(|error| no_netlink(&error))?;
     cookie_of(probe.as_raw_fd()).map_err(no_cookie)
 }
 
@@ -182,7 +197,7 @@ impl Namespace {
 
     fn assemble(cookie: u64, opened: [io::Result<OwnedFd>; 7]) -> Result<Namespace> {
         let [pm, events, diag, diag_of_connections, route, path_manager, file] = opened;
-        let failed = |error| Error::call("opening a netlink socket", &error);
+        let failed = |error| no_netlink(&error);
         let channel =
             |socket: io::Result<OwnedFd>| socket.and_then(Channel::new).map(Mutex::new).map_err(failed);
         let events = socket2::Socket::from(events.map_err(failed)?);
@@ -229,7 +244,7 @@ impl Namespace {
             return Ok(running);
         }
         let open = || self.socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_SOCK_DIAG);
-        let failed = |error| Error::call("opening a netlink socket", &error);
+        let failed = |error| no_netlink(&error);
         let notices = socket2::Socket::from(open()?);
         sys::bind_netlink(notices.as_raw_fd()).map_err(failed)?;
         notices.set_nonblocking(true).map_err(failed)?;

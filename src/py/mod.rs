@@ -24,10 +24,9 @@ mod _core {
     use super::address::from_tuple;
     use super::errors::to_py;
     use super::options::int;
-    use crate::connection::{by_descriptor, by_token};
-    use crate::error::{describe, Error};
+    use crate::connection::{attach, by_descriptor, by_token};
     use crate::namespace::path_manager;
-    use crate::{namespace, options::bpf, sys};
+    use crate::{namespace, options::bpf};
     use pyo3::exceptions::PyImportError;
     use pyo3::prelude::*;
     use pyo3::sync::PyOnceLock;
@@ -143,22 +142,7 @@ mod _core {
 
     #[pyfunction]
     fn take_descriptor(py: Python<'_>, pid: i32, fd: i32) -> PyResult<i32> {
-        sys::take_descriptor(pid, fd).map(IntoRawFd::into_raw_fd).map_err(|error| {
-            let errno = error.raw_os_error().unwrap_or(libc::EIO);
-            let message = match errno {
-                libc::ESRCH => format!("there is no process {pid}"),
-                libc::EBADF => format!("process {pid} has no descriptor {fd}"),
-                libc::EPERM => format!(
-                    "taking a descriptor of process {pid} needs ptrace access to it: its user and, where \
-                     kernel.yama.ptrace_scope is above 0, its parent; or CAP_SYS_PTRACE over it"
-                ),
-                libc::ENOSYS => {
-                    return to_py(py, Error::unsupported("this kernel has no pidfd_getfd (Linux 5.6)"))
-                }
-                _ => format!("pidfd_getfd: {}", describe(errno)),
-            };
-            to_py(py, Error::os(errno, message))
-        })
+        attach::take_descriptor(pid, fd).map(IntoRawFd::into_raw_fd).map_err(|error| to_py(py, error))
     }
 
     #[pyfunction]

@@ -100,14 +100,20 @@ fn address_by(get: GetName, fd: RawFd) -> io::Result<SocketAddr> {
     address.as_socket().ok_or_else(|| io::Error::from_raw_os_error(libc::EAFNOSUPPORT))
 }
 
-/// A duplicate of a descriptor of another process (pidfd_getfd). Needs ptrace access to it.
-pub fn take_descriptor(process: i32, fd: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: no pointers; the descriptor is new and ours. Both calls return a descriptor or -1.
+/// A descriptor that stands for a process.
+pub fn pidfd_open(process: i32) -> io::Result<OwnedFd> {
+    // SAFETY: no pointers; a descriptor that is returned is new and nobody else's.
     unsafe {
-        let process = check(libc::syscall(libc::SYS_pidfd_open, process, 0) as libc::c_int)?;
-        let process = OwnedFd::from_raw_fd(process);
-        let taken = libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), fd, 0) as libc::c_int;
-        Ok(OwnedFd::from_raw_fd(check(taken)?))
+        Ok(OwnedFd::from_raw_fd(check(libc::syscall(libc::SYS_pidfd_open, process, 0) as libc::c_int)?))
+    }
+}
+
+/// A duplicate of a descriptor of that process. Needs ptrace access to it.
+pub fn pidfd_getfd(process: &OwnedFd, fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: as above.
+    unsafe {
+        let taken = libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), fd, 0);
+        Ok(OwnedFd::from_raw_fd(check(taken as libc::c_int)?))
     }
 }
 

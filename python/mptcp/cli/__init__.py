@@ -31,6 +31,7 @@ class Command(Protocol):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0, or 1 on failure. Wrong usage is SystemExit with 2."""
     argv = sys.argv[1:] if argv is None else argv
+    _fill_closed_streams()
     arguments = _parser(argv).parse_args(argv)
     try:
         status: int = arguments.run(arguments)
@@ -44,6 +45,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not (isinstance(error, BrokenPipeError) and _reader_is_gone()):
             print(f"mptcp {arguments.command}: {_message(error)}", file=sys.stderr)
         return 1
+
+
+def _fill_closed_streams() -> None:
+    """Give a standard stream that was closed, as by ``>&-``, the null device.
+
+    Otherwise the next descriptor that is opened, a socket for one, would be standard output. Programs that are started
+    find the stream closed, as they would without this command: the descriptor is not inherited.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free descriptor, which is this one.
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
 
 
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:

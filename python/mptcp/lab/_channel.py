@@ -47,12 +47,12 @@ def send(sock: socket.socket, message: dict[str, Any], descriptors: Sequence[int
 
 def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
     """Wait for one message and return it with its descriptors, which are close-on-exec. None: the other end is gone."""
+    room = socket.CMSG_SPACE(_MAX_DESCRIPTORS * 4)
     try:
-        data, ancillary, flags, _ = sock.recvmsg(
-            _MAX_MESSAGE, socket.CMSG_SPACE(_MAX_DESCRIPTORS * 4), socket.MSG_CMSG_CLOEXEC
-        )
+        data, ancillary, flags, _ = sock.recvmsg(_MAX_MESSAGE, room, socket.MSG_CMSG_CLOEXEC)
     except ConnectionResetError:
-        return None
+        # The other end was closed with messages of ours unread. The kernel reports that once, before its last message.
+        data, ancillary, flags, _ = sock.recvmsg(_MAX_MESSAGE, room, socket.MSG_CMSG_CLOEXEC)
     descriptors = array.array("i")
     for level, kind, payload in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
@@ -77,13 +77,23 @@ def call(handler: Handler, arguments: dict[str, Any]) -> tuple[dict[str, Any], l
     """Run a handler and return the reply to send: its result, or the exception in a form that JSON carries."""
     try:
         result, descriptors = handler(**arguments)
-    except OSError as error:
-        number = error.errno or errno.EIO
-        return {"errno": number, "text": error.strerror or str(error), "file": error.filename}, []
-    except Exception:
-        # A mistake of our own: the caller sees where it happened, and the process lives on.
-        return {"defect": traceback.format_exc()}, []
+    except Exception as error:
+        return _described(error), []
     return {"result": result}, descriptors
+
+
+def _described(error: BaseException) -> dict[str, Any]:
+    if isinstance(error, OSError):
+        number = error.errno or errno.EIO
+        return {"errno": number, "text": error.strerror or str(error), "file": error.filename}
+    # A mistake of our own: the caller sees where it happened.
+    return {"defect": "".join(traceback.format_exception(error))}
+
+
+def send_last(sock: socket.socket, error: BaseException) -> None:
+    """Tell the asking end why this process ends: its next request, or the one under way, raises that."""
+    with contextlib.suppress(OSError):
+        send(sock, {"id": None, **_described(error)})
 
 
 def result_of(reply: dict[str, Any]) -> Any:
@@ -133,19 +143,19 @@ class Client:
             if self._socket.fileno() < 0:
                 raise OSError(errno.EBADF, f"{self._name} is closed")
             self._last_id += 1
-            try:
+            # If the other end is gone, what it sent before can still be read.
+            with contextlib.suppress(BrokenPipeError):
                 send(self._socket, {"id": self._last_id, "call": call, "arguments": arguments}, descriptors)
-                while True:
-                    received = receive(self._socket)
-                    if received is None:
-                        raise BrokenPipeError
-                    reply, received_descriptors = received
-                    if reply["id"] == self._last_id:
-                        break
-                    # The reply to a request whose wait was cut short, by KeyboardInterrupt for instance.
-                    close_all(received_descriptors)
-            except BrokenPipeError:
-                raise OSError(errno.EPIPE, f"the process of {self._name} is gone") from None
+            while True:
+                received = receive(self._socket)
+                if received is None:
+                    raise OSError(errno.EPIPE, f"the process of {self._name} is gone")
+                reply, received_descriptors = received
+                # None: the process ends, and says why.
+                if reply["id"] in (self._last_id, None):
+                    break
+                # The reply to a request whose wait was cut short, by KeyboardInterrupt for instance.
+                close_all(received_descriptors)
         return result_of(reply), received_descriptors
 
     def hang_up(self) -> None:

@@ -97,6 +97,15 @@ class _Helper:
 
 def main(descriptor: int, parent: int) -> None:
     channel = socket.socket(fileno=descriptor)
+    try:
+        _serve(channel, parent)
+    except BaseException as error:
+        _channel.send_last(channel, error)
+
+
+def _serve(channel: socket.socket, parent: int) -> None:
+    # Before anything that needs it, so that it is this that is reported.
+    _namespaces.check_host()
     # The end of the channel is not enough to know that the parent is gone: a process that it forked has a copy.
     try:
         parent_process = os.pidfd_open(parent)

@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 from mptcp import _core, _path_manager
-from mptcp.lab import _capture, _channel, _endpoints, _namespaces
+from mptcp.lab import _capture, _channel, _endpoints, _namespaces, _sysctls
 from mptcp.lab._network import Address, Network
 
 _IPV6_SYSCTLS = {
@@ -32,6 +32,7 @@ def main(channel: socket.socket, lifeline: socket.socket, forwarding: bool) -> N
     def start() -> _channel.Reply:
         nonlocal host
         _namespaces.enter_new_network_namespace()
+        _sysctls.make_writable()
         host = _Host(forwarding, (channel, lifeline))
         files = [os.open(f"/proc/self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in ("net", "user")]
         return {"pid": os.getpid(), "ipv6": host.ipv6}, files
@@ -64,18 +65,18 @@ class _Host:
         self.ipv6 = os.path.exists("/proc/sys/net/ipv6")
         for scope in ("all", "default"):
             # A packet may come in by another link than the one that leads back to its source.
-            _write_sysctl(f"net/ipv4/conf/{scope}/rp_filter", "0")
+            _sysctls.write(f"net/ipv4/conf/{scope}/rp_filter", "0")
             for name, value in _IPV6_SYSCTLS.items() if self.ipv6 else ():
                 # Not every one of them exists under "all" in every kernel.
                 with contextlib.suppress(FileNotFoundError):
-                    _write_sysctl(name.format(scope), value)
+                    _sysctls.write(name.format(scope), value)
         if forwarding:
-            _write_sysctl("net/ipv4/ip_forward", "1")
+            _sysctls.write("net/ipv4/ip_forward", "1")
             if self.ipv6:
-                _write_sysctl("net/ipv6/conf/all/forwarding", "1")
+                _sysctls.write("net/ipv6/conf/all/forwarding", "1")
         if not os.path.exists("/proc/sys/net/mptcp/enabled"):
             raise OSError(errno.ENOSYS, "this kernel has no Multipath TCP (CONFIG_MPTCP)")
-        _write_sysctl("net/mptcp/enabled", "1")
+        _sysctls.write("net/mptcp/enabled", "1")
         self.set_path_manager("userspace")
         self._network = Network()
         network = self._network
@@ -112,9 +113,9 @@ class _Host:
         return None, [_core.create_socket(family, type, proto, path_manager)]
 
     def sysctl(self, path: str, value: str | None) -> _channel.Reply:
-        before = _read_sysctl(path)
+        before = _sysctls.read(path)
         if value is not None:
-            _write_sysctl(path, value)
+            _sysctls.write(path, value)
         return before, []
 
     def netstat(self) -> _channel.Reply:
@@ -156,13 +157,3 @@ def _without_result(method: Any) -> _channel.Handler:
         return None, []
 
     return handler
-
-
-def _read_sysctl(path: str) -> str:
-    with open(f"/proc/sys/{path}") as file:
-        return file.read().strip()
-
-
-def _write_sysctl(path: str, value: str) -> None:
-    with open(f"/proc/sys/{path}", "w") as file:
-        file.write(value)

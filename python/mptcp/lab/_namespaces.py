@@ -40,14 +40,47 @@ def may_make_network_namespaces() -> bool:
     return all(effective >> capability & 1 for capability in (_CAP_NET_ADMIN, _CAP_SYS_ADMIN))
 
 
-def _denied(cause: OSError) -> PermissionError:
+def _denied(cause: OSError, uid: int) -> PermissionError:
+    allow = (
+        "allow it by the sysctls user.max_user_namespaces and user.max_net_namespaces (above 0), "
+        "kernel.unprivileged_userns_clone (1, where it exists) and kernel.apparmor_restrict_unprivileged_userns "
+        "(0, where it exists)"
+    )
+    if uid == 0:
+        return PermissionError(
+            errno.EPERM,
+            "uid 0 of this process lacks CAP_SYS_ADMIN or CAP_NET_ADMIN, and may not make the user and network "
+            f"namespaces that a lab needs either ({cause.strerror}): start the container with --cap-add SYS_ADMIN "
+            f"--cap-add NET_ADMIN, or {allow}; docs/containers.md lists what each kind of host needs",
+        )
     return PermissionError(
         errno.EPERM,
-        "this system does not let an ordinary user make the user and network namespaces a lab needs "
-        f"({cause.strerror}): allow it by the sysctls user.max_user_namespaces and user.max_net_namespaces "
-        "(above 0), kernel.unprivileged_userns_clone (1, where it exists) and "
-        "kernel.apparmor_restrict_unprivileged_userns (0, where it exists), or run as root",
+        "this system does not let an ordinary user make the user and network namespaces that a lab needs "
+        f"({cause.strerror}): {allow}, or run as root",
     )
+
+
+def check_host() -> None:
+    """Raise OSError, which names it, if something is missing that every lab needs, whatever its privileges."""
+    if not os.path.exists("/proc/self/ns/net"):
+        raise FileNotFoundError(errno.ENOENT, "a lab needs the proc file system: mount it (mount -t proc proc /proc)")
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except OSError as error:
+        if error.errno == errno.EMFILE:
+            raise
+        raise OSError(
+            error.errno,
+            f"a lab needs the system call pidfd_open, which is denied here ({error.strerror}): a seccomp profile older "
+            "than Linux 5.3 denies it; use a newer container runtime, or its option --security-opt seccomp=unconfined",
+        ) from error
+
+
+def _callers_uid() -> int:
+    """The uid of this process, or of whoever made its user namespace where that maps one uid only, as ours does."""
+    with open("/proc/self/uid_map") as file:
+        lines = [[int(number) for number in line.split()] for line in file]
+    return lines[0][1] if len(lines) == 1 and lines[0][2] == 1 else os.geteuid()
 
 
 def enter_new_user_namespace() -> None:
@@ -61,7 +94,7 @@ def enter_new_user_namespace() -> None:
             with open(f"/proc/self/{name}", "w") as file:
                 file.write(text)
     except OSError as error:
-        raise _denied(error) from error
+        raise _denied(error, uid) from error
 
 
 def enter_new_network_namespace() -> None:
@@ -72,7 +105,7 @@ def enter_new_network_namespace() -> None:
         # ENOSPC is the limit user.max_net_namespaces; EPERM is a security module that leaves a new user
         # namespace without capabilities.
         if error.errno in (errno.EPERM, errno.EACCES, errno.ENOSPC):
-            raise _denied(error) from error
+            raise _denied(error, _callers_uid()) from error
         raise
 
 

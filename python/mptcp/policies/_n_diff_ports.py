@@ -6,7 +6,7 @@ from .._policy import Policy
 from .._ranges import check_range
 
 if TYPE_CHECKING:
-    from .._connection import Connection
+    from .._connections import Connection
 
 
 class NDiffPorts(Policy):

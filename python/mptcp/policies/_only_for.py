@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -9,9 +10,12 @@ from ._paths import Path, PathName, PathPolicy
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .._connection import Connection
+    from .._connections import Connection
     from .._core import Subflow
     from .._policy import Opening
+
+
+_LOGGER = logging.getLogger("mptcp.policy")
 
 
 class OnlyFor(PathPolicy):
@@ -19,6 +23,9 @@ class OnlyFor(PathPolicy):
 
     They are those of the ``programs`` (by name, as Connection.program), those whose local or remote port is among
     ``ports``, and those of the users ``uids``; one of these is enough.
+
+    The name of another user's program can be read only with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH. The first
+    connection whose program cannot be read is logged as a warning, as ``programs`` cannot match it.
     """
 
     def __init__(
@@ -27,6 +34,7 @@ class OnlyFor(PathPolicy):
         super().__init__()
         self.path = Path(path)
         self.programs, self.ports, self.uids = _set(programs, str), _set(ports, int), _set(uids, int)
+        self._warned = False
         if not (self.programs or self.ports or self.uids):
             raise ValueError("OnlyFor() needs programs, ports or uids")
 
@@ -34,8 +42,21 @@ class OnlyFor(PathPolicy):
         return (
             conn.uid in self.uids
             or not self.ports.isdisjoint((conn.local[1], conn.remote[1]))
-            or (bool(self.programs) and conn.program in self.programs)
+            or (bool(self.programs) and self._program(conn) in self.programs)
         )
+
+    def _program(self, conn: Connection) -> str | None:
+        name = conn.program
+        if name is None and conn.inode and not self._warned:
+            self._warned = True
+            _LOGGER.warning(
+                "OnlyFor(programs=...) cannot read which program holds the connection %s -> %s of uid %s: that needs "
+                "the same user, or CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH, in the same PID namespace",
+                conn.local,
+                conn.remote,
+                conn.uid,
+            )
+        return name
 
     def allows(self, conn: Connection, local: LocalAddress, remote: tuple[Any, ...] | None) -> bool:
         return local not in self.path or self.is_for(conn)

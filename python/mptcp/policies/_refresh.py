@@ -6,7 +6,7 @@ from .._policy import Policy
 from ._arguments import number
 
 if TYPE_CHECKING:
-    from .._connection import Connection
+    from .._connections import Connection
     from .._core import Event, Subflow
 
 
