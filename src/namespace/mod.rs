@@ -6,6 +6,7 @@
 pub mod address_ids;
 pub mod known;
 pub mod path_manager;
+pub mod probe;
 pub mod sub_ids;
 pub mod sysctls;
 

@@ -9,6 +9,7 @@ mod events;
 mod handle;
 mod opening;
 mod options;
+mod probes;
 mod rows;
 mod sampler;
 mod structs;
@@ -56,6 +57,11 @@ mod _core {
     use super::handle::Handle;
     #[pymodule_export]
     use super::opening::Opening;
+    #[pymodule_export]
+    use super::probes::{
+        probe_full_info, probe_is_mptcp, probe_path_manager_commands, probe_path_manager_family,
+        probe_user_notification,
+    };
     #[pymodule_export]
     use super::sampler::{realtime_offset_ns, Sampler};
     #[pymodule_export]

@@ -131,21 +131,44 @@ fn become_program(
                 return (Step::User, errno());
             }
         }
-        if libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 {
-            return (Step::NoNewPrivileges, errno());
-        }
-        let flags = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER | libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV;
-        let set = libc::SECCOMP_SET_MODE_FILTER;
-        let listener = libc::syscall(libc::SYS_seccomp, set, flags, std::ptr::from_ref(filter)) as RawFd;
-        if listener < 0 {
-            return (Step::Filter, errno());
-        }
+        let listener = match install(filter) {
+            Ok(listener) => listener,
+            Err(failure) => return failure,
+        };
         if send_descriptor(channel, listener) < 0 {
             return (Step::Filter, errno());
         }
         libc::close(listener);
         libc::execvpe(arguments[0], arguments.as_ptr(), environment.as_ptr());
         (Step::Execute, errno())
+    }
+}
+
+/// Puts the calling thread under a filter, for good; returns its listener. Called between fork and exec too.
+fn install(filter: &libc::sock_fprog) -> Result<RawFd, (Step, i32)> {
+    // SAFETY: `filter` points to its instructions, which the kernel copies.
+    unsafe {
+        if libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 {
+            return Err((Step::NoNewPrivileges, errno()));
+        }
+        let flags = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER | libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV;
+        let set = libc::SECCOMP_SET_MODE_FILTER;
+        let listener = libc::syscall(libc::SYS_seccomp, set, flags, std::ptr::from_ref(filter)) as RawFd;
+        if listener < 0 {
+            return Err((Step::Filter, errno()));
+        }
+        Ok(listener)
+    }
+}
+
+/// Puts the calling thread, and whatever it starts, under a filter for good. The listener is what keeps calls that the
+/// filter catches waiting; a process that only tries whether there can be one ends soon.
+pub fn install_here(filter: &[libc::sock_filter]) -> Result<OwnedFd, (Step, io::Error)> {
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
+    match install(&program) {
+        // SAFETY: the descriptor is new and ours.
+        Ok(listener) => Ok(unsafe { OwnedFd::from_raw_fd(listener) }),
+        Err((step, errno)) => Err((step, io::Error::from_raw_os_error(errno))),
     }
 }
 

@@ -140,8 +140,8 @@ def test_namespaces_that_are_denied() -> None:
 def test_a_second_listener_for_user_notification() -> None:
     """A process tree has one at most: below a supervisor the kernel refuses another."""
     program = (
-        "from mptcp import _abilities\n"
-        "_abilities._install_filter()\n"
+        "from mptcp import _abilities, _core\n"
+        "_core.probe_user_notification()\n"
         "[finding] = _abilities.find(['user_notification'])\n"
         "print(finding.available, finding.advice)\n"
     )
@@ -165,7 +165,7 @@ def test_the_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monke
 def test_reasons_to_skip(mptcp_lab: Lab) -> None:
     assert _abilities.lack("lab") is None
     assert _abilities.lack("lab") is _abilities.lack("lab")
-    with pytest.raises(ValueError, match="an ability is one of multipath, "):
+    with pytest.raises(ValueError, match="name must be one of multipath, "):
         _abilities.lack("no such thing")
 
 

@@ -114,6 +114,11 @@ pub fn encode_destroy(token: u32, local: &Address, remote: &Address) -> Vec<u8> 
     with_token(pm::CMD_SUBFLOW_DESTROY, token, addresses)
 }
 
+/// SUBFLOW_DESTROY of nothing. The kernel refuses it, after a look at the privilege.
+pub fn encode_destroy_nothing() -> Vec<u8> {
+    message(pm::CMD_SUBFLOW_DESTROY, pm::VERSION, &[])
+}
+
 /// SET_FLAGS of one subflow: MP_PRIO by the backup flag of `local`. Wants both ports.
 pub fn encode_set_flags(token: u32, local: &Address, remote: &Address) -> Vec<u8> {
     let addresses = vec![local.encode(pm::ATTR_ADDR), remote.encode(pm::ATTR_ADDR_REMOTE)];

@@ -1,0 +1,178 @@
+"""What an ability is, and what probes share."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from mptcp import _socket
+from mptcp._socket import Socket
+from mptcp.lab import Lab, Link
+
+DEADLINE = 10.0
+"""Seconds after which a probe that waits has failed."""
+
+
+@dataclass(frozen=True)
+class Ability:
+    """Something that a kernel and the caller's privileges allow or not."""
+
+    name: str
+    """What programs ask for it by."""
+    what: str
+    """What it is, in a line."""
+    probe: Callable[[Ground], None]
+    """Uses it. Raises Lack, or an OSError whose text says what is lacking."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What came of a probe."""
+
+    name: str
+    what: str
+    available: bool | None
+    """None: it could not be tried."""
+    advice: str
+    """What is lacking and what to do about it; empty where nothing is."""
+
+
+class Lack(Exception):
+    """What is lacking, and what to do about it."""
+
+
+class UntriedError(Exception):
+    """Why an ability could not be tried."""
+
+
+class Ground:
+    """What probes share: a connection over loopback and a lab, made when first asked for. The findings so far."""
+
+    def __init__(self, abilities: Mapping[str, Ability]) -> None:
+        self._abilities = abilities
+        self.found: dict[str, Finding] = {}
+        self._stack = contextlib.ExitStack()
+        self._connection: Socket | None = None
+        self._link: Link | OSError | None = None
+
+    def __enter__(self) -> Ground:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self._stack.close()
+
+    def has(self, *names: str) -> bool:
+        return all(self.find(name).available for name in names)
+
+    def find(self, name: str) -> Finding:
+        """The finding of an ability, which is tried once."""
+        if name not in self.found:
+            self.found[name] = self._try(self._abilities[name])
+        return self.found[name]
+
+    def _try(self, ability: Ability) -> Finding:
+        available: bool | None = False
+        advice = ""
+        try:
+            ability.probe(self)
+            available = True
+        except UntriedError as error:
+            available, advice = None, f"not tried: {error}"
+        except Lack as error:
+            advice = str(error)
+        except OSError as error:
+            advice = error.strerror or str(error)
+        return Finding(ability.name, ability.what, available, advice)
+
+    def connection(self) -> Socket:
+        """A connection over loopback in the caller's network namespace, fully established."""
+        if self._connection is None:
+            enter = self._stack.enter_context
+            try:
+                listener = enter(_socket.create_server(("127.0.0.1", 0)))
+                sock = enter(_socket.create_connection(listener.getsockname(), DEADLINE))
+            except OSError as error:
+                if error.errno in (errno.ENETUNREACH, errno.EADDRNOTAVAIL):
+                    raise Lack("the loopback interface is down: ip link set lo up") from error
+                raise
+            listener.settimeout(DEADLINE)
+            peer = enter(listener.accept()[0])
+            exchange(sock, peer)
+            self._connection = sock
+        return self._connection
+
+    def multipath_connection(self) -> Socket:
+        if not self.has("multipath"):
+            raise UntriedError("needs Multipath TCP")
+        return self.connection()
+
+    def link(self) -> Link:
+        """A link, without limits, between two hosts of a lab. Raises the same OSError each time if there is none."""
+        if self._link is None:
+            try:
+                lab = self._stack.enter_context(Lab())
+                self._link = lab.link(lab.host("client"), lab.host("server"))
+            except OSError as error:
+                self._link = error
+        if isinstance(self._link, OSError):
+            raise self._link
+        return self._link
+
+    def needed_link(self) -> Link:
+        """The same for what cannot be tried without a lab."""
+        if not self.has("lab"):
+            raise UntriedError("needs a lab")
+        return self.link()
+
+
+@contextlib.contextmanager
+def absent(advice: str, *numbers: int) -> Iterator[None]:
+    """Turn the errors by which a kernel says that it lacks something into advice."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (numbers or (errno.EOPNOTSUPP, errno.ENOPROTOOPT, errno.ENOSYS)):
+            raise Lack(advice) from error
+        raise
+
+
+@contextlib.contextmanager
+def connected(link: Link) -> Iterator[tuple[Socket, Socket]]:
+    """A connection between the ends of a link, fully established."""
+    client, server = link.hosts
+    with (
+        server.create_server((link.address(server), 0)) as listener,
+        client.create_connection(listener.getsockname(), DEADLINE) as sock,
+    ):
+        listener.settimeout(DEADLINE)
+        peer, _ = listener.accept()
+        with peer:
+            exchange(sock, peer)
+            yield sock, peer
+
+
+def exchange(sock: Socket, peer: Socket) -> None:
+    """A byte in each direction, after which both ends are fully established."""
+    peer.settimeout(DEADLINE)
+    for sender, receiver in ((sock, peer), (peer, sock)):
+        sender.sendall(b"x")
+        receiver.recv(1)
+
+
+def in_child(name: str) -> None:
+    """Run a function of _child in a new process, as there is no way back from it, and raise the OSError that it met."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    command = [sys.executable, "-P", "-m", "mptcp._abilities._child", name]
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment, timeout=DEADLINE
+    )
+    if done.returncode:
+        number, _, text = done.stdout.partition(" ")
+        if not number:
+            raise RuntimeError(f"the probe of {name} failed:\n{done.stderr}")
+        raise OSError(int(number), text.strip())
