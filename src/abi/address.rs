@@ -105,6 +105,14 @@ impl Endpoint {
     }
 }
 
+/// The same end, as an IPv4 one where it is IPv4-mapped. An IPv6 end keeps its scope.
+pub fn unmapped(address: SocketAddr) -> SocketAddr {
+    match address.ip().to_canonical() {
+        IpAddr::V4(v4) => SocketAddr::V4(SocketAddrV4::new(v4, address.port())),
+        IpAddr::V6(_) => address,
+    }
+}
+
 /// IPv4 as IPv6 sockets see it: `::ffff:a.b.c.d`.
 pub fn mapped(ip: IpAddr) -> Ipv6Addr {
     match ip {

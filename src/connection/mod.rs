@@ -13,6 +13,7 @@ pub mod priority;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use crate::abi::address;
 use crate::abi::full_info::Reading;
 use crate::abi::tcp_info::TcpInfo;
 use crate::error::{Error, Result};
@@ -88,7 +89,10 @@ fn find(connection: &dyn Connection, which: Which) -> Result<(Subflow, usize)> {
     let subflows = connection.subflows()?;
     let is_meant = |subflow: &&Subflow| match which {
         Which::Id(id) => subflow.id == Some(id),
-        Which::Endpoints { local, remote } => subflow.local == local && subflow.remote == remote,
+        Which::Endpoints { local, remote } => {
+            let ends = [subflow.local, subflow.remote, local, remote].map(address::unmapped);
+            ends[..2] == ends[2..]
+        }
     };
     let subflow = subflows.iter().find(is_meant).cloned().ok_or_else(|| gone(which))?;
     Ok((subflow, subflows.len()))

@@ -581,19 +581,28 @@ fn ends(namespace: &Namespace, request: &Request, peer: SocketAddr) -> Result<En
             )));
         }
         None => {
-            let route = route::look_up(&mut lock(&namespace.route), remote_ip, interface);
-            let unreachable = |errno, text: String| {
-                Error::subflow(errno, format!("no local address to reach {remote_ip} from: {text}"))
-            };
-            let route = route.map_err(|failure| unreachable(failure.errno, failure.describe()))?;
-            let source = route
-                .source
-                .ok_or_else(|| unreachable(libc::EADDRNOTAVAIL, "the route has none".to_owned()))?;
+            let source = source(namespace, remote_ip, interface)?;
             SocketAddr::new(source, request.local.as_ref().map_or(0, |local| local.port))
         }
     };
     let remote = SocketAddr::new(remote_ip, remote_port.unwrap_or(peer.port()));
     Ok(Ends { local, remote, interface, backup: request.backup })
+}
+
+/// The local address of the route to a remote one.
+fn source(namespace: &Namespace, remote: IpAddr, interface: u32) -> Result<IpAddr> {
+    let unreachable = |errno, text: String| {
+        Error::subflow(errno, format!("no local address to reach {remote} from: {text}"))
+    };
+    let route = route::look_up(&mut lock(&namespace.route), remote, interface);
+    let route = route.map_err(|failure| unreachable(failure.errno, failure.describe()))?;
+    route.source.ok_or_else(|| unreachable(libc::EADDRNOTAVAIL, "the route has none".to_owned()))
+}
+
+/// The local address that a request would open from.
+pub fn local_address(connection: &dyn Connection, request: &Request) -> Result<IpAddr> {
+    request.check()?;
+    Ok(ends(&*connection.namespace()?, request, connection.ends()?.1)?.local.ip())
 }
 
 /// Older kernels (6.1) leave MPTCP_PM_ADDR_ATTR_IF_IDX aside without a word.

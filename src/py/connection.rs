@@ -3,7 +3,7 @@
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
-use super::address::to_tuple;
+use super::address::{from_any, to_tuple};
 use super::control;
 use super::errors::to_py;
 use super::events::EventStream;
@@ -12,6 +12,7 @@ use super::subflow::Subflow;
 use super::timeout::Timeout;
 use crate::abi::uapi::tcp_state;
 use crate::connection::by_token;
+use crate::connection::open::{self, Request};
 use crate::namespace::path_manager::PathManager;
 
 fn name(state: u8) -> &'static str {
@@ -109,6 +110,18 @@ impl ByToken {
     ) -> PyResult<Option<Subflow>> {
         let open = control::Open { local, remote, backup, interface, timeout };
         control::open_subflow(py, &self.0, owner, open)
+    }
+
+    /// The local address that open_subflow(None, remote, interface=interface) would open from.
+    fn local_address(
+        &self,
+        py: Python<'_>,
+        remote: &Bound<'_, PyAny>,
+        interface: Option<String>,
+    ) -> PyResult<String> {
+        let request = Request { remote: from_any("remote", remote)?, interface, ..Request::default() };
+        let local = py.detach(|| open::local_address(&self.0, &request));
+        local.map(|ip| ip.to_string()).map_err(|error| to_py(py, error))
     }
 
     fn close_subflow(&self, py: Python<'_>, subflow: &Bound<'_, PyAny>, force: bool) -> PyResult<()> {

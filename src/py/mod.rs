@@ -146,6 +146,16 @@ mod _core {
         Ok(read.into_iter().zip(&asked).map(with_owner).collect())
     }
 
+    /// Whether the network namespace that a socket belongs to has an interface of this name, whatever its state.
+    #[pyfunction]
+    fn has_interface(py: Python<'_>, fd: i32, name: &str) -> PyResult<bool> {
+        let look = || match namespace::Namespace::of_socket(fd)?.interface_index(name) {
+            Err(error) if [libc::ENODEV, libc::EINVAL].contains(&error.errno()) => Ok(false),
+            found => found.map(|_| true),
+        };
+        py.detach(look).map_err(|error| to_py(py, error))
+    }
+
     #[pyfunction]
     fn take_descriptor(py: Python<'_>, pid: i32, fd: i32) -> PyResult<i32> {
         attach::take_descriptor(pid, fd).map(IntoRawFd::into_raw_fd).map_err(|error| to_py(py, error))

@@ -8,6 +8,7 @@ use pyo3::types::{PyBool, PyDict, PyTuple};
 
 use super::address::to_tuple;
 use super::structs::TcpInfo;
+use crate::abi::address::unmapped;
 use crate::connection;
 
 /// A snapshot of one subflow. Its methods act on the live subflow, through the socket that it was read from.
@@ -82,6 +83,17 @@ impl Subflow {
     #[getter]
     fn _accepted(&self) -> Option<bool> {
         self.ulp().map(|ulp| ulp.accepted())
+    }
+
+    /// The same with IPv4-mapped ends as IPv4 ones.
+    fn _unmapped(slf: Bound<'_, Self>) -> PyResult<Bound<'_, Self>> {
+        let Subflow { data, owner } = slf.get();
+        let (local, remote) = (unmapped(data.local), unmapped(data.remote));
+        if (local, remote) == (data.local, data.remote) {
+            return Ok(slf);
+        }
+        let data = connection::Subflow { local, remote, ..data.clone() };
+        Bound::new(slf.py(), Subflow { data, owner: owner.clone_ref(slf.py()) })
     }
 
     #[getter]

@@ -46,10 +46,10 @@ class Callbacks:
                 self._queue.put(("on_tick", arguments))
 
     def stop(self, seconds: float) -> bool:
-        """Calls no more; False if a callback that is running did not return in time."""
+        """Call no more; False if a callback that is running did not return in time."""
         self._stopping = True
         self._queue.put(None)
-        if threading.current_thread() is not self._thread:
+        if self._thread.ident is not None and threading.current_thread() is not self._thread:
             self._thread.join(seconds)
         return not self._thread.is_alive()
 

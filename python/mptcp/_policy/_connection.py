@@ -17,6 +17,19 @@ if TYPE_CHECKING:
 
 Ends = tuple[tuple[Any, ...], tuple[Any, ...]]
 
+_MAPPED = "::ffff:"
+
+
+def plain_host(host: str) -> str:
+    """An address, as IPv4 if it is IPv4-mapped: as IPv6 sockets see IPv4 ones, those of Java for one."""
+    return host[len(_MAPPED) :] if host.lower().startswith(_MAPPED) and "." in host else host
+
+
+def plain(end: tuple[Any, ...]) -> tuple[Any, ...]:
+    """An end, as an IPv4 one if it is IPv4-mapped."""
+    host = plain_host(end[0])
+    return end if host is end[0] else (host, end[1])
+
 
 @dataclass(eq=False)
 class Attempt:
@@ -45,7 +58,7 @@ class Attempt:
 
 
 class PolicyConnection(Connection):
-    """A Connection whose open_subflow() asks every policy, and returns at once."""
+    """A Connection whose open_subflow() asks every policy, and returns at once. IPv4-mapped ends are IPv4 ones."""
 
     __slots__ = ("_runtime", "attempts", "closing", "known", "waiting")
 
@@ -60,6 +73,16 @@ class PolicyConnection(Connection):
         """Those that a policy closed, until their events come."""
         self.waiting: list[Attempt] = []
         """What is to be opened when the connection is fully established."""
+
+    @property
+    def local(self) -> tuple[Any, ...]:
+        """As Connection.local, an IPv4-mapped one as IPv4."""
+        return plain(super().local)
+
+    @property
+    def remote(self) -> tuple[Any, ...]:
+        """As Connection.remote, an IPv4-mapped one as IPv4."""
+        return plain(super().remote)
 
     # In a callback nothing waits, so there is never a Subflow to return.
     def open_subflow(  # type: ignore[override]
@@ -79,7 +102,7 @@ class PolicyConnection(Connection):
 
     def close_subflow(self, subflow: Subflow, *, force: bool = False) -> None:
         """As Connection.close_subflow; no policy's on_subflow_lost() is called for it."""
-        ends = (subflow.local, subflow.remote)
+        ends = (plain(subflow.local), plain(subflow.remote))
         with self._runtime.lock:
             self.closing.add(ends)
         try:
@@ -101,8 +124,9 @@ class PolicyConnection(Connection):
 
     def accepted(self, subflows: list[Subflow]) -> list[Subflow]:
         """Those of a dump that the peer has accepted and that were not closed."""
+        found = [subflow._unmapped() for subflow in subflows]
         with self._runtime.lock:
-            return [subflow for subflow in subflows if (subflow.local, subflow.remote) in self.known]
+            return [subflow for subflow in found if (subflow.local, subflow.remote) in self.known]
 
     @property
     def pid(self) -> int | None:

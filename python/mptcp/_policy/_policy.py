@@ -51,7 +51,7 @@ class Policy:
     open_timeout: ClassVar[float] = 5.0
     """Seconds after which a subflow that the peer has not accepted is closed, and on_subflow_failed() called."""
 
-    _runtime: Runtime | None = None
+    _runtime: Runtime | None = None  # while it runs
 
     def allows(self, conn: Connection, local: LocalAddress, remote: tuple[Any, ...] | None) -> bool:
         """Whether any policy may open a subflow from ``local`` to ``remote``, None for the connection's own.
@@ -100,6 +100,9 @@ class Policy:
         One dump of inet_diag for all connections, without any connection's lock. Left out for a connection as long
         as this policy has not come to the end of the last round.
         """
+
+    def _check_place(self, runtime: Runtime) -> None:
+        """Raise ValueError for what the network namespace lacks; called when the policy starts."""
 
     # What a policy may ask for
 

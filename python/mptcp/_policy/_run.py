@@ -8,11 +8,12 @@ import os
 import signal
 import socket
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Self
 
-from .. import _core
+from .. import _core, _interrupts
 from .._events import Events
 from .._path_manager import set_path_manager
 from ._policy import Policy
@@ -23,7 +24,7 @@ _NAME = "\0mptcp.policy"
 
 
 class RunningPolicies:
-    """Policies at work, made by run_policy(). They end with the with-block, or by close()."""
+    """Policies at work, made by run_policy(). They end with the with-block, by close(), or when nobody holds this."""
 
     def __init__(
         self,
@@ -32,10 +33,12 @@ class RunningPolicies:
         set_path_manager: Callable[[str], str],
     ) -> None:
         # Here, since importing it, and logging with it, takes as long as half of this package.
+        from ._checks import check
         from ._runtime import Runtime
 
-        _check(policies)
-        with contextlib.ExitStack() as stack:
+        check(policies)
+        self._held = contextlib.ExitStack()
+        with _interrupts.put_off(), contextlib.ExitStack() as stack:
             _reserve(stack.enter_context(open_socket(socket.AF_UNIX, socket.SOCK_DGRAM)))
             # What belongs to the namespace is reached by this.
             place = stack.enter_context(open_socket(socket.AF_INET, socket.SOCK_DGRAM))
@@ -43,8 +46,8 @@ class RunningPolicies:
             stack.callback(set_path_manager, before)
             runtime = Runtime(policies, place.fileno(), stack.enter_context(_events_of(place)))
             stack.callback(runtime.stop)
-            stack.enter_context(_ended_by_sigterm(self.close))
-            self._held = stack
+            # By a weak reference, so that policies which nobody holds end.
+            stack.enter_context(_ended_by_sigterm(weakref.WeakMethod(self.close)))
             runtime.start()
             self._held = stack.pop_all()
 
@@ -59,7 +62,13 @@ class RunningPolicies:
 
         Waits for callbacks that are running, but no longer than 5 s each.
         """
-        self._held.close()
+        with _interrupts.put_off():
+            self._held.close()
+
+    def __del__(self) -> None:
+        # An interrupt may come when they have been started and before anybody holds them.
+        if hasattr(self, "_held"):
+            self._held.close()
 
 
 def run_policy(*policies: Policy) -> RunningPolicies:
@@ -75,22 +84,12 @@ def run_policy(*policies: Policy) -> RunningPolicies:
     Generic netlink mptcp_pm, sock_diag and rtnetlink. Needs CAP_NET_ADMIN in the user namespace that owns the
     network namespace.
 
-    Raises TypeError for what is no Policy, ValueError for none at all and for a policy that runs already,
-    PermissionError without the privilege, OSError (EBUSY) if policies run in this network namespace already, in this
-    process or another, and what set_path_manager() raises.
+    Raises TypeError for what is not a Policy and for one with a misspelt callback, a callback that takes other
+    arguments, or a coroutine; ValueError for none at all, for a policy that runs already, and for a path that the
+    network namespace does not have; PermissionError without the privilege; OSError (EBUSY) if policies run in this
+    network namespace already, in this process or another; and what set_path_manager() raises.
     """
     return RunningPolicies(policies, lambda family, type: socket.socket(family, type), set_path_manager)
-
-
-def _check(policies: tuple[Policy, ...]) -> None:
-    if not policies:
-        raise ValueError("run_policy() needs a policy")
-    for policy in policies:
-        if isinstance(policy, type) or not isinstance(policy, Policy):
-            what = f"the class {policy.__name__}" if isinstance(policy, type) else type(policy).__name__
-            raise TypeError(f"a policy is an instance of a class derived from mptcp.Policy, not {what}")
-        if policy._runtime is not None or policies.count(policy) > 1:
-            raise ValueError(f"{policy!r} runs already: one instance runs once at a time")
 
 
 def _events_of(place: socket.socket) -> Events:
@@ -116,7 +115,7 @@ def _reserve(sock: socket.socket) -> None:
 
 
 @contextlib.contextmanager
-def _ended_by_sigterm(close: Callable[[], None]) -> Iterator[None]:
+def _ended_by_sigterm(close: Callable[[], Callable[[], None] | None]) -> Iterator[None]:
     """Has SIGTERM end the policies before it ends the process, where that is all that it would do."""
     in_main_thread = threading.current_thread() is threading.main_thread()
     if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
@@ -126,8 +125,8 @@ def _ended_by_sigterm(close: Callable[[], None]) -> Iterator[None]:
 
     def end(number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)
-        if os.getpid() == process:
-            close()
+        if os.getpid() == process and (act := close()) is not None:
+            act()
         os.kill(os.getpid(), number)
 
     signal.signal(signal.SIGTERM, end)

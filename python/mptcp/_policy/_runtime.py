@@ -16,7 +16,7 @@ from .._errors import SubflowError
 from .._event_kind import EventKind
 from .._events import Events
 from ._callbacks import LOGGER, Callbacks
-from ._connection import Attempt, Ends, PolicyConnection, is_not_fully_established
+from ._connection import Attempt, Ends, PolicyConnection, is_not_fully_established, plain, plain_host
 from ._policy import LocalAddress, Opening, Policy
 
 # The states of a connection that has ended or is about to.
@@ -62,13 +62,15 @@ class Runtime:
         for policy in self._policies:
             policy._runtime = self
         self._read_addresses()
+        for policy in self._policies:
+            policy._check_place(self)
         self._resync()
         for callbacks in self._callbacks:
             callbacks.start()
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the threads. What policies opened stays."""
+        """End the threads, those too that a start which failed did not come to. What policies opened stays."""
         self._stopping = True
         self._events.close()
         if self._thread.ident is not None and threading.current_thread() is not self._thread:
@@ -98,16 +100,31 @@ class Runtime:
 
     def interface_of(self, address: str) -> str | None:
         with self.lock:
-            return self._interfaces.get(address)
+            return self._interfaces.get(plain_host(address))
+
+    def has_interface(self, name: str) -> bool:
+        """Whether the network namespace has an interface of this name, whatever its state."""
+        return _core.has_interface(self._fd, name)
+
+    def known_addresses(self) -> list[LocalAddress]:
+        """Every address of the network namespace, of interfaces that are down and of loopback too."""
+        with self.lock:
+            return [LocalAddress(*known) for known in self._interfaces.items()]
 
     def open(self, conn: PolicyConnection, local: Any, remote: Any, backup: bool, interface: str | None) -> None:
         local_host, local_port = _split(local)
         remote_host, remote_port = _split(remote)
         goal = (remote_host or conn.remote[0], remote_port or conn.remote[1])
-        origin = LocalAddress(local_host, interface or self.interface_of(local_host) or "")
-        if not all(policy.allows(conn, origin, goal) for policy in self._policies):
+        attempt = Attempt((local_host, local_port), goal, backup, interface)
+        try:
+            # What a policy allows is an address: without one it is that of the route.
+            from_host = local_host or conn._native.local_address(goal, interface)
+        except SubflowError as error:
+            self._tell("on_subflow_failed", conn, _failure(conn, attempt, error.errno))
             return
-        self._send(conn, Attempt((local_host, local_port), goal, backup, interface))
+        origin = LocalAddress(from_host, interface or self.interface_of(from_host) or "")
+        if all(policy.allows(conn, origin, goal) for policy in self._policies):
+            self._send(conn, attempt)
 
     def _send(self, conn: PolicyConnection, attempt: Attempt) -> None:
         attempt.since = time.monotonic()
@@ -142,7 +159,8 @@ class Runtime:
             return True
 
     def look_up(self, asked: Iterable[tuple[PolicyConnection, Any, Any]]) -> list[Any]:
-        return _core.subflows_at([(conn._native, conn, local, remote) for conn, local, remote in asked])
+        found = _core.subflows_at([(conn._native, conn, local, remote) for conn, local, remote in asked])
+        return [None if subflow is None else subflow._unmapped() for subflow in found]
 
     def holder(self, conn: PolicyConnection) -> int | None:
         inode = conn.inode
@@ -205,7 +223,7 @@ class Runtime:
             if kind == EventKind.ESTABLISHED:
                 self._established(event.token, conn)
             elif conn is not None:
-                self._handle_for(conn, event)
+                self._handle_for(conn, _plain(event))
 
     def _handle_for(self, conn: PolicyConnection, event: Event) -> None:
         match event.kind:
@@ -331,9 +349,9 @@ class Runtime:
                     late.setdefault(conn, []).append(attempt)
         if not late:
             return
-        read = _connections.subflows_of(list(late))
+        read = self._read(list(late))
         for (conn, attempts), subflows in zip(late.items(), read, strict=True):
-            left = [one for one in subflows or () if (one.local, one.remote) not in conn.known]
+            left = [one for one in subflows if (one.local, one.remote) not in conn.known]
             for attempt in attempts:
                 subflow = next((one for one in left if attempt.matches(one.local, one.remote)), None)
                 if subflow is not None:
@@ -364,7 +382,8 @@ class Runtime:
             self._compare(conn, subflows)
 
     def _read(self, connections: Sequence[_connections.Connection]) -> list[list[Any]]:
-        return [subflows or [] for subflows in _connections.subflows_of(list(connections))]
+        read = _connections.subflows_of(list(connections))
+        return [[subflow._unmapped() for subflow in subflows or ()] for subflows in read]
 
     def _compare(self, conn: PolicyConnection, subflows: list[Any]) -> None:
         there = {(one.local, one.remote): one for one in subflows}
@@ -424,13 +443,20 @@ def _split(end: Any) -> tuple[str, int]:
     if end is None:
         return "", 0
     if isinstance(end, str):
-        return end, 0
-    return end[0], end[1]
+        return plain_host(end), 0
+    return plain(end)[:2]
+
+
+def _plain(event: Event) -> Event:
+    """The event with IPv4-mapped ends as IPv4 ones."""
+    ends = {name: end for name, end in (("local", event.local), ("remote", event.remote)) if end is not None}
+    changed = {name: plain(end) for name, end in ends.items() if plain(end) is not end}
+    return Event(**{**event.asdict(), **changed}) if changed else event
 
 
 def _dump(conn: PolicyConnection) -> list[Any]:
     with contextlib.suppress(OSError):
-        return conn._native.subflows(conn)
+        return [subflow._unmapped() for subflow in conn._native.subflows(conn)]
     return []
 
 

@@ -50,7 +50,12 @@ def run(arguments: argparse.Namespace) -> int:
     # Blocked before there are threads, so that none of them takes what sigwait() waits for.
     ends = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
     signal.pthread_sigmask(signal.SIG_BLOCK, ends)
-    with _policy.run_policy(*chosen):
+    try:
+        running = _policy.run_policy(*chosen)
+    except (TypeError, ValueError) as error:
+        print(f"mptcp policy: {error}", file=sys.stderr)
+        return 2
+    with running:
         names = ", ".join(type(policy).__name__ for policy in chosen)
         print(f"mptcp policy: {names} at work, until SIGINT or SIGTERM", file=sys.stderr, flush=True)
         signal.sigwait(ends)

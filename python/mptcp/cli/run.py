@@ -98,7 +98,11 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.hold_path_manager:
             stack.enter_context(use_path_manager(arguments.path_manager or "userspace"))
         if policies:
-            stack.enter_context(run_policy(*policies))
+            try:
+                stack.enter_context(run_policy(*policies))
+            except (TypeError, ValueError) as error:
+                print(f"mptcp run: {error}", file=sys.stderr)
+                return 2
         try:
             status = _core.run_program(
                 command,

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from .._policy import Policy
 from .._ranges import check_range
+from ._paths import is_over_loopback
 
 if TYPE_CHECKING:
     from .._connections import Connection
@@ -17,6 +18,6 @@ class NDiffPorts(Policy):
         self.n = n
 
     def on_connection(self, conn: Connection) -> None:
-        if conn.server_side is not True:
+        if conn.server_side is not True and not is_over_loopback(self, conn):
             for _ in range(self.n - len(conn.subflows())):
                 conn.open_subflow(conn.local[0])

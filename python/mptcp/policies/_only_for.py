@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from .._policy import LocalAddress
-from ._paths import Path, PathName, PathPolicy
+from ._paths import Path, PathName, PathPolicy, is_over_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,7 +59,7 @@ class OnlyFor(PathPolicy):
         return name
 
     def allows(self, conn: Connection, local: LocalAddress, remote: tuple[Any, ...] | None) -> bool:
-        return local not in self.path or self.is_for(conn)
+        return local not in self.path or is_over_loopback(self, conn) or self.is_for(conn)
 
     def wanted(self, conn: Connection, subflows: list[Subflow], opening: Sequence[Opening]) -> None:
         if self.is_for(conn):

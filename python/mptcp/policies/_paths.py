@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from .._policy import LocalAddress, Opening, Policy
@@ -12,6 +12,7 @@ from .._policy import LocalAddress, Opening, Policy
 if TYPE_CHECKING:
     from .._connections import Connection
     from .._core import Event, Subflow
+    from .._policy._runtime import Runtime
     from ..lab import Link
 
 Ip: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address | ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -44,6 +45,12 @@ class Path:
     def __repr__(self) -> str:
         return f"Path({self.name!r})"
 
+    def exists(self, runtime: Runtime) -> bool:
+        """Whether the network namespace has such an interface, or an address that is on the path, up or down."""
+        if self._interface is not None:
+            return runtime.has_interface(self._interface)
+        return any(local in self for local in runtime.known_addresses())
+
     def __contains__(self, local: LocalAddress) -> bool:
         if self._interface is not None:
             return local.interface == self._interface
@@ -71,6 +78,14 @@ class PathPolicy(Policy):
     def __init__(self) -> None:
         self._failures: dict[tuple[int, LocalAddress], _Failures] = {}
         self._announced: dict[int, dict[int, tuple[Any, ...]]] = {}
+
+    def _check_place(self, runtime: Runtime) -> None:
+        for path in _paths_in(vars(self).values()):
+            if not path.exists(runtime):
+                raise ValueError(
+                    f"{type(self).__name__}: path {path.name!r} does not exist: the network namespace has no such "
+                    "interface or address"
+                )
 
     def wanted(self, conn: Connection, subflows: list[Subflow], opening: Sequence[Opening]) -> None:
         """Open and close what the connection needs, by ensure() and conn.close_subflow().
@@ -138,7 +153,7 @@ class PathPolicy(Policy):
 
     def _look(self, conn: Connection) -> None:
         runtime = self._runtime
-        if runtime is not None and conn.server_side is not True:
+        if runtime is not None and conn.server_side is not True and not is_over_loopback(self, conn):
             with runtime.deciding:
                 # In this order: what is accepted meanwhile is in both, and not in neither.
                 opening = self.opening(conn)
@@ -199,6 +214,20 @@ class PathPolicy(Policy):
         # What failed is tried again.
         if any(token == conn.token for token, _ in self._failures):
             self._look(conn)
+
+
+def is_over_loopback(policy: Policy, conn: Connection) -> bool:
+    """Whether both ends of the connection are in this network namespace: another path would be no other way."""
+    remote = conn.remote[0].partition("%")[0]
+    return remote.startswith("127.") or remote == "::1" or policy.interface_of(remote) is not None
+
+
+def _paths_in(values: Iterable[Any]) -> Iterator[Path]:
+    for value in values:
+        if isinstance(value, Path):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _paths_in(value)
 
 
 def _difference(first: str, second: str) -> int:

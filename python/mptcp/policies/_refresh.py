@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from .._policy import Policy
 from ._arguments import number
+from ._paths import is_over_loopback
 
 if TYPE_CHECKING:
     from .._connections import Connection
@@ -26,7 +27,7 @@ class Refresh(Policy):
         self._stuck: dict[tuple[int, str, str], Subflow] = {}
 
     def on_tick(self, conn: Connection, subflows: list[Subflow]) -> None:
-        for subflow in subflows:
+        for subflow in subflows if not is_over_loopback(self, conn) else ():
             info = subflow.tcp_info
             key = (conn.token, subflow.local[0], subflow.remote[0])
             is_stuck = bool(info.unacked) and (info.last_ack_recv or 0) > self.after * 1000

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._policy import LocalAddress
 from ._arguments import number
-from ._paths import Path, PathName, PathPolicy
+from ._paths import Path, PathName, PathPolicy, is_over_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +32,7 @@ class WhenLong(PathPolicy):
         self._long: set[int] = set()
 
     def allows(self, conn: Connection, local: LocalAddress, remote: tuple[Any, ...] | None) -> bool:
-        return local not in self.path or conn.token in self._long
+        return local not in self.path or is_over_loopback(self, conn) or conn.token in self._long
 
     def wanted(self, conn: Connection, subflows: list[Subflow], opening: Sequence[Opening]) -> None:
         if conn.token in self._long:

@@ -26,9 +26,10 @@ pub struct Tuple {
 }
 
 impl Tuple {
-    /// The same four-tuple, whatever the interface and the scope.
+    /// The same four-tuple, whatever the interface and the scope, and whether IPv4 is written as IPv6 or not: the kernel
+    /// finds a subflow by either form.
     pub fn same_endpoints(&self, other: &Tuple) -> bool {
-        let key = |a: &SocketAddr| (a.ip(), a.port());
+        let key = |a: &SocketAddr| (a.ip().to_canonical(), a.port());
         key(&self.local) == key(&other.local) && key(&self.remote) == key(&other.remote)
     }
 }
