@@ -110,11 +110,11 @@ class Info:
 
     @property
     def retransmits(self) -> int | None:
-        """Retransmissions at the level of the connection, in timeouts. Linux 6.5."""
+        """Retransmission timeouts of the connection. Linux 6.5."""
 
     @property
     def bytes_retrans(self) -> int | None:
-        """Bytes sent again at the level of the connection. Linux 6.5."""
+        """Bytes retransmitted by the connection. Linux 6.5."""
 
     @property
     def bytes_sent(self) -> int | None:
@@ -130,7 +130,7 @@ class Info:
 
     @property
     def subflows_total(self) -> int | None:
-        """Subflows, the initial one included, closed ones too. Linux 6.8."""
+        """All subflows so far, the initial one and closed ones included. Linux 6.8."""
 
     @property
     def last_data_sent(self) -> int | None:
@@ -167,7 +167,7 @@ class TcpInfo:
 
     @property
     def retransmits(self) -> int | None:
-        """Retransmission timeouts in a row."""
+        """Consecutive retransmission timeouts."""
 
     @property
     def probes(self) -> int | None:
@@ -223,7 +223,7 @@ class TcpInfo:
 
     @property
     def lost(self) -> int | None:
-        """Segments taken for lost."""
+        """Segments considered lost."""
 
     @property
     def retrans(self) -> int | None:
@@ -295,11 +295,11 @@ class TcpInfo:
 
     @property
     def pacing_rate(self) -> int | None:
-        """Pacing rate, bytes a second; all ones is unlimited."""
+        """Pacing rate, bytes per second; all ones is unlimited."""
 
     @property
     def max_pacing_rate(self) -> int | None:
-        """Limit of the pacing rate, bytes a second; all ones is none."""
+        """Limit of the pacing rate, bytes per second; all ones is none."""
 
     @property
     def bytes_acked(self) -> int | None:
@@ -323,7 +323,7 @@ class TcpInfo:
 
     @property
     def min_rtt(self) -> int | None:
-        """Smallest round-trip time seen lately, microseconds; all ones is none."""
+        """Smallest recent round-trip time, microseconds; all ones is none."""
 
     @property
     def data_segs_in(self) -> int | None:
@@ -335,7 +335,7 @@ class TcpInfo:
 
     @property
     def delivery_rate(self) -> int | None:
-        """Rate of delivery measured last, bytes a second."""
+        """Most recent delivery rate, bytes per second."""
 
     @property
     def busy_time(self) -> int | None:

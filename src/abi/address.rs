@@ -87,15 +87,15 @@ impl Endpoint {
             Some((literal, scope)) if !scope.is_empty() => {
                 (literal, Some(scope.parse().map_or_else(|_| Scope::Name(scope.to_owned()), Scope::Index)))
             }
-            Some(_) => return Err(Error::value(format!("{host:?} names no interface after '%'"))),
+            Some(_) => return Err(Error::value(format!("{host:?} must name an interface after '%'"))),
         };
         let ip: IpAddr = literal.parse().map_err(|_| {
-            Error::value(format!(
-                "{host:?} is not an IPv4 or IPv6 address literal: names are not resolved here"
-            ))
+            Error::value(format!("{host:?} must be an IPv4 or IPv6 address: host names are not resolved"))
         })?;
         if scope.is_some() && !matches!(ip, IpAddr::V6(_)) {
-            return Err(Error::value(format!("{host:?}: only an IPv6 address takes an interface after '%'")));
+            return Err(Error::value(format!(
+                "{host:?}: only an IPv6 address can have an interface after '%'"
+            )));
         }
         Ok(Endpoint { ip, port, scope })
     }

@@ -24,14 +24,14 @@ macro_rules! info_fields {
                 csum_enabled: U8, 42, "1 if the DSS checksum is in use.";
             }
             since 80 {
-                retransmits: U32, 44, "Retransmissions at the level of the connection, in timeouts. Linux 6.5.";
-                bytes_retrans: U64, 48, "Bytes sent again at the level of the connection. Linux 6.5.";
+                retransmits: U32, 44, "Retransmission timeouts of the connection. Linux 6.5.";
+                bytes_retrans: U64, 48, "Bytes retransmitted by the connection. Linux 6.5.";
                 bytes_sent: U64, 56, "Bytes sent, without those sent again. Linux 6.5.";
                 bytes_received: U64, 64, "Bytes received. Linux 6.5.";
                 bytes_acked: U64, 72, "Bytes acknowledged by the peer. Linux 6.5.";
             }
             since 88 {
-                subflows_total: U8, 80, "Subflows, the initial one included, closed ones too. Linux 6.8.";
+                subflows_total: U8, 80, "All subflows so far, the initial one and closed ones included. Linux 6.8.";
             }
             since 96 {
                 last_data_sent: U32, 84, "Milliseconds since data was last sent. Linux 6.10.";

@@ -13,7 +13,7 @@ macro_rules! tcp_info_fields {
             since 232 {
                 state: U8, 0, "TCP state: 1 is ESTABLISHED, 2 SYN_SENT (<net/tcp_states.h>).";
                 ca_state: U8, 1, "Congestion state: 0 open, 1 disorder, 2 CWR, 3 recovery, 4 loss.";
-                retransmits: U8, 2, "Retransmission timeouts in a row.";
+                retransmits: U8, 2, "Consecutive retransmission timeouts.";
                 probes: U8, 3, "Window or keepalive probes unanswered.";
                 backoff: U8, 4, "Exponent of the timer's back-off.";
                 options: U8, 5, "TCPI_OPT_*: 1 timestamps, 2 SACK, 4 window scale, 8 ECN, 16 ECN seen, 32 SYN data.";
@@ -27,7 +27,7 @@ macro_rules! tcp_info_fields {
                 rcv_mss: U32, 20, "Maximum segment size seen from the peer, bytes.";
                 unacked: U32, 24, "Segments sent and not acknowledged.";
                 sacked: U32, 28, "Segments selectively acknowledged.";
-                lost: U32, 32, "Segments taken for lost.";
+                lost: U32, 32, "Segments considered lost.";
                 retrans: U32, 36, "Segments sent again and not acknowledged.";
                 fackets: U32, 40, "Unused by the kernel.";
                 last_data_sent: U32, 44, "Milliseconds since data was last sent.";
@@ -45,17 +45,17 @@ macro_rules! tcp_info_fields {
                 rcv_rtt: U32, 92, "Round-trip time seen as a receiver, microseconds; 0 is unknown.";
                 rcv_space: U32, 96, "Bytes that the application read in the last receive round trip.";
                 total_retrans: U32, 100, "Segments sent again since the start.";
-                pacing_rate: U64, 104, "Pacing rate, bytes a second; all ones is unlimited.";
-                max_pacing_rate: U64, 112, "Limit of the pacing rate, bytes a second; all ones is none.";
+                pacing_rate: U64, 104, "Pacing rate, bytes per second; all ones is unlimited.";
+                max_pacing_rate: U64, 112, "Limit of the pacing rate, bytes per second; all ones is none.";
                 bytes_acked: U64, 120, "Bytes acknowledged, the SYN counted as one.";
                 bytes_received: U64, 128, "Bytes received in order.";
                 segs_out: U32, 136, "Segments sent.";
                 segs_in: U32, 140, "Segments received.";
                 notsent_bytes: U32, 144, "Bytes in the send queue not yet sent.";
-                min_rtt: U32, 148, "Smallest round-trip time seen lately, microseconds; all ones is none.";
+                min_rtt: U32, 148, "Smallest recent round-trip time, microseconds; all ones is none.";
                 data_segs_in: U32, 152, "Segments with data received.";
                 data_segs_out: U32, 156, "Segments with data sent.";
-                delivery_rate: U64, 160, "Rate of delivery measured last, bytes a second.";
+                delivery_rate: U64, 160, "Most recent delivery rate, bytes per second.";
                 busy_time: U64, 168, "Time with data to send, microseconds.";
                 rwnd_limited: U64, 176, "Time limited by the receive window, microseconds.";
                 sndbuf_limited: U64, 184, "Time limited by the send buffer, microseconds.";

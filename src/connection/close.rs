@@ -25,8 +25,8 @@ pub fn close_subflow(connection: &dyn Connection, which: Which, force: bool) -> 
     if live == 1 && !force {
         return Err(Error::PathManager {
             message:
-                "this is the last subflow, and under the in-kernel path manager nothing could open another: \
-                      pass force=True to close it all the same, or close the socket"
+                "cannot close the last subflow: under the in-kernel path manager nothing could open another; \
+                      pass force=True to close it anyway, or close the socket"
                     .to_owned(),
         });
     }

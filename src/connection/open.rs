@@ -61,7 +61,7 @@ impl Request {
                 && !remote.is_unspecified()
             {
                 return Err(Error::value(format!(
-                    "local {} and remote {} are of different families",
+                    "local {} and remote {} must be of the same address family",
                     local.ip, remote.ip
                 )));
             }
@@ -70,12 +70,15 @@ impl Request {
             let needs_scope = address::is_link_local(endpoint.ip) && endpoint.scope.is_none();
             if needs_scope && self.interface.is_none() {
                 return Err(Error::value(format!(
-                    "{} is a link-local address: say on which interface, as in \"{0}%eth0\" or by interface=",
+                    "link-local address {} must have an interface: use \"{0}%eth0\" or pass interface=",
                     endpoint.ip
                 )));
             }
             if endpoint.ip.is_multicast() {
-                return Err(Error::value(format!("{} is a multicast address", endpoint.ip)));
+                return Err(Error::value(format!(
+                    "cannot open a subflow to or from the multicast address {}",
+                    endpoint.ip
+                )));
             }
         }
         Ok(())
@@ -252,8 +255,8 @@ impl Opening {
             Some(subflow) if subflow.backup() => Ok(()),
             Some(subflow) if subflow.fully_established() => self.ask_for_backup(&tuple),
             Some(_) => Err(Error::unsupported(
-                "this kernel opens no subflow as a backup (Linux 6.1): give open_subflow() a timeout, which then sends \
-                 MP_PRIO, or call set_backup() when it is established",
+                "this kernel cannot open a subflow as a backup (Linux 6.1): pass open_subflow() a timeout, so that it sends \
+                 MP_PRIO, or call set_backup() once the subflow is established",
             )),
             None => Ok(()), // refused already
         }
@@ -270,7 +273,7 @@ impl Opening {
             None => connection.subflows()?.into_iter().find(is_it),
         };
         found.ok_or_else(|| {
-            Error::subflow(libc::ECONNABORTED, format!("{} was accepted and closed again at once", self.name))
+            Error::subflow(libc::ECONNABORTED, format!("{} was accepted, but closed at once", self.name))
         })
     }
 
@@ -290,7 +293,10 @@ impl Opening {
         let message = match self.state {
             State::NotSent => return not_fully_established(),
             _ if self.answered => format!("{}: the peer answered but did not accept it in time", self.name),
-            _ => format!("{}: no answer in time; a filter on the path or a host that is down", self.name),
+            _ => format!(
+                "{}: no answer in time: a filter may drop the packets, or the host may be down",
+                self.name
+            ),
         };
         self.abandon();
         Error::subflow(libc::ETIMEDOUT, message)
@@ -397,7 +403,7 @@ impl Opening {
             libc::EADDRINUSE => Error::subflow(
                 libc::EADDRINUSE,
                 format!(
-                    "{name}: the local port is in use, perhaps by this four-tuple's last subflow, which stays in \
+                    "{name}: the local port is in use, perhaps by the previous subflow with this four-tuple, which stays in \
                      TIME_WAIT for 60 s"
                 ),
             ),
@@ -490,7 +496,7 @@ impl Opening {
             return Error::subflow(libc::ECONNABORTED, message);
         };
         if closed.kind == Kind::Closed {
-            return Error::subflow(libc::ENOTCONN, format!("{name}: the connection ended meanwhile"));
+            return Error::subflow(libc::ENOTCONN, format!("{name}: the connection has ended"));
         }
         let reason = match closed.reset_reason {
             Some(reason) => format!(" (reset reason {reason}: {})", reset_reason(reason)),
@@ -500,16 +506,16 @@ impl Opening {
             (None | Some(0 | libc::ECONNRESET), true) => (
                 libc::ECONNABORTED,
                 format!(
-                    "{name} was refused after the SYN/ACK: the peer is at its limit of subflows, or nobody is subscribed \
-                     to path manager events there{reason}"
+                    "{name} was refused after the SYN/ACK: the peer has reached its limit of subflows, or no process there \
+                     is subscribed to path manager events{reason}"
                 ),
             ),
             (None | Some(0), false) => (
                 libc::EPROTO,
-                format!("{name}: answered without MP_JOIN; that is no Multipath TCP listener of this connection{reason}"),
+                format!("{name}: answered without MP_JOIN: the listener there is not one of this connection{reason}"),
             ),
             (Some(libc::ECONNREFUSED), _) => {
-                (libc::ECONNREFUSED, format!("{name} was refused: nobody listens there{reason}"))
+                (libc::ECONNREFUSED, format!("{name} was refused: nothing listens there{reason}"))
             }
             (Some(errno), _) => (errno, format!("{name}: {}{reason}", describe(errno))),
         };
@@ -563,7 +569,7 @@ fn ends(namespace: &Namespace, request: &Request, peer: SocketAddr) -> Result<En
             None => continue,
         };
         if interface != 0 && interface != scope {
-            return Err(Error::value("local, remote and interface name different interfaces"));
+            return Err(Error::value("local, remote and interface must name the same interface"));
         }
         interface = scope;
     }
@@ -577,7 +583,7 @@ fn ends(namespace: &Namespace, request: &Request, peer: SocketAddr) -> Result<En
         Some((ip, port)) if ip.is_ipv4() == remote_ip.is_ipv4() => SocketAddr::new(ip, port),
         Some((ip, _)) => {
             return Err(Error::value(format!(
-                "local {ip} and the connection's remote {remote_ip} are of different families: give remote as well"
+                "local {ip} must be of the same address family as the connection's remote {remote_ip}: pass remote as well"
             )));
         }
         None => {
@@ -591,12 +597,11 @@ fn ends(namespace: &Namespace, request: &Request, peer: SocketAddr) -> Result<En
 
 /// The local address of the route to a remote one.
 fn source(namespace: &Namespace, remote: IpAddr, interface: u32) -> Result<IpAddr> {
-    let unreachable = |errno, text: String| {
-        Error::subflow(errno, format!("no local address to reach {remote} from: {text}"))
-    };
+    let unreachable =
+        |errno, text: String| Error::subflow(errno, format!("no local address can reach {remote}: {text}"));
     let route = route::look_up(&mut lock(&namespace.route), remote, interface);
     let route = route.map_err(|failure| unreachable(failure.errno, failure.describe()))?;
-    route.source.ok_or_else(|| unreachable(libc::EADDRNOTAVAIL, "the route has none".to_owned()))
+    route.source.ok_or_else(|| unreachable(libc::EADDRNOTAVAIL, "the route has no source address".to_owned()))
 }
 
 /// The local address that a request would open from.
@@ -607,7 +612,7 @@ pub fn local_address(connection: &dyn Connection, request: &Request) -> Result<I
 
 /// Older kernels (6.1) leave MPTCP_PM_ADDR_ATTR_IF_IDX aside without a word.
 fn cannot_bind() -> Error {
-    Error::unsupported("this kernel does not bind subflows to an interface under the userspace path manager")
+    Error::unsupported("this kernel cannot bind a subflow to an interface under the userspace path manager")
 }
 
 /// MPTCP_RST_* by the words of RFC 8684, section 3.6.

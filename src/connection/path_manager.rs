@@ -14,7 +14,7 @@ use crate::sys::lock::lock;
 fn under_kernel_path_manager() -> Error {
     Error::PathManager {
         message:
-            "the connection is under the in-kernel path manager, which alone changes its subflows and addresses: \
+            "the connection is under the in-kernel path manager, so only the kernel changes its subflows and addresses: \
                   create the socket with path_manager=\"userspace\", or accept it within \
                   use_path_manager(\"userspace\")"
                 .to_owned(),
@@ -63,7 +63,7 @@ pub fn latched_of_token(namespace: &Namespace, token: u32) -> Result<PathManager
         // What it says of a token that is nobody's any more, too.
         Err(libc::EINVAL) if has_ended(namespace, token)? => Err(ended(token)),
         Err(libc::EINVAL) => Ok(PathManager::Kernel),
-        Err(libc::EPERM) => Err(needs_net_admin("telling a connection's path manager on this kernel")),
+        Err(libc::EPERM) => Err(needs_net_admin("reading a connection's path manager on this kernel")),
         _ => Ok(PathManager::Userspace),
     }
 }

@@ -53,7 +53,10 @@ pub struct SubSockopt {
 }
 
 fn short(structure: &str, size: usize, length: usize) -> Error {
-    Error::os(libc::EINVAL, format!("{structure} has {size} bytes here, and the buffer only {length}"))
+    Error::os(
+        libc::EINVAL,
+        format!("the buffer must have at least {size} bytes for {structure}, not {length}"),
+    )
 }
 
 /// `struct mptcp_sub_ids`. There are no more than 255, as ids are u8.
@@ -93,7 +96,10 @@ pub fn decode_close_sub_id(layout: Layout, bytes: &[u8]) -> Result<(u8, How)> {
         (libc::SHUT_RD | libc::SHUT_WR | libc::SHUT_RDWR, _) => Ok((bytes[0], How::Shutdown)),
         // Programs of the kernel's interface know no `how` and leave it as it was in memory.
         (_, Layout::Header) => Ok((bytes[0], How::Shutdown)),
-        _ => Err(Error::os(libc::EINVAL, format!("how is {how}: neither SHUT_* nor MPTCP_RST"))),
+        _ => Err(Error::os(
+            libc::EINVAL,
+            format!("how must be SHUT_RD, SHUT_WR, SHUT_RDWR or MPTCP_RST, not {how}"),
+        )),
     }
 }
 
@@ -139,7 +145,7 @@ pub fn decode_sub_tuple(layout: Layout, bytes: &[u8], length: usize) -> Result<S
     }
     if layout == Layout::Kernel && length != size {
         let message =
-            format!("struct mptcp_sub_tuple has exactly {size} bytes here, and the buffer {length}");
+            format!("the buffer must have exactly {size} bytes for struct mptcp_sub_tuple, not {length}");
         return Err(Error::os(libc::EINVAL, message));
     }
     let second = at + (size - at) / 2;
@@ -157,7 +163,8 @@ pub fn decode_sub_tuple(layout: Layout, bytes: &[u8], length: usize) -> Result<S
 }
 
 fn unknown_family(end: &str, family: i32) -> Error {
-    let message = format!("the {end} address has family {family}: both are to be AF_INET, or both AF_INET6");
+    let message =
+        format!("both addresses must be AF_INET, or both AF_INET6: the {end} address has family {family}");
     Error::os(libc::EAFNOSUPPORT, message)
 }
 

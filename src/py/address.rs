@@ -21,7 +21,7 @@ pub fn to_tuple(py: Python<'_>, address: SocketAddr) -> PyResult<Bound<'_, PyTup
 
 /// An end as `to_tuple` gives it.
 pub fn from_tuple(tuple: &Bound<'_, PyAny>) -> PyResult<SocketAddr> {
-    let no_end = || PyValueError::new_err(format!("{tuple} is no end of a subflow"));
+    let no_end = || PyValueError::new_err(format!("{tuple} is not an endpoint of a subflow"));
     let Endpoint { ip, port, scope } = from_any("an end", tuple)?.ok_or_else(no_end)?;
     Ok(match (ip, scope) {
         (IpAddr::V6(ip), Some(Scope::Index(index))) => SocketAddrV6::new(ip, port, 0, index).into(),
@@ -45,12 +45,13 @@ pub fn from_any(name: &str, value: &Bound<'_, PyAny>) -> PyResult<Option<Endpoin
     let host = tuple.get_item(0)?.cast_into::<PyString>().map_err(|_| wrong())?;
     let port = integer(&tuple.get_item(1)?).ok_or_else(wrong)?;
     let port = u16::try_from(port)
-        .map_err(|_| PyValueError::new_err(format!("{name}: port {port} is not in 0..65535")))?;
+        .map_err(|_| PyValueError::new_err(format!("{name}: port must be in 0..65535, not {port}")))?;
     let mut endpoint = parse(name, &host, port)?;
     if tuple.len() == 4 && endpoint.scope.is_none() {
         let scope = integer(&tuple.get_item(3)?).ok_or_else(wrong)?;
-        let scope = u32::try_from(scope)
-            .map_err(|_| PyValueError::new_err(format!("{name}: scope_id {scope} is not an interface")))?;
+        let scope = u32::try_from(scope).map_err(|_| {
+            PyValueError::new_err(format!("{name}: scope_id must be the index of an interface, not {scope}"))
+        })?;
         endpoint.scope = (scope != 0).then_some(Scope::Index(scope));
     }
     Ok(Some(endpoint))

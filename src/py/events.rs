@@ -73,7 +73,7 @@ impl Event {
             .and_then(|name| name.extract())
             .map_err(|_| PyTypeError::new_err("kind must be an EventKind"))?;
         let kind = event::Kind::of_name(&name)
-            .ok_or_else(|| PyValueError::new_err(format!("there is no kind of event {name:?}")))?;
+            .ok_or_else(|| PyValueError::new_err(format!("{name:?} is not a kind of event")))?;
         let end = |name: &str, value: Option<&Bound<'_, PyAny>>| -> PyResult<_> {
             let endpoint = value.map(|value| from_any(name, value)).transpose()?.flatten();
             Ok(endpoint.map(|endpoint| match endpoint.scope {
@@ -214,10 +214,10 @@ impl EventStream {
         // Before any lock: a thread that the child lacks may have held it.
         if self.process != std::process::id() {
             let message =
-                "an Events belongs to the process that made it, not to its forked children: make another";
+                "an Events object cannot be used in a forked child of the process that created it: create another";
             return Err(to_py(py, Error::os(libc::EBADF, message)));
         }
-        lock(&self.events).clone().ok_or_else(|| PyValueError::new_err("the Events is closed"))
+        lock(&self.events).clone().ok_or_else(|| PyValueError::new_err("the Events object is closed"))
     }
 }
 

@@ -15,7 +15,7 @@ const MAX_BUFFER: usize = 1024;
 
 /// A Subflow.
 pub fn subflow<'a, 'py>(value: &'a Bound<'py, PyAny>) -> PyResult<&'a Bound<'py, Subflow>> {
-    value.cast::<Subflow>().map_err(|_| PyTypeError::new_err("options are set and read of a Subflow"))
+    value.cast::<Subflow>().map_err(|_| PyTypeError::new_err("options can be set and read only on a Subflow"))
 }
 
 /// A C int.
@@ -25,7 +25,7 @@ pub fn int(name: &str, value: &Bound<'_, PyAny>) -> PyResult<i32> {
         .call_method0("__index__")
         .map_err(|_| PyTypeError::new_err(format!("{name} must be an int, not {}", type_name(value))))?;
     index.extract().map_err(|_| {
-        PyValueError::new_err(format!("{name} {} is not in the range of C's int", printed(&index)))
+        PyValueError::new_err(format!("{name} must be in the range of a C int, not {}", printed(&index)))
     })
 }
 
@@ -58,7 +58,7 @@ pub fn room(buflen: &Bound<'_, PyAny>) -> PyResult<Room> {
     match usize::try_from(length) {
         Ok(0) => Ok(Room::Int),
         Ok(length) if length <= MAX_BUFFER => Ok(Room::Bytes(length)),
-        _ => Err(PyValueError::new_err(format!("buflen {length} is not in 0..{MAX_BUFFER}"))),
+        _ => Err(PyValueError::new_err(format!("buflen must be in 0..{MAX_BUFFER}, not {length}"))),
     }
 }
 

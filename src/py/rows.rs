@@ -31,7 +31,7 @@ fn descriptor(
     let descriptor = py.import("numpy")?.call_method("dtype", (columns,), Some(&aligned))?;
     let descriptor = descriptor.cast_into::<PyArrayDescr>()?;
     if descriptor.itemsize() != size {
-        return Err(PyRuntimeError::new_err("numpy lays out a row otherwise than this package"));
+        return Err(PyRuntimeError::new_err("numpy and this package disagree on the layout of a row"));
     }
     Ok(descriptor.unbind())
 }

@@ -22,7 +22,7 @@ pub struct Notices {
 
 impl Notices {
     pub fn new(socket: OwnedFd) -> Result<Notices> {
-        let failed = |error: io::Error| Error::call("subscribing to notices of inet_diag", &error);
+        let failed = |error: io::Error| Error::call("subscribing to notifications of inet_diag", &error);
         let socket = socket2::Socket::from(socket);
         sys::bind_netlink(socket.as_raw_fd()).map_err(failed)?;
         let groups = [uapi::diag::SKNLGRP_INET_TCP_DESTROY, uapi::diag::SKNLGRP_INET6_TCP_DESTROY];
@@ -59,7 +59,7 @@ impl Notices {
                     Some(libc::ENOBUFS) => complete = false,
                     _ if error.kind() == io::ErrorKind::Interrupted => {}
                     _ if error.kind() == io::ErrorKind::WouldBlock => return Ok(complete),
-                    _ => return Err(Error::call("reading notices of inet_diag", &error)),
+                    _ => return Err(Error::call("reading notifications of inet_diag", &error)),
                 },
             }
         }

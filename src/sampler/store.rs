@@ -92,7 +92,7 @@ impl<R> Store<R> {
             chunks.append(&mut inside.chunks);
             inside.chunks = chunks;
             inside.count += count;
-            return Err(Error::os(libc::ENOMEM, "there is no memory for the rows of the recording"));
+            return Err(Error::os(libc::ENOMEM, "not enough memory for the rows of the recording"));
         }
         if count * size_of::<T>() >= LARGE {
             sys::pages::prefer_large(taken.spare_capacity_mut());

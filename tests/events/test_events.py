@@ -263,7 +263,7 @@ def test_one_that_is_closed(mptcp_lab: Lab) -> None:
     events.close()
     for thread in waiting:
         thread.join(DEADLINE)
-    assert sorted(map(str, results)) == ["[]", "the Events is closed"]
+    assert sorted(map(str, results)) == ["[]", "the Events object is closed"]
     events.close()
     for use in (events.fileno, events.get, lambda: events.source):
         with pytest.raises(ValueError, match="closed"):

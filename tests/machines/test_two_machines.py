@@ -96,7 +96,7 @@ def test_a_server_without_a_subscription_refuses_under_the_userspace_path_manage
     """Our own subscription is another host's, here: it does not count."""
     sock = connect("userspace", plain=True)
     assert tell("subscribers") == 0
-    with pytest.raises(mptcp.SubflowError, match="nobody is subscribed to path manager events there"):
+    with pytest.raises(mptcp.SubflowError, match="no process there is subscribed to path manager events"):
         sock.open_subflow(*PATHS[1], timeout=60)
     assert len(sock.subflows()) == 1
     sock.sendall(b"goes on")

@@ -172,8 +172,8 @@ pub fn check_told(channel: &mut Channel, connections: &[Entry]) -> Result<(), Er
     };
     if connections.iter().zip(found).any(untold) {
         return Err(Error::permission(
-            "subflows need CAP_NET_ADMIN in the user namespace that owns the network namespace: before Linux 6.15 the \
-             kernel tells others nothing of them",
+            "reading subflows needs CAP_NET_ADMIN in the user namespace that owns the network namespace: before Linux \
+             6.15 the kernel reports them to nobody else",
         ));
     }
     Ok(())

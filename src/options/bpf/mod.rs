@@ -183,8 +183,8 @@ impl Loaded {
         };
         let iterator = iterator.map_err(|error| match error.raw_os_error() {
             Some(libc::EPERM) => Error::permission(
-                "the socket belongs to another network namespace, and BPF enters that one with CAP_SYS_ADMIN only: ask \
-                 from a thread or a process inside",
+                "the socket belongs to another network namespace, and BPF can enter it only with CAP_SYS_ADMIN: \
+                 call this from a thread or a process inside it",
             ),
             _ => Error::call("BPF_ITER_CREATE", &error),
         })?;
@@ -243,16 +243,16 @@ fn last_lines(log: &[u8]) -> String {
 }
 
 fn unsupported(why: &str) -> Error {
-    Error::unsupported(format!("this kernel cannot reach the options of one subflow by BPF: {why}"))
+    Error::unsupported(format!("this kernel cannot reach the options of one subflow through BPF: {why}"))
 }
 
 fn refused(command: &str, error: &io::Error) -> Error {
     match error.raw_os_error() {
         Some(libc::EPERM) => Error::permission(format!(
-            "{command}: reaching an option of one subflow by BPF needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN in the \
-             initial user namespace. Without them these can be read: TCP_INFO, TCP_CC_INFO, TCP_CONGESTION, TCP_MAXSEG, \
-             IP_TOS, IPV6_TCLASS, SO_SNDBUF, SO_RCVBUF, SO_MAX_PACING_RATE. To set: setsockopt on the whole socket, \
-             or congestion control by route (ip route ... congctl NAME; Link.set(congestion_control=) of a lab)"
+            "{command}: reaching an option of one subflow through BPF needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN in the \
+             initial user namespace. Without them, these can be read: TCP_INFO, TCP_CC_INFO, TCP_CONGESTION, TCP_MAXSEG, \
+             IP_TOS, IPV6_TCLASS, SO_SNDBUF, SO_RCVBUF, SO_MAX_PACING_RATE. To set options, use setsockopt on the whole socket, \
+             or a congestion control for a route (ip route ... congctl NAME; in a lab, Link.set(congestion_control=))"
         )),
         Some(libc::ENOSYS) => unsupported("it has no bpf(2) (CONFIG_BPF_SYSCALL)"),
         Some(ENOTSUPP) => unsupported(command),
