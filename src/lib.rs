@@ -9,6 +9,7 @@
 
 pub mod abi;
 pub mod connection;
+pub mod emulation;
 pub mod enhanced_api;
 pub mod error;
 pub mod events;
