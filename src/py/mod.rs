@@ -3,6 +3,7 @@
 mod address;
 mod connection;
 mod control;
+mod emulation;
 mod enhanced_api;
 mod errors;
 mod events;
@@ -49,6 +50,8 @@ mod _core {
 
     #[pymodule_export]
     use super::connection::ByToken;
+    #[pymodule_export]
+    use super::emulation::{LinkEmulator, LinkLimits, LinkTrace};
     #[pymodule_export]
     use super::enhanced_api::{enhanced_getsockopt, enhanced_setsockopt};
     #[pymodule_export]

@@ -16,6 +16,7 @@ pub mod credentials;
 pub mod descriptor;
 pub mod lock;
 pub mod memory;
+pub mod packet;
 pub mod pages;
 pub mod program;
 pub mod seccomp;
