@@ -2,9 +2,10 @@
 //!
 //! Each module uses only those below it, which `tests/architecture.rs` checks: [`supervisor`] (calls of other programs);
 //! [`enhanced_api`] (the socket options of 2016); [`sampler`] and [`options`] (measuring, and socket options on one
-//! subflow); [`connection`] (operations on one connection); [`namespace`] (what a process holds and knows of one network
-//! namespace); [`events`]; [`netlink`]; [`sys`] (system calls); [`abi`] (the kernel's structures as bytes). [`error`] is
-//! for all. `unsafe` stands in [`sys`] alone; the binding has one exception, the row types of numpy arrays.
+//! subflow); [`emulation`] (links of a lab; it uses [`sys`] alone); [`connection`] (operations on one connection);
+//! [`namespace`] (what a process holds and knows of one network namespace); [`events`]; [`netlink`]; [`sys`] (system
+//! calls); [`abi`] (the kernel's structures as bytes). [`error`] is for all. `unsafe` stands in [`sys`] alone; the
+//! binding has one exception, the row types of numpy arrays.
 #![deny(unsafe_code)]
 
 pub mod abi;

@@ -16,6 +16,9 @@ __all__ = [
     "EventStream",
     "Handle",
     "Info",
+    "LinkEmulator",
+    "LinkLimits",
+    "LinkTrace",
     "Opening",
     "Sampler",
     "Subflow",
@@ -656,6 +659,135 @@ class Sampler:
     def surroundings(self) -> list[tuple[int, set[int] | None, dict[str, str]]]: ...
     def choice(self) -> tuple[str, bool, list[dict[str, Any]]]: ...
     def status(self) -> dict[str, Any]: ...
+
+@final
+class LinkTrace:
+    """A packet-delivery trace in mahimahi's format: a line for each opportunity to deliver 1500 bytes, in milliseconds.
+
+    An opportunity carries 1500 bytes of IP packets. The time of the last line is the period after which the trace
+    begins again. Raises ValueError, which names the line, for what is not such a text. No privilege, no system call.
+    """
+
+    def __new__(cls, data: ReadableBuffer) -> LinkTrace: ...
+    @property
+    def opportunities(self) -> int:
+        """Lines."""
+
+    @property
+    def duration_ms(self) -> int:
+        """The period, milliseconds."""
+
+    @property
+    def rate(self) -> float:
+        """The average, bits a second of IP packets."""
+
+@final
+class LinkLimits:
+    """What one direction of a link is to have, checked. No privilege, no system call.
+
+    Frames pass, in this order: a queue, a rate or a trace, loss, delay and jitter. All sizes are of frames with their
+    Ethernet headers; only a trace counts IP packets.
+
+    - ``rate``: bits a second, 1,000 to 100,000,000,000; or ``trace``.
+    - ``queue``: what may wait for that, ("bytes", n), ("packets", n), or ("ns", n): at the rate or a trace's average.
+      100 ms where it is None. What is being sent does not wait.
+    - ``aqm``: "codel" (RFC 8289 with its target of 5 ms and interval of 100 ms), or None: what comes to a full queue is
+      dropped.
+    - ``loss``: the probability that a frame is lost, or (p, r, bad, good) of Gilbert and Elliott: the probabilities of
+      becoming bad and good after a frame, and those of losing one in the bad and in the good state.
+    - ``delay`` and ``jitter``: nanoseconds. A frame's delay is from ``delay - jitter`` to ``delay + jitter``, evenly.
+    - ``reorder``: frames may overtake each other by jitter. They never do otherwise.
+
+    Raises ValueError for what no link can have, TypeError for a value of another type.
+    """
+
+    def __new__(
+        cls,
+        *,
+        rate: int | None = None,
+        trace: LinkTrace | None = None,
+        queue: tuple[str, int] | None = None,
+        aqm: str | None = None,
+        loss: float | tuple[float, float, float, float] | None = None,
+        delay: int | None = None,
+        jitter: int | None = None,
+        reorder: bool = False,
+    ) -> LinkLimits: ...
+    @property
+    def unlimited(self) -> bool:
+        """Whether frames pass as they come: no rate or trace, no loss, no delay."""
+
+    @property
+    def queue_bytes(self) -> int | None:
+        """What may wait, bytes; None where that is counted in packets, or nothing waits."""
+
+    @property
+    def gso_max_segs(self) -> int:
+        """What the interface of the sending host is to have as gso_max_segs: how many TCP segments a frame may hold.
+
+        As many as the rate carries in 1 ms, at most a quarter of the queue; 1 with loss, jitter, reorder or aqm.
+        """
+
+@final
+class LinkEmulator:
+    """Links between interfaces of the calling thread's network namespace, emulated by one native thread.
+
+    What comes to one interface of a link is held and sent by the other (packet sockets, AF_PACKET). The thread runs
+    under SCHED_FIFO where that is allowed, and whatever Python does. It hears only the interfaces of links; the memory
+    for what it has not taken yet is 24 MiB, whatever the number of links, and links together hold up to 512 MiB.
+
+    A direction without limits may be left to the kernel by a filter on the interface where its frames come in (ingress,
+    u32, mirred redirect to the link's other interface). The emulator sees frames before such a filter does: one of the
+    two at a time is to forward them. This order of a change doubles a few frames and loses none: add the filter, then
+    ``attach(link, False, ...)``; and ``attach(link, True, ...)``, then remove the filter.
+
+    Raises PermissionError without CAP_NET_RAW in the user namespace that owns the network namespace. Every method
+    raises ValueError for a link that does not exist, and OSError (EBADF) after close() and in a forked child.
+    """
+
+    def __new__(cls, *, seed: int) -> LinkEmulator: ...
+    def add(self, link: int, a: int, b: int, a_to_b: LinkLimits, b_to_a: LinkLimits) -> None:
+        """Link two interfaces by their indexes.
+
+        ``link`` (0 to 65535) names the link; with the seed and the direction it determines losses and jitter. Raises
+        OSError (ENODEV) for an interface that does not exist.
+        """
+
+    def set(self, link: int, a_to_b: LinkLimits, b_to_a: LinkLimits) -> None:
+        """Change the limits of both directions. What waits goes at the new rate; what is on its way goes on."""
+
+    def attach(self, link: int, a_to_b: bool, b_to_a: bool) -> None:
+        """Say which directions are emulated; the frames of the others are left to the kernel. At first both are."""
+
+    def wait_empty(self, link: int, timeout: float | None) -> bool:
+        """Wait until the link holds nothing, and return whether it does. ``timeout`` in seconds, None for ever."""
+
+    def cut(self, link: int) -> None:
+        """Drop what the link holds, as a cable does that is cut."""
+
+    def remove(self, link: int) -> None:
+        """Forget a link, and what it holds."""
+
+    def stats(self, link: int) -> tuple[dict[str, int], dict[str, int]]:
+        """Return what became of the frames from the first interface, and of those from the second.
+
+        A frame of several TCP segments counts as so many, and its bytes with a header each, as on the wire. ``frames``
+        and ``bytes`` have left; ``dropped`` by the queue; ``lost`` by ``loss``; ``cut``; ``failed``: the interface was
+        down, or the receiver's backlog full. ``waiting_frames`` and ``waiting_bytes`` are in the queue now,
+        ``flying_frames`` and ``flying_bytes`` in the delay. ``late_p50_ns``, ``late_p99_ns`` and ``late_max_ns``: how
+        late frames left, from the start on.
+        """
+
+    def status(self) -> dict[str, Any]:
+        """Return how all links together are doing.
+
+        ``overruns``: frames that were lost because they came faster than they were taken. ``refused``: dropped because
+        they were larger than 64 KiB, or all memory was used. ``blocked``: how often the system did not take frames for
+        a moment. ``real_time``: whether the thread runs under SCHED_FIFO. ``cpu_ns``: its processor time. ``wakeups``.
+        """
+
+    def close(self) -> None:
+        """End the thread; what links hold is lost. Calling it again has no effect."""
 
 @final
 class Handle:
