@@ -1,13 +1,14 @@
 """The native core. Private: the package's own names are documented here, the rest serves mptcp's Python code."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn, Protocol, final, overload, type_check_only
+from typing import Any, NoReturn, final, overload
 
 import numpy as np
 from _typeshed import ReadableBuffer
 
-from ._address import Address
+from ._connections import Connection
 from ._event_kind import EventKind
+from ._socket import Address, Socket
 
 __all__ = [
     "ByToken",
@@ -45,17 +46,6 @@ __all__ = [
     "supervised_signals",
     "take_descriptor",
 ]
-
-@type_check_only
-class Owner(Protocol):
-    """Whom the methods of a Subflow go through: what its snapshot was read from."""
-
-    def close_subflow(self, subflow: Subflow, /) -> None: ...
-    def set_subflow_options(
-        self, options: Mapping[Subflow, Mapping[tuple[int, int], int | ReadableBuffer]], /
-    ) -> None: ...
-    def _set_backup(self, subflow: Subflow, backup: bool, /) -> None: ...
-    def _get_subflow_option(self, subflow: Subflow, level: int, optname: int, buflen: int | None, /) -> int | bytes: ...
 
 @final
 class Info:
@@ -804,7 +794,7 @@ class Handle:
     """The native companion of one Socket: its network namespace and the subscription held for it."""
 
     def __new__(cls) -> Handle: ...
-    def subflows(self, fd: int, owner: Owner) -> list[Subflow]: ...
+    def subflows(self, fd: int, owner: Socket) -> list[Subflow]: ...
     def path_manager(self, fd: int) -> str: ...
     def hold_events(self, fd: int, latched: str | None) -> None: ...
     def events(self, fd: int) -> EventStream: ...
@@ -812,7 +802,7 @@ class Handle:
     def open_subflow(
         self,
         fd: int,
-        owner: Owner,
+        owner: Socket,
         local: Address | None,
         remote: Address | None,
         backup: bool,
@@ -860,10 +850,10 @@ class ByToken:
     def events(self) -> EventStream: ...
     def path_manager(self) -> str: ...
     def info(self) -> Info: ...
-    def subflows(self, owner: Owner) -> list[Subflow]: ...
+    def subflows(self, owner: Connection) -> list[Subflow]: ...
     def open_subflow(
         self,
-        owner: Owner,
+        owner: Connection,
         local: Address | None,
         remote: Address | None,
         backup: bool,
@@ -890,7 +880,7 @@ class Opening:
         cls,
         native: Handle | ByToken,
         fd: int,
-        owner: Owner,
+        owner: Socket | Connection,
         local: Address | None,
         remote: Address | None,
         backup: bool,
@@ -911,7 +901,7 @@ def subflows_at(
 ) -> list[Subflow | None]:
     """Subflows by the connections that they belong to, their owners, and their ends, by exact look-ups."""
 
-def subflows_of(connections: list[ByToken], owners: Sequence[Owner]) -> list[list[Subflow] | None]: ...
+def subflows_of(connections: list[ByToken], owners: list[Connection]) -> list[list[Subflow] | None]: ...
 def enhanced_getsockopt(handle: Handle, fd: int, optname: int, buffer: bytes, draft: bool) -> tuple[bytes, int]: ...
 def enhanced_setsockopt(handle: Handle, fd: int, optname: int, buffer: bytes, draft: bool) -> None: ...
 def probe_full_info(fd: int) -> None: ...
@@ -929,7 +919,7 @@ def run_program(
     path_manager: str | None,
     except_: list[str],
     draft_layout: bool,
-    user: tuple[int, int, list[int]] | None,
+    user: tuple[int, int, list[int], list[int]] | None,
     blocked: list[int],
 ) -> int: ...
 def supervised_signals() -> list[int]: ...

@@ -9,6 +9,7 @@ use std::sync::MutexGuard;
 
 use crate::error::{Error, Result};
 use crate::namespace::{new_socket, Namespace};
+use crate::sys::credentials::Owner;
 use crate::sys::lock::lock;
 
 /// A path manager that this package knows. A kernel may have others.
@@ -66,10 +67,10 @@ impl Namespace {
     }
 
     /// A new socket in the calling thread's namespace, which must be this one, latched to a path manager.
-    fn latched_socket(&self, family: i32, kind: i32, protocol: i32, name: &str) -> Result<OwnedFd> {
+    fn latched_socket(&self, name: &str, make: impl FnOnce() -> Result<OwnedFd>) -> Result<OwnedFd> {
         let _locked = self.lock()?;
         let before = self.change_path_manager(name)?;
-        let socket = new_socket(family, kind, protocol);
+        let socket = make();
         self.change_path_manager(&before)?;
         socket
     }
@@ -131,10 +132,23 @@ fn write_path_manager(file: &File, name: &str) -> Result<()> {
 }
 
 /// A new socket in the calling thread's namespace. `path_manager` is latched for it alone; the namespace's own
-/// value is changed for some microseconds, under a lock, and put back.
-pub fn create_socket(family: i32, kind: i32, protocol: i32, path_manager: Option<&str>) -> Result<OwnedFd> {
-    match path_manager {
+/// value is changed for some microseconds, under a lock, and put back. `owner` is whom the socket and its subflows belong
+/// to; absent, the caller.
+pub fn create_socket(
+    family: i32,
+    kind: i32,
+    protocol: i32,
+    path_manager: Option<&str>,
+    owner: Option<Owner>,
+) -> Result<OwnedFd> {
+    let make = || match owner {
         None => new_socket(family, kind, protocol),
-        Some(name) => Namespace::current()?.latched_socket(family, kind, protocol, name),
+        Some(owner) => owner
+            .make(|| new_socket(family, kind, protocol))
+            .map_err(|error| Error::call("setfsuid and setfsgid", &error))?,
+    };
+    match path_manager {
+        None => make(),
+        Some(name) => Namespace::current()?.latched_socket(name, make),
     }
 }

@@ -85,7 +85,7 @@ mod _core {
     ) -> PyResult<i32> {
         let (family, r#type) = (int("family", family)?, int("type", r#type)?);
         let proto = int("proto", proto)?;
-        py.detach(|| path_manager::create_socket(family, r#type, proto, path_manager))
+        py.detach(|| path_manager::create_socket(family, r#type, proto, path_manager, None))
             .map(IntoRawFd::into_raw_fd)
             .map_err(|error| to_py(py, error))
     }

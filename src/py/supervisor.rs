@@ -39,7 +39,7 @@ pub fn run_program(
     path_manager: Option<&str>,
     except_: Vec<OsString>,
     draft_layout: bool,
-    user: Option<(u32, u32, Vec<u32>)>,
+    user: Option<(u32, u32, Vec<u32>, Vec<i32>)>,
     blocked: Vec<i32>,
 ) -> PyResult<i32> {
     let Some(program) = arguments.first().cloned() else {
@@ -52,7 +52,10 @@ pub fn run_program(
         path_manager: path_manager.and_then(named),
         except: except_.into_iter().map(OsString::into_vec).collect(),
         layout: if draft_layout { Layout::Draft } else { Layout::Kernel },
-        user: user.map(|(uid, gid, groups)| User { uid, gid, groups }),
+        user: user.map(|(uid, gid, groups, mut descriptors)| {
+            descriptors.sort_unstable();
+            User { uid, gid, groups, descriptors }
+        }),
         blocked,
     };
     match py.detach(|| supervisor::run(&settings)).map_err(|error| to_py(py, error))? {

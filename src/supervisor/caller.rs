@@ -14,6 +14,7 @@ use crate::connection::Subflow;
 use crate::enhanced_api;
 use crate::error::{Error, Result};
 use crate::options::table::SocketOption;
+use crate::sys::credentials::Owner;
 use crate::sys::seccomp::{Listener, Notification};
 use crate::sys::{self, credentials, descriptor, Wanted};
 
@@ -40,8 +41,8 @@ pub struct Caller<'a> {
     id: u64,
     thread: i32,
     process: i32,
-    /// The user that its files, and so its sockets, belong to.
-    pub uid: u32,
+    /// Whom its files, and so its sockets, belong to.
+    pub owner: Owner,
     /// Effective ones, in its own user namespace.
     capabilities: u64,
 }
@@ -68,7 +69,7 @@ impl<'a> Caller<'a> {
             thread: call.thread,
             process: number(field("Tgid:")?.next())? as i32,
             // Real, effective, saved, file system.
-            uid: number(field("Uid:")?.nth(3))?,
+            owner: Owner { uid: number(field("Uid:")?.nth(3))?, gid: number(field("Gid:")?.nth(3))? },
             capabilities: capabilities.ok_or_else(gone)?,
         };
         caller.check()?;

@@ -7,6 +7,7 @@ mod connections;
 mod filter;
 mod options;
 mod socket;
+mod terminal;
 
 use std::ffi::CString;
 use std::io;
@@ -15,14 +16,14 @@ use std::sync::{Arc, Mutex};
 
 use self::caller::Caller;
 use self::connections::Connections;
+use self::terminal::Terminal;
 use crate::enhanced_api::Layout;
 use crate::error::{Error, Result};
 use crate::events::reader::Reader;
 use crate::namespace::path_manager::{self, PathManager};
 use crate::namespace::Namespace;
-use crate::sys;
 use crate::sys::lock::lock;
-use crate::sys::program::{self, Child, SignalReader, Signals, Step, User};
+use crate::sys::program::{self, Child, Signal, SignalReader, Signals, Step, User};
 use crate::sys::seccomp::{Listener, Notification, Wait};
 use crate::sys::wait::EventFd;
 
@@ -96,7 +97,6 @@ struct Supervisor<'a> {
     namespace: Arc<Namespace>,
     /// What new sockets latch, or the namespace's choice.
     path_manager: Option<&'static str>,
-    uid: u32,
     connections: Connections,
     /// Held by the thread that waits for the next call.
     turn: Mutex<()>,
@@ -124,9 +124,19 @@ pub fn run(settings: &Settings) -> Result<End> {
     let signals = SignalReader::new(&caught).map_err(failed("signalfd"))?;
     let stop = EventFd::new().map_err(failed("eventfd"))?;
     let blocked = Signals::new(&settings.blocked);
-    let user = settings.user.as_ref();
+    let (session, terminal) = match &settings.user {
+        Some(user) => {
+            let (session, terminal) = terminal::open(user.uid)?;
+            (Some((user, session)), terminal)
+        }
+        None => (None, None),
+    };
+    let user = session.as_ref().map(|(user, session)| (*user, session));
     let started = program::start(&settings.arguments, &settings.environment, &filter, user, &blocked)
         .map_err(failed("starting the program"))?;
+    let has_session = session.is_some();
+    // Or the program's terminal would never be closed.
+    drop(session);
     let (process, listener) = match started {
         Ok(started) => started,
         Err((Step::Execute, error)) => {
@@ -139,7 +149,6 @@ pub fn run(settings: &Settings) -> Result<End> {
         listener,
         namespace,
         path_manager,
-        uid: sys::descriptor::own_uid(),
         connections: Connections::default(),
         turn: Mutex::default(),
         stop,
@@ -153,8 +162,16 @@ pub fn run(settings: &Settings) -> Result<End> {
         if let Some(Err(error)) = missing.into_iter().next().filter(|_| running.is_empty()) {
             return Err(Error::call("starting a thread", &error));
         }
-        let end = supervisor.wait(process, &signals);
+        let program = Program { process, has_session, terminal: terminal.as_ref() };
+        let relay = terminal.as_ref().map(|terminal| thread().spawn_scoped(scope, || terminal.relay()));
+        let end = match relay {
+            Some(Err(error)) => Err(error),
+            _ => supervisor.wait(&program, &signals),
+        };
         supervisor.stop_threads();
+        if let Some(terminal) = &terminal {
+            terminal.stop();
+        }
         end.map_err(failed("waiting for the program"))
     })
 }
@@ -179,7 +196,8 @@ fn check_proc() -> Result<()> {
 /// What the program's sockets are to latch, tried on one.
 fn choose_path_manager(namespace: &Namespace, wanted: Option<PathManager>) -> Result<Option<&'static str>> {
     let attempt = |name| {
-        path_manager::create_socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP, name).map(drop)
+        path_manager::create_socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP, name, None)
+            .map(drop)
     };
     if attempt(None).is_err() {
         // No Multipath TCP here: the sockets are TCP, as the program asked.
@@ -217,13 +235,51 @@ fn explain(step: Step, error: &io::Error) -> Error {
             Error::os(errno, "this user, or one of its groups, is not mapped in this user namespace")
         }
         (Step::User, _) => Error::os(errno, format!("becoming another user: {text}")),
+        (Step::Session, _) => Error::os(
+            errno,
+            format!("giving the program a session, a terminal or a keyring of its own: {text}"),
+        ),
         (Step::Execute, _) => Error::os(errno, format!("execve: {text}")),
+    }
+}
+
+/// What was started.
+struct Program<'a> {
+    process: i32,
+    /// It has a session of its own, where our terminal's keys do not reach it.
+    has_session: bool,
+    terminal: Option<&'a Terminal>,
+}
+
+impl Program<'_> {
+    /// Passes a signal on that was sent to us.
+    fn signal(&self, signal: Signal) {
+        let Signal { number, sender } = signal;
+        match (self.terminal, number) {
+            (Some(terminal), libc::SIGWINCH) => return terminal.resize(),
+            (Some(terminal), libc::SIGCONT) => terminal.go_on(),
+            _ => {}
+        }
+        match sender {
+            // A program that sends to its process group sends to us too.
+            Some(sender) if sender == self.process => {}
+            // The shell goes on with a job that Ctrl-Z has stopped.
+            Some(_) if self.has_session && number == libc::SIGCONT => program::kill(-self.process, number),
+            Some(_) => program::kill(self.process, number),
+            // Our terminal. What is not in its session is stopped by SIGSTOP alone: nobody there could go on with it.
+            None if self.has_session && number == libc::SIGTSTP => {
+                program::kill(-self.process, libc::SIGSTOP)
+            }
+            None if self.has_session => program::kill(-self.process, number),
+            None => {}
+        }
     }
 }
 
 impl Supervisor<'_> {
     /// Passes signals on, and returns when the last process has ended.
-    fn wait(&self, process: i32, signals: &SignalReader) -> io::Result<End> {
+    fn wait(&self, program: &Program<'_>, signals: &SignalReader) -> io::Result<End> {
+        let process = program.process;
         let mut end = None;
         // Of the terminal's Ctrl-Z, whose two signals come in either order.
         let (mut stop_asked, mut stopped) = (false, false);
@@ -251,10 +307,7 @@ impl Supervisor<'_> {
                     if signal.number == libc::SIGCONT {
                         (stop_asked, stopped) = (false, false);
                     }
-                    // The terminal sends to the program too, and so does a program that sends to its process group.
-                    if signal.sender.is_some_and(|sender| sender != process) {
-                        program::kill(process, signal.number);
-                    }
+                    program.signal(signal);
                 }
             }
             // The program took the terminal's Ctrl-Z: so do we. A SIGSTOP from elsewhere is the program's own.

@@ -6,7 +6,6 @@ use super::caller::Caller;
 use super::filter::SOCK_TYPE_MASK;
 use super::{Outcome, Supervisor};
 use crate::namespace::path_manager::create_socket;
-use crate::sys::descriptor;
 use crate::sys::seccomp::Notification;
 
 /// Whatever stands in the way, the kernel makes the socket that was asked for.
@@ -17,14 +16,10 @@ pub fn serve(supervisor: &Supervisor, caller: &Caller<'_>, call: &Notification) 
         return Outcome::Pass;
     }
     let kept = kind & !libc::SOCK_CLOEXEC;
-    let path_manager = supervisor.path_manager;
-    let Ok(socket) = create_socket(family, kept, libc::IPPROTO_MPTCP, path_manager) else {
+    let (path_manager, owner) = (supervisor.path_manager, Some(caller.owner));
+    let Ok(socket) = create_socket(family, kept, libc::IPPROTO_MPTCP, path_manager, owner) else {
         return Outcome::Pass;
     };
-    // Its subflows are the caller's too, by the time that they are made.
-    if caller.uid != supervisor.uid && descriptor::give_to_user(socket.as_fd(), caller.uid).is_err() {
-        return Outcome::Pass;
-    }
     let close_on_exec = kind & libc::SOCK_CLOEXEC != 0;
     match supervisor.listener.give(call.id, socket.as_fd(), close_on_exec) {
         Ok(()) => Outcome::Answered,

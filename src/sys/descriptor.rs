@@ -1,7 +1,7 @@
-//! Descriptors of other threads, and whose a socket is.
+//! Descriptors of other threads.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use super::check;
 
@@ -43,16 +43,4 @@ fn share_descriptors(thread: i32, process: i32) -> bool {
         Ok(order) => order == 0,
         Err(error) => thread == process || error.raw_os_error() == Some(libc::ENOSYS),
     }
-}
-
-/// The user that our files, and so our sockets, belong to.
-pub fn own_uid() -> u32 {
-    // SAFETY: no pointers, and it cannot fail.
-    unsafe { libc::geteuid() }
-}
-
-/// Gives a socket to a user. Needs CAP_CHOWN where it is another's.
-pub fn give_to_user(descriptor: BorrowedFd<'_>, uid: u32) -> io::Result<()> {
-    // SAFETY: no pointers; a group of -1 stays as it is.
-    check(unsafe { libc::fchown(descriptor.as_raw_fd(), uid, u32::MAX) }).map(drop)
 }

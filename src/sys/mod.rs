@@ -20,6 +20,7 @@ pub mod packet;
 pub mod pages;
 pub mod program;
 pub mod seccomp;
+pub mod terminal;
 pub mod wait;
 
 /// The result of a C call: -1 is the error in errno.

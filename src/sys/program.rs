@@ -8,12 +8,23 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use super::seccomp::Listener;
 use super::{check, errno};
 
-/// Whom a program runs as.
+/// Whom a program runs as, and what of ours it keeps.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
     pub uid: u32,
     pub gid: u32,
     pub groups: Vec<u32>,
+    /// Descriptors beside 0, 1 and 2, in ascending order.
+    pub descriptors: Vec<RawFd>,
+}
+
+/// A session of its own for a program that runs as another user.
+#[derive(Debug)]
+pub struct Session {
+    /// Its controlling terminal, if it has one.
+    pub terminal: Option<OwnedFd>,
+    /// Which of descriptors 0, 1 and 2 are to be that terminal.
+    pub is_terminal: [bool; 3],
 }
 
 /// What stood in the way of a program.
@@ -27,6 +38,8 @@ pub enum Step {
     Filter = 3,
     /// execve
     Execute = 4,
+    /// setsid, TIOCSCTTY, dup2, KEYCTL_JOIN_SESSION_KEYRING or close_range
+    Session = 5,
 }
 
 /// A set of signals.
@@ -47,13 +60,13 @@ impl Signals {
     }
 }
 
-/// Starts a program in a new process. It finds the program as execvp() does, holds the signals of `blocked` back and
-/// no others, and has no_new_privs and the filter; as `user` it has no capabilities.
+/// Starts a program in a new process. It finds the program as execvp() does in that environment, holds the signals of
+/// `blocked` back and no others, and has no_new_privs and the filter; as another user it has no capabilities.
 pub fn start(
     arguments: &[CString],
     environment: &[CString],
     filter: &[libc::sock_filter],
-    user: Option<&User>,
+    user: Option<(&User, &Session)>,
     blocked: &Signals,
 ) -> io::Result<Result<(i32, Listener), (Step, io::Error)>> {
     let pointers = |strings: &[CString]| {
@@ -98,7 +111,7 @@ fn await_program(channel: &OwnedFd) -> io::Result<Result<OwnedFd, (Step, io::Err
             // execve has closed the other end.
             return listener.map(Ok).ok_or_else(|| io::Error::from_raw_os_error(libc::ECHILD));
         }
-        let steps = [Step::User, Step::NoNewPrivileges, Step::Filter, Step::Execute];
+        let steps = [Step::User, Step::NoNewPrivileges, Step::Filter, Step::Execute, Step::Session];
         let step = steps.into_iter().find(|step| *step as i32 == report[0]).unwrap_or(Step::Execute);
         return Ok(Err((step, io::Error::from_raw_os_error(report[1]))));
     }
@@ -110,7 +123,7 @@ fn become_program(
     arguments: &[*const libc::c_char],
     environment: &[*const libc::c_char],
     filter: &libc::sock_fprog,
-    user: Option<&User>,
+    user: Option<(&User, &Session)>,
     blocked: &Signals,
 ) -> (Step, i32) {
     // SAFETY: every pointer is to memory of the calling function, copied by fork; the arrays end with NULL. By
@@ -120,7 +133,10 @@ fn become_program(
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);
         libc::signal(libc::SIGXFSZ, libc::SIG_DFL);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const blocked.0, std::ptr::null_mut());
-        if let Some(user) = user {
+        if let Some((user, session)) = user {
+            if enter_session(session) < 0 || keep_descriptors(&user.descriptors) < 0 {
+                return (Step::Session, errno());
+            }
             let groups = user.groups.as_ptr();
             if libc::syscall(libc::SYS_setgroups, user.groups.len(), groups) != 0
                 || libc::syscall(libc::SYS_setresgid, user.gid, user.gid, user.gid) != 0
@@ -129,6 +145,11 @@ fn become_program(
                 || super::credentials::drop_all() != 0
             {
                 return (Step::User, errno());
+            }
+            // What it is refused for, no keys in the kernel or a sandbox of ours, keeps the program from ours too.
+            let joined = libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, 0);
+            if joined < 0 && ![libc::ENOSYS, libc::EPERM].contains(&errno()) {
+                return (Step::Session, errno());
             }
         }
         let listener = match install(filter) {
@@ -139,7 +160,9 @@ fn become_program(
             return (Step::Filter, errno());
         }
         libc::close(listener);
-        libc::execvpe(arguments[0], arguments.as_ptr(), environment.as_ptr());
+        // Its PATH is that of the program's environment.
+        libc::environ = environment.as_ptr().cast_mut().cast();
+        libc::execvp(arguments[0], arguments.as_ptr());
         (Step::Execute, errno())
     }
 }
@@ -169,6 +192,51 @@ pub fn install_here(filter: &[libc::sock_filter]) -> Result<OwnedFd, (Step, io::
         // SAFETY: the descriptor is new and ours.
         Ok(listener) => Ok(unsafe { OwnedFd::from_raw_fd(listener) }),
         Err((step, errno)) => Err((step, io::Error::from_raw_os_error(errno))),
+    }
+}
+
+/// `<linux/keyctl.h>`
+const KEYCTL_JOIN_SESSION_KEYRING: libc::c_long = 1;
+
+/// A session without our terminal; -1 and errno on failure. System calls only.
+fn enter_session(session: &Session) -> libc::c_int {
+    // SAFETY: no pointers.
+    unsafe {
+        if libc::setsid() < 0 {
+            return -1;
+        }
+        let Some(terminal) = session.terminal.as_ref().map(AsRawFd::as_raw_fd) else { return 0 };
+        if libc::ioctl(terminal, libc::TIOCSCTTY, 0) < 0 {
+            return -1;
+        }
+        for (fd, is_terminal) in (0..).zip(session.is_terminal) {
+            if is_terminal && libc::dup2(terminal, fd) < 0 {
+                return -1;
+            }
+        }
+    }
+    0
+}
+
+/// Lets execve close all descriptors but 0, 1, 2 and these, which are in ascending order; -1 and errno on failure. System
+/// calls only.
+fn keep_descriptors(kept: &[RawFd]) -> libc::c_int {
+    let mut first: libc::c_uint = 3;
+    let close = |first: libc::c_uint, last: libc::c_uint| {
+        // SAFETY: no pointers.
+        first > last
+            || unsafe { libc::syscall(libc::SYS_close_range, first, last, libc::CLOSE_RANGE_CLOEXEC) } == 0
+    };
+    for fd in kept.iter().filter_map(|fd| libc::c_uint::try_from(*fd).ok()).filter(|fd| *fd >= 3) {
+        if !close(first, fd - 1) {
+            return -1;
+        }
+        first = fd + 1;
+    }
+    if close(first, libc::c_uint::MAX) {
+        0
+    } else {
+        -1
     }
 }
 
@@ -261,7 +329,7 @@ pub fn wait(process: i32, to_the_end: bool) -> io::Result<Child> {
     }
 }
 
-/// Sends a signal to a process that may have ended.
+/// Sends a signal to a process that may have ended; to a process group by a negative number.
 pub fn kill(process: i32, signal: i32) {
     // SAFETY: no pointers.
     unsafe { libc::kill(process, signal) };

@@ -39,15 +39,34 @@ impl AsRawFd for EventFd {
 /// ones never are. A signal is the error Interrupted.
 pub fn readable<const N: usize>(fds: [RawFd; N], timeout: Option<Duration>) -> io::Result<[bool; N]> {
     let mut polled = fds.map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 });
+    poll(&mut polled, timeout)?;
+    Ok(polled.map(|fd| fd.revents != 0))
+}
+
+/// The same, and whether one more descriptor can be written to.
+pub fn ready<const N: usize>(
+    fds: [RawFd; N],
+    writable: RawFd,
+    timeout: Option<Duration>,
+) -> io::Result<([bool; N], bool)> {
+    let entry = |fd, events| libc::pollfd { fd, events, revents: 0 };
+    let mut polled: Vec<libc::pollfd> = fds.iter().map(|fd| entry(*fd, libc::POLLIN)).collect();
+    polled.push(entry(writable, libc::POLLOUT));
+    poll(&mut polled, timeout)?;
+    let is_ready = |position: usize| polled.get(position).is_some_and(|fd| fd.revents != 0);
+    Ok((std::array::from_fn(is_ready), is_ready(N)))
+}
+
+fn poll(polled: &mut [libc::pollfd], timeout: Option<Duration>) -> io::Result<()> {
     let timeout = timeout.map(|timeout| libc::timespec {
         tv_sec: timeout.as_secs().try_into().unwrap_or(libc::time_t::MAX),
         tv_nsec: timeout.subsec_nanos().into(),
     });
     let timeout = timeout.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    let count = polled.len() as libc::nfds_t;
     // SAFETY: the first pointer and the count describe `polled`, the second is null or of a value that outlives the
     // call; no signal mask is given.
-    check(unsafe { libc::ppoll(polled.as_mut_ptr(), N as libc::nfds_t, timeout, std::ptr::null()) })?;
-    Ok(polled.map(|fd| fd.revents != 0))
+    check(unsafe { libc::ppoll(polled.as_mut_ptr(), count, timeout, std::ptr::null()) }).map(drop)
 }
 
 #[cfg(test)]
@@ -64,5 +83,9 @@ mod tests {
         assert_eq!(look(), [false, false, true]);
         other.reset();
         assert_eq!(look(), [false, false, false]);
+        one.set();
+        let (read, write) = (one.as_raw_fd(), other.as_raw_fd());
+        assert_eq!(ready([read, write], write, None).unwrap(), ([true, false], true));
+        assert_eq!(ready([write], -1, Some(Duration::ZERO)).unwrap(), ([false], false));
     }
 }

@@ -11,10 +11,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from mptcp._address import endpoint
-from mptcp._core import Event
-from mptcp._events import Events
-from mptcp.cli.list import number
+from mptcp import Event, Events
+from mptcp.cli.list import endpoint, number
 
 SUMMARY = "print what happens to connections, subflows, links and addresses"
 

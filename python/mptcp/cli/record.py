@@ -12,8 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from mptcp._connection import connections
-from mptcp._recording import Recorder, _files
+from mptcp import Recorder, _files, connections
 
 from ._screen import Screen
 from .list import number

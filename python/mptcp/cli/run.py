@@ -9,7 +9,7 @@ import pwd
 import resource
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,11 @@ SUMMARY = "run a program over Multipath TCP, and serve it the enhanced socket AP
 _NOT_EXECUTABLE, _NOT_FOUND = 126, 127
 # And one that a signal ended.
 _SIGNALLED = 128
+
+# What a program of another user keeps of our environment, beside LC_*.
+_KEPT = ("TERM", "LANG")
+_PATH = "/usr/local/bin:/usr/bin:/bin"
+_ROOT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +64,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.py",
         help="run the policies of this file for the network namespace meanwhile, as `mptcp policy` does",
     )
-    parser.add_argument("--user", type=_user, help="run the program as this user, without privileges; needs root")
+    parser.add_argument(
+        "--user",
+        type=_user,
+        help="run the program as this user, without privileges, and with nothing of ours but its standard streams; "
+        "needs root",
+    )
+    parser.add_argument(
+        "--env",
+        type=_variable,
+        action="append",
+        default=[],
+        metavar="NAME[=VALUE]",
+        help="with --user: a variable that the program is to have too, with our value or this one; repeatable",
+    )
+    parser.add_argument(
+        "--fd",
+        type=_descriptor,
+        action="append",
+        default=[],
+        metavar="N",
+        help="with --user: an open descriptor that the program is to have beside 0, 1 and 2; repeatable",
+    )
     parser.add_argument("program", metavar="PROGRAM")
     parser.add_argument("arguments", metavar="ARG", nargs=argparse.REMAINDER)
 
@@ -71,7 +97,29 @@ class _User:
     uid: int
     gid: int
     groups: list[int]
-    environment: Mapping[str, str]
+    home: str
+    name: str
+    shell: str
+
+    def environment(self, variables: Sequence[tuple[str, str | None]]) -> dict[str, str]:
+        """Return what a program of this user has of our environment, and what is its own.
+
+        ``variables`` are those of --env; the value None is ours.
+        """
+        ours = {name: value for name, value in os.environ.items() if name in _KEPT or name.startswith("LC_")}
+        own = {
+            "HOME": self.home,
+            "USER": self.name,
+            "LOGNAME": self.name,
+            "SHELL": self.shell,
+            "PATH": _PATH if self.uid else _ROOT_PATH,
+        }
+        named = {
+            name: os.environ[name] if value is None else value
+            for name, value in variables
+            if value is not None or name in os.environ
+        }
+        return {**ours, **own, **named}
 
 
 def _user(text: str) -> _User:
@@ -81,14 +129,39 @@ def _user(text: str) -> _User:
     except (KeyError, OverflowError):
         raise argparse.ArgumentTypeError(f"there is no user {text}") from None
     groups = os.getgrouplist(entry.pw_name, entry.pw_gid)
-    environment = {"HOME": entry.pw_dir, "USER": entry.pw_name, "LOGNAME": entry.pw_name}
-    return _User(entry.pw_uid, entry.pw_gid, groups, environment)
+    return _User(entry.pw_uid, entry.pw_gid, groups, entry.pw_dir, entry.pw_name, entry.pw_shell or "/bin/sh")
+
+
+def _variable(text: str) -> tuple[str, str | None]:
+    """An argument's type: NAME, or NAME=VALUE."""
+    name, equals, value = text.partition("=")
+    if not name:
+        raise argparse.ArgumentTypeError(f"{text!r} must be NAME or NAME=VALUE")
+    return name, value if equals else None
+
+
+def _descriptor(text: str) -> int:
+    """An argument's type: a descriptor that was given to us."""
+    try:
+        fd = int(text)
+        inherited = fd >= 0 and os.get_inheritable(fd)
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a descriptor's number") from None
+    except OSError:
+        inherited = False
+    # Those that this process opened itself are not.
+    if not inherited:
+        raise argparse.ArgumentTypeError(f"descriptor {text} must be open, and not close-on-exec")
+    return fd
 
 
 def run(arguments: argparse.Namespace) -> int:
     command = [arguments.program, *arguments.arguments]
     user = arguments.user
-    environment = {**os.environ, **(user.environment if user else {})}
+    if (arguments.env or arguments.fd) and user is None:
+        print("mptcp run: --env and --fd need --user: without it the program has all of ours", file=sys.stderr)
+        return 2
+    environment = user.environment(arguments.env) if user else os.environ
     try:
         policies = _policy_file.load(arguments.policy) if arguments.policy else []
     except (OSError, ValueError) as error:
@@ -110,7 +183,7 @@ def run(arguments: argparse.Namespace) -> int:
                 arguments.path_manager,
                 arguments.except_,
                 arguments.layout == "draft",
-                (user.uid, user.gid, user.groups) if user else None,
+                (user.uid, user.gid, user.groups, arguments.fd) if user else None,
                 blocked,
             )
         except OSError as error:

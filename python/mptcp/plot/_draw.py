@@ -13,11 +13,12 @@ from ._flows import Flow, end_of, flows_of, main_direction, round_window, rows_o
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from .._rows import Direction, Recorded
+    from .._recording import Recording
+    from ..measures import Direction
 
 
 def goodput(
-    recording: Recorded,
+    recording: Recording,
     *,
     ax: Axes | None = None,
     token: int | None = None,
@@ -53,7 +54,7 @@ def goodput(
     return ax
 
 
-def rtt(recording: Recorded, *, ax: Axes | None = None, token: int | None = None, events: bool = True) -> Axes:
+def rtt(recording: Recording, *, ax: Axes | None = None, token: int | None = None, events: bool = True) -> Axes:
     """The smoothed round-trip time of each subflow (``rtt``) over time, in milliseconds.
 
     Of more than 1,000 samples of a subflow the line is the median of 500 pieces, with a band from the lowest to the
@@ -68,7 +69,7 @@ def rtt(recording: Recorded, *, ax: Axes | None = None, token: int | None = None
 
 
 def cwnd(
-    recording: Recorded,
+    recording: Recording,
     *,
     ax: Axes | None = None,
     token: int | None = None,
@@ -89,7 +90,7 @@ def cwnd(
 
 
 def share(
-    recording: Recorded, *, ax: Axes | None = None, token: int | None = None, direction: Direction | None = None
+    recording: Recording, *, ax: Axes | None = None, token: int | None = None, direction: Direction | None = None
 ) -> Axes:
     """The share of each subflow in its connection's bytes, in percent: mptcp.measures.share, a bar a connection."""
     flows = flows_of(recording, token)

@@ -11,7 +11,8 @@ from ._flows import flows_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from .._rows import Direction, Recorded
+    from .._recording import Recording
+    from ..measures import Direction
 
 Panel: TypeAlias = Literal["goodput", "rtt", "cwnd", "share"]
 
@@ -21,7 +22,7 @@ _TIME, _BAR, _REST = 1.35, 0.3, 0.55
 
 
 def plot(
-    recording: Recorded,
+    recording: Recording,
     panels: Panel | Sequence[Panel],
     size: tuple[float, float] | None,
     token: int | None,

@@ -5,18 +5,17 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from .._core import Event
-from .._event_kind import EventKind
+from ._recording import Recording, read_event
 
 # json and pathlib are imported where they are needed: they take an eighth of what `import mptcp` takes.
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .._rows import Recorded, Rows
+    from ._recording import Rows
 
 SUFFIXES = (".npz", ".parquet", ".arrow")
 
-# The columns before those of the kernel's structures: src/sampler/row.rs.
+# The columns before those of the kernel's structures: src/sampler/rows.rs.
 CONNECTIONS_HEAD = ("time_ns", "wait_ns", "token")
 SAMPLES_HEAD = (*CONNECTIONS_HEAD, "subflow", "cookie", "state", "local_id", "remote_id", "backup", "final")
 
@@ -37,10 +36,10 @@ def beside(path: Path) -> Path:
     return path.with_suffix(f".connections{path.suffix}")
 
 
-def save(recording: Recorded, path: str | os.PathLike[str]) -> None:
+def save(recording: Recording, path: str | os.PathLike[str]) -> None:
     path = check(path)
     samples, connections = recording.samples, recording.connections
-    metadata = metadata_of(recording)
+    metadata = recording._metadata_of_file()
     if path.suffix == ".npz":
         import json
 
@@ -59,25 +58,15 @@ def save(recording: Recorded, path: str | os.PathLike[str]) -> None:
                 stream.write(rows)
 
 
-def metadata_of(recording: Recorded) -> dict[str, Any]:
-    """The metadata and the events, as a file holds them."""
-    return {**recording.metadata, "events": [written(event) for event in recording.events]}
+def load(path: str | os.PathLike[str]) -> Recording:
+    """Read a recording that Recorder.save() wrote, or that a Recorder streams or has streamed to its ``path``.
 
+    Of a recorder that was killed this reads what it had written: to the last whole batch, and without what is known
+    only in the end. ``.parquet`` and ``.arrow`` need pyarrow: ``pip install 'mptcp[arrow]'``.
 
-def written(event: Event) -> dict[str, Any]:
-    return {
-        name: value.value if name == "kind" else value for name, value in event.asdict().items() if value is not None
-    }
-
-
-def read_event(fields: dict[str, Any]) -> Event:
-    """An event from what a file has of it."""
-    ends: dict[str, Any] = {name: tuple(fields[name]) for name in ("local", "remote") if name in fields}
-    return Event(**{**fields, **ends, "kind": EventKind(fields["kind"])})
-
-
-def read(path: str | os.PathLike[str]) -> tuple[Rows, Rows, list[Event], dict[str, Any]]:
-    """The samples, connections, events and metadata of a file. Its errors are those of load()."""
+    Raises ValueError for another suffix and for a file that is no recording or is damaged, OSError, and MemoryError for
+    one that is larger than the memory.
+    """
     path = check(path)
     try:
         samples, connections, metadata = _READ[path.suffix](path)
@@ -89,7 +78,7 @@ def read(path: str | os.PathLike[str]) -> tuple[Rows, Rows, list[Event], dict[st
     except Exception as error:
         # zipfile, numpy and pyarrow have many words for what is no file of theirs.
         raise ValueError(f"{str(path)!r} is no recording: {error}") from error
-    return samples, connections, events, metadata
+    return Recording(samples, connections, events, metadata)
 
 
 Read = tuple["Rows", "Rows", dict[str, Any]]
