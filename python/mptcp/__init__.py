@@ -11,17 +11,15 @@ sock.close_subflow(sf)
 import typing as _typing
 
 from . import enhanced_api
-from ._connections import Connection, attach, connections, counters
+from ._connection import Connection, connections, counters
 from ._core import Event, Info, Subflow, TcpInfo
 from ._errors import NotMultipathError, PathManagerError, SubflowError, UnsupportedError
 from ._event_kind import EventKind
 from ._events import Events
-from ._files import load
 from ._path_manager import get_path_manager, set_path_manager, use_path_manager
 from ._policy import LocalAddress, Opening, Policy, RunningPolicies, run_policy
-from ._recorder import Recorder
-from ._recording import Recording
-from ._socket import Socket, create_connection, create_server, wrap
+from ._recording import Recorder, Recording, load
+from ._socket import Socket, attach, create_connection, create_server, wrap
 
 if _typing.TYPE_CHECKING:
     from . import aio as aio

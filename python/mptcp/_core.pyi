@@ -1,14 +1,13 @@
 """The native core. Private: the package's own names are documented here, the rest serves mptcp's Python code."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn, final, overload
+from typing import Any, NoReturn, Protocol, final, overload, type_check_only
 
 import numpy as np
 from _typeshed import ReadableBuffer
 
-from ._connections import Connection
+from ._address import Address
 from ._event_kind import EventKind
-from ._socket import Address, Socket
 
 __all__ = [
     "ByToken",
@@ -46,6 +45,17 @@ __all__ = [
     "supervised_signals",
     "take_descriptor",
 ]
+
+@type_check_only
+class Owner(Protocol):
+    """Whom the methods of a Subflow go through: what its snapshot was read from."""
+
+    def close_subflow(self, subflow: Subflow, /) -> None: ...
+    def set_subflow_options(
+        self, options: Mapping[Subflow, Mapping[tuple[int, int], int | ReadableBuffer]], /
+    ) -> None: ...
+    def _set_backup(self, subflow: Subflow, backup: bool, /) -> None: ...
+    def _get_subflow_option(self, subflow: Subflow, level: int, optname: int, buflen: int | None, /) -> int | bytes: ...
 
 @final
 class Info:
@@ -794,7 +804,7 @@ class Handle:
     """The native companion of one Socket: its network namespace and the subscription held for it."""
 
     def __new__(cls) -> Handle: ...
-    def subflows(self, fd: int, owner: Socket) -> list[Subflow]: ...
+    def subflows(self, fd: int, owner: Owner) -> list[Subflow]: ...
     def path_manager(self, fd: int) -> str: ...
     def hold_events(self, fd: int, latched: str | None) -> None: ...
     def events(self, fd: int) -> EventStream: ...
@@ -802,7 +812,7 @@ class Handle:
     def open_subflow(
         self,
         fd: int,
-        owner: Socket,
+        owner: Owner,
         local: Address | None,
         remote: Address | None,
         backup: bool,
@@ -850,10 +860,10 @@ class ByToken:
     def events(self) -> EventStream: ...
     def path_manager(self) -> str: ...
     def info(self) -> Info: ...
-    def subflows(self, owner: Connection) -> list[Subflow]: ...
+    def subflows(self, owner: Owner) -> list[Subflow]: ...
     def open_subflow(
         self,
-        owner: Connection,
+        owner: Owner,
         local: Address | None,
         remote: Address | None,
         backup: bool,
@@ -880,7 +890,7 @@ class Opening:
         cls,
         native: Handle | ByToken,
         fd: int,
-        owner: Socket | Connection,
+        owner: Owner,
         local: Address | None,
         remote: Address | None,
         backup: bool,
@@ -901,7 +911,7 @@ def subflows_at(
 ) -> list[Subflow | None]:
     """Subflows by the connections that they belong to, their owners, and their ends, by exact look-ups."""
 
-def subflows_of(connections: list[ByToken], owners: list[Connection]) -> list[list[Subflow] | None]: ...
+def subflows_of(connections: list[ByToken], owners: Sequence[Owner]) -> list[list[Subflow] | None]: ...
 def enhanced_getsockopt(handle: Handle, fd: int, optname: int, buffer: bytes, draft: bool) -> tuple[bytes, int]: ...
 def enhanced_setsockopt(handle: Handle, fd: int, optname: int, buffer: bytes, draft: bool) -> None: ...
 def probe_full_info(fd: int) -> None: ...

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import enum
-from typing import Any
-
-from . import _core
 
 
 class EventKind(enum.Enum):
@@ -75,8 +72,3 @@ class EventKind(enum.Enum):
 
 
 EventKind.__module__ = "mptcp"
-
-
-def remake(fields: dict[str, Any]) -> _core.Event:
-    """An Event from what asdict() gave: what unpickling does."""
-    return _core.Event(**fields)

@@ -10,15 +10,16 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 
-from . import _core, _html
+from . import _core
+from ._address import Address
 from ._core import Info, Subflow
 from ._events import Events
 from ._path_manager import check_path_manager
+from ._ranges import check_range
+from ._subflows import Subflows
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
-
-Address: TypeAlias = "str | tuple[str, int] | tuple[str, int, int, int]"
 
 # The word for "not given" that callers of socket.create_connection hand on, http.client for one.
 _DEFAULT_TIMEOUT: object = socket._GLOBAL_DEFAULT_TIMEOUT  # type: ignore[attr-defined]
@@ -170,7 +171,7 @@ class Socket(socket.socket):
 
         Raises NotMultipathError, and PermissionError where the Socket's network namespace cannot be entered.
         """
-        return _html.Subflows(self._handle.subflows(self.fileno(), self))
+        return Subflows(self._handle.subflows(self.fileno(), self))
 
     # A timeout that is 0 only at run time is typed as one that waits.
     @overload
@@ -481,6 +482,28 @@ def wrap(sock: Any) -> Socket:
     # Each of these sets the mode that the connection has already.
     wrapped.settimeout(None if blocking else getattr(sock, "gettimeout", lambda: 0.0)())
     return wrapped
+
+
+def attach(pid: int, fd: int) -> Socket:
+    """A Socket of another process's connection: a duplicate of its descriptor ``fd``.
+
+    The duplicate keeps the connection open: when its owner ends, the peer sees no end until the duplicate is closed
+    too. To watch or control without that, use connections().
+
+    pidfd_open and pidfd_getfd (Linux 5.6). Needs ptrace access to the process: to be of its user and, where
+    kernel.yama.ptrace_scope is above 0, its parent; or CAP_SYS_PTRACE.
+
+    Raises ProcessLookupError for a process that is not there, PermissionError without that access, OSError (EBADF)
+    for a descriptor that the process does not have, (ENOTSOCK) for one that is no socket, TypeError and ValueError
+    for what cannot be a process or a descriptor.
+    """
+    check_range(pid, "a process", 1, 2**31 - 1)
+    check_range(fd, "a descriptor", 0, 2**31 - 1)
+    taken = _core.take_descriptor(pid, fd)
+    try:
+        return wrap(taken)
+    finally:
+        os.close(taken)
 
 
 os.register_at_fork(

@@ -9,9 +9,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
 from . import _core, _events
-from ._connections import Connection, list_connections
+from ._address import Address
+from ._connection import Connection, list_connections
 from ._core import Subflow
-from ._socket import IPPROTO_MPTCP, Address, Socket, create_server, wrap
+from ._socket import IPPROTO_MPTCP, Socket, create_server, wrap
 
 __all__ = ["close_subflow", "open_connection", "open_subflow", "start_server"]
 

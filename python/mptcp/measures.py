@@ -5,18 +5,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 if TYPE_CHECKING:
-    from ._recording import Rows
+    from ._rows import Direction, Floats, Rows
 
 __all__ = ["goodput", "jain_index", "reinjection_ratio", "share", "time_to_recover"]
-
-Floats: TypeAlias = NDArray[np.float64]
-Direction: TypeAlias = Literal["sent", "received"]
 
 
 def goodput(samples: Rows, *, window: float = 0.1, direction: Direction = "sent") -> tuple[Floats, dict[int, Floats]]:

@@ -37,7 +37,7 @@ def mptcp_two_paths() -> Iterator[tuple[Host, Host, tuple[Link, Link]]]:
 
     The test is skipped where namespaces are denied and on a kernel without Multipath TCP.
     """
-    from mptcp import UnsupportedError
+    from mptcp._errors import UnsupportedError
     from mptcp.lab import two_paths
 
     with contextlib.ExitStack() as stack:

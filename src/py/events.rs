@@ -189,8 +189,15 @@ impl Event {
 
     /// What pickle and copy take.
     fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyTuple>)> {
-        let remake = slf.py().import("mptcp._event_kind")?.getattr("remake")?;
-        Ok((remake, PyTuple::new(slf.py(), [Event::asdict(slf)?])?))
+        let py = slf.py();
+        let fields = Event::asdict(slf)?;
+        let positional = PyTuple::new(py, [slf.getattr("kind")?, slf.getattr("time_ns")?])?;
+        fields.del_item("kind")?;
+        fields.del_item("time_ns")?;
+        // Calls Event with these arguments: the standard library's own way for one that takes keywords.
+        let make = py.import("copyreg")?.getattr("__newobj_ex__")?;
+        let arguments = (slf.get_type(), positional, fields).into_pyobject(py)?;
+        Ok((make, arguments))
     }
 }
 

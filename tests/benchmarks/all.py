@@ -1,4 +1,4 @@
-"""Runs every benchmark that has a peer, and writes docs/benchmarks.md.
+"""Run every benchmark that has a peer, and write docs/benchmarks.md.
 
     .venv/bin/maturin develop --release
     sudo .venv/bin/python tests/benchmarks/all.py [NAME]...
@@ -31,7 +31,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"
 
-#: What is asked, and the program with its arguments that answers.
+#: Each question, and the programs with arguments that answer it.
 BENCHMARKS = {
     "What the main job costs": ["main_job"],
     "Whether listing waits for a busy connection": ["connections --calls 200"],
@@ -40,7 +40,7 @@ BENCHMARKS = {
     "Recording": ["recorder rows", "recorder load", "recorder missed", "recorder sender"],
     "Replacing a lost subflow": ["policies --rounds 10"],
 }
-#: Programs that are compared, and how they tell their version.
+#: Programs that we compare with, and the commands that print their versions.
 PROGRAMS = {"ss": ["ss", "-V"], "mptcpd": ["/usr/libexec/mptcpd", "--version"], "iperf3": ["iperf3", "--version"]}
 #: A part of the page: from the line that names its program to the next such, or the next title.
 PART = re.compile(r"^`tests/benchmarks/(\w+)\.py ?([^`]*)`.*?(?=^`tests/benchmarks/|^## |\Z)", re.MULTILINE | re.DOTALL)
@@ -48,31 +48,30 @@ PACKAGES = ("mptcp", "pyroute2", "mptcplib", "numpy")
 
 HEAD = """# Benchmarks
 
-Each operation beside the same work done by other means: a ratio of 0.5 is half the peer's time. No figure here stands
-for itself; it depends on the machine, and the ratio does so less.
+Each operation is compared with the same work done by other means: a ratio of 0.5 means half the peer's time. Absolute
+times depend on the machine, ratios less so.
 
 ```sh
 .venv/bin/maturin develop --release
-.venv/bin/pip install mptcplib       # and by the system's package manager: iproute2 iperf3 mptcpd
+.venv/bin/pip install mptcplib       # and with the system's package manager: iproute2 iperf3 mptcpd
 sudo .venv/bin/python tests/benchmarks/all.py
 ```
 
-writes this page; with a name, as `main_job`, it measures that one anew. The contestants take turns within one run, in
-an order that chance decides. The ratio is the median of the ratios of the rounds, and half of them lie within the
-quartiles given. Each program in `tests/benchmarks/` says what it compares and how. Where a peer cannot be had, the row
-has the reason in place of a ratio. The cost of many connections is no question of a peer and has programs of its own
-there.
+writes this page; with a name, such as `main_job`, it repeats only that benchmark. The programs compared take turns
+within one run, in random order. The ratio is the median of the ratios of all rounds; half of these lie between the
+quartiles given. Each program in `tests/benchmarks/` says what it compares and how. If a peer is not available, the row
+has the reason instead of a ratio. The cost of many connections, which has no peer, is on [its own page](scale.md).
 """
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="the beginning of a program and its arguments")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="the start of a benchmark's name and arguments")
     names = parser.parse_args().names
     every = [command for commands in BENCHMARKS.values() for command in commands]
     chosen = [command for command in every if not names or any(command.startswith(name) for name in names)]
     if not chosen:
-        parser.error(f"no such benchmark: one of {', '.join(every)}")
+        parser.error(f"no such benchmark; choose from: {', '.join(every)}")
     if any(command.startswith("recorder") for command in chosen):
         subprocess.run(["cargo", "build", "--quiet", "--release", "--example", "bare_sampler"], cwd=ROOT, check=True)
     parts = present()
@@ -81,11 +80,11 @@ def main() -> None:
         parts[command] = part(command, result_of(command))
     sections = [section(title, commands, parts) for title, commands in BENCHMARKS.items()]
     PAGE.write_text(HEAD + "".join(sections))
-    print(f"\n{PAGE.relative_to(ROOT)} is written")
+    print(f"\n{PAGE.relative_to(ROOT)} has been written")
 
 
 def present() -> dict[str, str]:
-    """What the page has now, by command."""
+    """Return the parts of the page as it is now, by command."""
     text = PAGE.read_text() if PAGE.exists() else ""
     return {f"{found[1]} {found[2]}".strip(): found[0].strip() for found in PART.finditer(text)}
 
@@ -136,7 +135,7 @@ def section(title: str, commands: list[str], parts: dict[str, str]) -> str:
 
 
 def part(command: str, result: dict[str, Any]) -> str:
-    """The page's part of one benchmark; PART finds it again."""
+    """Return the page's part for one benchmark, in the form that PART matches."""
     program, *arguments = command.split()
     head = f"`{' '.join([f'tests/benchmarks/{program}.py', *arguments])}`; {result['surroundings']}\n"
     if result["failure"]:

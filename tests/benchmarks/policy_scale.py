@@ -104,7 +104,7 @@ def wait_until_accepted(client: Host, links: list[Link], number: int) -> None:
     handles = client.connections()
     assert len(handles) == number, f"{len(handles)} connections"
     while True:
-        read = mptcp._connections.subflows_of(handles)
+        read = mptcp._connection.subflows_of(handles)
         done = sum(any(one.local[0] == local and one._accepted for one in subflows or ()) for subflows in read)
         if done == number:
             return

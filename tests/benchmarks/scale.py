@@ -1,17 +1,19 @@
-"""What a connection costs where there are many: 100 to 10,000 of them, with two subflows each.
+"""Measure what a connection costs when there are many: 100 to 10,000 of them, with two subflows each.
 
     .venv/bin/maturin develop --release
     .venv/bin/python tests/benchmarks/scale.py [--counts 100 300 1000 3000 10000] [--report docs/scale.md]
 
-It runs in a lab of its own, without privilege. The peers' ends are another process's, so that each needs one descriptor
-a connection; the soft limit is raised. It takes some minutes. A benchmark, not a test: nothing fails for being slow.
+It runs in its own lab, without privilege. The peers' ends belong to another process, so each process needs one
+descriptor per connection; the soft limit is raised. It takes several minutes. This is a benchmark, not a test: it does
+not fail when it is slow.
 
-Costs are processor time, of this process or of the policy's, with what the kernel does for it: others that run at the
-same time change them little.
+Costs are processor time of this process or of the policy's, including the kernel's work for it; other programs that run
+at the same time hardly change them.
 
-For each count the connections are made, then `mptcp policy --builtin fullmesh` comes and opens each one's second
-subflow, all is read in the ways there are, and at last all are closed beside a Recorder. The exponent is the slope of a
-straight line through the logarithms of count and cost: 1 is a cost that grows as the count, 2 as its square.
+For each count the connections are created, `mptcp policy --builtin fullmesh` opens a second subflow for each of them,
+everything is read in each of the possible ways, and finally all connections are closed while a Recorder runs. The slope
+is that of a straight line through the logarithms of count and cost: at 1 the cost grows with the count, at 2 with its
+square.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from pathlib import Path
 
 import mptcp
 import numpy as np
-from mptcp._connections import subflows_of
+from mptcp._connection import subflows_of
 from mptcp.lab import Host, Lab
 from policy_scale import PORT, end, start, usage, wait_until_accepted
 
@@ -251,27 +253,29 @@ def write(counts: list[int], table: list[str], path: Path) -> None:
             [
                 "# Scale",
                 "",
-                "What a connection costs where there are many, each with two subflows, and both ends on one machine.",
-                "`tests/benchmarks/scale.py`, which says what is measured, makes this page and the plot:",
+                "What a connection costs when there are many of them, each with two subflows, and both ends on one "
+                "machine.",
+                "`tests/benchmarks/scale.py` describes what is measured, and writes this page and the plot:",
                 "",
                 "```sh",
                 command,
                 "```",
                 "",
                 f"{datetime.date.today()}, Linux {platform.release()}, Python {platform.python_version()}. "
-                "Microseconds of processor time a connection; the slope of the straight line through the logarithms of "
-                "count and cost, where 1 is a cost that grows as the count; and the largest distance from that line.",
+                "Microseconds of processor time per connection; the slope of a straight line through the logarithms of "
+                "count and cost (1 means that the cost grows in proportion to the count); and the largest deviation "
+                "from that line.",
                 "",
-                "| connections | " + " | ".join(f"{count:,}" for count in counts) + " | slope | off the line |",
+                "| connections | " + " | ".join(f"{count:,}" for count in counts) + " | slope | deviation |",
                 "|---|" + "--:|" * (len(counts) + 2),
                 *table,
                 "",
-                f"![Seconds for all connections, against their number]({path.stem}.svg)",
+                f"![Seconds for all connections, by their number]({path.stem}.svg)",
                 "",
-                "A `Connection` has no descriptor, and the kernel tells one connection's subflows by a dump alone: "
-                f"`{ONE}` costs {SAMPLE} dumps, so that asking each of them for its "
-                "subflows grows as the square. Whoever wants those of all uses a Recorder, a policy's `on_tick()`, or "
-                "`mptcp list`, which read all by one dump. A `Socket` asks its descriptor.",
+                "A `Connection` has no descriptor, and without one the kernel reports a connection's subflows only in "
+                f"a dump of all: `{ONE}` costs {SAMPLE} dumps, so reading the subflows of every connection in this "
+                "way grows with the square of their number. To read all of them use a Recorder, a policy's "
+                "`on_tick()`, or `mptcp list`: each needs only one dump. A `Socket` reads through its descriptor.",
                 "",
             ]
         )

@@ -59,3 +59,12 @@ def test_the_index_of_decisions_is_complete() -> None:
 @pytest.mark.parametrize("page", sorted(DECISIONS.glob("[!R]*.md")), ids=lambda page: page.stem)
 def test_a_decision_is_dated(page: Path) -> None:
     assert re.match(r"# .+\n\n\d{4}-\d\d-\d\d\n\n\S", page.read_text())
+
+
+def test_every_room_is_on_the_map() -> None:
+    """In CONTRIBUTING.md with a line of its own, and among the layers of docs/concepts.md."""
+    rooms = {path.name for path in ROOT.glob("src/*/")}
+    lines = re.findall(r"^  (\w+)/ ", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    layers = re.findall(r"src/(\w+)", (ROOT / "docs" / "concepts.md").read_text())
+    assert rooms <= set(lines), "CONTRIBUTING.md"
+    assert rooms <= set(layers), "docs/concepts.md"

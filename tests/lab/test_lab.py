@@ -25,7 +25,7 @@ from pathlib import Path
 
 import mptcp
 import pytest
-from mptcp import _counters
+from mptcp import _proc
 from mptcp.lab import Host, Lab, Link, two_paths
 from mptcp.lab._topology import Edge, remote_addresses
 from mptcp.lab._units import parse_loss, parse_queue, parse_rate, parse_time
@@ -205,8 +205,8 @@ def test_queue_is_no_float() -> None:
 
 def test_counters_are_parsed() -> None:
     text = "TcpExt: A B\nTcpExt: 1 2\nMPTcpExt: MPCapableSYNRX MPJoinSynRx\nMPTcpExt: 3 4\n"
-    assert _counters.parse(text) == {"MPCapableSYNRX": 3, "MPJoinSynRx": 4}
-    assert _counters.parse("TcpExt: A\nTcpExt: 1\n") == {}
+    assert _proc.parse_counters(text) == {"MPCapableSYNRX": 3, "MPJoinSynRx": 4}
+    assert _proc.parse_counters("TcpExt: A\nTcpExt: 1\n") == {}
 
 
 # Routes over routers

@@ -17,7 +17,7 @@ from typing import Any
 
 import mptcp
 import pytest
-from mptcp import _connections
+from mptcp import _proc
 from mptcp._policy._connection import Attempt
 from mptcp.lab import Host, Lab, Link
 from mptcp.policies import FullMesh
@@ -540,14 +540,14 @@ def test_a_policy_beside_a_program(mptcp_two_paths: TwoPaths, tmp_path: Path) ->
 def test_one_walk_over_the_processes_answers_for_all(made: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     """For those too that no process holds, as none does what is on its way between two."""
     walks = 0
-    walk = _connections.holders
+    walk = _proc.holders
 
     def counted() -> dict[int, int]:
         nonlocal walks
         walks += 1
         return walk()
 
-    monkeypatch.setattr(_connections, "holders", counted)
+    monkeypatch.setattr(_proc, "holders", counted)
     policy = Recorded()
     near, far = socket.socketpair()
     with near, far, made.client.run_policy(policy), contextlib.ExitStack() as stack:

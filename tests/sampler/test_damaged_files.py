@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mptcp import _files
+from mptcp._recording import _files
 from support import descriptors, eventually, exchange
 
 Damage = Callable[[bytes], bytes]
@@ -206,7 +206,7 @@ def test_made_up_metadata(recorded: Files, folder: Path, suffix: str, metadata: 
         with np.load(io.BytesIO(recorded["run.npz"])) as file:
             np.savez(place, **{**file, "metadata": np.array(json.dumps(metadata))})
     else:
-        from mptcp import _arrow
+        from mptcp._recording import _arrow
 
         read = _arrow.read_parquet if suffix == ".parquet" else _arrow.read_stream
         (folder / f"whole{suffix}").write_bytes(recorded[f"run{suffix}"])

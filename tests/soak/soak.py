@@ -1,14 +1,14 @@
-"""Transfers under faults, for as long as one likes.
+"""Transfer data while faults happen, for as long as you like.
 
     .venv/bin/maturin develop --release
     .venv/bin/python tests/soak/soak.py --rounds 10000 [--seed 1] [--minutes 30] [--report docs/soak.md]
 
-A round is a transfer of 16 KiB to 1 MiB in one direction over a connection between two hosts of a lab, hashed by
-SHA-256 at both ends, while one to three things are done to it: faults.py has them. What a round does follows from the
-seed, which is printed, and the round's number; what that meets is up to the machine. It ends at the first hash that
-differs, the first transfer that does not end, the first error that is not expected, and the first leak.
+A round is a transfer of 16 KiB to 1 MiB in one direction over a connection between two hosts of a lab, hashed with
+SHA-256 at both ends, during which one to three of the faults in faults.py happen. What a round does follows from the
+seed, which is printed, and the round's number; the timing is up to the machine. The run stops at the first hash that
+differs, the first transfer that does not end, the first unexpected error, or the first leak.
 
-It runs in a lab of its own and needs no privilege.
+It runs in its own lab and needs no privilege.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from transfer import Server, Transfer
 RATE = ("100mbit", "50mbit")
 SIZES = (1 << 14, 1 << 16, 1 << 18, 1 << 20)
 
-# Every so many rounds all is closed and counted.
+# After every so many rounds everything is closed and counted.
 CHECKED = 100
 
 # A process that has run for a while may have so much more memory of its own than at its first count.
@@ -188,7 +188,7 @@ def write_report(outcome: Outcome, path: Path) -> None:
     rows = [
         "# Soak",
         "",
-        "Made by `tests/soak/soak.py`, which says what a round is:",
+        "Written by `tests/soak/soak.py`, which describes what a round is:",
         "",
         "```sh",
         f".venv/bin/python tests/soak/soak.py --rounds {outcome.rounds} --seed {outcome.seed} --report docs/soak.md",
@@ -199,10 +199,10 @@ def write_report(outcome: Outcome, path: Path) -> None:
         f"{outcome.sent['uploaded'] / 1e6:,.1f} MB were uploaded and {outcome.sent['downloaded'] / 1e6:,.1f} MB "
         "downloaded, with the same SHA-256 at both ends in every round.",
         "",
-        f"Events were lost and read back {outcome.overruns:,} times; accept() failed for want of descriptors "
-        f"{outcome.refused:,} times. No process, network namespace or changed sysctl was left.",
+        f"Events were lost and the state was read again {outcome.overruns:,} times; accept() failed for lack of "
+        f"descriptors {outcome.refused:,} times. No process, network namespace or changed sysctl was left behind.",
         "",
-        "| held | after the first rounds | at the end |",
+        "| resource | after the first rounds | at the end |",
         "|---|---|---|",
         f"| rounds | {first.rounds:,} | {last.rounds:,} |",
         f"| descriptors | {first.descriptors} | {last.descriptors} |",
@@ -210,8 +210,8 @@ def write_report(outcome: Outcome, path: Path) -> None:
         f"| memory, MiB | {first.memory / 2**20:.1f} | {last.memory / 2**20:.1f} |",
     ]
     for title, counted in (
-        ("what was done | times", outcome.faults),
-        ("errors, all expected where faults are made | times", outcome.errors),
+        ("action | times", outcome.faults),
+        ("error, all expected with these faults | times", outcome.errors),
         ("MPTcpExt counter | count", Counter(outcome.counters)),
     ):
         rows += ["", f"| {title} |", "|---|---|"]
@@ -223,7 +223,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no more rounds after so long")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no more rounds after this time")
     parser.add_argument("--report", type=Path)
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}", flush=True)

@@ -37,7 +37,7 @@ def check(policies: tuple[Policy, ...]) -> None:
 def check_callbacks(policy: Policy) -> None:
     """Refuse misspelt callbacks, callbacks that cannot be called as such, and coroutines. TypeError."""
     for name in _names(policy):
-        meant = _misspelt(name)
+        meant = _misspelt(policy, name)
         if meant is not None:
             hint = f": {meant} is" if meant else ""
             raise TypeError(f"{type(policy).__name__}.{name} is not a callback of mptcp.Policy{hint}")
@@ -54,7 +54,7 @@ def check_callbacks(policy: Policy) -> None:
 def _names(policy: Policy) -> Iterable[str]:
     """The names of callables that the user's own Policy classes define, and those of the instance."""
     for of in type(policy).__mro__:
-        if issubclass(of, Policy) and of.__module__.partition(".")[0] != "mptcp":
+        if issubclass(of, Policy) and not _is_ours(of):
             yield from (name for name, value in vars(of).items() if _is_callable(value))
     yield from (name for name, value in vars(policy).items() if callable(value))
 
@@ -63,9 +63,9 @@ def _is_callable(value: object) -> bool:
     return callable(value) or hasattr(value, "__func__")
 
 
-def _misspelt(name: str) -> str | None:
+def _misspelt(policy: Policy, name: str) -> str | None:
     """The callback that a name is likely to mean, "" for none in particular; None for a name of its own."""
-    if name in _CALLED or name.startswith("_") or any(name in vars(of) for of in _ours()):
+    if name in _CALLED or name.startswith("_") or any(name in vars(of) for of in type(policy).__mro__ if _is_ours(of)):
         return None
     plain = name.lower().replace("_", "")
     for one in CALLBACKS if plain.startswith("on") else ("allows",):
@@ -74,10 +74,8 @@ def _misspelt(name: str) -> str | None:
     return "" if name.startswith("on_") else None
 
 
-def _ours() -> tuple[type, ...]:
-    from ..policies._paths import PathPolicy
-
-    return (Policy, PathPolicy)
+def _is_ours(cls: type) -> bool:
+    return issubclass(cls, Policy) and cls.__module__.partition(".")[0] == "mptcp"
 
 
 def _check_callback(policy: Policy, name: str) -> None:

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .. import _core
-from .._connections import Connection
+from .._connection import Connection
 from .._errors import SubflowError
 
 if TYPE_CHECKING:
     from .._core import Subflow
-    from ._runtime import Runtime
+    from ._interface import Runtime
 
 Ends = tuple[tuple[Any, ...], tuple[Any, ...]]
 

@@ -3,32 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ._interface import LocalAddress, Opening
 
 if TYPE_CHECKING:
-    from .._connections import Connection
+    from .._connection import Connection
     from .._core import Event, Subflow
-    from ._runtime import Runtime
-
-
-class LocalAddress(NamedTuple):
-    """An address of the network namespace that a subflow can be opened from."""
-
-    address: str
-    """The address, IPv4 or IPv6."""
-    interface: str
-    """The name of the interface that has it."""
-
-
-class Opening(NamedTuple):
-    """A subflow on its way."""
-
-    local: tuple[Any, ...]
-    """Its local end: host and port, "" and 0 where the kernel chooses and has not been heard of."""
-    remote: tuple[Any, ...]
-    """Its remote end."""
-    backup: bool
-    """Whether it was asked for with the backup flag."""
+    from ._interface import Runtime
 
 
 class Policy:

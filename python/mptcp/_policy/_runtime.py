@@ -10,14 +10,15 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from .. import _connections, _core
+from .. import _connection, _core, _proc
 from .._core import Event
 from .._errors import SubflowError
 from .._event_kind import EventKind
 from .._events import Events
 from ._callbacks import LOGGER, Callbacks
 from ._connection import Attempt, Ends, PolicyConnection, is_not_fully_established, plain, plain_host
-from ._policy import LocalAddress, Opening, Policy
+from ._interface import LocalAddress, Opening
+from ._policy import Policy
 
 # The states of a connection that has ended or is about to.
 _ENDING = {None, "FIN_WAIT1", "FIN_WAIT2", "CLOSING", "LAST_ACK", "TIME_WAIT", "CLOSE"}
@@ -91,7 +92,7 @@ class Runtime:
         with self.lock:
             return list(self._addresses)
 
-    def opening(self, conn: _connections.Connection) -> list[Opening]:
+    def opening(self, conn: _connection.Connection) -> list[Opening]:
         if not isinstance(conn, PolicyConnection):
             return []
         with self.lock:
@@ -167,7 +168,7 @@ class Runtime:
         with self.lock:
             if inode not in self._holders:
                 # One walk answers for all there are, for those too whose holder may not be looked at.
-                found = _connections.holders()
+                found = _proc.holders()
                 there = {inode, *(one.inode for one in self._connections.values())}
                 self._holders = {one: found.get(one) for one in there}
             return self._holders[inode]
@@ -374,15 +375,15 @@ class Runtime:
             if token not in natives or natives[token].cookie != conn._native.cookie:
                 self._forget(conn)
         fresh = [native for token, native in natives.items() if token not in self._connections]
-        handles = {native.token: _connections.Connection(native) for native in fresh}
+        handles = {native.token: _connection.Connection(native) for native in fresh}
         for handle, subflows in zip(handles.values(), self._read(list(handles.values())), strict=True):
             self._add(natives[handle.token], ((one.local, one.remote) for one in subflows if one._accepted))
         known = [conn for conn in self.connections() if conn.token not in handles]
         for conn, subflows in zip(known, self._read(known), strict=True):
             self._compare(conn, subflows)
 
-    def _read(self, connections: Sequence[_connections.Connection]) -> list[list[Any]]:
-        read = _connections.subflows_of(list(connections))
+    def _read(self, connections: Sequence[_connection.Connection]) -> list[list[Any]]:
+        read = _connection.subflows_of(list(connections))
         return [[subflow._unmapped() for subflow in subflows or ()] for subflows in read]
 
     def _compare(self, conn: PolicyConnection, subflows: list[Any]) -> None:
@@ -430,7 +431,7 @@ class Runtime:
         if not due:
             return
         connections = self.connections()
-        read = _connections.subflows_of(list(connections))
+        read = _connection.subflows_of(list(connections))
         both = zip(connections, read, strict=True)
         rounds = [(conn, conn.accepted(subflows)) for conn, subflows in both if subflows is not None]
         for callbacks in due:

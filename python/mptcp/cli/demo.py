@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from typing import Any
 
-from mptcp import Socket, Subflow
+from mptcp._core import Subflow
+from mptcp._socket import Socket
 from mptcp.cli._screen import Screen
 from mptcp.lab import two_paths
 

@@ -11,8 +11,10 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from mptcp import Event, Events
-from mptcp.cli.list import endpoint, number
+from mptcp._address import endpoint
+from mptcp._core import Event
+from mptcp._events import Events
+from mptcp.cli.list import number
 
 SUMMARY = "print what happens to connections, subflows, links and addresses"
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mptcp import Connection, Subflow, _connections, connections
+from mptcp import _proc
+from mptcp._address import endpoint
+from mptcp._connection import Connection, connections, subflows_of
+from mptcp._core import Subflow
 
 SUMMARY = "list the connections of this network namespace, and their subflows"
 
@@ -35,7 +36,7 @@ def find(arguments: argparse.Namespace) -> Found:
     """The connections that are asked for, and their subflows."""
     listed = connections(token=arguments.token, pid=arguments.pid, port=arguments.port)
     # Connections end while they are listed.
-    read = zip(listed, _connections.subflows_of(listed), strict=True)
+    read = zip(listed, subflows_of(listed), strict=True)
     return [(connection, subflows) for connection, subflows in read if subflows is not None]
 
 
@@ -54,14 +55,10 @@ Holders = Mapping[int, tuple[int, str]]
 
 def holders() -> Holders:
     """By inode number of a socket, the first process that holds it, and its program. In one pass over all processes."""
-    holders: dict[int, tuple[int, str]] = {}
-    for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdecimal()):
-        # It has ended, or is not ours to look at.
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/comm") as file:
-            program = file.read().rstrip("\n")
-            for inode in _connections._inodes(pid):
-                holders.setdefault(inode, (pid, program))
-    return holders
+    found = _proc.holders()
+    programs = {pid: _proc.program(pid) for pid in set(found.values())}
+    # Without those that have ended meanwhile.
+    return {inode: (pid, program) for inode, pid in found.items() if (program := programs[pid]) is not None}
 
 
 def number(lowest: int, highest: int) -> Callable[[str], int]:
@@ -156,7 +153,3 @@ def _row(subflow: Subflow) -> tuple[str, ...]:
 
 def or_unknown(value: int | None) -> str:
     return "?" if value is None else str(value)
-
-
-def endpoint(address: tuple[Any, ...]) -> str:
-    return f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"

@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     # It draws into files, whether there is a screen or not.
     matplotlib.use("agg")
 
-    from mptcp import load
+    from mptcp._recording import load
     from mptcp.plot import _style
 
     try:

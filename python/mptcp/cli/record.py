@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from mptcp import Recorder, _files, connections
+from mptcp._connection import connections
+from mptcp._recording import Recorder, _files
 
 from ._screen import Screen
 from .list import number

@@ -10,10 +10,11 @@ import sys
 import time
 from collections.abc import Mapping
 
-from mptcp import Subflow
+from mptcp._address import endpoint
+from mptcp._core import Subflow
 from mptcp.cli._screen import Screen
 from mptcp.cli.events import seconds
-from mptcp.cli.list import Found, add_choice, endpoint, find, flags, holders, number, or_unknown, report, table
+from mptcp.cli.list import Found, add_choice, find, flags, holders, number, or_unknown, report, table
 
 SUMMARY = "watch the connections of this network namespace and their subflows, with rates"
 

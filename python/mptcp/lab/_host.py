@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from socket import AF_INET, AF_INET6, SOCK_DGRAM, SOCK_STREAM
 from typing import Any, NamedTuple
 
-from mptcp import _connections, _core, _counters, _socket
-from mptcp._connections import Connection
+from mptcp import _connection, _core, _proc, _socket
+from mptcp._connection import Connection
 from mptcp._events import Events
 from mptcp._path_manager import check_path_manager
 from mptcp._policy import Policy, RunningPolicies
@@ -182,14 +182,14 @@ class Host:
 
     def counters(self) -> dict[str, int]:
         """Return the MPTcpExt counters of this host, as mptcp.counters does for the caller's namespace."""
-        return _counters.parse(self._request("netstat")[0])
+        return _proc.parse_counters(self._request("netstat")[0])
 
     def connections(
         self, *, token: int | None = None, pid: int | None = None, port: int | None = None
     ) -> list[Connection]:
         """Return the connections of this host, as mptcp.connections does for the caller's namespace."""
         with self.socket(AF_INET, SOCK_DGRAM, 0) as sock:
-            return _connections.list_connections(sock.fileno(), token=token, pid=pid, port=port)
+            return _connection.list_connections(sock.fileno(), token=token, pid=pid, port=port)
 
     def run_policy(self, *policies: Policy) -> RunningPolicies:
         """Run policies for every connection of this host, as mptcp.run_policy does for the caller's namespace."""

@@ -9,14 +9,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
+from mptcp._recording import Recorder, Recording
 from mptcp.lab._host import Host
 from mptcp.lab._lab import Lab
 from mptcp.lab._link import Link
-
-if TYPE_CHECKING:
-    from mptcp._recording import Recording
 
 _CHUNK = 1 << 16
 # Seconds in which a connection is made.
@@ -122,11 +120,9 @@ def record_transfer(paths: Sequence[Mapping[str, Any]], seconds: float = 3.0, *,
 
     Raises ValueError for no paths, UnsupportedError where the kernel lacks what a link asks for, and what a Lab raises.
     """
-    import mptcp
-
     with Lab() as lab:
         sender, receiver = lab.host("sender"), lab.host("receiver")
         links = [lab.link(sender, receiver, **options) for options in paths]
-        with Transfer(sender, receiver, links) as transfer, mptcp.Recorder(transfer.sock, interval) as rec:
+        with Transfer(sender, receiver, links) as transfer, Recorder(transfer.sock, interval) as rec:
             time.sleep(seconds)
-        return mptcp.Recording(rec.samples, rec.connections, rec.events, rec.metadata)
+        return Recording(rec.samples, rec.connections, rec.events, rec.metadata)

@@ -13,12 +13,11 @@ from ._flows import Flow, end_of, flows_of, main_direction, round_window, rows_o
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from .._recording import Recording
-    from ..measures import Direction
+    from .._rows import Direction, Recorded
 
 
 def goodput(
-    recording: Recording,
+    recording: Recorded,
     *,
     ax: Axes | None = None,
     token: int | None = None,
@@ -54,7 +53,7 @@ def goodput(
     return ax
 
 
-def rtt(recording: Recording, *, ax: Axes | None = None, token: int | None = None, events: bool = True) -> Axes:
+def rtt(recording: Recorded, *, ax: Axes | None = None, token: int | None = None, events: bool = True) -> Axes:
     """The smoothed round-trip time of each subflow (``rtt``) over time, in milliseconds.
 
     Of more than 1,000 samples of a subflow the line is the median of 500 pieces, with a band from the lowest to the
@@ -69,7 +68,7 @@ def rtt(recording: Recording, *, ax: Axes | None = None, token: int | None = Non
 
 
 def cwnd(
-    recording: Recording,
+    recording: Recorded,
     *,
     ax: Axes | None = None,
     token: int | None = None,
@@ -90,7 +89,7 @@ def cwnd(
 
 
 def share(
-    recording: Recording, *, ax: Axes | None = None, token: int | None = None, direction: Direction | None = None
+    recording: Recorded, *, ax: Axes | None = None, token: int | None = None, direction: Direction | None = None
 ) -> Axes:
     """The share of each subflow in its connection's bytes, in percent: mptcp.measures.share, a bar a connection."""
     flows = flows_of(recording, token)

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from .._recording import Recording, Rows
-    from ..measures import Direction, Floats
+    from .._rows import Direction, Floats, Recorded, Rows
 
 # Lines of more points than this show nothing more on paper.
 _POINTS = 1000
@@ -40,7 +39,7 @@ class Flow:
         return values
 
 
-def flows_of(recording: Recording, token: int | None = None) -> list[Flow]:
+def flows_of(recording: Recorded, token: int | None = None) -> list[Flow]:
     """The subflows that were ever more than an attempt, in the order in which they appeared."""
     rows = recording.samples
     if token is not None:

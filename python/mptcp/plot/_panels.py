@@ -11,8 +11,7 @@ from ._flows import flows_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from .._recording import Recording
-    from ..measures import Direction
+    from .._rows import Direction, Recorded
 
 Panel: TypeAlias = Literal["goodput", "rtt", "cwnd", "share"]
 
@@ -22,7 +21,7 @@ _TIME, _BAR, _REST = 1.35, 0.3, 0.55
 
 
 def plot(
-    recording: Recording,
+    recording: Recorded,
     panels: Panel | Sequence[Panel],
     size: tuple[float, float] | None,
     token: int | None,

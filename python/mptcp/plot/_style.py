@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from .._recording import Recording
+    from .._rows import Recorded
 
 # Okabe and Ito, without the yellow, which is faint on white, and the black, which is the text's.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
@@ -121,7 +121,7 @@ def bar(ax: Axes, row: int, width: float, left: float, colour: str, label: str) 
         ax.text(left + width / 2, row, f"{width:.1f} %", ha="center", va="center", color=text, fontsize="small")
 
 
-def finish(ax: Axes, flows: list[Flow], recording: Recording, title: str, events: bool) -> None:
+def finish(ax: Axes, flows: list[Flow], recording: Recorded, title: str, events: bool) -> None:
     """What all plots over time have."""
     end = end_of(flows)
     ax.set_xlim(0, end or 1.0)
@@ -133,7 +133,7 @@ def finish(ax: Axes, flows: list[Flow], recording: Recording, title: str, events
     legend(ax)
 
 
-def mark(ax: Axes, flows: list[Flow], recording: Recording, *, markers: bool = True) -> None:
+def mark(ax: Axes, flows: list[Flow], recording: Recorded, *, markers: bool = True) -> None:
     """Events: a line behind the data, and a marker on the upper edge, above others of the same moment."""
     from matplotlib.transforms import ScaledTranslation
 
@@ -156,7 +156,7 @@ def mark(ax: Axes, flows: list[Flow], recording: Recording, *, markers: bool = T
         ax.plot([], [], marker=shape, markersize=4, color=_TEXT, linestyle="none", markeredgewidth=0, label=kind)
 
 
-def _marks(flows: list[Flow], recording: Recording) -> list[tuple[float, str, str]]:
+def _marks(flows: list[Flow], recording: Recorded) -> list[tuple[float, str, str]]:
     """When, what and in which colour, of the events of these subflows' connections and of links."""
     start, end = int(flows[0].rows["time_ns"][0]), end_of(flows)
     tokens = {None, *(flow.token for flow in flows)}

@@ -7,7 +7,7 @@ from ._paths import PathPolicy
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .._connections import Connection
+    from .._connection import Connection
     from .._core import Subflow
     from .._policy import Opening
 

@@ -8,7 +8,7 @@ from ._paths import Path, PathName, PathPolicy
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .._connections import Connection
+    from .._connection import Connection
     from .._core import Subflow
     from .._policy import Opening
 

@@ -7,7 +7,7 @@ from .._ranges import check_range
 from ._paths import is_over_loopback
 
 if TYPE_CHECKING:
-    from .._connections import Connection
+    from .._connection import Connection
 
 
 class NDiffPorts(Policy):

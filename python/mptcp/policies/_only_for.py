@@ -10,7 +10,7 @@ from ._paths import Path, PathName, PathPolicy, is_over_loopback
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .._connections import Connection
+    from .._connection import Connection
     from .._core import Subflow
     from .._policy import Opening
 

@@ -5,15 +5,24 @@ from __future__ import annotations
 import ipaddress
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 from .._policy import LocalAddress, Opening, Policy
 
 if TYPE_CHECKING:
-    from .._connections import Connection
+    from .._connection import Connection
     from .._core import Event, Subflow
-    from .._policy._runtime import Runtime
-    from ..lab import Link
+    from .._policy._interface import Runtime
+
+
+class Link(Protocol):
+    """A link of a lab, as a path: the hosts at its ends, and the addresses that each has there."""
+
+    @property
+    def hosts(self) -> tuple[Any, Any]: ...
+    def address(self, host: Any) -> str: ...
+    def _addresses(self, host: Any) -> list[str]: ...
+
 
 Ip: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address | ipaddress.IPv4Network | ipaddress.IPv6Network
 PathName: TypeAlias = "str | Ip | Link"

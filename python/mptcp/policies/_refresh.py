@@ -7,7 +7,7 @@ from ._arguments import number
 from ._paths import is_over_loopback
 
 if TYPE_CHECKING:
-    from .._connections import Connection
+    from .._connection import Connection
     from .._core import Event, Subflow
 
 

@@ -10,15 +10,16 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from . import _core, _files, _metadata
-from ._connections import Connection
-from ._core import Event
-from ._recording import Recording
-from ._socket import Socket
+from .. import _core
+from .._connection import Connection
+from .._core import Event
+from .._socket import Socket
+from . import _files, _metadata
+from ._recording import Recording, load
 
 if TYPE_CHECKING:
+    from .._rows import Rows
     from . import _writer
-    from ._recording import Rows
 
 Source = Socket | Connection
 
@@ -153,7 +154,7 @@ class Recorder(Recording):
         assert self._path is not None
         if self._read_back is not None:
             return self._read_back
-        recording = _files.load(self._path)
+        recording = load(self._path)
         if self._closed:
             self._read_back = recording
         return recording

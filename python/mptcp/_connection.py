@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from . import _core, _counters, _html
+from . import _core, _proc
+from ._address import Address, endpoint
 from ._core import Info, Subflow
 from ._events import Events
-from ._ranges import check_optional_range, check_range
-from ._socket import Address, Socket, wrap
+from ._ranges import check_optional_range
+from ._subflows import Subflows
+from ._tables import table
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
@@ -48,7 +47,13 @@ class Connection:
         return f"<Connection {self.token} {self.local} -> {self.remote} {self.state}>"
 
     def _repr_html_(self) -> str:
-        return _html.connection(self)
+        ends = f"{endpoint(self.local)} &rarr; {endpoint(self.remote)}"
+        title = f"Connection {self.token}, {ends}, {_side(self)}"
+        try:
+            return f"<p>{title}, {self.state}</p>{Subflows(self.subflows())._repr_html_()}"
+        except OSError as error:
+            # It has ended, or fell back.
+            return f"<p>{title}</p>{table((), [[error.strerror]])}"
 
     def __eq__(self, other: object) -> bool:
         return self._native.cookie == other._native.cookie if isinstance(other, Connection) else NotImplemented
@@ -119,17 +124,12 @@ class Connection:
         None if there is none: not accepted yet, or held by the kernel alone. None as well if the process is in
         another PID namespace, or is another user's and this process lacks CAP_SYS_PTRACE or CAP_DAC_READ_SEARCH.
         """
-        return _holder(self.inode)
+        return _proc.holder(self.inode)
 
     @property
     def program(self) -> str | None:
         """The name of that process, by /proc/PID/comm: 15 characters at most. None where ``pid`` is."""
-        pid = self.pid
-        try:
-            with open(f"/proc/{pid}/comm") as file:
-                return file.read().rstrip("\n")
-        except OSError:
-            return None
+        return _proc.program(self.pid)
 
     def info(self) -> Info:
         """struct mptcp_info of the connection, by inet_diag. No privilege. Waits for the connection's lock.
@@ -148,7 +148,7 @@ class Connection:
         Raises NotMultipathError after a fallback at the handshake, OSError (ENOTCONN) once the connection has ended,
         PermissionError where the kernel tells others nothing of subflows.
         """
-        return _html.Subflows(self._native.subflows(self))
+        return Subflows(self._native.subflows(self))
 
     def events(self) -> Events:
         """As Socket.events. Raises OSError (ENOTCONN) once the connection has ended."""
@@ -211,6 +211,24 @@ class Connection:
         return self._native.get_subflow_option(subflow, level, optname, buflen)
 
 
+class Connections(list[Connection]):
+    """A list of connections, which a notebook shows as a table."""
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        head = ("token", "local", "remote", "state", "side", "pid", "program")
+        rows = (
+            (each.token, endpoint(each.local), endpoint(each.remote), each.state, _side(each), each.pid, each.program)
+            for each in self
+        )
+        return table(head, rows)
+
+
+def _side(connection: Connection) -> str:
+    return {True: "server", False: "client", None: "side unknown"}[connection.server_side]
+
+
 def connections(*, token: int | None = None, pid: int | None = None, port: int | None = None) -> list[Connection]:
     """The Multipath TCP connections of the calling thread's network namespace, whoever owns them.
 
@@ -237,8 +255,8 @@ def list_connections(
     check_optional_range(token, "a token", 0, _LAST_TOKEN)
     check_optional_range(pid, "a process", 1, _LAST_PID)
     check_optional_range(port, "a port", 0, _LAST_PORT)
-    inodes = None if pid is None else _inodes(pid)
-    return _html.Connections(
+    inodes = None if pid is None else _proc.socket_inodes(pid)
+    return Connections(
         Connection(native)
         for native in _core.connections(fd, token)
         if inodes is None or native.inode in inodes
@@ -251,73 +269,10 @@ def subflows_of(connections: list[Connection]) -> list[list[Subflow] | None]:
     return _core.subflows_of([connection._native for connection in connections], connections)
 
 
-def attach(pid: int, fd: int) -> Socket:
-    """A Socket of another process's connection: a duplicate of its descriptor ``fd``.
-
-    The duplicate keeps the connection open: when its owner ends, the peer sees no end until the duplicate is closed
-    too. To watch or control without that, use connections().
-
-    pidfd_open and pidfd_getfd (Linux 5.6). Needs ptrace access to the process: to be of its user and, where
-    kernel.yama.ptrace_scope is above 0, its parent; or CAP_SYS_PTRACE.
-
-    Raises ProcessLookupError for a process that is not there, PermissionError without that access, OSError (EBADF)
-    for a descriptor that the process does not have, (ENOTSOCK) for one that is no socket, TypeError and ValueError
-    for what cannot be a process or a descriptor.
-    """
-    check_range(pid, "a process", 1, _LAST_PID)
-    check_range(fd, "a descriptor", 0, _LAST_PID)
-    taken = _core.take_descriptor(pid, fd)
-    try:
-        return wrap(taken)
-    finally:
-        os.close(taken)
-
-
 def counters() -> dict[str, int]:
     """The kernel's MPTcpExt counters of the calling thread's network namespace, by the kernel's names.
 
     From /proc/thread-self/net/netstat, as ``nstat`` shows them; empty without Multipath TCP. No privilege.
     """
     with open("/proc/thread-self/net/netstat") as file:
-        return _counters.parse(file.read())
-
-
-def _inodes(pid: int) -> set[int]:
-    """The inode numbers of a process's sockets."""
-    inodes = set()
-    try:
-        for name in os.listdir(f"/proc/{pid}/fd"):
-            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-                target = os.readlink(f"/proc/{pid}/fd/{name}")
-                if target.startswith("socket:["):
-                    inodes.add(int(target[len("socket:[") : -1]))
-    except FileNotFoundError:
-        raise ProcessLookupError(errno.ESRCH, f"there is no process {pid}") from None
-    except PermissionError:
-        raise PermissionError(
-            errno.EPERM,
-            f"reading the descriptors of process {pid}, which is another user's, needs CAP_SYS_PTRACE and "
-            "CAP_DAC_READ_SEARCH",
-        ) from None
-    return inodes
-
-
-def holders() -> dict[int, int]:
-    """The first process that holds each socket, by the sockets' inode numbers; of those that may be looked at."""
-    found: dict[int, int] = {}
-    for pid, inodes in _processes():
-        for inode in inodes:
-            found.setdefault(inode, pid)
-    return found
-
-
-def _holder(inode: int) -> int | None:
-    """The first process that holds the socket with this inode number."""
-    return next((pid for pid, inodes in _processes() if inode in inodes), None) if inode else None
-
-
-def _processes() -> Iterator[tuple[int, set[int]]]:
-    """Every process with the inode numbers of its sockets; without those that have ended or are not ours to look at."""
-    for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdecimal()):
-        with contextlib.suppress(OSError):
-            yield pid, _inodes(pid)
+        return _proc.parse_counters(file.read())

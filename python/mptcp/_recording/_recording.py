@@ -6,20 +6,18 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from . import _html
-from ._core import Event
-from ._event_kind import EventKind, remake
+from .. import _tables
+from .._core import Event
+from .._rows import names
+from . import _files
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas
     import pyarrow
     from matplotlib.figure import Figure
 
-    from .measures import Direction
-    from .plot._panels import Panel
-
-    Rows: TypeAlias = np.ndarray[tuple[int], np.dtype[np.void]]
+    from .._rows import Direction, Rows
+    from ..plot._panels import Panel
 
 Table: TypeAlias = Literal["samples", "connections"]
 
@@ -39,11 +37,11 @@ class Recording:
     def __repr__(self) -> str:
         return (
             f"<{type(self).__name__} {len(self.samples)} samples of {self._count('cookie')} subflows and "
-            f"{self._count('token')} connections, {_html.known(self.metadata.get('missed'))} ticks missed>"
+            f"{self._count('token')} connections, {_known(self.metadata.get('missed'))} ticks missed>"
         )
 
     def _repr_html_(self) -> str:
-        return _html.recording(self)
+        return _table(self)
 
     def _count(self, name: str) -> int:
         import numpy as np
@@ -110,7 +108,7 @@ class Recording:
         import pandas
 
         rows = self._table(table)
-        frame = pandas.DataFrame({name: rows[name] for name in _names(rows)}, copy=False)
+        frame = pandas.DataFrame({name: rows[name] for name in names(rows)}, copy=False)
         frame.attrs["mptcp"] = self.metadata
         return frame
 
@@ -121,7 +119,7 @@ class Recording:
         """
         from . import _arrow
 
-        return _arrow.table(self._table(table), self._metadata_of_file())
+        return _arrow.table(self._table(table), _files.metadata_of(self))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything to a file that load() reads: numpy's ``.npz``, ``.parquet`` or ``.arrow`` by the suffix.
@@ -131,8 +129,6 @@ class Recording:
 
         Raises ValueError for another suffix.
         """
-        from . import _files
-
         _files.save(self, path)
 
     def plot(
@@ -150,7 +146,7 @@ class Recording:
         ``size`` is its width and height in inches. The rest is as in mptcp.plot. Needs matplotlib: ``pip install
         'mptcp[plot]'``. Raises ValueError for what is no panel, and for a recording without samples.
         """
-        from .plot import _panels
+        from ..plot import _panels
 
         return _panels.plot(self, panels, size, token, direction, window, events)
 
@@ -159,24 +155,37 @@ class Recording:
             raise ValueError(f"a table is 'samples' or 'connections', not {table!r}")
         return self.samples if table == "samples" else self.connections
 
-    def _metadata_of_file(self) -> dict[str, Any]:
-        """The metadata and the events, as a file holds them."""
-        return {**self.metadata, "events": [written(event) for event in self.events]}
+
+def load(path: str | os.PathLike[str]) -> Recording:
+    """Read a recording that Recorder.save() wrote, or that a Recorder streams or has streamed to its ``path``.
+
+    Of a recorder that was killed this reads what it had written: to the last whole batch, and without what is known
+    only in the end. ``.parquet`` and ``.arrow`` need pyarrow: ``pip install 'mptcp[arrow]'``.
+
+    Raises ValueError for another suffix and for a file that is no recording or is damaged, OSError, and MemoryError for
+    one that is larger than the memory.
+    """
+    return Recording(*_files.read(path))
 
 
-def written(event: Event) -> dict[str, Any]:
-    return {
-        name: value.value if name == "kind" else value for name, value in event.asdict().items() if value is not None
-    }
+def _table(shown: Recording) -> str:
+    """What was recorded, and how."""
+    metadata, samples, known = shown.metadata, shown.samples, _known
+    subflows, connections = (len(set(samples[name].tolist())) for name in ("cookie", "token"))
+    seconds = (samples["time_ns"].max() - samples["time_ns"].min()) / 1e9 if len(samples) else 0.0
+    rows: list[tuple[str, object]] = [
+        ("samples", f"{len(samples):,} of {subflows} subflows of {connections} connections, in {seconds:.2f} s"),
+        ("connections", f"{len(shown.connections):,} rows"),
+        ("events", f"{len(shown.events):,}"),
+        ("interval", f"{known(metadata.get('interval'))} s, {known(metadata.get('missed'))} ticks missed"),
+        ("method", f"{known(metadata.get('method'))}, {known(metadata.get('scheduler'))}"),
+        ("kernel", known(metadata.get("kernel"))),
+    ]
+    if metadata.get("failure"):
+        rows.append(("failure", metadata["failure"]))
+    return _tables.table((), rows)
 
 
-def read_event(fields: dict[str, Any]) -> Event:
-    """An event from what a file has of it."""
-    ends: dict[str, Any] = {name: tuple(fields[name]) for name in ("local", "remote") if name in fields}
-    return remake({**fields, **ends, "kind": EventKind(fields["kind"])})
-
-
-def _names(rows: Rows) -> tuple[str, ...]:
-    names = rows.dtype.names
-    assert names is not None
-    return names
+def _known(value: object) -> object:
+    """What the metadata has. Of a recorder that was killed they lack what is known only in the end."""
+    return "unknown" if value is None else f"{value:g}" if isinstance(value, float) else value

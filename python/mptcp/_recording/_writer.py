@@ -7,8 +7,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from . import _arrow, _core, _files, _metadata
-from ._recording import written
+from .. import _core
+from . import _arrow, _files, _metadata
 
 SECONDS = 0.1
 """Between two batches, and so what a kill loses at most."""
@@ -51,7 +51,7 @@ class Writer:
         """Events and subflows since the last time."""
         subflows = _metadata.subflows(self._sampler, self._subflows)
         self._subflows += len(subflows)
-        news = {"events": [written(event) for event in self._sampler.take_events()], "subflows": subflows}
+        news = {"events": [_files.written(event) for event in self._sampler.take_events()], "subflows": subflows}
         return {name: found for name, found in news.items() if found}
 
     def end(self, metadata: dict[str, Any]) -> None:

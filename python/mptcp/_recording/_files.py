@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from ._recording import Recording, read_event
+from .._core import Event
+from .._event_kind import EventKind
 
 # json and pathlib are imported where they are needed: they take an eighth of what `import mptcp` takes.
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ._recording import Rows
+    from .._rows import Recorded, Rows
 
 SUFFIXES = (".npz", ".parquet", ".arrow")
 
-# The columns before those of the kernel's structures: src/sampler/rows.rs.
+# The columns before those of the kernel's structures: src/sampler/row.rs.
 CONNECTIONS_HEAD = ("time_ns", "wait_ns", "token")
 SAMPLES_HEAD = (*CONNECTIONS_HEAD, "subflow", "cookie", "state", "local_id", "remote_id", "backup", "final")
 
@@ -36,10 +37,10 @@ def beside(path: Path) -> Path:
     return path.with_suffix(f".connections{path.suffix}")
 
 
-def save(recording: Recording, path: str | os.PathLike[str]) -> None:
+def save(recording: Recorded, path: str | os.PathLike[str]) -> None:
     path = check(path)
     samples, connections = recording.samples, recording.connections
-    metadata = recording._metadata_of_file()
+    metadata = metadata_of(recording)
     if path.suffix == ".npz":
         import json
 
@@ -58,15 +59,25 @@ def save(recording: Recording, path: str | os.PathLike[str]) -> None:
                 stream.write(rows)
 
 
-def load(path: str | os.PathLike[str]) -> Recording:
-    """Read a recording that Recorder.save() wrote, or that a Recorder streams or has streamed to its ``path``.
+def metadata_of(recording: Recorded) -> dict[str, Any]:
+    """The metadata and the events, as a file holds them."""
+    return {**recording.metadata, "events": [written(event) for event in recording.events]}
 
-    Of a recorder that was killed this reads what it had written: to the last whole batch, and without what is known
-    only in the end. ``.parquet`` and ``.arrow`` need pyarrow: ``pip install 'mptcp[arrow]'``.
 
-    Raises ValueError for another suffix and for a file that is no recording or is damaged, OSError, and MemoryError for
-    one that is larger than the memory.
-    """
+def written(event: Event) -> dict[str, Any]:
+    return {
+        name: value.value if name == "kind" else value for name, value in event.asdict().items() if value is not None
+    }
+
+
+def read_event(fields: dict[str, Any]) -> Event:
+    """An event from what a file has of it."""
+    ends: dict[str, Any] = {name: tuple(fields[name]) for name in ("local", "remote") if name in fields}
+    return Event(**{**fields, **ends, "kind": EventKind(fields["kind"])})
+
+
+def read(path: str | os.PathLike[str]) -> tuple[Rows, Rows, list[Event], dict[str, Any]]:
+    """The samples, connections, events and metadata of a file. Its errors are those of load()."""
     path = check(path)
     try:
         samples, connections, metadata = _READ[path.suffix](path)
@@ -78,7 +89,7 @@ def load(path: str | os.PathLike[str]) -> Recording:
     except Exception as error:
         # zipfile, numpy and pyarrow have many words for what is no file of theirs.
         raise ValueError(f"{str(path)!r} is no recording: {error}") from error
-    return Recording(samples, connections, events, metadata)
+    return samples, connections, events, metadata
 
 
 Read = tuple["Rows", "Rows", dict[str, Any]]

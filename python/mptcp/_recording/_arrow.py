@@ -17,10 +17,10 @@ except ModuleNotFoundError as error:
         "Arrow files and tables need pyarrow: pip install 'mptcp[arrow]'", name="pyarrow"
     ) from error
 
-from ._recording import _names
+from .._rows import names
 
 if TYPE_CHECKING:
-    from ._recording import Rows
+    from .._rows import Rows
 
 # The first time this imports pandas, where that is installed: seconds, in which a recording would lose rows.
 pa.array(np.empty(0))
@@ -39,7 +39,7 @@ def schema(dtype: np.dtype[np.void], metadata: dict[str, Any]) -> pa.Schema:
 
 
 def batch(rows: Rows, schema: pa.Schema) -> pa.RecordBatch:
-    columns = [pa.array(np.ascontiguousarray(rows[name])) for name in _names(rows)]
+    columns = [pa.array(np.ascontiguousarray(rows[name])) for name in names(rows)]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 

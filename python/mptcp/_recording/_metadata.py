@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import _core
-from ._topologies import topologies
+from .. import _core
+from .._topologies import topologies
 
 
 def surroundings() -> dict[str, Any]:

@@ -1,0 +1,76 @@
+"""What /proc tells: who holds a socket, and the kernel's MPTcpExt counters."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+
+
+def parse_counters(text: str) -> dict[str, int]:
+    """Return the MPTcpExt counters in ``text``, the contents of a /proc/net/netstat.
+
+    That file holds pairs of lines, ``MPTcpExt: name name ...`` and then ``MPTcpExt: value value ...``.
+    A kernel without Multipath TCP has no such lines: the result is then empty.
+    """
+    names: list[str] | None = None
+    for line in text.splitlines():
+        prefix, _, rest = line.partition(":")
+        if prefix != "MPTcpExt":
+            continue
+        if names is None:
+            names = rest.split()
+        else:
+            return {name: int(value) for name, value in zip(names, rest.split(), strict=True)}
+    return {}
+
+
+def socket_inodes(pid: int) -> set[int]:
+    """The inode numbers of a process's sockets."""
+    inodes = set()
+    try:
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                target = os.readlink(f"/proc/{pid}/fd/{name}")
+                if target.startswith("socket:["):
+                    inodes.add(int(target[len("socket:[") : -1]))
+    except FileNotFoundError:
+        raise ProcessLookupError(errno.ESRCH, f"there is no process {pid}") from None
+    except PermissionError:
+        raise PermissionError(
+            errno.EPERM,
+            f"reading the descriptors of process {pid}, which is another user's, needs CAP_SYS_PTRACE and "
+            "CAP_DAC_READ_SEARCH",
+        ) from None
+    return inodes
+
+
+def holders() -> dict[int, int]:
+    """The first process that holds each socket, by the sockets' inode numbers; of those that may be looked at."""
+    found: dict[int, int] = {}
+    for pid, inodes in _processes():
+        for inode in inodes:
+            found.setdefault(inode, pid)
+    return found
+
+
+def holder(inode: int) -> int | None:
+    """The first process that holds the socket with this inode number."""
+    return next((pid for pid, inodes in _processes() if inode in inodes), None) if inode else None
+
+
+def program(pid: int | None) -> str | None:
+    """The name of a process, 15 characters at most; None where there is none."""
+    try:
+        with open(f"/proc/{pid}/comm") as file:
+            return file.read().rstrip("\n")
+    except OSError:
+        return None
+
+
+def _processes() -> Iterator[tuple[int, set[int]]]:
+    """Every process with the inode numbers of its sockets; without those that have ended or are not ours to look at."""
+    for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdecimal()):
+        with contextlib.suppress(OSError):
+            yield pid, socket_inodes(pid)

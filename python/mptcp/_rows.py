@@ -1,0 +1,36 @@
+"""What recordings, their files, plots and measures share: arrays of rows, and a recording as these see it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ._core import Event
+
+    Rows: TypeAlias = np.ndarray[tuple[int], np.dtype[np.void]]
+    Floats: TypeAlias = NDArray[np.float64]
+
+Direction: TypeAlias = Literal["sent", "received"]
+
+
+class Recorded(Protocol):
+    """What was recorded: a Recording, which says what each of these is."""
+
+    @property
+    def samples(self) -> Rows: ...
+    @property
+    def connections(self) -> Rows: ...
+    @property
+    def events(self) -> list[Event]: ...
+    @property
+    def metadata(self) -> dict[str, Any]: ...
+
+
+def names(rows: Rows) -> tuple[str, ...]:
+    """The names of the columns."""
+    found = rows.dtype.names
+    assert found is not None
+    return found
