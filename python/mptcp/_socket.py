@@ -57,7 +57,7 @@ class Socket(socket.socket):
         *,
         path_manager: str | None = None,
     ) -> None:
-        self._handle = _core.Handle()
+        self._native = _core.Handle(-1)
         _tell_multiprocessing()
         if path_manager is not None:
             check_path_manager(path_manager)
@@ -77,13 +77,14 @@ class Socket(socket.socket):
             except BaseException:
                 os.close(fd)
                 raise
+        self._native.attach(self.fileno())
         self._hold_events(path_manager)
 
     def _hold_events(self, path_manager: str | None) -> None:
         """Subscribes to path manager events if joins of this socket's connections depend on it."""
         # Unprivileged, or another namespace, or no Multipath TCP: whoever asks for more is told.
         with contextlib.suppress(OSError):
-            self._handle.hold_events(self.fileno(), path_manager)
+            self._native.hold_events(path_manager)
 
     # What socket.socket makes of itself is a Socket too.
 
@@ -108,12 +109,12 @@ class Socket(socket.socket):
 
     def _real_close(self, *args: Any) -> None:
         super()._real_close(*args)  # type: ignore[misc]
-        self._handle.release()
+        self._native.release()
 
     def detach(self) -> int:
         """As socket.socket.detach. The subscription to path manager events ends with the Socket."""
         fd = super().detach()
-        self._handle.release()
+        self._native.release()
         return fd
 
     # The connection.
@@ -124,7 +125,7 @@ class Socket(socket.socket):
 
         TCP_IS_MPTCP, before Linux 6.10 MPTCP_INFO. No privilege.
         """
-        return _core.is_multipath(self.fileno())
+        return self._native.is_multipath()
 
     @property
     def token(self) -> int:
@@ -148,7 +149,7 @@ class Socket(socket.socket):
         Raises NotMultipathError, OSError (ENOTCONN) before the connection has a token, PermissionError where the
         kernel tells only the privileged.
         """
-        return self._handle.path_manager(self.fileno())
+        return self._native.path_manager()
 
     def info(self) -> Info:
         """struct mptcp_info of the connection, by MPTCP_INFO (getsockopt at SOL_MPTCP). No privilege.
@@ -158,7 +159,7 @@ class Socket(socket.socket):
 
         Raises NotMultipathError.
         """
-        return _core.info(self.fileno())
+        return self._native.info()
 
     def subflows(self) -> list[Subflow]:
         """One consistent snapshot of the subflows, oldest first, in every state but CLOSE.
@@ -171,7 +172,7 @@ class Socket(socket.socket):
 
         Raises NotMultipathError, and PermissionError where the Socket's network namespace cannot be entered.
         """
-        return Subflows(self._handle.subflows(self.fileno(), self))
+        return Subflows(self._native.subflows(self))
 
     # A timeout that is 0 only at run time is typed as one that waits.
     @overload
@@ -224,7 +225,7 @@ class Socket(socket.socket):
         6.1 for an interface, and for a backup that nobody waits for. TypeError and ValueError, before any system call,
         for what cannot be an endpoint.
         """
-        return self._handle.open_subflow(self.fileno(), self, local, remote, bool(backup), interface, timeout)
+        return self._native.open_subflow(self, local, remote, bool(backup), interface, timeout)
 
     def close_subflow(self, subflow: Subflow | int, *, force: bool = False) -> None:
         """Closes one subflow; data that it had not delivered goes over the others.
@@ -242,7 +243,7 @@ class Socket(socket.socket):
         Raises SubflowError (ENOTCONN) if the subflow is closed already, ValueError for a Subflow of another
         connection, PathManagerError for the last one without ``force``, NotMultipathError, PermissionError.
         """
-        self._handle.close_subflow(self.fileno(), subflow, bool(force))
+        self._native.close_subflow(subflow, bool(force))
 
     def events(self) -> Events:
         """The events of this connection from now on. See Events, whose privilege and errors these are.
@@ -251,7 +252,7 @@ class Socket(socket.socket):
 
         Raises NotMultipathError, and OSError (ENOTCONN) before the connection has a token.
         """
-        return Events._of(self._handle.events(self.fileno()))
+        return Events._of(self._native.events())
 
     def set_subflow_options(self, options: Mapping[Subflow, Mapping[tuple[int, int], int | Buffer]], /) -> None:
         """Sets socket options on single subflows, several options and several subflows at once.
@@ -274,13 +275,13 @@ class Socket(socket.socket):
         ValueError, before any system call, for what cannot be an option, and ValueError for a Subflow of another
         connection.
         """
-        self._handle.set_subflow_options(self.fileno(), options)
+        self._native.set_subflow_options(options)
 
     def _get_subflow_option(self, subflow: Subflow, level: int, optname: int, buflen: int | None) -> int | bytes:
-        return self._handle.get_subflow_option(self.fileno(), subflow, level, optname, buflen)
+        return self._native.get_subflow_option(subflow, level, optname, buflen)
 
     def _set_backup(self, subflow: Subflow, backup: bool) -> None:
-        self._handle.set_backup(self.fileno(), subflow, backup)
+        self._native.set_backup(subflow, backup)
 
     def announce_address(self, address: str, port: int | None = None) -> int:
         """Tells the peer of a further local address, by ADD_ADDR, and returns the address id that it got.
@@ -302,7 +303,7 @@ class Socket(socket.socket):
         NotMultipathError, PermissionError. TypeError and ValueError, before any system call, for what cannot be
         announced. After an error nothing is announced and nothing held.
         """
-        return self._handle.announce_address(self.fileno(), address, port)
+        return self._native.announce_address(address, port)
 
     def remove_address(self, address_id: int) -> None:
         """Withdraws a local address by RM_ADDR, and closes the listener that was held for it.
@@ -315,7 +316,7 @@ class Socket(socket.socket):
         Raises SubflowError: EBUSY for an id that a live subflow uses, which it names, EADDRNOTAVAIL for an id that no
         address has; PathManagerError, NotMultipathError, PermissionError, TypeError, ValueError.
         """
-        self._handle.remove_address(self.fileno(), address_id)
+        self._native.remove_address(address_id)
 
 
 def _reduce_for_process(sock: Socket) -> tuple[Callable[[Any], Socket], tuple[Any]]:

@@ -166,8 +166,7 @@ async def open_subflow(
         is_right = False
     if not is_right:
         raise ValueError("timeout must be a number of seconds >= 0, or None")
-    native, fd = (target._native, -1) if isinstance(target, Connection) else (target._handle, target.fileno())
-    opening = _core.Opening(native, fd, target, local, remote, bool(backup), interface)
+    opening = _core.Opening(target._native, target, local, remote, bool(backup), interface)
     try:
         while (subflow := opening.look()) is None:
             pause = opening.pause()

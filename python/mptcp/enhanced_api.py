@@ -92,7 +92,7 @@ def getsockopt(sock: _Descriptor, optname: int, buffer: WriteableBuffer, *, layo
         if whole.readonly:
             raise TypeError("buffer must be writable, as a bytearray is")
         with whole.cast("B") as view:
-            reply, length = _core.enhanced_getsockopt(_handle(sock), sock.fileno(), optname, view.tobytes(), draft)
+            reply, length = _core.enhanced_getsockopt(_handle(sock), optname, view.tobytes(), draft)
             view[: len(reply)] = reply
     return length
 
@@ -106,7 +106,7 @@ def setsockopt(sock: _Descriptor, optname: int, buffer: ReadableBuffer, *, layou
     draft = _is_draft(layout)
     with memoryview(buffer) as view:
         value = view.tobytes()
-    _core.enhanced_setsockopt(_handle(sock), sock.fileno(), optname, value, draft)
+    _core.enhanced_setsockopt(_handle(sock), optname, value, draft)
 
 
 def include_dir() -> Path:
@@ -126,7 +126,9 @@ def _is_draft(layout: str) -> bool:
 
 def _handle(sock: _Descriptor) -> _core.Handle:
     if isinstance(sock, Socket):
-        return sock._handle
+        return sock._native
     if not hasattr(sock, "fileno"):
         raise TypeError(f"sock must be a socket, not {type(sock).__name__}")
-    return _handles.setdefault(sock, _core.Handle())
+    handle = _handles.setdefault(sock, _core.Handle(-1))
+    handle.attach(sock.fileno())
+    return handle

@@ -36,6 +36,21 @@ pub fn check(address: &Endpoint) -> Result<()> {
     Ok(())
 }
 
+/// A port that an address can be announced with.
+pub fn check_port(port: i64) -> Result<u16> {
+    let in_range = u16::try_from(port).ok().filter(|port| *port != 0);
+    in_range.ok_or_else(|| Error::value(format!("port must be from 1 to 65535, not {port}")))
+}
+
+/// An address id that can be removed.
+pub fn check_id(id: i64) -> Result<u8> {
+    u8::try_from(id).ok().filter(|id| *id != 0).ok_or_else(|| {
+        Error::value(format!(
+            "an address id must be from 1 to 255, not {id} (0 is the initial subflow's, which is never announced)"
+        ))
+    })
+}
+
 /// ANNOUNCE of an address; port 0 announces none, which stands for the connection's own. Where no Multipath TCP
 /// listener is, one is opened and held. Returns the address id. Needs CAP_NET_ADMIN.
 pub fn announce(connection: &dyn Connection, address: &Endpoint) -> Result<u8> {

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::abi::full_info::{self, FullInfo, Reading};
@@ -23,41 +23,147 @@ use crate::sys::lock::lock;
 /// How often subflows are read at most, until each has its id.
 const READINGS: usize = 10;
 
-/// A connection through a descriptor of it.
-#[derive(Debug, Clone, Copy)]
-pub struct ByDescriptor<'a> {
-    pub handle: &'a Handle,
-    pub fd: RawFd,
+/// A connection through a descriptor of it, which stays its owner's: what was found by it, and what is held for it.
+#[derive(Debug)]
+pub struct ByDescriptor {
+    fd: AtomicI32,
+    namespace: Mutex<Option<Arc<Namespace>>>,
+    known: Mutex<Option<Arc<Known>>>,
+    events: Mutex<Option<Arc<Reader>>>,
 }
 
-impl Connection for ByDescriptor<'_> {
+impl Connection for ByDescriptor {
+    /// Found anew after a fork.
     fn namespace(&self) -> Result<Arc<Namespace>> {
-        self.handle.namespace(self.fd)
+        let mut namespace = lock(&self.namespace);
+        if let Some(found) = namespace.as_ref().filter(|found| found.is_ours()) {
+            return Ok(Arc::clone(found));
+        }
+        let found = Namespace::of_socket(self.fd())?;
+        *namespace = Some(Arc::clone(&found));
+        Ok(found)
     }
 
     fn known(&self) -> Result<Arc<Known>> {
-        let token = read_info(self.fd)?.token();
-        if token == 0 {
-            return Err(not_connected());
-        }
-        Ok(self.handle.known(&*self.namespace()?, token))
+        let token = self.token()?;
+        Ok(self.known_by(&*self.namespace()?, token))
     }
 
     fn ends(&self) -> Result<(SocketAddr, SocketAddr)> {
-        let remote = sys::peer_address(self.fd).map_err(|error| match error.raw_os_error() {
+        let remote = sys::peer_address(self.fd()).map_err(|error| match error.raw_os_error() {
             Some(libc::ENOTCONN) => not_connected(),
             _ => Error::call("getpeername", &error),
         })?;
-        let local = sys::local_address(self.fd).map_err(|error| Error::call("getsockname", &error))?;
+        let local = sys::local_address(self.fd()).map_err(|error| Error::call("getsockname", &error))?;
         Ok((local, remote))
     }
 
-    fn read_with_closed(&self) -> Result<(u32, Vec<Reading>)> {
-        read_with_closed(self.fd).map(|read| (read.info.token(), read.subflows))
+    fn info(&self) -> Result<Info> {
+        read_info(self.fd())
     }
 
+    fn path_manager(&self) -> Result<PathManager> {
+        let token = self.token()?;
+        latched(&*self.namespace()?, token)
+    }
+
+    fn read_with_closed(&self) -> Result<(u32, Vec<Reading>)> {
+        read_with_closed(self.fd()).map(|read| (read.info.token(), read.subflows))
+    }
+
+    /// Before 6.5 the ids are ours, and a subflow that was gone when inet_diag was asked has none: the next reading is
+    /// without it.
     fn subflows(&self) -> Result<Vec<Subflow>> {
-        self.handle.subflows(self.fd)
+        for _ in 1..READINGS {
+            let subflows = self.snapshot()?;
+            if subflows.iter().all(|subflow| subflow.id.is_some()) {
+                return Ok(subflows);
+            }
+        }
+        self.snapshot()
+    }
+}
+
+impl ByDescriptor {
+    pub fn new(fd: RawFd) -> ByDescriptor {
+        ByDescriptor {
+            fd: AtomicI32::new(fd),
+            namespace: Mutex::default(),
+            known: Mutex::default(),
+            events: Mutex::default(),
+        }
+    }
+
+    pub fn fd(&self) -> RawFd {
+        self.fd.load(Ordering::Relaxed)
+    }
+
+    /// The socket has another descriptor now.
+    pub fn attach(&self, fd: RawFd) {
+        self.fd.store(fd, Ordering::Relaxed);
+    }
+
+    /// The socket is closed, or somebody else's: lets go of the descriptor, the subscription and the namespace.
+    pub fn release(&self) {
+        self.attach(-1);
+        *lock(&self.events) = None;
+        *lock(&self.known) = None;
+        *lock(&self.namespace) = None;
+    }
+
+    /// Holds the event subscription of the socket's namespace for as long as this lives, if joins of its connections
+    /// depend on it. `latched` is the path manager where the caller knows it.
+    pub fn hold_events(&self, latched: Option<PathManager>) -> Result<()> {
+        let userspace = match latched.map_or_else(|| self.path_manager(), Ok) {
+            Ok(path_manager) => path_manager == PathManager::Userspace,
+            // Not connected: what it will latch, or has latched, is the namespace's choice.
+            Err(error) if error.errno() == libc::ENOTCONN => {
+                self.namespace()?.path_manager()? == PathManager::Userspace.name()
+            }
+            Err(error) => return Err(error),
+        };
+        if userspace {
+            let reader = self.namespace()?.reader()?;
+            *lock(&self.events) = Some(reader);
+        }
+        Ok(())
+    }
+
+    fn token(&self) -> Result<u32> {
+        match read_info(self.fd())?.token() {
+            0 => Err(not_connected()),
+            token => Ok(token),
+        }
+    }
+
+    /// What this process knows of the connection with this token.
+    fn known_by(&self, namespace: &Namespace, token: u32) -> Arc<Known> {
+        let mut known = lock(&self.known);
+        match known.as_ref().filter(|known| known.token == token) {
+            Some(known) => Arc::clone(known),
+            None => Arc::clone(known.insert(namespace.connection(token))),
+        }
+    }
+
+    fn snapshot(&self) -> Result<Vec<Subflow>> {
+        let read = read(self.fd())?;
+        if read.subflows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let namespace = self.namespace()?;
+        let known = self.known_by(&namespace, read.info.token());
+        let entries = entries(&namespace, &known, &read.subflows)?;
+        let ids = match read.subflows.first() {
+            Some(Reading { id: Some(_), .. }) => read.subflows.iter().map(|reading| reading.id).collect(),
+            _ => known.ordinals(&entries),
+        };
+        Ok(read
+            .subflows
+            .into_iter()
+            .zip(entries)
+            .zip(ids)
+            .map(|((reading, entry), id)| Subflow::new(known.token, id, reading, entry))
+            .collect())
     }
 }
 
@@ -192,104 +298,6 @@ pub fn read_with_closed(fd: RawFd) -> Result<FullInfo> {
         }
     };
     read.map_err(|error| not_multipath("getsockopt(MPTCP_FULL_INFO)", &error))
-}
-
-/// One descriptor of a connection: its namespace, found when it is first needed, and what is held for it.
-#[derive(Debug, Default)]
-pub struct Handle {
-    namespace: Mutex<Option<Arc<Namespace>>>,
-    known: Mutex<Option<Arc<Known>>>,
-    events: Mutex<Option<Arc<Reader>>>,
-}
-
-impl Handle {
-    /// The namespace of the socket; found anew after a fork.
-    pub fn namespace(&self, fd: RawFd) -> Result<Arc<Namespace>> {
-        let mut namespace = lock(&self.namespace);
-        if let Some(found) = namespace.as_ref().filter(|found| found.is_ours()) {
-            return Ok(Arc::clone(found));
-        }
-        let found = Namespace::of_socket(fd)?;
-        *namespace = Some(Arc::clone(&found));
-        Ok(found)
-    }
-
-    /// What this process knows of the connection with this token.
-    pub fn known(&self, namespace: &Namespace, token: u32) -> Arc<Known> {
-        let mut known = lock(&self.known);
-        match known.as_ref().filter(|known| known.token == token) {
-            Some(known) => Arc::clone(known),
-            None => Arc::clone(known.insert(namespace.connection(token))),
-        }
-    }
-
-    /// The path manager that the connection latched, from the connection itself.
-    pub fn path_manager(&self, fd: RawFd) -> Result<PathManager> {
-        let info = read_info(fd)?;
-        if info.token() == 0 {
-            return Err(not_connected());
-        }
-        let namespace = self.namespace(fd)?;
-        latched(&namespace, info.token())
-    }
-
-    /// Holds the event subscription of the socket's namespace for as long as this handle lives, if joins of its
-    /// connections depend on it. `latched` is the path manager where the caller knows it.
-    pub fn hold_events(&self, fd: RawFd, latched: Option<PathManager>) -> Result<()> {
-        let userspace = match latched.map_or_else(|| self.path_manager(fd), Ok) {
-            Ok(path_manager) => path_manager == PathManager::Userspace,
-            // Not connected: what it will latch, or has latched, is the namespace's choice.
-            Err(error) if error.errno() == libc::ENOTCONN => {
-                self.namespace(fd)?.path_manager()? == PathManager::Userspace.name()
-            }
-            Err(error) => return Err(error),
-        };
-        if userspace {
-            let reader = self.namespace(fd)?.reader()?;
-            *lock(&self.events) = Some(reader);
-        }
-        Ok(())
-    }
-
-    /// Lets go of the subscription and of the namespace: the socket is closed.
-    pub fn release(&self) {
-        *lock(&self.events) = None;
-        *lock(&self.known) = None;
-        *lock(&self.namespace) = None;
-    }
-
-    /// A snapshot of every subflow but closed ones, oldest first. Before 6.5 the ids are ours, and one that was gone when
-    /// inet_diag was asked has none: the next reading is without it.
-    pub fn subflows(&self, fd: RawFd) -> Result<Vec<Subflow>> {
-        for _ in 1..READINGS {
-            let subflows = self.snapshot(fd)?;
-            if subflows.iter().all(|subflow| subflow.id.is_some()) {
-                return Ok(subflows);
-            }
-        }
-        self.snapshot(fd)
-    }
-
-    fn snapshot(&self, fd: RawFd) -> Result<Vec<Subflow>> {
-        let read = read(fd)?;
-        if read.subflows.is_empty() {
-            return Ok(Vec::new());
-        }
-        let namespace = self.namespace(fd)?;
-        let known = self.known(&namespace, read.info.token());
-        let entries = entries(&namespace, &known, &read.subflows)?;
-        let ids = match read.subflows.first() {
-            Some(Reading { id: Some(_), .. }) => read.subflows.iter().map(|reading| reading.id).collect(),
-            _ => known.ordinals(&entries),
-        };
-        Ok(read
-            .subflows
-            .into_iter()
-            .zip(entries)
-            .zip(ids)
-            .map(|((reading, entry), id)| Subflow::new(known.token, id, reading, entry))
-            .collect())
-    }
 }
 
 /// The inet_diag entries of subflows, by exact look-ups. One that is bound to an interface which we do not know

@@ -194,24 +194,6 @@ impl ByToken {
         self.known.age()
     }
 
-    /// The path manager that the connection latched. Waits for the connection's lock.
-    pub fn path_manager(&self) -> Result<PathManager> {
-        self.now()?;
-        latched(&self.namespace, self.token())
-    }
-
-    /// `struct mptcp_info`. Waits for the connection's lock.
-    pub fn info(&self) -> Result<Info> {
-        self.now()?;
-        let info = diag::read_info(&mut lock(&self.namespace.diag_of_connections), self.token());
-        let info = info.map_err(diag::failed)?.ok_or_else(|| self.ended())?;
-        let flags = mptcp_info::field::flags.read(info.bytes()).unwrap_or(0);
-        if flags & u64::from(uapi::MPTCP_INFO_FLAG_FALLBACK) != 0 {
-            return Err(self.fell_back());
-        }
-        Ok(info)
-    }
-
     /// The netlink sockets, unless they are those of the process that this one was forked from.
     fn ours(&self) -> Result<&Arc<Namespace>> {
         if self.namespace.is_ours() {
@@ -246,7 +228,8 @@ impl ByToken {
 
     fn fell_back(&self) -> Error {
         Error::NotMultipath {
-            message: "the connection is not Multipath TCP: it fell back since the peer or the path does not support it"
+            message: "the connection is not Multipath TCP: it fell back to TCP because the peer or the path does not support \
+                      Multipath TCP"
                 .to_owned(),
         }
     }
@@ -316,6 +299,22 @@ impl Connection for ByToken {
 
     fn ends(&self) -> Result<(SocketAddr, SocketAddr)> {
         self.now().map(|entry| (entry.tuple.local, entry.tuple.remote))
+    }
+
+    fn path_manager(&self) -> Result<PathManager> {
+        self.now()?;
+        latched(&self.namespace, self.token())
+    }
+
+    fn info(&self) -> Result<Info> {
+        self.now()?;
+        let info = diag::read_info(&mut lock(&self.namespace.diag_of_connections), self.token());
+        let info = info.map_err(diag::failed)?.ok_or_else(|| self.ended())?;
+        let flags = mptcp_info::field::flags.read(info.bytes()).unwrap_or(0);
+        if flags & u64::from(uapi::MPTCP_INFO_FLAG_FALLBACK) != 0 {
+            return Err(self.fell_back());
+        }
+        Ok(info)
     }
 
     fn reads_by_dump(&self) -> bool {

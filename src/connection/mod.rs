@@ -10,15 +10,18 @@ pub mod open;
 pub mod path_manager;
 pub mod priority;
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::abi::address;
 use crate::abi::full_info::Reading;
+use crate::abi::mptcp_info::Info;
 use crate::abi::tcp_info::TcpInfo;
 use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::namespace::known::Known;
+use crate::namespace::path_manager::PathManager;
 use crate::namespace::Namespace;
 use crate::netlink::diag::Entry;
 
@@ -48,8 +51,8 @@ impl Subflow {
     }
 }
 
-/// A connection as this process reaches it. What is done with one needs no more than this of it.
-pub trait Connection: Sync {
+/// A connection as this process reaches it. Every operation on one needs no more than this of it.
+pub trait Connection: fmt::Debug + Send + Sync {
     fn namespace(&self) -> Result<Arc<Namespace>>;
 
     /// What this process knows of the connection, found by the token that it has now.
@@ -57,6 +60,12 @@ pub trait Connection: Sync {
 
     /// Its own local and remote end.
     fn ends(&self) -> Result<(SocketAddr, SocketAddr)>;
+
+    /// `struct mptcp_info`. Waits for the connection's lock.
+    fn info(&self) -> Result<Info>;
+
+    /// The path manager that the connection latched, asked of the connection itself.
+    fn path_manager(&self) -> Result<PathManager>;
 
     /// Reading its subflows takes a dump of all connections', which costs the more the more there are.
     fn reads_by_dump(&self) -> bool {
@@ -75,6 +84,32 @@ pub trait Connection: Sync {
 pub enum Which {
     Id(u32),
     Endpoints { local: SocketAddr, remote: SocketAddr },
+}
+
+impl Which {
+    /// A subflow by its id, if it can be one.
+    pub fn of_id(id: i64) -> Result<Which> {
+        let wrong = |_| Error::value(format!("a subflow id must be from 0 to {}, not {id}", u32::MAX));
+        u32::try_from(id).map(Which::Id).map_err(wrong)
+    }
+
+    /// The subflow of a snapshot, which must be of this connection.
+    pub fn of(connection: &dyn Connection, subflow: &Subflow) -> Result<Which> {
+        check_is_of(connection, [subflow])?;
+        Ok(Which::Endpoints { local: subflow.local, remote: subflow.remote })
+    }
+}
+
+/// An error unless the subflows are of this connection.
+pub fn check_is_of<'a>(
+    connection: &dyn Connection,
+    subflows: impl IntoIterator<Item = &'a Subflow>,
+) -> Result<()> {
+    let token = connection.known()?.token;
+    if subflows.into_iter().any(|subflow| subflow.token != token) {
+        return Err(Error::value("the subflow belongs to another connection"));
+    }
+    Ok(())
 }
 
 /// The events of one connection. It must still be there after subscribing, or its token may be another's.

@@ -118,34 +118,34 @@ pub fn serve_set(connection: &dyn Connection, caller: &dyn Caller, call: Call, i
 
 /// getsockopt(IPPROTO_TCP) on any descriptor, with the whole buffer at hand.
 pub fn getsockopt(
-    connection: &ByDescriptor<'_>,
+    connection: &ByDescriptor,
     caller: &dyn Caller,
     call: Call,
     optname: i32,
     buffer: &[u8],
 ) -> Result<Reply> {
     let failed = |error| Error::call("getsockopt", &error);
-    if is_tcp(connection.fd).map_err(failed)? {
+    if is_tcp(connection.fd()).map_err(failed)? {
         return serve_get(connection, caller, call, buffer, buffer.len());
     }
     let mut bytes = buffer.to_vec();
-    let length = sys::getsockopt(connection.fd, libc::IPPROTO_TCP, optname, &mut bytes).map_err(failed)?;
+    let length = sys::getsockopt(connection.fd(), libc::IPPROTO_TCP, optname, &mut bytes).map_err(failed)?;
     Ok(Reply { bytes, length })
 }
 
 /// setsockopt(IPPROTO_TCP) on any descriptor.
 pub fn setsockopt(
-    connection: &ByDescriptor<'_>,
+    connection: &ByDescriptor,
     caller: &dyn Caller,
     call: Call,
     optname: i32,
     buffer: &[u8],
 ) -> Result<()> {
     let failed = |error| Error::call("setsockopt", &error);
-    if is_tcp(connection.fd).map_err(failed)? {
+    if is_tcp(connection.fd()).map_err(failed)? {
         return serve_set(connection, caller, call, buffer);
     }
-    sys::setsockopt(connection.fd, libc::IPPROTO_TCP, optname, buffer).map_err(failed)
+    sys::setsockopt(connection.fd(), libc::IPPROTO_TCP, optname, buffer).map_err(failed)
 }
 
 fn wrong_direction() -> Error {

@@ -20,6 +20,10 @@ pub enum PathManager {
 }
 
 impl PathManager {
+    pub fn of_name(name: &str) -> Option<PathManager> {
+        [PathManager::Kernel, PathManager::Userspace].into_iter().find(|known| known.name() == name)
+    }
+
     /// As in the sysctl net.mptcp.path_manager.
     pub fn name(self) -> &'static str {
         match self {

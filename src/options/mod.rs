@@ -11,7 +11,7 @@ use std::collections::HashSet;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
-use crate::connection::{Connection, Subflow};
+use crate::connection::{check_is_of, Connection, Subflow};
 use crate::error::{describe, Error, Result};
 use crate::namespace::Namespace;
 use crate::netlink::diag::{self, Attributes, Entry};
@@ -101,10 +101,7 @@ pub fn set(connection: &dyn Connection, changes: &[Change]) -> Result<()> {
 
 /// The namespace of the socket, whose connection must be that of the subflows.
 fn namespace_of(connection: &dyn Connection, subflows: &[&Subflow]) -> Result<Arc<Namespace>> {
-    let token = connection.known()?.token;
-    if subflows.iter().any(|subflow| subflow.token != token) {
-        return Err(Error::value("the subflow belongs to another connection"));
-    }
+    check_is_of(connection, subflows.iter().copied())?;
     connection.namespace()
 }
 

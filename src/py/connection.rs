@@ -1,100 +1,63 @@
-//! A connection of which there is no descriptor, for the Python class `mptcp.Connection`.
+//! Operations on a connection, however it is reached: the base of the native companions of `mptcp.Socket` and
+//! `mptcp.Connection`. `owner` is the Python object that snapshots of subflows act through.
 
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-use pyo3::types::PyTuple;
+use pyo3::types::PyString;
 
-use super::address::{from_any, to_tuple};
-use super::control;
+use super::address::{from_any, integer};
 use super::errors::to_py;
 use super::events::EventStream;
+use super::options as arguments;
 use super::structs::Info;
 use super::subflow::Subflow;
 use super::timeout::Timeout;
-use crate::abi::uapi::tcp_state;
-use crate::connection::by_token;
-use crate::connection::open::{self, Request};
-use crate::namespace::path_manager::PathManager;
+use crate::connection::open::{self, Opening, Request};
+use crate::connection::{self, announce, close, priority, Connection, Which};
+use crate::options;
 
-fn name(state: u8) -> &'static str {
-    tcp_state::NAMES.get(usize::from(state)).copied().unwrap_or(tcp_state::NAMES[0])
+/// How long a wait goes on before Python may run its signal handlers.
+const SIGNALS: Duration = Duration::from_millis(50);
+
+/// A connection.
+#[pyclass(frozen, subclass, module = "mptcp._core")]
+pub struct Native(pub Arc<dyn Connection>);
+
+impl Native {
+    pub fn new(connection: Arc<dyn Connection>) -> Native {
+        Native(connection)
+    }
+
+    /// Runs an operation of the core without the GIL.
+    fn call<T: Send>(
+        &self,
+        py: Python<'_>,
+        act: impl FnOnce(&dyn Connection) -> crate::error::Result<T> + Send,
+    ) -> PyResult<T> {
+        py.detach(|| act(&*self.0)).map_err(|error| to_py(py, error))
+    }
 }
 
-/// What inet_diag told of a connection, and the way to it.
-#[pyclass(frozen, module = "mptcp._core")]
-pub struct ByToken(pub by_token::ByToken);
-
 #[pymethods]
-impl ByToken {
-    #[getter]
-    fn token(&self) -> u32 {
-        self.0.token()
-    }
-
-    #[getter]
-    fn cookie(&self) -> u64 {
-        self.0.entry.cookie
-    }
-
-    #[getter]
-    fn local<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
-        to_tuple(py, self.0.entry.tuple.local)
-    }
-
-    #[getter]
-    fn remote<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
-        to_tuple(py, self.0.entry.tuple.remote)
-    }
-
-    #[getter]
-    fn state(&self) -> &'static str {
-        name(self.0.entry.state)
-    }
-
-    /// The state that the connection has now, not when it was listed; None once it has ended.
-    fn state_now(&self, py: Python<'_>) -> PyResult<Option<&'static str>> {
-        let state = py.detach(|| self.0.state_now()).map_err(|error| to_py(py, error))?;
-        Ok(state.map(name))
-    }
-
-    #[getter]
-    fn server_side(&self) -> Option<bool> {
-        self.0.server_side
-    }
-
-    #[getter]
-    fn uid(&self) -> u32 {
-        self.0.entry.uid
-    }
-
-    #[getter]
-    fn inode(&self) -> u32 {
-        self.0.entry.inode
-    }
-
-    #[getter]
-    fn cgroup(&self) -> Option<u64> {
-        self.0.entry.cgroup
-    }
-
-    #[getter]
-    fn age(&self) -> f64 {
-        self.0.age().as_secs_f64()
-    }
-
-    fn events(&self, py: Python<'_>) -> PyResult<EventStream> {
-        control::events(py, &self.0)
+impl Native {
+    fn info(&self, py: Python<'_>) -> PyResult<Info> {
+        self.call(py, |connection| connection.info()).map(Info)
     }
 
     fn path_manager(&self, py: Python<'_>) -> PyResult<&'static str> {
-        py.detach(|| self.0.path_manager()).map(PathManager::name).map_err(|error| to_py(py, error))
-    }
-
-    fn info(&self, py: Python<'_>) -> PyResult<Info> {
-        py.detach(|| self.0.info()).map(Info).map_err(|error| to_py(py, error))
+        self.call(py, |connection| connection.path_manager()).map(|path_manager| path_manager.name())
     }
 
     fn subflows(&self, py: Python<'_>, owner: Py<PyAny>) -> PyResult<Vec<Subflow>> {
-        control::subflows(py, &self.0, &owner)
+        let subflows = self.call(py, |connection| connection.subflows())?;
+        Ok(subflows.into_iter().map(|data| Subflow::new(data, owner.clone_ref(py))).collect())
+    }
+
+    fn events(&self, py: Python<'_>) -> PyResult<EventStream> {
+        self.call(py, connection::events).map(EventStream::new)
     }
 
     #[expect(clippy::too_many_arguments, reason = "the arguments of the Python method")]
@@ -108,8 +71,27 @@ impl ByToken {
         interface: Option<String>,
         #[pyo3(from_py_with = Timeout::extract)] timeout: Timeout,
     ) -> PyResult<Option<Subflow>> {
-        let open = control::Open { local, remote, backup, interface, timeout };
-        control::open_subflow(py, &self.0, owner, open)
+        let request = request(local, remote, backup, interface)?;
+        let deadline = timeout.deadline();
+        let mut opening = self.call(py, |connection| Opening::new(connection, &request))?;
+        if timeout.is_zero() {
+            return self.call(py, |connection| opening.detach(connection)).map(|_| None);
+        }
+        loop {
+            let slice = Instant::now() + SIGNALS;
+            let slice = deadline.map_or(slice, |deadline| deadline.min(slice));
+            if self.call(py, |connection| opening.advance(connection, slice))? {
+                let data = self.call(py, |connection| opening.accepted(connection))?;
+                return Ok(Some(Subflow::new(data, owner)));
+            }
+            if let Err(interrupt) = py.check_signals() {
+                py.detach(|| drop(opening));
+                return Err(interrupt);
+            }
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Err(to_py(py, py.detach(|| opening.timed_out())));
+            }
+        }
     }
 
     /// The local address that open_subflow(None, remote, interface=interface) would open from.
@@ -120,16 +102,25 @@ impl ByToken {
         interface: Option<String>,
     ) -> PyResult<String> {
         let request = Request { remote: from_any("remote", remote)?, interface, ..Request::default() };
-        let local = py.detach(|| open::local_address(&self.0, &request));
-        local.map(|ip| ip.to_string()).map_err(|error| to_py(py, error))
+        let local = self.call(py, |connection| open::local_address(connection, &request))?;
+        Ok(local.to_string())
     }
 
     fn close_subflow(&self, py: Python<'_>, subflow: &Bound<'_, PyAny>, force: bool) -> PyResult<()> {
-        control::close_subflow(py, &self.0, subflow, force)
+        if let Ok(subflow) = subflow.cast::<Subflow>() {
+            let data = &subflow.get().data;
+            return self.call(py, |connection| {
+                close::close_subflow(connection, Which::of(connection, data)?, force)
+            });
+        }
+        let id = integer(subflow)
+            .ok_or_else(|| PyTypeError::new_err("subflow must be a Subflow or a subflow id"))?;
+        self.call(py, |connection| close::close_subflow(connection, Which::of_id(id)?, force))
     }
 
     fn set_backup(&self, py: Python<'_>, subflow: &Bound<'_, Subflow>, backup: bool) -> PyResult<()> {
-        control::set_backup(py, &self.0, subflow, backup)
+        let data = &subflow.get().data;
+        self.call(py, |connection| priority::set_backup(connection, Which::of(connection, data)?, backup))
     }
 
     fn announce_address(
@@ -138,11 +129,23 @@ impl ByToken {
         address: &Bound<'_, PyAny>,
         port: &Bound<'_, PyAny>,
     ) -> PyResult<u8> {
-        control::announce_address(py, &self.0, address, port)
+        if !address.is_instance_of::<PyString>() {
+            return Err(PyTypeError::new_err("address must be a str"));
+        }
+        let wrong_port = || PyTypeError::new_err("port must be an int or None");
+        let mut endpoint = from_any("address", address)?.ok_or_else(wrong_port)?;
+        if !port.is_none() {
+            let port = integer(port).ok_or_else(wrong_port)?;
+            endpoint.port = announce::check_port(port).map_err(|error| to_py(py, error))?;
+        }
+        announce::check(&endpoint).map_err(|error| to_py(py, error))?;
+        self.call(py, |connection| announce::announce(connection, &endpoint))
     }
 
     fn remove_address(&self, py: Python<'_>, id: &Bound<'_, PyAny>) -> PyResult<()> {
-        control::remove_address(py, &self.0, id)
+        let number = integer(id).ok_or_else(|| PyTypeError::new_err("an address id must be an int"))?;
+        let id = announce::check_id(number).map_err(|error| to_py(py, error))?;
+        self.call(py, |connection| announce::remove(connection, id))
     }
 
     fn get_subflow_option<'py>(
@@ -153,10 +156,30 @@ impl ByToken {
         optname: &Bound<'py, PyAny>,
         buflen: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        control::get_option(py, &self.0, subflow, level, optname, buflen)
+        let subflow = arguments::subflow(subflow)?.get();
+        let option = arguments::option(level, optname)?;
+        let room = arguments::room(buflen)?;
+        let value =
+            self.call(py, |connection| options::get(connection, &subflow.data, option, room.bytes()))?;
+        room.result(py, value)
     }
 
     fn set_subflow_options(&self, py: Python<'_>, options: &Bound<'_, PyAny>) -> PyResult<()> {
-        control::set_options(py, &self.0, options)
+        let changes = arguments::changes(options)?;
+        self.call(py, |connection| options::set(connection, &changes))
     }
+}
+
+/// What open_subflow asks for, if nothing in it is wrong in itself.
+pub fn request(
+    local: &Bound<'_, PyAny>,
+    remote: &Bound<'_, PyAny>,
+    backup: bool,
+    interface: Option<String>,
+) -> PyResult<Request> {
+    let py = local.py();
+    let (local, remote) = (from_any("local", local)?, from_any("remote", remote)?);
+    let request = Request { local, remote, backup, interface };
+    request.check().map_err(|error| to_py(py, error))?;
+    Ok(request)
 }

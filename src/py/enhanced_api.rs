@@ -7,7 +7,6 @@ use pyo3::types::PyBytes;
 use super::errors::to_py;
 use super::handle::Handle;
 use super::options;
-use crate::connection::by_descriptor::ByDescriptor;
 use crate::enhanced_api::{serve, Call, Layout, ThisProcess};
 
 /// The option's number, and what it means.
@@ -25,14 +24,13 @@ fn call(optname: &Bound<'_, PyAny>, draft: bool) -> PyResult<(i32, Call)> {
 pub fn enhanced_getsockopt<'py>(
     py: Python<'py>,
     handle: &Bound<'py, Handle>,
-    fd: i32,
     optname: &Bound<'_, PyAny>,
     buffer: &[u8],
     draft: bool,
 ) -> PyResult<(Bound<'py, PyBytes>, usize)> {
     let (optname, call) = call(optname, draft)?;
-    let connection = ByDescriptor { handle: &handle.get().0, fd };
-    let reply = py.detach(|| serve::getsockopt(&connection, &ThisProcess, call, optname, buffer));
+    let connection = &handle.get().0;
+    let reply = py.detach(|| serve::getsockopt(connection, &ThisProcess, call, optname, buffer));
     let reply = reply.map_err(|error| to_py(py, error))?;
     Ok((PyBytes::new(py, &reply.bytes), reply.length))
 }
@@ -41,13 +39,12 @@ pub fn enhanced_getsockopt<'py>(
 pub fn enhanced_setsockopt(
     py: Python<'_>,
     handle: &Bound<'_, Handle>,
-    fd: i32,
     optname: &Bound<'_, PyAny>,
     buffer: &[u8],
     draft: bool,
 ) -> PyResult<()> {
     let (optname, call) = call(optname, draft)?;
-    let connection = ByDescriptor { handle: &handle.get().0, fd };
-    py.detach(|| serve::setsockopt(&connection, &ThisProcess, call, optname, buffer))
+    let connection = &handle.get().0;
+    py.detach(|| serve::setsockopt(connection, &ThisProcess, call, optname, buffer))
         .map_err(|error| to_py(py, error))
 }

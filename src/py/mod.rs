@@ -1,8 +1,8 @@
 //! The binding: the export list. One file a Python type, no decisions.
 
 mod address;
+mod by_token;
 mod connection;
-mod control;
 mod emulation;
 mod enhanced_api;
 mod errors;
@@ -26,9 +26,10 @@ mod _core {
     use super::address::from_tuple;
     use super::errors::to_py;
     use super::options::int;
-    use crate::connection::{attach, by_descriptor, by_token};
+    use crate::connection::{attach, by_token};
+    use crate::namespace;
     use crate::namespace::path_manager;
-    use crate::{namespace, options::bpf};
+    use crate::options::bpf;
     use pyo3::exceptions::PyImportError;
     use pyo3::prelude::*;
     use pyo3::sync::PyOnceLock;
@@ -49,7 +50,9 @@ mod _core {
     }
 
     #[pymodule_export]
-    use super::connection::ByToken;
+    use super::by_token::ByToken;
+    #[pymodule_export]
+    use super::connection::Native;
     #[pymodule_export]
     use super::emulation::{LinkEmulator, LinkLimits, LinkTrace};
     #[pymodule_export]
@@ -90,20 +93,10 @@ mod _core {
             .map_err(|error| to_py(py, error))
     }
 
-    #[pyfunction]
-    fn is_multipath(py: Python<'_>, fd: i32) -> PyResult<bool> {
-        py.detach(|| by_descriptor::is_multipath(fd)).map_err(|error| to_py(py, error))
-    }
-
-    #[pyfunction]
-    fn info(py: Python<'_>, fd: i32) -> PyResult<Info> {
-        py.detach(|| by_descriptor::read_info(fd)).map(Info).map_err(|error| to_py(py, error))
-    }
-
     /// The connections of the network namespace that a socket belongs to, or of the calling thread's.
     #[pyfunction]
     #[pyo3(signature = (fd, token))]
-    fn connections(py: Python<'_>, fd: Option<i32>, token: Option<u32>) -> PyResult<Vec<ByToken>> {
+    fn connections(py: Python<'_>, fd: Option<i32>, token: Option<u32>) -> PyResult<Vec<Py<ByToken>>> {
         let list = || {
             let namespace = match fd {
                 Some(fd) => namespace::Namespace::of_socket(fd)?,
@@ -112,7 +105,7 @@ mod _core {
             by_token::list(&namespace, token)
         };
         let connections = py.detach(list).map_err(|error| to_py(py, error))?;
-        Ok(connections.into_iter().map(ByToken).collect())
+        connections.into_iter().map(|connection| ByToken::new(py, connection)).collect()
     }
 
     /// The subflows of each of these connections, by one dump; None for one that has ended or fallen back.
@@ -122,7 +115,7 @@ mod _core {
         connections: Vec<Py<ByToken>>,
         owners: Vec<Py<PyAny>>,
     ) -> PyResult<Vec<Option<Vec<Subflow>>>> {
-        let natives: Vec<_> = connections.iter().map(|connection| &connection.get().0).collect();
+        let natives: Vec<_> = connections.iter().map(|connection| &*connection.get().0).collect();
         let read = py.detach(|| by_token::subflows_of(&natives)).map_err(|error| to_py(py, error))?;
         let with_owner = |(subflows, owner): (Option<Vec<_>>, Py<PyAny>)| {
             subflows.map(|subflows| {
@@ -140,7 +133,7 @@ mod _core {
     fn subflows_at(py: Python<'_>, asked: Vec<AskedFor<'_>>) -> PyResult<Vec<Option<Subflow>>> {
         let mut ends = Vec::with_capacity(asked.len());
         for (native, _, local, remote) in &asked {
-            ends.push((&native.get().0, from_tuple(local)?, from_tuple(remote)?));
+            ends.push((&*native.get().0, from_tuple(local)?, from_tuple(remote)?));
         }
         let read = py.detach(|| by_token::subflows_at(&ends)).map_err(|error| to_py(py, error))?;
         let with_owner = |(data, (_, owner, ..)): (Option<_>, &AskedFor<'_>)| {

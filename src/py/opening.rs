@@ -1,41 +1,22 @@
 //! A subflow on its way, for one who waits for many at once: the native part of `mptcp.aio.open_subflow`.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use super::connection::ByToken;
-use super::control::Open;
+use super::connection::{request, Native};
 use super::errors::to_py;
-use super::handle::Handle;
 use super::subflow::Subflow;
-use super::timeout::Timeout;
-use crate::connection::by_descriptor::ByDescriptor;
 use crate::connection::open;
 use crate::connection::Connection;
 use crate::sys::lock::lock;
 
-/// How the connection is reached.
-enum Way {
-    Descriptor { handle: Py<Handle>, fd: i32 },
-    Token(Py<ByToken>),
-}
-
-impl Way {
-    fn with<T>(&self, act: impl FnOnce(&dyn Connection) -> T) -> T {
-        match self {
-            Way::Descriptor { handle, fd } => act(&ByDescriptor { handle: &handle.get().0, fd: *fd }),
-            Way::Token(connection) => act(&connection.get().0),
-        }
-    }
-}
-
 /// Closed before it is accepted, nothing is left of the subflow.
 #[pyclass(frozen, module = "mptcp._core")]
 pub struct Opening {
-    way: Way,
+    connection: Arc<dyn Connection>,
     owner: Py<PyAny>,
     opening: Mutex<Option<open::Opening>>,
 }
@@ -49,27 +30,21 @@ impl Opening {
 
 #[pymethods]
 impl Opening {
-    /// By a Handle and its descriptor, or by a ByToken.
     #[new]
-    #[expect(clippy::too_many_arguments, reason = "the arguments of the Python function")]
     fn new(
         py: Python<'_>,
-        native: &Bound<'_, PyAny>,
-        fd: i32,
+        native: &Bound<'_, Native>,
         owner: Py<PyAny>,
         local: &Bound<'_, PyAny>,
         remote: &Bound<'_, PyAny>,
         backup: bool,
         interface: Option<String>,
     ) -> PyResult<Opening> {
-        let request = Open { local, remote, backup, interface, timeout: Timeout::FOREVER }.request(py)?;
-        let way = match native.cast::<Handle>() {
-            Ok(handle) => Way::Descriptor { handle: handle.clone().unbind(), fd },
-            Err(_) => Way::Token(native.cast::<ByToken>()?.clone().unbind()),
-        };
-        let open = || way.with(|connection| open::Opening::with_descriptor(connection, &request));
+        let request = request(local, remote, backup, interface)?;
+        let connection = Arc::clone(&native.get().0);
+        let open = || open::Opening::with_descriptor(&*connection, &request);
         let opening = py.detach(open).map_err(|error| to_py(py, error))?;
-        Ok(Opening { way, owner, opening: Mutex::new(Some(opening)) })
+        Ok(Opening { connection, owner, opening: Mutex::new(Some(opening)) })
     }
 
     fn fileno(&self, py: Python<'_>) -> PyResult<i32> {
@@ -78,11 +53,9 @@ impl Opening {
 
     /// The subflow if it is accepted by now.
     fn look(&self, py: Python<'_>) -> PyResult<Option<Subflow>> {
-        let look = |opening: &mut open::Opening| {
-            self.way.with(|connection| match opening.advance(connection, Instant::now())? {
-                true => opening.accepted(connection).map(Some),
-                false => Ok(None),
-            })
+        let look = |opening: &mut open::Opening| match opening.advance(&*self.connection, Instant::now())? {
+            true => opening.accepted(&*self.connection).map(Some),
+            false => Ok(None),
         };
         let found = self.with(py, look)?.map_err(|error| to_py(py, error))?;
         Ok(found.map(|data| Subflow::new(data, self.owner.clone_ref(py))))

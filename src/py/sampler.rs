@@ -9,7 +9,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
 use super::address::to_tuple;
-use super::connection::ByToken;
+use super::by_token::ByToken;
 use super::errors::to_py;
 use super::events::Event;
 use super::rows;

@@ -45,11 +45,10 @@ pub fn run_program(
     let Some(program) = arguments.first().cloned() else {
         return Err(PyValueError::new_err("there is no program to run"));
     };
-    let named = |name| [PathManager::Kernel, PathManager::Userspace].into_iter().find(|p| p.name() == name);
     let settings = Settings {
         arguments: c_strings(arguments)?,
         environment: c_strings(environment)?,
-        path_manager: path_manager.and_then(named),
+        path_manager: path_manager.and_then(PathManager::of_name),
         except: except_.into_iter().map(OsString::into_vec).collect(),
         layout: if draft_layout { Layout::Draft } else { Layout::Kernel },
         user: user.map(|(uid, gid, groups, mut descriptors)| {

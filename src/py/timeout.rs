@@ -10,8 +10,6 @@ use pyo3::prelude::*;
 pub struct Timeout(Option<f64>);
 
 impl Timeout {
-    pub const FOREVER: Timeout = Timeout(None);
-
     /// Refuses what is no number from 0 on; an int that no float can hold is a wrong value like any other.
     pub fn extract(value: &Bound<'_, PyAny>) -> PyResult<Timeout> {
         let wrong = || PyValueError::new_err("timeout must be a number of seconds >= 0, or None");

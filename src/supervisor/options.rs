@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd;
 
 use super::caller::Caller;
 use super::{Outcome, Supervisor};
-use crate::connection::by_descriptor::{ByDescriptor, Handle};
+use crate::connection::by_descriptor::ByDescriptor;
 use crate::connection::Connection;
 use crate::enhanced_api::{self, Call, Caller as _, Layout, Name};
 use crate::sys::seccomp::Notification;
@@ -31,8 +31,7 @@ pub fn serve(supervisor: &Supervisor, caller: &Caller<'_>, call: &Notification) 
     }
     // The duplicate is the socket that was there when the call came. What the program does with its own descriptor
     // meanwhile does not matter.
-    let handle = Handle::default();
-    let connection = ByDescriptor { handle: &handle, fd };
+    let connection = ByDescriptor::new(fd);
     if let Ok(known) = connection.known() {
         supervisor.connections.keep(&supervisor.namespace, known);
     }
@@ -51,7 +50,7 @@ fn errno(error: &io::Error) -> i32 {
     error.raw_os_error().unwrap_or(libc::EFAULT)
 }
 
-fn get(connection: &ByDescriptor<'_>, caller: &Caller<'_>, arguments: &Arguments) -> Result<(), i32> {
+fn get(connection: &ByDescriptor, caller: &Caller<'_>, arguments: &Arguments) -> Result<(), i32> {
     let mut length = [0; 4];
     caller.read(arguments.optlen, &mut length).map_err(|error| errno(&error))?;
     let length = usize::try_from(i32::from_ne_bytes(length)).map_err(|_| libc::EINVAL)?;
@@ -89,7 +88,7 @@ fn write(
     written
 }
 
-fn set(connection: &ByDescriptor<'_>, caller: &Caller<'_>, arguments: &Arguments) -> Result<(), i32> {
+fn set(connection: &ByDescriptor, caller: &Caller<'_>, arguments: &Arguments) -> Result<(), i32> {
     let length = usize::try_from(arguments.optlen as i32).map_err(|_| libc::EINVAL)?;
     let mut input = vec![0; length.min(arguments.call.input_size())];
     caller.read(arguments.optval, &mut input).map_err(|error| errno(&error))?;
