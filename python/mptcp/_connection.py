@@ -128,7 +128,10 @@ class Connection:
 
     @property
     def program(self) -> str | None:
-        """The name of that process, by /proc/PID/comm: 15 characters at most. None where ``pid`` is."""
+        r"""The name of that process, by /proc/PID/comm: 15 bytes at most. None where ``pid`` is.
+
+        Whoever runs the process chooses it: control characters are possible. Bytes that are not UTF-8 read \xNN.
+        """
         return _proc.program(self.pid)
 
     def info(self) -> Info:

@@ -61,10 +61,10 @@ def holder(inode: int) -> int | None:
 
 
 def program(pid: int | None) -> str | None:
-    """The name of a process, 15 characters at most; None where there is none."""
+    r"""Return the name of a process, 15 bytes at most; None where there is none. Bytes that are not UTF-8 read \xNN."""
     try:
-        with open(f"/proc/{pid}/comm") as file:
-            return file.read().rstrip("\n")
+        with open(f"/proc/{pid}/comm", "rb") as file:
+            return file.read().removesuffix(b"\n").decode(errors="backslashreplace")
     except OSError:
         return None
 

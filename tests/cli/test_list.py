@@ -8,6 +8,7 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,44 @@ def test_the_text(connection: Connection) -> None:
         first,
     )
     assert re.match(r"  10\.0\.2\.1:\d+ -> 10\.0\.2\.2:5000 +ESTABLISHED  ids \d+/\d+  joined,backup ", second)
+
+
+@pytest.fixture
+def comm() -> Iterator[Path]:
+    """The name of this process, which a test may change."""
+    comm = Path("/proc/self/comm")
+    before = comm.read_bytes().removesuffix(b"\n")
+    yield comm
+    comm.write_bytes(before)
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        (b"caf\xc3\xa9", "caf\u00e9"),
+        (b"caf\xe9", r"caf\xe9"),
+        (b"\xff\xfe\n\t", "\\xff\\xfe\n\t"),
+        (b"\x1b[2J\x07\xc2\x9b", "\x1b[2J\x07\x9b"),
+        (b"\xe2\x80\xaegnp", "\u202egnp"),
+    ],
+)
+def test_a_program_whose_name_is_any_bytes(connection: Connection, comm: Path, name: bytes, read: str) -> None:
+    comm.write_bytes(name)
+    client = connection.client
+    [found] = client.connections()
+    assert (found.pid, found.program) == (os.getpid(), read)
+    [reported] = listed(client)
+    assert (reported["pid"], reported["program"]) == (os.getpid(), read)
+    for command in ("list", "watch"):
+        for encoding in ("utf-8", "ascii"):
+            words = [sys.executable, "-W", "error", "-m", "mptcp", command, *(["--count", "1"] * (command == "watch"))]
+            environment = {**os.environ, "PYTHONIOENCODING": encoding}
+            done = client.run(words, capture_output=True, timeout=60, env=environment)
+            assert (done.returncode, done.stderr) == (0, b"")
+            title = done.stdout.decode(encoding).splitlines()[0]
+            escaped = "".join(each if each.isprintable() else repr(each)[1:-1] for each in read)
+            shown = escaped.encode(encoding, "backslashreplace").decode(encoding)
+            assert title.endswith(f"pid {os.getpid()} ({shown})")
 
 
 def test_filters(connection: Connection) -> None:

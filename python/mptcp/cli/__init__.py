@@ -11,6 +11,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, cast
 
+from mptcp.cli._show import show
+
 # As a shell reports a program that SIGINT ended.
 _INTERRUPTED = 130
 
@@ -43,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _INTERRUPTED
     except OSError as error:
         if not (isinstance(error, BrokenPipeError) and _reader_is_gone()):
-            print(f"mptcp {arguments.command}: {_message(error)}", file=sys.stderr)
+            show(*f"mptcp {arguments.command}: {_message(error)}".splitlines(), file=sys.stderr)
         return 1
 
 

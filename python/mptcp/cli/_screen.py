@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Sequence
 from typing import TextIO
 
+from mptcp.cli._show import printable
+
 
 class Screen:
     """The live area of one terminal. Nothing else may be written to the terminal while it is in use."""
@@ -24,7 +26,7 @@ class Screen:
         """Draw the live area in place of the one before, with new lines that stay above it."""
         # A line of the area that wraps would take two rows, and the next drawing would start too low.
         width = shutil.get_terminal_size().columns
-        lines = [*above, *(line[:width] for line in area)]
+        lines = [*map(printable, above), *(printable(line)[:width] for line in area)]
         # Carriage return and CUU take the cursor to the first row of the old area, ED erases from there.
         erase = f"\r\x1b[{self._height}A\x1b[J" if self._height else ""
         # In one piece, or the terminal might show what is erased and not yet drawn.

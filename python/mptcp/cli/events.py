@@ -14,6 +14,7 @@ from typing import Any
 from mptcp._address import endpoint
 from mptcp._core import Event
 from mptcp._events import Events
+from mptcp.cli._show import show
 from mptcp.cli.list import number
 
 SUMMARY = "print what happens to connections, subflows, links and addresses"
@@ -34,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
                 file=sys.stderr,
             )
         for event in _taken(events, arguments.count, arguments.duration):
-            print(json.dumps(_report(event)) if arguments.json else _line(event), flush=True)
+            show(json.dumps(_report(event)) if arguments.json else _line(event))
     return 0
 
 

@@ -11,6 +11,7 @@ from mptcp import _proc
 from mptcp._address import endpoint
 from mptcp._connection import Connection, connections, subflows_of
 from mptcp._core import Subflow
+from mptcp.cli._show import show
 
 SUMMARY = "list the connections of this network namespace, and their subflows"
 
@@ -46,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps({"connections": [report(*each, owners) for each in found]}, indent=2))
     else:
-        print(*_lines(found, owners), sep="\n")
+        show(*_lines(found, owners))
     return 0
 
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from mptcp._address import endpoint
 from mptcp._core import Subflow
 from mptcp.cli._screen import Screen
+from mptcp.cli._show import show
 from mptcp.cli.events import seconds
 from mptcp.cli.list import Found, add_choice, find, flags, holders, number, or_unknown, report, table
 
@@ -41,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
                 # What does not fit cannot be drawn over.
                 screen.draw(lines[: shutil.get_terminal_size().lines - 1])
             else:
-                print(*lines, "", sep="\n", flush=True)
+                show(*lines, "")
         if reading == arguments.count:
             return 0
         # One that is late is not made up for.
