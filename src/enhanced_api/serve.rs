@@ -39,9 +39,21 @@ pub trait Caller {
         Ok(())
     }
 
-    /// Whether the caller could set the option on a socket of its own.
-    fn may_set(&self, subflow: &Subflow, option: SocketOption, value: &[u8]) -> Result<()> {
-        let _ = (subflow, option, value);
+    /// Whether the caller may have one more subflow, of the connection with this token.
+    fn may_open(&self, token: u32) -> Result<()> {
+        let _ = token;
+        Ok(())
+    }
+
+    /// Whether the caller could set the option on a socket of its own that is as the subflow's.
+    fn may_set(
+        &self,
+        connection: &dyn Connection,
+        subflow: &Subflow,
+        option: SocketOption,
+        value: &[u8],
+    ) -> Result<()> {
+        let _ = (connection, subflow, option, value);
         Ok(())
     }
 }
@@ -260,6 +272,7 @@ fn open_sub_tuple(
     if tuple.local.port() != 0 {
         caller.may_bind(tuple.local)?;
     }
+    caller.may_open(known.token)?;
     let request = Request {
         local: Some(endpoint(tuple.local)),
         remote: Some(endpoint(tuple.remote)),
@@ -331,7 +344,7 @@ fn sub_setsockopt(
     let mut value = vec![0; length];
     caller.read(request.optval, &mut value).map_err(|error| memory("optval", &error))?;
     let value = as_the_kernel_takes_it(option, value);
-    caller.may_set(&subflow, option, &value)?;
+    caller.may_set(connection, &subflow, option, &value)?;
     let change = Change { subflow, option, value };
     change.check()?;
     options::set(connection, &[change]).map_err(of_a_subflow(request.id))

@@ -95,6 +95,8 @@ pub const TCP_CONGESTION: SocketOption =
     SocketOption { level: libc::IPPROTO_TCP, number: libc::TCP_CONGESTION };
 pub const SO_BINDTODEVICE: SocketOption =
     SocketOption { level: libc::SOL_SOCKET, number: libc::SO_BINDTODEVICE };
+pub const SO_BINDTOIFINDEX: SocketOption =
+    SocketOption { level: libc::SOL_SOCKET, number: libc::SO_BINDTOIFINDEX };
 pub const SO_RCVLOWAT: SocketOption = SocketOption { level: libc::SOL_SOCKET, number: libc::SO_RCVLOWAT };
 
 impl SocketOption {

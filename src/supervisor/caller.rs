@@ -4,21 +4,57 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use crate::abi::address;
-use crate::connection::Subflow;
+use super::Supervisor;
+use crate::abi::{address, uapi};
+use crate::connection::{Connection, Subflow};
 use crate::enhanced_api;
 use crate::error::{Error, Result};
-use crate::options::table::SocketOption;
-use crate::sys::credentials::Owner;
-use crate::sys::seccomp::{Listener, Notification};
-use crate::sys::{self, credentials, descriptor, Wanted};
+use crate::options;
+use crate::options::table::{SocketOption, SO_BINDTOIFINDEX, TCP_CONGESTION};
+use crate::sys::credentials::{Owner, Rights};
+use crate::sys::seccomp::Notification;
+use crate::sys::{self, descriptor, Wanted};
 
-const CAP_NET_BIND_SERVICE: u32 = 10; // <linux/capability.h>
+/// The options that a program may set on one subflow. They are those that setsockopt knows, too: bpf_setsockopt has others
+/// that no program may set on a socket of its own, TCP_BPF_IW and SK_BPF_CB_FLAGS for example, and newer kernels may
+/// have more.
+const SETTABLE: [(i32, i32); 27] = {
+    use libc::{IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, SOL_SOCKET};
+    [
+        (SOL_SOCKET, libc::SO_REUSEADDR),
+        (SOL_SOCKET, libc::SO_SNDBUF),
+        (SOL_SOCKET, libc::SO_RCVBUF),
+        (SOL_SOCKET, libc::SO_KEEPALIVE),
+        (SOL_SOCKET, libc::SO_PRIORITY),
+        (SOL_SOCKET, libc::SO_REUSEPORT),
+        (SOL_SOCKET, libc::SO_BINDTODEVICE),
+        (SOL_SOCKET, libc::SO_MARK),
+        (SOL_SOCKET, libc::SO_MAX_PACING_RATE),
+        (SOL_SOCKET, libc::SO_BINDTOIFINDEX),
+        (SOL_SOCKET, uapi::SO_TXREHASH),
+        (IPPROTO_TCP, libc::TCP_NODELAY),
+        (IPPROTO_TCP, libc::TCP_MAXSEG),
+        (IPPROTO_TCP, libc::TCP_KEEPIDLE),
+        (IPPROTO_TCP, libc::TCP_KEEPINTVL),
+        (IPPROTO_TCP, libc::TCP_KEEPCNT),
+        (IPPROTO_TCP, libc::TCP_SYNCNT),
+        (IPPROTO_TCP, libc::TCP_WINDOW_CLAMP),
+        (IPPROTO_TCP, libc::TCP_CONGESTION),
+        (IPPROTO_TCP, libc::TCP_THIN_LINEAR_TIMEOUTS),
+        (IPPROTO_TCP, libc::TCP_USER_TIMEOUT),
+        (IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT),
+        (IPPROTO_TCP, libc::TCP_SAVE_SYN),
+        (IPPROTO_TCP, uapi::TCP_RTO_MAX_MS),
+        (IPPROTO_IP, libc::IP_TOS),
+        (IPPROTO_IPV6, libc::IPV6_TCLASS),
+        (IPPROTO_IPV6, libc::IPV6_AUTOFLOWLABEL),
+    ]
+};
 
 /// A file of nsfs: which namespace it stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,15 +70,16 @@ impl NamespaceFile {
 }
 
 /// The thread behind a notification. What /proc tells by its id is of that thread as long as the call waits, so
-/// whatever is done on the ground of it is done only after [`Listener::is_waiting`].
-#[derive(Debug)]
+/// whatever is done on the ground of it is done only after [`Caller::check`].
 pub struct Caller<'a> {
-    listener: &'a Listener,
+    supervisor: &'a Supervisor<'a>,
     id: u64,
     thread: i32,
     process: i32,
     /// Whom its files, and so its sockets, belong to.
     pub owner: Owner,
+    /// The effective user.
+    uid: u32,
     /// Effective ones, in its own user namespace.
     capabilities: u64,
 }
@@ -52,7 +89,7 @@ fn gone() -> io::Error {
 }
 
 impl<'a> Caller<'a> {
-    pub fn of(listener: &'a Listener, call: &Notification) -> io::Result<Caller<'a>> {
+    pub fn of(supervisor: &'a Supervisor<'a>, call: &Notification) -> io::Result<Caller<'a>> {
         // Bytes: the process's name, which is among them, need not be UTF-8.
         let status = fs::read(format!("/proc/{}/status", call.thread))?;
         let field = |name: &str| {
@@ -64,11 +101,12 @@ impl<'a> Caller<'a> {
         let number = |word: Option<&str>| word.and_then(|word| word.parse::<u32>().ok()).ok_or_else(gone);
         let capabilities = field("CapEff:")?.next().and_then(|word| u64::from_str_radix(word, 16).ok());
         let caller = Caller {
-            listener,
+            supervisor,
             id: call.id,
             thread: call.thread,
             process: number(field("Tgid:")?.next())? as i32,
             // Real, effective, saved, file system.
+            uid: number(field("Uid:")?.nth(1))?,
             owner: Owner { uid: number(field("Uid:")?.nth(3))?, gid: number(field("Gid:")?.nth(3))? },
             capabilities: capabilities.ok_or_else(gone)?,
         };
@@ -78,7 +116,7 @@ impl<'a> Caller<'a> {
 
     /// Fails if what was read by the thread's id may be of another one.
     pub fn check(&self) -> io::Result<()> {
-        if self.listener.is_waiting(self.id) {
+        if self.supervisor.listener.is_waiting(self.id) {
             Ok(())
         } else {
             Err(gone())
@@ -97,13 +135,52 @@ impl<'a> Caller<'a> {
         }
     }
 
-    /// Effective capabilities that count in our user namespace.
-    fn capabilities_here(&self) -> u64 {
-        if self.shares("user") && self.check().is_ok() {
-            self.capabilities
+    /// What it may do.
+    fn rights(&self) -> io::Result<Rights> {
+        let namespace = if self.shares("user") {
+            None
         } else {
-            0
-        }
+            Some(fs::File::open(format!("/proc/{}/ns/user", self.thread))?)
+        };
+        self.check()?;
+        Ok(Rights { uid: self.uid, capabilities: self.capabilities, user_namespace: namespace })
+    }
+
+    /// What it had if it made a TCP socket, and did this with it. `step` makes system calls only.
+    fn tried(
+        &self,
+        what: &str,
+        family: u8,
+        prepare: impl FnOnce(RawFd) -> io::Result<()>,
+        step: impl FnOnce(RawFd) -> io::Result<()>,
+    ) -> Result<()> {
+        let socket = Wanted::Socket {
+            family: i32::from(family),
+            kind: libc::SOCK_STREAM,
+            protocol: libc::IPPROTO_TCP,
+        };
+        let [socket] = sys::open_here(&[socket]);
+        let tried = socket.and_then(|socket| {
+            let fd = socket.as_raw_fd();
+            prepare(fd)?;
+            self.rights()?.tried(|| step(fd))
+        });
+        tried.map_err(|error| Error::call(&format!("{what} on a TCP socket of the caller's"), &error))
+    }
+
+    /// How many descriptors its process has, and how many it may have.
+    fn descriptors(&self) -> io::Result<(usize, usize)> {
+        let process = self.process;
+        // Linux 6.2 tells their number as the size of the directory.
+        let open = match fs::metadata(format!("/proc/{process}/fd"))?.len() {
+            0 => fs::read_dir(format!("/proc/{process}/fd"))?.count(),
+            size => size as usize,
+        };
+        let limits = fs::read_to_string(format!("/proc/{process}/limits"))?;
+        let limit = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
+        let limit = limit.and_then(|line| line.split_ascii_whitespace().next()).ok_or_else(gone)?;
+        self.check()?;
+        Ok((open, limit.parse().unwrap_or(usize::MAX)))
     }
 
     /// Whether its program has one of these names: a path, or the last part of one, or a process's name.
@@ -145,32 +222,60 @@ impl enhanced_api::Caller for Caller<'_> {
         memory.write(address, bytes)
     }
 
+    /// Each subflow counts as the descriptor that a program takes for a connection.
+    fn may_open(&self, token: u32) -> Result<()> {
+        let failed = |error: io::Error| Error::call("counting the caller's descriptors", &error);
+        let (open, limit) = self.descriptors().map_err(failed)?;
+        let Supervisor { connections, namespace, .. } = self.supervisor;
+        if connections.open_one(namespace, token, self.process, limit.saturating_sub(open)) {
+            return Ok(());
+        }
+        Err(Error::os(libc::EMFILE, format!("{limit} descriptors and subflows (RLIMIT_NOFILE)")))
+    }
+
+    /// Binds a new TCP socket as the caller would.
     fn may_bind(&self, local: SocketAddr) -> Result<()> {
         let first = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
         let first = first.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(1024);
-        if local.port() >= first || self.capabilities_here() & 1 << CAP_NET_BIND_SERVICE != 0 {
+        if local.port() >= first {
             return Ok(());
         }
-        Err(Error::os(libc::EACCES, format!("port {} needs CAP_NET_BIND_SERVICE", local.port())))
-    }
-
-    /// Sets it on a new TCP socket with the caller's capabilities and no others.
-    fn may_set(&self, subflow: &Subflow, option: SocketOption, value: &[u8]) -> Result<()> {
-        let tried = credentials::limited_to(self.capabilities_here(), || {
-            let [socket] = sys::open_here(&[Wanted::Socket {
-                family: i32::from(address::family(subflow.local.ip().to_canonical())),
-                kind: libc::SOCK_STREAM,
-                protocol: libc::IPPROTO_TCP,
-            }]);
-            let socket = socket?;
-            sys::setsockopt(socket.as_raw_fd(), option.level, option.number, value)
-        });
-        match tried.and_then(|result| result) {
-            // Anything else is for the subflow to say: this socket is not even connected.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES)) => {
-                Err(Error::call("setting the option on a socket of the caller's", &error))
-            }
+        let bound = self.tried("bind", address::family(local.ip()), |_| Ok(()), |fd| sys::bind(fd, local));
+        match bound {
+            Err(error) if matches!(error.errno(), libc::EACCES | libc::EPERM) => Err(error),
+            // Anything else, a port in use above all, is for the subflow to say.
             _ => Ok(()),
         }
+    }
+
+    /// Sets it on a new TCP socket that is bound and congested as the subflow is, as the caller would.
+    fn may_set(
+        &self,
+        connection: &dyn Connection,
+        subflow: &Subflow,
+        option: SocketOption,
+        value: &[u8],
+    ) -> Result<()> {
+        if !SETTABLE.contains(&(option.level, option.number)) {
+            let message = format!("setsockopt({option}): a program cannot set this on one subflow");
+            return Err(Error::os(libc::EINVAL, message));
+        }
+        let family = address::family(subflow.local.ip().to_canonical());
+        let interface = subflow.entry.map_or(0, |entry| entry.tuple.interface);
+        let congestion = match option {
+            TCP_CONGESTION => Some(options::get(connection, subflow, option, uapi::TCP_CA_NAME_MAX)?),
+            _ => None,
+        };
+        let prepare = |fd| {
+            if interface != 0 {
+                let SocketOption { level, number } = SO_BINDTOIFINDEX;
+                sys::setsockopt(fd, level, number, &interface.to_ne_bytes())?;
+            }
+            // What it has already may be set again, restricted or not.
+            congestion.as_ref().map_or(Ok(()), |name| sys::setsockopt(fd, option.level, option.number, name))
+        };
+        let call = format!("setsockopt({option})");
+        // The answer is the caller's, whatever it is: a value that setsockopt refuses BPF may take.
+        self.tried(&call, family, prepare, |fd| sys::setsockopt(fd, option.level, option.number, value))
     }
 }

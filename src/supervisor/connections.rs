@@ -13,15 +13,70 @@ use crate::sys::lock::lock;
 const ROOM: usize = 64;
 
 #[derive(Debug, Default)]
-pub struct Connections(Mutex<Kept<Arc<Known>>>);
+pub struct Connections(Mutex<Kept<Used>>);
+
+/// What the program uses options on.
+#[derive(Debug)]
+struct Used {
+    /// Held, so that it stays.
+    _known: Arc<Known>,
+    /// The process that opened a subflow of it last, and how many there are at most that were opened here.
+    opener: i32,
+    opened: usize,
+}
 
 impl Connections {
     /// Keeps what is known of a connection for as long as there is one with its token.
     pub fn keep(&self, namespace: &Namespace, known: Arc<Known>) {
-        lock(&self.0).keep(known.token, known, |tokens| {
+        let mut kept = lock(&self.0);
+        if kept.by_token.contains_key(&known.token) {
+            return;
+        }
+        let token = known.token;
+        kept.keep(token, Used { _known: known, opener: 0, opened: 0 }, |tokens| {
             let found = diag::look_up_tokens(&mut lock(&namespace.diag), tokens).ok()?;
             Some(found.iter().map(Option::is_some).collect())
         });
+    }
+
+    /// Counts one more subflow that a process is about to open, of the connection with this token, unless there would be
+    /// more than `most` of its connections together.
+    pub fn open_one(&self, namespace: &Namespace, token: u32, process: i32, most: usize) -> bool {
+        let mut kept = lock(&self.0);
+        let mut count = |recount: bool| {
+            if recount {
+                kept.recount(namespace);
+            }
+            let others =
+                kept.by_token.iter().filter(|(other, used)| **other != token && used.opener == process);
+            let opened: usize = others.map(|(_, used)| used.opened).sum();
+            let Some(used) = kept.by_token.get_mut(&token) else { return opened < most };
+            used.opener = process;
+            if opened + used.opened >= most {
+                return false;
+            }
+            used.opened += 1;
+            true
+        };
+        // Those that were closed since have not been taken off.
+        count(false) || count(true)
+    }
+}
+
+impl Kept<Used> {
+    /// Counts the subflows that were opened here. If they cannot be told the number stays.
+    fn recount(&mut self, namespace: &Namespace) {
+        let mut opened: HashMap<u32, usize> = HashMap::new();
+        let dumped = diag::dump(&mut lock(&namespace.diag), |entry, _| {
+            if let Some(subflow) = entry.subflow.filter(|subflow| subflow.joined_here()) {
+                *opened.entry(subflow.token).or_default() += 1;
+            }
+        });
+        if dumped.is_ok() {
+            for (token, used) in &mut self.by_token {
+                used.opened = opened.get(token).copied().unwrap_or(0);
+            }
+        }
     }
 }
 

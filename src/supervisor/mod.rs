@@ -348,7 +348,7 @@ impl Supervisor<'_> {
     }
 
     fn serve_one(&self, call: &Notification) -> Outcome {
-        let Ok(caller) = Caller::of(&self.listener, call) else { return Outcome::Pass };
+        let Ok(caller) = Caller::of(self, call) else { return Outcome::Pass };
         match call.number {
             libc::SYS_socket => socket::serve(self, &caller, call),
             libc::SYS_getsockopt | libc::SYS_setsockopt => options::serve(self, &caller, call),

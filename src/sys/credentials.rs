@@ -1,8 +1,11 @@
 //! Capabilities of the calling thread, and whom what it makes belongs to.
 
+use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 
 use super::check;
+use super::child::in_a_process;
 
 const VERSION_3: u32 = 0x2008_0522; // _LINUX_CAPABILITY_VERSION_3
 
@@ -40,24 +43,60 @@ pub fn drop_all() -> libc::c_long {
     set(&[Data::default(); 2])
 }
 
-/// Runs `step` with no effective capabilities but those of `allowed`, on the calling thread alone.
-pub fn limited_to<T>(allowed: u64, step: impl FnOnce() -> T) -> io::Result<T> {
-    let before = get()?;
-    let mut limited = before;
-    limited[0].effective &= allowed as u32;
-    limited[1].effective &= (allowed >> 32) as u32;
-    /// Puts them back, after a panic too. What is permitted was not touched, so it cannot fail.
-    struct Restore([Data; 2]);
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            set(&self.0);
+/// What a thread may do, as far as the network is concerned.
+#[derive(Debug)]
+pub struct Rights {
+    /// Its effective user, as we see it.
+    pub uid: u32,
+    /// Its effective capabilities in its user namespace.
+    pub capabilities: u64,
+    /// That namespace, where it is not ours.
+    pub user_namespace: Option<File>,
+}
+
+impl Rights {
+    /// The result of `step` in a process that has these rights and no others. `step` makes system calls only, and what it
+    /// changes is lost with the process, but for what descriptors stand for.
+    ///
+    /// Fails where we cannot take these rights, which takes CAP_SETUID for another user, and CAP_SYS_ADMIN over another
+    /// namespace.
+    pub fn tried(&self, step: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        let status = in_a_process(0, || {
+            let tried = self.take().and_then(|()| step());
+            tried.map_or_else(
+                |error| error.raw_os_error().and_then(|e| e.try_into().ok()).unwrap_or(u8::MAX),
+                |()| 0,
+            )
+        })?;
+        match i32::from(status) {
+            0 => Ok(()),
+            errno => Err(io::Error::from_raw_os_error(errno)),
         }
     }
-    let restore = Restore(before);
-    check(set(&limited) as libc::c_int)?;
-    let result = step();
-    drop(restore);
-    Ok(result)
+
+    /// Takes these rights for good.
+    fn take(&self) -> io::Result<()> {
+        // SAFETY: no pointers. By syscall() where the C library would look after threads, of which there is one.
+        unsafe {
+            if libc::geteuid() != self.uid {
+                check(libc::prctl(libc::PR_SET_KEEPCAPS, 1, 0, 0, 0))?;
+                check(libc::syscall(libc::SYS_setresuid, self.uid, self.uid, self.uid) as libc::c_int)?;
+            }
+            if let Some(namespace) = &self.user_namespace {
+                let permitted = get()?.map(|data| Data { effective: data.permitted, ..data });
+                check(set(&permitted) as libc::c_int)?;
+                check(libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWUSER))?;
+            }
+        }
+        let mut data = get()?;
+        for (data, allowed) in
+            data.iter_mut().zip([self.capabilities as u32, (self.capabilities >> 32) as u32])
+        {
+            let allowed = data.permitted & allowed;
+            *data = Data { effective: allowed, permitted: allowed, inheritable: 0 };
+        }
+        check(set(&data) as libc::c_int).map(drop)
+    }
 }
 
 /// A user and a group that own what is made.
@@ -145,18 +184,31 @@ mod tests {
     }
 
     #[test]
-    fn capabilities_come_back() {
-        let effective = || {
-            let data = get().unwrap();
-            u64::from(data[0].effective) | u64::from(data[1].effective) << 32
+    fn rights_are_those_of_another_and_ours_stay() {
+        let before = (get().unwrap().map(|data| data.effective), Owner::current());
+        let ours = u64::from(before.0[0]) | u64::from(before.0[1]) << 32;
+        // SAFETY: no pointers.
+        let uid = unsafe { libc::geteuid() };
+        let rights = |uid, capabilities| Rights { uid, capabilities, user_namespace: None };
+        let effective = || get().map(|data| data.map(|data| data.effective));
+        let has = |wanted: [u32; 2]| {
+            move || {
+                if effective()? == wanted {
+                    Ok(())
+                } else {
+                    Err(io::Error::from_raw_os_error(libc::EDOM))
+                }
+            }
         };
-        let before = effective();
-        assert_eq!(limited_to(0, effective).unwrap(), 0);
-        assert_eq!(effective(), before);
-        let one = before & before.wrapping_neg();
-        assert_eq!(limited_to(one, effective).unwrap(), one);
-        let panicked = std::panic::catch_unwind(|| limited_to(0, || panic!("in the test")));
-        assert!(panicked.is_err());
-        assert_eq!(effective(), before);
+        assert!(rights(uid, 0).tried(has([0, 0])).is_ok());
+        assert!(rights(uid, u64::MAX).tried(has(before.0)).is_ok());
+        let one = ours & ours.wrapping_neg();
+        assert!(rights(uid, one).tried(has([one as u32, (one >> 32) as u32])).is_ok());
+        assert_eq!(rights(uid, 0).tried(has([1, 1])).unwrap_err().raw_os_error(), Some(libc::EDOM));
+        match rights(54321, one).tried(has([one as u32, (one >> 32) as u32])) {
+            Ok(()) => assert_eq!(uid, 0),
+            Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EPERM)),
+        }
+        assert_eq!((get().unwrap().map(|data| data.effective), Owner::current()), before);
     }
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use crate::abi::uapi::{full_info, subflow_info};
 
 pub mod bpf;
+pub mod child;
 pub mod clock;
 pub mod credentials;
 pub mod descriptor;
@@ -117,6 +118,13 @@ pub fn pidfd_getfd(process: &OwnedFd, fd: RawFd) -> io::Result<OwnedFd> {
         let taken = libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), fd, 0);
         Ok(OwnedFd::from_raw_fd(check(taken as libc::c_int)?))
     }
+}
+
+/// Binds a socket to a local address.
+pub fn bind(fd: RawFd, local: SocketAddr) -> io::Result<()> {
+    let address = socket2::SockAddr::from(local);
+    // SAFETY: the pointer and the length describe `address`, which outlives the call.
+    check(unsafe { libc::bind(fd, address.as_ptr().cast(), address.len()) }).map(drop)
 }
 
 /// Binds a netlink socket; the kernel chooses the port.
@@ -239,58 +247,31 @@ pub fn namespace_of_socket(fd: RawFd) -> io::Result<OwnedFd> {
 /// A short-lived process enters it, since a thread of a process with several threads cannot enter the user
 /// namespace that may own it (that of a laboratory without root). The process shares our descriptor table, so
 /// what it opens is open here, and it shares nothing else: entering a user namespace would otherwise change the
-/// attributes of our own memory. It raises no SIGCHLD and no wait() of the program sees it.
+/// attributes of our own memory.
 pub fn open_in_namespace<const N: usize>(
     namespace: &OwnedFd,
     wanted: &[Wanted; N],
 ) -> io::Result<[io::Result<OwnedFd>; N]> {
     let (mut reader, writer) = std::io::pipe()?;
     let mut opened = [0i32; N];
-    // SAFETY: plain data for which all zeros are valid; sigfillset and pthread_sigmask fill it.
-    let mut signals: libc::sigset_t = unsafe { std::mem::zeroed() };
-    // SAFETY: as above. Signals are blocked, so that no handler of the program runs in the new process.
-    let mut before: libc::sigset_t = unsafe { std::mem::zeroed() };
-    // SAFETY: both sets are ours.
-    unsafe {
-        libc::sigfillset(&raw mut signals);
-        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const signals, &raw mut before);
-    }
-    // SAFETY: clone without CLONE_VM is a fork. The new process makes system calls only, until _exit: it
-    // allocates nothing and takes no lock that another thread may have held at this moment.
-    let process = unsafe { libc::syscall(libc::SYS_clone, libc::CLONE_FILES, 0, 0, 0, 0) };
-    if process == 0 {
+    let status = child::in_a_process(libc::CLONE_FILES, || {
         let entered = enter_namespace(namespace.as_raw_fd());
         for (result, wanted) in opened.iter_mut().zip(wanted) {
             *result = if entered == 0 { open_wanted(wanted) } else { -entered };
         }
-        // SAFETY: the pointer and the length describe `opened`; _exit does not return.
-        unsafe {
-            libc::write(writer.as_raw_fd(), opened.as_ptr().cast(), size_of_val(&opened));
-            libc::_exit(entered);
-        }
-    }
-    let clone_error = io::Error::last_os_error();
-    // SAFETY: `before` was filled by the first pthread_sigmask.
-    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut()) };
-    if process < 0 {
-        return Err(clone_error);
-    }
-    let mut status = 0;
-    // __WALL finds a child that raises no SIGCHLD. The reply is in the pipe when it has ended.
-    // SAFETY: `status` outlives the call.
-    while let Err(error) = check(unsafe { libc::waitpid(process as i32, &raw mut status, libc::__WALL) }) {
-        if error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
-        }
-    }
+        // SAFETY: the pointer and the length describe `opened`.
+        unsafe { libc::write(writer.as_raw_fd(), opened.as_ptr().cast(), size_of_val(&opened)) };
+        entered as u8
+    })?;
+    // The reply is in the pipe when the process has ended.
     drop(writer);
     let mut reply = Vec::with_capacity(size_of_val(&opened));
     io::Read::read_to_end(&mut reader, &mut reply)?;
     for (i, result) in opened.iter_mut().enumerate() {
         *result = crate::abi::bytes::u32(&reply, 4 * i).map_or(-libc::EIO, |value| value as i32);
     }
-    if libc::WIFEXITED(status) && libc::WEXITSTATUS(status) != 0 {
-        return Err(io::Error::from_raw_os_error(libc::WEXITSTATUS(status)));
+    if status != 0 {
+        return Err(io::Error::from_raw_os_error(status.into()));
     }
     Ok(opened.map(claim))
 }

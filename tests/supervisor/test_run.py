@@ -274,6 +274,33 @@ show()
     assert done.stdout.split() == ["6", "262"], done.stderr
 
 
+#: Forbids itself every connect() of TCP by Landlock, then tries one; the errno, or 0.
+LANDLOCK = r"""
+import ctypes, errno, socket, struct
+libc = ctypes.CDLL(None, use_errno=True)
+attributes = struct.pack("QQ", 0, 2)  # LANDLOCK_ACCESS_NET_CONNECT_TCP
+ruleset = libc.syscall(444, attributes, len(attributes), 0)
+if ruleset < 0:
+    print("no Landlock", ctypes.get_errno())
+    raise SystemExit
+with socket.create_server(("127.0.0.1", 0)) as listener:
+    libc.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
+    assert libc.syscall(446, ruleset, 0) == 0
+    sock = socket.socket()
+    print(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL), sock.connect_ex(listener.getsockname()))
+"""
+
+
+@needs_python
+def test_landlock_s_rules_hold_for_what_is_excepted(host: Host) -> None:
+    host.run(["ip", "link", "set", "lo", "up"], check=True)
+    bare = host.run(python(LANDLOCK), capture_output=True, text=True, check=True).stdout
+    if bare.startswith("no Landlock"):
+        pytest.skip("this kernel has no Landlock for TCP (6.7)")
+    name = os.path.basename(os.path.realpath(PYTHON))
+    assert run(host, "--except", name, *python(LANDLOCK)).stdout == bare == "6 13\n"
+
+
 def connections(host: Host) -> list[tuple[str, str]]:
     """Local and remote ends of the established Multipath TCP connections, as ss shows them."""
     return [(row[4], row[5]) for row in ss(host, "-M") if row[:2] == ["mptcp", "ESTAB"]]

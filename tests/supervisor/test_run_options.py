@@ -622,3 +622,178 @@ print(open_subflow(fd, {links[1].address(client)!r}, 0, {links[1].address(server
 print(len(ids(fd)))
 """
     assert ask(mptcp_two_paths, program, prefix=NO_CAPABILITIES) == ["1", "1", "1"]
+
+
+# What a program may not do on a socket of its own it may not do on a subflow.
+
+#: Sets an option on one subflow, and on a new TCP socket; the errors' names, or "set".
+SET = r"""
+import errno
+def name(error):
+    return errno.errorcode.get(error, "set")
+def on_subflow(level, option, value, id=1):
+    data = ctypes.create_string_buffer(value, len(value))
+    request = struct.pack("=BxxxiixxxxQIxxxx", id, level, option, ctypes.addressof(data), len(value))
+    return name(call(libc.setsockopt, fd, 72, request, len(request)))
+def on_socket(level, option, value, device=None):
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, 6) as own:
+        if device:
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device)
+        try:
+            own.setsockopt(level, option, value)
+        except OSError as error:
+            return name(error.errno)
+    return "set"
+INT = lambda value: struct.pack("i", value)
+"""
+
+needs_bpf = pytest.mark.skipif(not has_bpf(), reason="needs CAP_BPF and CAP_PERFMON in the initial user namespace")
+
+
+@needs_bpf
+@needs_python
+@pytest.mark.parametrize("user", ["nobody", "root"])
+def test_a_bound_subflow_is_bound_anew_by_the_privileged_alone(mptcp_two_paths: Paths, echo: Echo, user: str) -> None:
+    client, server, links = mptcp_two_paths
+    first, second = (link.interface(client) for link in links)
+    program = rf"""
+{PRELUDE}
+{SET}
+sock = socket.socket()
+sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, {first.encode()!r})
+sock.settimeout(30)
+sock.connect(({links[0].address(server)!r}, {PORT}))
+sock.sendall(b"x")
+sock.recv(1)
+fd = sock.fileno()
+index = INT(socket.if_nametoindex({second!r}))
+for option, value in ((socket.SO_BINDTODEVICE, {second.encode()!r}), (62, index)):  # SO_BINDTOIFINDEX
+    print(on_subflow(socket.SOL_SOCKET, option, value),
+          on_socket(socket.SOL_SOCKET, option, value, {first.encode()!r}))
+"""
+    options = ("--user", user) if user != "root" else ()
+    with Program(mptcp_two_paths, PYTHON, "-c", program, options=options) as running:
+        answer = "set" if user == "root" else "EPERM"
+        assert running.finish().splitlines() == [f"{answer} {answer}"] * 2
+
+
+@needs_bpf
+@needs_python
+def test_options_that_only_bpf_knows_are_refused(mptcp_two_paths: Paths, echo: Echo) -> None:
+    program = r"""
+for option in range(1001, 1020):
+    print(on_subflow(socket.IPPROTO_TCP, option, INT(1)), end=" ")
+for option in (1009, 50, 33, 32):  # SK_BPF_CB_FLAGS, SO_ATTACH_BPF, SO_RCVBUFFORCE, SO_SNDBUFFORCE
+    print(on_subflow(socket.SOL_SOCKET, option, INT(1)), end=" ")
+print(on_subflow(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, INT(77)))
+"""
+    assert ask(mptcp_two_paths, SET + program)[0].split() == ["EINVAL"] * 23 + ["set"]
+
+
+@needs_bpf
+@needs_python
+@needs("setpriv")
+def test_a_subflow_s_option_is_refused_where_that_of_a_socket_is(mptcp_two_paths: Paths, echo: Echo) -> None:
+    """Whoever asks, and whatever is asked for."""
+    program = r"""
+names = open("/proc/sys/net/ipv4/tcp_available_congestion_control").read().split()
+for each in [
+    *((socket.SOL_SOCKET, socket.SO_MARK, INT(value)) for value in (0, 5)),
+    *((socket.SOL_SOCKET, socket.SO_PRIORITY, INT(value)) for value in (-1, 0, 6, 7)),
+    *((socket.IPPROTO_TCP, socket.TCP_CONGESTION, name.encode()) for name in (*names, "no_such")),
+    *((socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, INT(value)) for value in (-1, 0, 1, 32767, 32768)),
+    *((socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, INT(value)) for value in (-1, 0, 1)),
+    *((socket.IPPROTO_IP, socket.IP_TOS, INT(value)) for value in (0, 3, 16, 300)),
+    (socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"no_such"),
+]:
+    print(*each, SET_ON(*each))
+"""
+    # Without a supervisor: under one the socket would be Multipath TCP, too.
+    bare = PRELUDE + SET + program.replace("SET_ON", "on_socket")
+    nobody = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
+    for prefix, options in (([], ()), (nobody, ("--user", "nobody"))):
+        command = [*prefix, PYTHON, "-c", bare]
+        expected = mptcp_two_paths[0].run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+        assert len(expected) > 15
+        assert {line.split()[-1] for line in expected} >= {"set", "EINVAL", "ENOENT", "ENODEV"}
+        assert ask(mptcp_two_paths, SET + program.replace("SET_ON", "on_subflow"), options=options) == expected
+
+
+@needs_bpf
+@needs_python
+@needs("unshare", "nsenter", "setpriv")
+def test_the_rights_that_count_are_those_over_the_network(tmp_path: Path) -> None:
+    """A user who made the network namespace may do there what its root may; one who is root elsewhere may not."""
+    program = rf"""
+{PRELUDE}
+{SET}
+listener = socket.create_server(("127.0.0.1", 0))
+sock = socket.create_connection(listener.getsockname())
+peer, _ = listener.accept()
+for one, other in ((sock, peer), (peer, sock)):
+    one.sendall(b"x")
+    other.recv(1)
+fd = sock.fileno()
+print(on_subflow(socket.SOL_SOCKET, socket.SO_MARK, INT(5)), on_socket(socket.SOL_SOCKET, socket.SO_MARK, INT(5)))
+"""
+    file = tmp_path / "program.py"
+    file.write_text(program)
+    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        folder.chmod(0o755)
+    nobody = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
+    start = "ip link set lo up && echo ready && exec sleep 1000"
+    command = [*nobody, "unshare", "--user", "--map-root-user", "--net", "sh", "-c", start]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as owner:
+        try:
+            assert owner.stdout is not None
+            if owner.stdout.readline() != "ready\n":
+                pytest.skip("an ordinary user cannot make a network namespace here")
+
+            def answers(*command: str, options: tuple[str, ...] = ()) -> list[str]:
+                enter = ["nsenter", f"--net=/proc/{owner.pid}/ns/net"]
+                done = subprocess.run(
+                    [*enter, *RUN, *options, *command, PYTHON, str(file)], capture_output=True, text=True, timeout=60
+                )
+                assert done.stderr == ""
+                return done.stdout.split()
+
+            assert answers(options=("--user", "nobody")) == ["set", "set"]
+            assert answers("setpriv", "--reuid=12345", "--clear-groups") == ["EPERM", "EPERM"]
+            assert answers("unshare", "--user", "--map-root-user") == ["EPERM", "EPERM"]
+        finally:
+            owner.kill()
+
+
+@needs_root
+@needs_python
+def test_subflows_count_as_descriptors(mptcp_two_paths: Paths, echo: Echo) -> None:
+    client, server, links = mptcp_two_paths
+    program = rf"""
+import errno, resource
+local, remote, port = {links[1].address(client)!r}, {links[1].address(server)!r}, {PORT}
+other = connect({links[0].address(server)!r}, port)
+open_now = len(os.listdir("/proc/self/fd")) - 1
+resource.setrlimit(resource.RLIMIT_NOFILE, (open_now + 5, open_now + 5))
+def fill(fd):
+    "How many can be opened."
+    count = 0
+    while not (error := open_subflow(fd, local, 0, remote, port)):
+        count += 1
+    return count, errno.errorcode[error]
+print(*fill(fd), *fill(other.fileno()))
+get(fd, 67, bytes([ids(fd)[0]]))
+os.close(0)
+while len(ids(fd)) > 5: pass
+print(*fill(other.fileno()), len(ids(fd)), len(ids(other.fileno())))
+held = []
+try:
+    while True: held.append(socket.socket())
+except OSError as error:
+    print(len(held), errno.errorcode[error.errno])
+"""
+    assert ask(mptcp_two_paths, program, options=("--user", "nobody")) == [
+        "5 EMFILE 0 EMFILE",
+        "2 EMFILE 5 3",
+        # Descriptors are the kernel's to count: it knows of no subflows.
+        "6 EMFILE",
+    ]
