@@ -4,14 +4,34 @@ use std::io;
 
 pub type Result<T> = std::result::Result<T, Error>;
 
+/// Why something is refused, where a caller can do something about it. Who offers these functions to others says what, in
+/// the words of its own interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// Only the in-kernel path manager changes the connection's subflows and addresses.
+    KernelPathManager,
+    /// The last subflow, where nothing could open another.
+    LastSubflow,
+    /// The kernel opens no subflow as a backup; it can become one later.
+    NoBackupAtOpening,
+    /// A link-local address without its interface.
+    NoInterface,
+    /// A local address of another family than the connection's remote one, and no remote one given.
+    OtherFamily,
+    /// A socket of another network namespace, which this process must not enter.
+    OtherNamespace,
+    /// Made by the process that this one was forked from.
+    OtherProcess,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// A value that is refused before any system call.
     #[error("{message}")]
-    Value { message: String },
+    Value { message: String, cause: Option<Cause> },
     /// A failed call with no cause of its own in this list.
     #[error("{message}")]
-    Os { errno: i32, message: String },
+    Os { errno: i32, message: String, cause: Option<Cause> },
     /// Plain TCP, or a connection that fell back to it.
     #[error("{message}")]
     NotMultipath { message: String },
@@ -20,19 +40,19 @@ pub enum Error {
     Subflow { errno: i32, message: String, reset_reason: Option<u32> },
     /// The connection is under the in-kernel path manager.
     #[error("{message}")]
-    PathManager { message: String },
+    PathManager { message: String, cause: Option<Cause> },
     /// This kernel or host lacks a feature.
     #[error("{message}")]
-    Unsupported { message: String },
+    Unsupported { message: String, cause: Option<Cause> },
 }
 
 impl Error {
     pub fn value(message: impl Into<String>) -> Error {
-        Error::Value { message: message.into() }
+        Error::Value { message: message.into(), cause: None }
     }
 
     pub fn os(errno: i32, message: impl Into<String>) -> Error {
-        Error::Os { errno, message: message.into() }
+        Error::Os { errno, message: message.into(), cause: None }
     }
 
     /// A failed call, by its name.
@@ -51,7 +71,33 @@ impl Error {
     }
 
     pub fn unsupported(message: impl Into<String>) -> Error {
-        Error::Unsupported { message: message.into() }
+        Error::Unsupported { message: message.into(), cause: None }
+    }
+
+    pub fn path_manager(message: impl Into<String>) -> Error {
+        Error::PathManager { message: message.into(), cause: None }
+    }
+
+    /// The same with a cause that a caller can do something about.
+    pub fn because(mut self, why: Cause) -> Error {
+        match &mut self {
+            Error::Value { cause, .. }
+            | Error::Os { cause, .. }
+            | Error::PathManager { cause, .. }
+            | Error::Unsupported { cause, .. } => *cause = Some(why),
+            Error::NotMultipath { .. } | Error::Subflow { .. } => {}
+        }
+        self
+    }
+
+    pub fn cause(&self) -> Option<Cause> {
+        match self {
+            Error::Value { cause, .. }
+            | Error::Os { cause, .. }
+            | Error::PathManager { cause, .. }
+            | Error::Unsupported { cause, .. } => *cause,
+            Error::NotMultipath { .. } | Error::Subflow { .. } => None,
+        }
     }
 
     pub fn permission(message: impl Into<String>) -> Error {

@@ -13,7 +13,7 @@ use crate::abi::tcp_info::{self, TcpInfo};
 use crate::abi::uapi::{self, tcp_state};
 use crate::connection::path_manager::latched;
 use crate::connection::{ended, Connection, Subflow};
-use crate::error::{Error, Result};
+use crate::error::{Cause, Error, Result};
 use crate::namespace::known::Known;
 use crate::namespace::path_manager::PathManager;
 use crate::namespace::Namespace;
@@ -199,10 +199,8 @@ impl ByToken {
         if self.namespace.is_ours() {
             return Ok(&self.namespace);
         }
-        Err(Error::os(
-            libc::EBADF,
-            "a Connection belongs to the process that listed it, not to its forked children: list it again",
-        ))
+        Err(Error::os(libc::EBADF, "the connection was listed by the process that this one was forked from")
+            .because(Cause::OtherProcess))
     }
 
     /// The state that the connection has now; `None` once it has ended.

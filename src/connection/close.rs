@@ -1,7 +1,7 @@
 //! Closing one subflow.
 
 use crate::connection::{find, gone, needs_net_admin, Connection, Subflow, Which};
-use crate::error::{Error, Result};
+use crate::error::{Cause, Error, Result};
 use crate::namespace::Namespace;
 use crate::netlink::diag;
 use crate::netlink::pm;
@@ -23,12 +23,9 @@ pub fn close_subflow(connection: &dyn Connection, which: Which, force: bool) -> 
         },
     }
     if live == 1 && !force {
-        return Err(Error::PathManager {
-            message:
-                "cannot close the last subflow: under the in-kernel path manager nothing could open another; \
-                      pass force=True to close it anyway, or close the socket"
-                    .to_owned(),
-        });
+        let message =
+            "cannot close the last subflow: under the in-kernel path manager nothing could open another";
+        return Err(Error::path_manager(message).because(Cause::LastSubflow));
     }
     destroy(&namespace, &subflow, which)
 }

@@ -16,7 +16,7 @@ use crate::abi::full_info::Reading;
 use crate::abi::uapi::{self, tcp_state};
 use crate::connection::path_manager::explain_einval;
 use crate::connection::{self, needs_net_admin, not_fully_established, Connection, Subflow};
-use crate::error::{describe, Error, Result};
+use crate::error::{describe, Cause, Error, Result};
 use crate::events::event::{Event, Kind};
 use crate::events::reader::Reader;
 use crate::events::subscription::Subscription;
@@ -69,10 +69,8 @@ impl Request {
         for endpoint in [&self.local, &self.remote].into_iter().flatten() {
             let needs_scope = address::is_link_local(endpoint.ip) && endpoint.scope.is_none();
             if needs_scope && self.interface.is_none() {
-                return Err(Error::value(format!(
-                    "link-local address {} must have an interface: use \"{0}%eth0\" or pass interface=",
-                    endpoint.ip
-                )));
+                let message = format!("link-local address {} must have an interface", endpoint.ip);
+                return Err(Error::value(message).because(Cause::NoInterface));
             }
             if endpoint.ip.is_multicast() {
                 return Err(Error::value(format!(
@@ -254,10 +252,8 @@ impl Opening {
         match self.subflow(&tuple)?.and_then(|entry| entry.subflow) {
             Some(subflow) if subflow.backup() => Ok(()),
             Some(subflow) if subflow.fully_established() => self.ask_for_backup(&tuple),
-            Some(_) => Err(Error::unsupported(
-                "this kernel cannot open a subflow as a backup (Linux 6.1): pass open_subflow() a timeout, so that it sends \
-                 MP_PRIO, or call set_backup() once the subflow is established",
-            )),
+            Some(_) => Err(Error::unsupported("this kernel cannot open a subflow as a backup (Linux 6.1)")
+                .because(Cause::NoBackupAtOpening)),
             None => Ok(()), // refused already
         }
     }
@@ -583,8 +579,9 @@ fn ends(namespace: &Namespace, request: &Request, peer: SocketAddr) -> Result<En
         Some((ip, port)) if ip.is_ipv4() == remote_ip.is_ipv4() => SocketAddr::new(ip, port),
         Some((ip, _)) => {
             return Err(Error::value(format!(
-                "local {ip} must be of the same address family as the connection's remote {remote_ip}: pass remote as well"
-            )));
+                "local {ip} must be of the same address family as the connection's remote {remote_ip}"
+            ))
+            .because(Cause::OtherFamily));
         }
         None => {
             let source = source(namespace, remote_ip, interface)?;

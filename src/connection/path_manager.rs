@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use crate::connection::{ended, needs_net_admin, not_local};
-use crate::error::{Error, Result};
+use crate::error::{Cause, Error, Result};
 use crate::namespace::path_manager::PathManager;
 use crate::namespace::Namespace;
 use crate::netlink::diag;
@@ -12,13 +12,10 @@ use crate::netlink::route;
 use crate::sys::lock::lock;
 
 fn under_kernel_path_manager() -> Error {
-    Error::PathManager {
-        message:
-            "the connection is under the in-kernel path manager, so only the kernel changes its subflows and addresses: \
-                  create the socket with path_manager=\"userspace\", or accept it within \
-                  use_path_manager(\"userspace\")"
-                .to_owned(),
-    }
+    Error::path_manager(
+        "the connection is under the in-kernel path manager, so only the kernel changes its subflows and addresses",
+    )
+    .because(Cause::KernelPathManager)
 }
 
 /// Errors that hide behind EINVAL, which the kernel says to nearly everything.

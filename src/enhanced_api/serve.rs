@@ -170,7 +170,7 @@ fn wrong_direction() -> Error {
 /// What is wrong with a call is EINVAL, whatever it is to a user of the core.
 fn of_a_call(error: Error) -> Error {
     match error {
-        Error::Value { message } => Error::os(libc::EINVAL, message),
+        Error::Value { message, .. } => Error::os(libc::EINVAL, message),
         error => error,
     }
 }

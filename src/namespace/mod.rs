@@ -18,7 +18,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use crate::abi::uapi;
-use crate::error::{describe, Error, Result};
+use crate::error::{describe, Cause, Error, Result};
 use crate::events::reader::Reader;
 use crate::events::{Events, Sockets};
 use crate::namespace::known::Known;
@@ -158,8 +158,9 @@ impl Namespace {
             match error.raw_os_error() {
             Some(libc::EPERM) => Error::permission(
                 "the socket belongs to another network namespace, and entering that one needs CAP_NET_ADMIN and \
-                 CAP_SYS_ADMIN over it: info() still works, or ask from a process inside",
-            ),
+                 CAP_SYS_ADMIN over it",
+            )
+            .because(Cause::OtherNamespace),
             _ => Error::call("entering the socket's network namespace", &error),
         }
         };

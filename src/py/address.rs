@@ -70,7 +70,7 @@ fn parse(name: &str, host: &Bound<'_, PyString>, port: u16) -> PyResult<Endpoint
     // '' is any address, as for bind().
     let literal = if text.is_empty() { "0.0.0.0" } else { &text };
     Endpoint::parse(literal, port).map_err(|error| match error {
-        crate::error::Error::Value { message } => PyValueError::new_err(format!("{name}: {message}")),
+        crate::error::Error::Value { message, .. } => PyValueError::new_err(format!("{name}: {message}")),
         error => to_py(host.py(), error),
     })
 }

@@ -5,21 +5,40 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
 
-use crate::error::Error;
+use crate::error::{Cause, Error};
+
+/// What a Python program can do about a cause.
+fn advice(cause: Cause) -> &'static str {
+    match cause {
+        Cause::KernelPathManager => {
+            "create the socket with path_manager=\"userspace\", or accept it within use_path_manager(\"userspace\")"
+        }
+        Cause::LastSubflow => "pass force=True to close it anyway, or close the socket",
+        Cause::NoBackupAtOpening => {
+            "pass open_subflow() a timeout, so that it sends MP_PRIO, or call set_backup() once the subflow is established"
+        }
+        Cause::NoInterface => "name it as in \"fe80::1%eth0\", or pass interface=",
+        Cause::OtherFamily => "pass remote as well",
+        Cause::OtherNamespace => "call info(), which works without, or ask from a process inside",
+        Cause::OtherProcess => "list it again",
+    }
+}
 
 /// The exception for an error, errno kept.
 pub fn to_py(py: Python<'_>, error: Error) -> PyErr {
     let errno = error.errno();
+    let message = match error.cause() {
+        Some(cause) => format!("{error}: {}", advice(cause)),
+        None => error.to_string(),
+    };
     match error {
-        Error::Value { message } => PyValueError::new_err(message),
+        Error::Value { .. } => PyValueError::new_err(message),
         // Of OSError Python itself makes PermissionError and the others, by errno.
-        Error::Os { message, .. } => PyOSError::new_err((errno, message)),
-        Error::NotMultipath { message } => own(py, "NotMultipathError", (errno, message)),
-        Error::PathManager { message } => own(py, "PathManagerError", (errno, message)),
-        Error::Unsupported { message } => own(py, "UnsupportedError", (errno, message)),
-        Error::Subflow { message, reset_reason, .. } => {
-            own(py, "SubflowError", (errno, message, reset_reason))
-        }
+        Error::Os { .. } => PyOSError::new_err((errno, message)),
+        Error::NotMultipath { .. } => own(py, "NotMultipathError", (errno, message)),
+        Error::PathManager { .. } => own(py, "PathManagerError", (errno, message)),
+        Error::Unsupported { .. } => own(py, "UnsupportedError", (errno, message)),
+        Error::Subflow { reset_reason, .. } => own(py, "SubflowError", (errno, message, reset_reason)),
     }
 }
 

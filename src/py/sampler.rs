@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use numpy::{IntoPyArray, PyArray1};
-use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
@@ -44,12 +43,7 @@ impl Sampler {
         room: usize,
     ) -> PyResult<Sampler> {
         rows::prepare(py)?;
-        let method = match method {
-            "auto" => None,
-            "full_info" => Some(Method::FullInfo),
-            "inet_diag" => Some(Method::InetDiag),
-            _ => return Err(PyValueError::new_err("a method is 'auto', 'full_info' or 'inet_diag'")),
-        };
+        let method = Method::of_name(method).map_err(|error| to_py(py, error))?;
         let settings = Settings {
             interval: Duration::from_secs_f64(interval),
             connection_interval: Duration::from_secs_f64(connection_interval),

@@ -48,6 +48,16 @@ pub enum Method {
 }
 
 impl Method {
+    /// The method that a recording is asked for; none for "auto", which measures.
+    pub fn of_name(name: &str) -> Result<Option<Method>> {
+        match name {
+            "auto" => Ok(None),
+            "full_info" => Ok(Some(Method::FullInfo)),
+            "inet_diag" => Ok(Some(Method::InetDiag)),
+            _ => Err(Error::value("method must be 'auto', 'full_info' or 'inet_diag'")),
+        }
+    }
+
     pub fn name(self) -> &'static str {
         match self {
             Method::FullInfo => "full_info",
