@@ -66,7 +66,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     names = [ability.name for ability in ABILITIES]
     for item, mark in marked:
         if not mark.args or mark.kwargs:
-            raise pytest.UsageError(f'{item.nodeid}: {_MARKER} takes names of abilities: {_MARKER}("netem")')
+            raise pytest.UsageError(f'{item.nodeid}: {_MARKER} takes names of abilities: {_MARKER}("links")')
         for name in mark.args:
             if name not in names:
                 raise pytest.UsageError(f"{item.nodeid}: {_MARKER}({name!r}): an ability is one of {', '.join(names)}")

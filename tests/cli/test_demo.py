@@ -23,7 +23,8 @@ from mptcp.cli import demo
 from support import PATIENCE, Marked, sysctls
 
 DEADLINE = 60.0
-DEMO = [sys.executable, "-W", "error", "-m", "mptcp", "demo"]
+# On a busy machine an ordinary user's frames are late, which is said.
+DEMO = [sys.executable, "-W", "error", "-W", "ignore:frames left:RuntimeWarning", "-m", "mptcp", "demo"]
 
 
 @pytest.fixture
@@ -154,7 +155,7 @@ def test_interrupt_leaves_nothing(prefix: list[str], marked: Marked) -> None:
     ) as running:
         assert running.stdout is not None
         assert any("opened subflow 2" in line for line in running.stdout)
-        assert len(marked.processes()) == 4, "the command, the lab's helper and two hosts"
+        assert len(marked.processes()) == 5, "the command, the lab's helper, two hosts and the middle of the links"
         os.killpg(running.pid, signal.SIGINT)
         _, complaints = running.communicate(timeout=DEADLINE)
     assert complaints == "\nmptcp demo: interrupted\n"

@@ -188,9 +188,14 @@ def test_the_in_kernel_path_manager(mptcp_two_paths: TwoPaths) -> None:
         assert "path_manager=" in str(error)
 
 
-def test_a_peer_at_its_limit(mptcp_two_paths: TwoPaths) -> None:
-    """The server is under the in-kernel path manager with a limit of one subflow: it refuses at the third ACK."""
+@pytest.mark.parametrize("delay", [None, "50ms"])
+def test_a_peer_at_its_limit(mptcp_two_paths: TwoPaths, delay: str | None) -> None:
+    """The server is under the in-kernel path manager with a limit of one subflow: it refuses at the third ACK.
+
+    That is never taken for success, however late the refusal comes.
+    """
     client, server, paths = mptcp_two_paths
+    paths[1].set(delay=delay)
     server.set_path_manager("kernel")
     server.run(["ip", "mptcp", "limits", "set", "subflow", "1"], check=True)
     with connected(client, server, paths) as made:

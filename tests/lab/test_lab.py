@@ -29,7 +29,7 @@ from mptcp import _proc
 from mptcp.lab import Host, Lab, Link, two_paths
 from mptcp.lab._topology import Edge, remote_addresses
 from mptcp.lab._units import parse_loss, parse_queue, parse_rate, parse_time
-from support import descriptors_left, held, holds_no_more_than
+from support import descriptors_left, eventually, held, holds_no_more_than
 
 TwoPaths = tuple[Host, Host, tuple[Link, Link]]
 
@@ -110,11 +110,6 @@ def ip(host: Host, *arguments: str) -> str:
     return host.run(["ip", *arguments], capture_output=True, text=True, check=True).stdout
 
 
-def has_netem(host: Host) -> bool:
-    command = ["tc", "qdisc", "add", "dev", "lo", "root", "netem"]
-    return host.run(command, stderr=subprocess.DEVNULL).returncode == 0
-
-
 def network_namespace(pid: int) -> tuple[int, int]:
     status = os.stat(f"/proc/{pid}/ns/net")
     return status.st_dev, status.st_ino
@@ -157,12 +152,13 @@ def wait_for_end(handles: list[int]) -> None:
         (lambda value: parse_time(value, "delay"), 0, 0.0),
         (parse_loss, "0.1%", 0.001),
         (parse_loss, 0.5, 0.5),
-        (parse_queue, "100ms", 0.1),
-        (parse_queue, 30000, 30000),
+        (parse_queue, "100ms", ("ns", 100_000_000)),
+        (parse_queue, "50p", ("packets", 50)),
+        (parse_queue, 30000, ("bytes", 30000)),
     ],
 )
-def test_units(parse: Callable[[object], float], value: object, expected: float) -> None:
-    assert parse(value) == pytest.approx(expected)
+def test_units(parse: Callable[[object], object], value: object, expected: object) -> None:
+    assert parse(value) == (expected if isinstance(expected, tuple) else pytest.approx(expected))
 
 
 @pytest.mark.parametrize(
@@ -185,7 +181,7 @@ def test_wrong_loss(value: object) -> None:
         parse_loss(value)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("value", ["100", 0, -5, "0ms", "100kb", 1 << 40])
+@pytest.mark.parametrize("value", ["100", 0, -5, "0ms", "100kb", "0p", "1.5p", 1 << 40])
 def test_wrong_queue(value: object) -> None:
     with pytest.raises(ValueError, match="queue"):
         parse_queue(value)  # type: ignore[arg-type]
@@ -546,57 +542,18 @@ def test_queue_holds_what_it_says(mptcp_lab: Lab, pair: tuple[Host, Host]) -> No
         for _ in range(100):
             near.send(bytes(frame - headers))
         near.send(b"")
+        waiting = link.stats()[0]
         link.set(rate="100mbit")
+        # What is being sent is finished at the old rate.
+        assert eventually(lambda: link.stats()[0].waiting_frames == 0)
         near.send(b"last")
         received = 0
         while far.recv(frame) != b"last":
             received += 1
-    # The queue and what the token bucket of four full frames lets pass at once.
-    assert 20 <= received <= 28
-
-
-def test_delay_and_loss_without_netem(mptcp_lab: Lab, pair: tuple[Host, Host]) -> None:
-    a, b = pair
-    if has_netem(b):
-        pytest.skip("this kernel has netem")
-    for limit in ({"delay": "10ms"}, {"loss": "1%"}, {"delay": 0.01, "jitter": 0.001}):
-        with pytest.raises(mptcp.UnsupportedError, match="sch_netem") as refused:
-            mptcp_lab.link(a, b, **limit)  # type: ignore[arg-type]
-        assert refused.value.errno == errno.ENOSYS
-    assert mptcp_lab.links == []
-    link = mptcp_lab.link(a, b, rate="20mbit", delay=0, loss="0%")
-    with pytest.raises(mptcp.UnsupportedError):
-        link.set(rate="1mbit", delay="10ms")
-    assert (link.rate, link.delay, link.loss) == (20_000_000, None, None)
-    assert_rate(link.rate, lambda: bulk(a, b, link.address(b), 1_250_000))
-
-
-def test_delay_and_loss_with_netem(mptcp_lab: Lab, pair: tuple[Host, Host]) -> None:
-    a, b = pair
-    if not has_netem(mptcp_lab.host("probe")):
-        pytest.skip("this kernel has no netem (sch_netem)")
-    link = mptcp_lab.link(a, b, rate="20mbit", delay="20ms")
-    address = (link.address(b), 5000)
-    with b.create_server(address) as listener, a.create_connection(address, DEADLINE) as near:
-        far, _ = listener.accept()
-        with far:
-            for _ in range(40):
-                near.sendall(b"x")
-                far.sendall(far.recv(1))
-                near.recv(1)
-            # The kernel's own measure, in which this program's slowness has no part: the least, in which its own has
-            # little either, on an emulated machine.
-            assert 40_000 <= near.subflows()[0].tcp_info.min_rtt <= 42_000
-    near, far = connect(a, b, link.address(b))
-    with near, far:
-        # Until its window is open the delay is what limits it.
-        transfer(near, far, 2_500_000)
-        assert_rate(20_000_000, lambda: transfer(near, far, 2_500_000))
-    link.set(delay=None, loss="100%")
-    with pytest.raises(TimeoutError):
-        a.create_connection((link.address(b), 5000), 0.5)
-    link.set(loss=None)
-    bulk(a, b, link.address(b), 1000)
+    assert (waiting.waiting_frames, waiting.waiting_bytes) == (20, 20 * frame)
+    # What is being sent does not wait.
+    assert 20 <= received <= 22
+    assert link.stats()[0].dropped >= 101 - received
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -1012,7 +969,9 @@ def test_without_privilege() -> None:
             assert client.sysctl("net.ipv4.ip_default_ttl", 5)
             assert client.set_path_manager("kernel") == "userspace"
     """)
-    subprocess.run(without_capabilities(sys.executable, "-W", "error", "-c", script), check=True, timeout=60)
+    # Without SCHED_FIFO a busy machine makes frames late, and that is said.
+    warned = ["-W", "error", "-W", "ignore:frames left:RuntimeWarning"]
+    subprocess.run(without_capabilities(sys.executable, *warned, "-c", script), check=True, timeout=60)
 
 
 def test_namespaces_denied() -> None:
@@ -1039,8 +998,8 @@ def test_namespaces_denied() -> None:
 
 
 def test_module_is_light() -> None:
-    """Users of the lab do not load pyroute2; its helper does."""
-    script = "import mptcp.lab, sys; assert not {'pyroute2', 'asyncio', 'numpy'} & set(sys.modules)"
+    """Users of the lab load little."""
+    script = "import mptcp.lab, sys; assert not {'asyncio', 'numpy', 'ssl'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True)
 
 

@@ -134,8 +134,8 @@ def test_namespaces_that_are_denied(tmp_path: Path) -> None:
     ("mark", "complaint"),
     [
         (
-            'mptcp_needs("tbf", "netm")',
-            r"mptcp_needs\('netm'\): an ability is one of multipath, mptcp_info, .*, netem, ",
+            'mptcp_needs("lab", "link")',
+            r"mptcp_needs\('link'\): an ability is one of multipath, mptcp_info, .*, links, ",
         ),
         ("mptcp_needs", "mptcp_needs takes names of abilities"),
         ("mptcp_needs(3)", r"mptcp_needs\(3\): an ability is one of "),

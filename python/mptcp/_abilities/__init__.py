@@ -2,7 +2,7 @@
 
 Nothing is changed outside of a lab of the probes' own and of child processes that end. ``lack`` serves skip reasons::
 
-    if reason := lack("netem"):
+    if reason := lack("links"):
         pytest.skip(reason)
 """
 
@@ -31,8 +31,7 @@ ABILITIES = (
     Ability("lab", "labs", _labs.lab),
     Ability("in_lab", "opening subflows in a lab", _labs.in_lab),
     Ability("nsenter", "nsenter: programs in a lab", _labs.nsenter),
-    Ability("tbf", "tbf: rates in a lab", _labs.tbf),
-    Ability("netem", "netem: delay, loss, jitter in a lab", _labs.netem),
+    Ability("links", "links of a lab: rate, delay, loss", _labs.links),
     Ability("sock_destroy", "SOCK_DESTROY: closing in-kernel subflows", _labs.sock_destroy),
     Ability("btf", "BTF of the kernel (the file is there)", _host.btf),
     Ability("bpf", "options on one subflow", _host.bpf),

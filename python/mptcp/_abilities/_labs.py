@@ -83,17 +83,10 @@ def nsenter(ground: Ground) -> None:
         raise Lack(f"{_programs.nsenter()} cannot enter a lab's host: put util-linux's first on the PATH")
 
 
-def tbf(ground: Ground) -> None:
+def links(ground: Ground) -> None:
     link = ground.needed_link()
-    with absent("links of a lab can have no rate: modprobe sch_tbf as root (CONFIG_NET_SCH_TBF)", errno.ENOENT):
-        link.set(rate="100mbit")
-    link.set(rate=None)
-
-
-def netem(ground: Ground) -> None:
-    link = ground.needed_link()
-    link.set(delay="1ms", loss="0.1%")
-    link.set(delay=None, loss=None)
+    link.set(rate="100mbit", delay="1ms", loss="0.1%")
+    link.set(rate=None, delay=None, loss=None)
 
 
 def _read(path: Path) -> str | None:

@@ -2,11 +2,25 @@
 
 from mptcp.lab._capture import Capture
 from mptcp.lab._host import Endpoint, Host, Limits
-from mptcp.lab._lab import Lab, two_paths
-from mptcp.lab._link import Link
+from mptcp.lab._lab import Lab
+from mptcp.lab._link import Link, LinkStats
 from mptcp.lab._transfer import Transfer, record_transfer
+from mptcp.lab._two_paths import two_paths
+from mptcp.lab._units import GilbertElliott
 
-__all__ = ["Capture", "Endpoint", "Host", "Lab", "Limits", "Link", "Transfer", "record_transfer", "two_paths"]
+__all__ = [
+    "Capture",
+    "Endpoint",
+    "GilbertElliott",
+    "Host",
+    "Lab",
+    "Limits",
+    "Link",
+    "LinkStats",
+    "Transfer",
+    "record_transfer",
+    "two_paths",
+]
 
 for _name in __all__:
     globals()[_name].__module__ = "mptcp.lab"

@@ -1,6 +1,6 @@
 """The helper process of a lab: it makes the namespaces and sees to it that nothing outlives the lab.
 
-Started as ``python -m mptcp.lab._helper DESCRIPTOR PID``: its end of the channel, and the process it belongs to.
+Started by mptcp.lab._lab with its end of the channel and the process it belongs to.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import select
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -17,20 +18,31 @@ from mptcp.lab import _channel, _namespaces
 
 
 @dataclass(frozen=True)
-class _HostProcess:
+class _Process:
     pid: int
     lifeline: socket.socket
     # Held open until the end: a namespace's identity stays its own for as long as somebody has it open.
     namespace: int
 
 
+@dataclass(frozen=True)
+class _Started:
+    """A process that has yet to tell how it is."""
+
+    pid: int
+    lifeline: socket.socket
+    channel: socket.socket
+
+
 class _Helper:
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
-        self._hosts: list[_HostProcess] = []
+        self._processes: list[_Process] = []
+        self._starting: list[_Started] = []
 
-    def start(self) -> _channel.Reply:
+    def start(self, seed: int) -> _channel.Reply:
         """Get into the position to make namespaces; return whether that took a user namespace."""
+        self._seed = seed
         own_user_namespace = not _namespaces.may_make_network_namespaces()
         if own_user_namespace:
             _namespaces.enter_new_user_namespace()
@@ -38,43 +50,87 @@ class _Helper:
 
     def host(self, forwarding: bool) -> _channel.Reply:
         """Start a host's process and return the caller's end of its channel and its namespaces."""
+        from mptcp.lab import _host_process
+
+        def run(channel: socket.socket, lifeline: socket.socket) -> None:
+            _host_process.main(channel, lifeline, forwarding)
+
+        return self._start(run, "a new host")
+
+    def middle(self) -> _channel.Reply:
+        """Return the caller's end of the channel of the links' middle, whose process was started with the lab."""
+        if self._middle not in self._starting:
+            # It failed before.
+            self.start_middle()
+        result, (channel, *namespaces) = self._wait_for(self._middle, "the middle of the links")
+        _channel.close_all(namespaces)
+        return result, [channel]
+
+    def start_middle(self) -> None:
+        """Start the process of the links' middle, without waiting for it: most labs need it, but not at once."""
+        from mptcp.lab import _middle
+
+        seed = self._seed
+
+        def run(channel: socket.socket, lifeline: socket.socket) -> None:
+            _middle.main(channel, lifeline, seed)
+
+        self._middle = self._fork(run)
+
+    def _start(self, run: Callable[[socket.socket, socket.socket], None], name: str) -> _channel.Reply:
+        return self._wait_for(self._fork(run), name)
+
+    def _fork(self, run: Callable[[socket.socket, socket.socket], None]) -> _Started:
+        """Fork a process and return the caller's end of its channel, and its lifeline."""
         ours, theirs = _channel.pair()
         lifeline, their_lifeline = _channel.pair()
         pid = os.fork()
         if pid == 0:
             ours.close()
-            self._become_host(theirs, their_lifeline, lifeline, forwarding)
+            self._become(run, theirs, their_lifeline, lifeline)
         theirs.close()
         their_lifeline.close()
-        received = _channel.receive(lifeline)
+        started = _Started(pid, lifeline, ours)
+        self._starting.append(started)
+        return started
+
+    def _wait_for(self, started: _Started, name: str) -> _channel.Reply:
+        """Wait until a process has its namespace; return the caller's end of its channel and its namespaces."""
+        received = _channel.receive(started.lifeline)
         if received is None:
-            received = {"defect": f"the process of a new host, {pid}, ended at once"}, []
+            received = {"defect": f"the process of {name}, {started.pid}, ended at once"}, []
         reply, namespaces = received
+        self._starting.remove(started)
         try:
             result = _channel.result_of(reply)
         except BaseException:
-            ours.close()
-            lifeline.close()
-            os.waitpid(pid, 0)
+            started.channel.close()
+            started.lifeline.close()
+            os.waitpid(started.pid, 0)
             raise
-        self._hosts.append(_HostProcess(pid, lifeline, os.dup(namespaces[0])))
-        return result, [ours.detach(), *namespaces]
+        self._processes.append(_Process(started.pid, started.lifeline, os.dup(namespaces[0])))
+        return result, [started.channel.detach(), *namespaces]
 
-    def _become_host(
-        self, channel: socket.socket, lifeline: socket.socket, other_end: socket.socket, forwarding: bool
+    def _become(
+        self,
+        run: Callable[[socket.socket, socket.socket], None],
+        channel: socket.socket,
+        lifeline: socket.socket,
+        other_end: socket.socket,
     ) -> NoReturn:
-        """In the forked process: let go of what is the helper's alone and run the host to its end."""
+        """In the forked process: let go of what is the helper's alone and run to the end."""
         status = 1
         try:
-            # A copy of any lifeline's other end would keep that host alive when the helper is gone.
+            # A copy of any lifeline's other end would keep that process alive when the helper is gone.
             other_end.close()
             self._channel.close()
-            for host in self._hosts:
-                host.lifeline.close()
-                os.close(host.namespace)
-            from mptcp.lab import _host_process
-
-            _host_process.main(channel, lifeline, forwarding)
+            for process in self._processes:
+                process.lifeline.close()
+                os.close(process.namespace)
+            for started in self._starting:
+                started.lifeline.close()
+                started.channel.close()
+            run(channel, lifeline)
             status = 0
         except BaseException:
             sys.excepthook(*sys.exc_info())
@@ -83,16 +139,17 @@ class _Helper:
 
     def end(self) -> None:
         """End every program of the lab, and its hosts last."""
-        identities = {_namespaces.identity(host.namespace) for host in self._hosts}
+        identities = {_namespaces.identity(process.namespace) for process in self._processes}
         # The lab's user may have moved himself into a host; he is not ours to end.
-        spare = {os.getpid(), os.getppid(), *(host.pid for host in self._hosts)}
+        ours = [*(process.pid for process in self._processes), *(started.pid for started in self._starting)]
+        spare = {os.getpid(), os.getppid(), *ours}
         if identities:
             _namespaces.kill_programs(identities, spare)
-        for host in self._hosts:
+        for pid in ours:
             # Not reaped before, so the number is still that process's.
-            os.kill(host.pid, signal.SIGKILL)
-        for host in self._hosts:
-            os.waitpid(host.pid, 0)
+            os.kill(pid, signal.SIGKILL)
+        for pid in ours:
+            os.waitpid(pid, 0)
 
 
 def main(descriptor: int, parent: int) -> None:
@@ -116,21 +173,23 @@ def _serve(channel: socket.socket, parent: int) -> None:
     helper = _Helper(channel)
     if not _channel.serve_one(channel, {"start": helper.start}):
         return
-    # Here rather than in every host, and while the user goes on: it takes a while to load.
-    from mptcp.lab import _network  # noqa: F401
+    # Here rather than in every process, and while the user goes on.
+    from mptcp.lab import _host_process, _middle  # noqa: F401
 
     poll = select.poll()
     poll.register(channel, select.POLLIN)
     poll.register(parent_process, select.POLLIN)
     try:
+        helper.start_middle()
         while parent_process not in {ready for ready, _ in poll.poll()}:
-            if not _channel.serve_one(channel, {"host": helper.host}):
+            if not _channel.serve_one(channel, {"host": helper.host, "middle": helper.middle}):
                 break
     finally:
         helper.end()
 
 
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+def run(descriptor: int, parent: int) -> NoReturn:
+    """Be the helper process of a lab, whose end of the channel and whose own process these are."""
+    main(descriptor, parent)
     # Taking all the modules apart would be a large part of the time that closing a lab takes.
     os._exit(0)

@@ -57,7 +57,7 @@ class Host:
         channel, self._net, self._user = descriptors
         self._client = _channel.Client(socket.socket(fileno=channel), f"host {name!r}")
         self._ipv6: bool = facts["ipv6"]
-        self._remote: dict[str, list[str]] = {}
+        self._arranged: dict[str, Any] = {}
         self._state = state
         # In the order of its links.
         self._addresses: dict[int, list[str]] = {AF_INET: [], AF_INET6: []}
@@ -292,10 +292,11 @@ class Host:
             namespaces = {"user": self._user, **namespaces}
         return _programs.command_line(args, namespaces, options)
 
-    def _set_remote(self, remote: dict[str, list[str]]) -> None:
-        if remote != self._remote:
-            self._request("set_remote", remote=remote)
-            self._remote = remote
+    def _arrange(self, **wanted: Any) -> None:
+        """Have the host's routes to what is not on its links, and the memory of its sockets, as the links want them."""
+        if wanted != self._arranged:
+            self._request("arrange", **wanted)
+            self._arranged = wanted
 
     def _close(self) -> None:
         self._client.close()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import os
 import select
 import signal
@@ -13,16 +11,7 @@ from typing import Any
 
 from mptcp import _core, _path_manager
 from mptcp.lab import _capture, _channel, _endpoints, _namespaces, _sysctls
-from mptcp.lab._network import Address, Network
-
-_IPV6_SYSCTLS = {
-    "net/ipv6/conf/{}/disable_ipv6": "0",
-    # Addresses are ours alone to give: none by router advertisements or made up by the kernel, and no waiting
-    # for duplicates.
-    "net/ipv6/conf/{}/accept_ra": "0",
-    "net/ipv6/conf/{}/accept_dad": "0",
-    "net/ipv6/conf/{}/addr_gen_mode": "1",
-}
+from mptcp.lab._network import Network
 
 
 def main(channel: socket.socket, lifeline: socket.socket, forwarding: bool) -> None:
@@ -63,20 +52,7 @@ class _Host:
     def __init__(self, forwarding: bool, channels: tuple[socket.socket, ...]) -> None:
         self._channels = channels
         self.ipv6 = os.path.exists("/proc/sys/net/ipv6")
-        for scope in ("all", "default"):
-            # A packet may come in by another link than the one that leads back to its source.
-            _sysctls.write(f"net/ipv4/conf/{scope}/rp_filter", "0")
-            for name, value in _IPV6_SYSCTLS.items() if self.ipv6 else ():
-                # Not every one of them exists under "all" in every kernel.
-                with contextlib.suppress(FileNotFoundError):
-                    _sysctls.write(name.format(scope), value)
-        if forwarding:
-            _sysctls.write("net/ipv4/ip_forward", "1")
-            if self.ipv6:
-                _sysctls.write("net/ipv6/conf/all/forwarding", "1")
-        if not os.path.exists("/proc/sys/net/mptcp/enabled"):
-            raise OSError(errno.ENOSYS, "this kernel has no Multipath TCP (CONFIG_MPTCP)")
-        _sysctls.write("net/mptcp/enabled", "1")
+        _sysctls.set_up_host(forwarding=forwarding, ipv6=self.ipv6)
         self.set_path_manager("userspace")
         self._network = Network()
         network = self._network
@@ -86,7 +62,7 @@ class _Host:
             "netstat": self.netstat,
             "get_path_manager": lambda: (_path_manager.get_path_manager(), []),
             "set_path_manager": self.set_path_manager,
-            "configure": self.configure,
+            "arrange": self.arrange,
             "capture": self.capture,
             "endpoints": lambda: (_endpoints.endpoints(), []),
             "add_endpoint": _without_result(_endpoints.add_endpoint),
@@ -95,16 +71,14 @@ class _Host:
             **{
                 name: _without_result(getattr(network, name))
                 for name in (
-                    "add_pair",
-                    "remove",
+                    "attach",
+                    "detach",
                     "up",
                     "down",
                     "wait_until_usable",
-                    "shape",
-                    "require_netem",
+                    "set_gso_max_segs",
                     "require_congestion_control",
                     "set_congestion_control",
-                    "set_remote",
                 )
             },
         }
@@ -122,14 +96,13 @@ class _Host:
         with open("/proc/self/net/netstat") as file:
             return file.read(), []
 
+    def arrange(self, remote: dict[str, list[str]], fallback: dict[str, list[str]], memory: int) -> _channel.Reply:
+        self._network.set_remote(remote, fallback)
+        _sysctls.set_socket_memory(memory)
+        return None, []
+
     def set_path_manager(self, name: str) -> _channel.Reply:
         return _path_manager.set_path_manager(name), []
-
-    def configure(
-        self, name: str, addresses: list[dict[str, Any]], link_local: str | None, table: int
-    ) -> _channel.Reply:
-        self._network.configure(name, [Address(**address) for address in addresses], link_local, table)
-        return None, []
 
     def capture(self, name: str, descriptors: list[int]) -> _channel.Reply:
         """Begin to write the interface's packets to the file, in a process of its own; return a channel to it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import socket
@@ -10,19 +9,24 @@ import subprocess
 import sys
 import warnings
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
 from mptcp import _topologies
-from mptcp.lab import _channel, _topology, _units
+from mptcp.lab import _channel, _limits, _link, _topology
 from mptcp.lab._host import Host
-from mptcp.lab._link import Link, LinkLimits, check_congestion_control
+from mptcp.lab._link import Link
 from mptcp.lab._state import State
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
-# A link's addresses have its number in two bytes.
+# A link's addresses have its number in two bytes. Routing tables and metrics have room for fewer.
 _LAST_LINK = 0xFFFF
+# The emulator knows so many wires.
+_LAST_WIRE = 0xFFFF
+
+# Above this, what a link does is not what was asked of it.
+_LATE_NS = 10_000_000
 
 # The helper gives programs that will not end 10 seconds; then there is nothing more that it could do.
 _END_SECONDS = 30.0
@@ -51,14 +55,23 @@ class Lab(State):
     Several labs may be open at once, and threads may share one. A lab belongs to the process that made it: in a
     forked child it cannot be used.
 
+    Every link passes a namespace of the lab's own, where a thread takes its frames, holds them and sends them on as the
+    link's limits want it (AF_PACKET). ``seed``, an int of 64 bits, makes its losses and jitter the same each time;
+    without one it is drawn, and ``lab.seed`` tells. If frames left late when the lab is closed, because the machine was
+    too slow for what was asked, a RuntimeWarning says by how much: see docs/lab.md.
+
     Raises PermissionError, naming the sysctls, where namespaces are denied.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, seed: int | None = None) -> None:
         super().__init__()
+        if seed is not None:
+            _link.check_size(seed, "seed", 0, 2**64 - 1)
+        #: What losses and jitter are drawn from.
+        self.seed: int = int.from_bytes(os.urandom(8)) if seed is None else seed
         self._hosts: dict[str, Host] = {}
         self._links: list[Link] = []
-        self._next_link = 1
+        self._next_link = self._next_wire = 1
 
         ours, theirs = _channel.pair()
         self._client = _channel.Client(ours, "the lab")
@@ -70,7 +83,7 @@ class Lab(State):
                 raise
         self._closed = False
         try:
-            self._own_user_namespace = self._client.request("start")[0]
+            self._own_user_namespace = self._client.request("start", seed=self.seed)[0]
         except BaseException:
             self.close()
             raise
@@ -129,21 +142,62 @@ class Lab(State):
         a: Host,
         b: Host,
         *,
-        rate: _units.Rate | None = None,
-        delay: _units.Time | None = None,
-        loss: _units.Loss | None = None,
-        jitter: _units.Time | None = None,
-        queue: _units.Queue | None = None,
+        name: str | None = None,
+        rate: _link.Rates = None,
+        trace: _link.Traces = None,
+        queue: _link.Queues = None,
+        aqm: str | None = None,
+        loss: _link.Losses = None,
+        delay: _link.Times = None,
+        jitter: _link.Times = None,
+        reorder: bool = False,
+        mtu: int = 1500,
+        parallel: int = 1,
         congestion_control: str | None = None,
     ) -> Link:
         """Link two hosts, and return when packets pass.
 
         Link number n, counted from 1, has the addresses 10.0.n.1 and fd00:0:0:n::1 on ``a``, and 10.0.n.2 and
-        fd00:0:0:n::2 on ``b``. On each host a packet from its address leaves by that link, whatever its destination;
-        other packets take the link that the destination's address is of, or the shortest way over routers.
+        fd00:0:0:n::2 on ``b``. The first host, ``a``, routes by source: a packet from its address on the link leaves by
+        the link, whatever its destination, and by no other. The second host routes by destination and reaches ``a``'s
+        address by this link alone. So a subflow's link is that of its address at the link's first host, whoever opened
+        it. Other packets take the link that the destination's address is of, or the shortest way over routers.
 
-        What limits a link holds for each direction by itself: see :meth:`Link.set`.
+        ``name`` is for messages, recordings and plots. ``mtu`` is in bytes, of IP packets. ``parallel`` makes so many
+        equal links between the same two addresses, each with the limits of one, among which the hosts choose by the
+        hash of addresses and ports (ECMP). All the others are those of :meth:`Link.set`, where two values stand for
+        what ``a`` and for what ``b`` sends.
         """
+        return self._link(
+            a,
+            b,
+            name=name,
+            rate=rate,
+            trace=trace,
+            queue=queue,
+            aqm=aqm,
+            loss=loss,
+            delay=delay,
+            jitter=jitter,
+            reorder=reorder,
+            mtu=mtu,
+            parallel=parallel,
+            congestion_control=congestion_control,
+        )
+
+    def _link(
+        self,
+        a: Host,
+        b: Host,
+        *,
+        name: str | None = None,
+        mtu: int = 1500,
+        parallel: int = 1,
+        congestion_control: str | None = None,
+        second_address_of: Link | None = None,
+        **limited: Any,
+    ) -> Link:
+        """Link two hosts; ``b`` may have the address of another of its links here, too."""
         for host in (a, b):
             if not isinstance(host, Host):
                 raise TypeError(f"a link is between two hosts of the lab, not {type(host).__name__}")
@@ -151,27 +205,32 @@ class Lab(State):
                 raise ValueError(f"host {host.name!r} is of another lab")
         if a is b:
             raise ValueError("a link needs two different hosts")
-        limits = LinkLimits().changed(rate, delay, loss, jitter, queue)
-        check_congestion_control(congestion_control)
+        _link.check_name(name)
+        _link.check_size(mtu, "mtu", *_link.MTU)
+        _link.check_size(parallel, "parallel", *_link.PARALLEL)
+        _link.check_congestion_control(congestion_control)
+        limits = _limits.changed(_limits.UNLIMITED, **limited)
         with self._lock:
             self._check_open()
-            if self._next_link > _LAST_LINK:
+            if name is not None and name in [link.name for link in self._links]:
+                raise ValueError(f"this lab has a link {name!r} already")
+            if self._next_link > _LAST_LINK or self._next_wire + parallel > _LAST_WIRE:
                 raise ValueError(f"a lab has at most {_LAST_LINK} links in its life")
-            if limits.netem:
-                a._request("require_netem")
-            link = Link(self._next_link, a, b)
-            a._request("add_pair", name=link._interface, peer_pid=b.pid)
-            self._next_link += 1
-            try:
-                link._configure(limits, congestion_control)
-            except BaseException:
-                a._request("remove", name=link._interface)
-                raise
+            if self._middle_client is None:
+                facts, (channel,) = self._client.request("middle")
+                self._middle_pid = facts["pid"]
+                self._middle_client = _channel.Client(socket.socket(fileno=channel), "the middle of the links")
+            wires = range(self._next_wire, self._next_wire + parallel)
+            link = Link(self, self._next_link, wires, a, b, name, mtu, second_address_of)
+            # Used up even if it fails, or is interrupted: what it leaves is in nobody's way then.
+            self._next_link, self._next_wire = self._next_link + 1, self._next_wire + parallel
+            link._configure(limits, congestion_control)
             self._links.append(link)
             for host in link.hosts:
                 for family in link._families:
-                    host._addresses[family].append(link.address(host, family))
-            self._update_routes()
+                    if (address := link.address(host, family)) not in host._addresses[family]:
+                        host._addresses[family].append(address)
+            self._arrange()
             return link
 
     def close(self) -> None:
@@ -181,13 +240,35 @@ class Lab(State):
         with self._lock:
             if self._closed:
                 return
+            late = self._lateness()
             self._closed = True
         try:
             self._end()
         finally:
             for host in self._hosts.values():
                 host._close()
+            if self._middle_client is not None:
+                self._middle_client.close()
             self._client.close()
+        if late:
+            warnings.warn(late, RuntimeWarning, stacklevel=2)
+
+    def _lateness(self) -> str:
+        """Return what to say of links that were not what they were to be."""
+        if self._middle_client is None:
+            return ""
+        try:
+            status = self._middle_client.request("status")[0]
+            late = {link.name: [each.late_max_ns for each in link.stats()] for link in self._links}
+        except OSError as error:
+            return f"the emulator of links ended early ({error.strerror}): results are suspect"
+        said = []
+        worst = {name: most for name, each in late.items() if (most := max(each)) > _LATE_NS}
+        if worst:
+            said.append(f"frames left up to {max(worst.values()) / 1e6:.0f} ms late (links {', '.join(worst)})")
+        if lost := status["overruns"] + status["refused"]:
+            said.append(f"the emulator of links had no room for {lost} frames")
+        return f"{'; '.join(said)}: results are suspect" if said else ""
 
     def _end(self) -> None:
         for program in self._programs:
@@ -207,20 +288,54 @@ class Lab(State):
         return {
             "hosts": {name: host._describe() for name, host in self._hosts.items()},
             "links": [link._describe() for link in self._links],
+            "seed": self.seed,
         }
 
-    def _update_routes(self) -> None:
-        """Tell every host which addresses lie behind which of its links."""
+    def _arrange(self) -> None:
+        """Tell every host what lies behind which of its links, and what memory its sockets need."""
         edges = [
-            _topology.Edge(link._interface, {host.name: link._addresses(host) for host in link.hosts})
+            _topology.Edge(str(link._number), {host.name: link._addresses(host) for host in link.hosts})
             for link in self._links
         ]
         routers = {host.name for host in self._hosts.values() if host.forwarding}
         for host in self._hosts.values():
-            host._set_remote(_topology.remote_addresses(host.name, edges, routers))
+            own = [link for link in self._links if host in link.hosts]
+            host._arrange(
+                remote=_topology.remote_addresses(host.name, edges, routers),
+                fallback=_fallback(own, host),
+                memory=_link.memory(own, host),
+            )
+
+
+def _fallback(links: Sequence[Link], host: Host) -> dict[str, list[str]]:
+    """Return, by link of which ``host`` is the first, the networks of its other links to the same host."""
+    found: dict[str, list[str]] = {}
+    for link in links:
+        others = [
+            network
+            for other in links
+            if other is not link and other.hosts == link.hosts and other._second_number == other._number
+            for network in other._networks()
+        ]
+        if link.hosts[0] is host and others:
+            found[str(link._number)] = others
+    return found
 
 
 _topologies.register(lambda: [lab._describe() for lab in list(_labs) if not lab._closed])
+
+
+# The packages are put in place without running their __init__, which import all that users of them may want: that
+# would take longer than everything else.
+_HELPER = """
+import sys, types
+package, descriptor, parent = sys.argv[1:]
+for name, path in (("mptcp", package), ("mptcp.lab", package + "/lab")):
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = [path]
+from mptcp.lab import _helper
+_helper.run(int(descriptor), int(parent))
+"""
 
 
 def _start_helper(channel: socket.socket) -> subprocess.Popen[bytes]:
@@ -228,7 +343,9 @@ def _start_helper(channel: socket.socket) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
     # What a caller wants to be an error in his program should not end the helper, whose libraries are not his.
     environment.pop("PYTHONWARNINGS", None)
-    command = [sys.executable, "-P", "-m", "mptcp.lab._helper", str(channel.fileno()), str(os.getpid())]
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    # Without site, as the path is given.
+    command = [sys.executable, "-P", "-S", "-c", _HELPER, package, str(channel.fileno()), str(os.getpid())]
     return subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -238,29 +355,3 @@ def _start_helper(channel: socket.socket) -> subprocess.Popen[bytes]:
         # A terminal's Ctrl-C and a kill of the caller's process group are not for it.
         start_new_session=True,
     )
-
-
-@contextlib.contextmanager
-def two_paths(
-    rate: _units.Rate | Sequence[_units.Rate | None] | None = ("20mbit", "10mbit"),
-    delay: _units.Time | Sequence[_units.Time | None] | None = None,
-) -> Iterator[tuple[Host, Host, tuple[Link, Link]]]:
-    """Give a lab of a client and a server with two links, 10.0.1.1-10.0.1.2 and 10.0.2.1-10.0.2.2.
-
-    ``with two_paths() as (client, server, paths): ...``. ``rate`` and ``delay`` are one for both links or one for each.
-    """
-    rates, delays = _for_each_of_two(rate, "rate"), _for_each_of_two(delay, "delay")
-    with Lab() as lab:
-        client, server = lab.host("client"), lab.host("server")
-        first, second = (
-            lab.link(client, server, rate=rate, delay=delay) for rate, delay in zip(rates, delays, strict=True)
-        )
-        yield client, server, (first, second)
-
-
-def _for_each_of_two(value: Any, what: str) -> Sequence[Any]:
-    if value is None or isinstance(value, str | int | float):
-        return (value, value)
-    if len(value) != 2:
-        raise ValueError(f"{what} is one for both paths or one for each of the two, not {len(value)}")
-    return list(value)

@@ -5,120 +5,177 @@ from __future__ import annotations
 import errno
 import os
 import re
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from socket import AF_INET, AF_INET6
 from types import EllipsisType
-from typing import Any
+from typing import Any, TypeAlias
 
 from mptcp._errors import UnsupportedError
-from mptcp.lab import _units
+from mptcp.lab import _limits, _units
 from mptcp.lab._capture import Capture
 from mptcp.lab._host import Host
+from mptcp.lab._limits import BothLimits
+from mptcp.lab._state import State
+from mptcp.lab._units import GilbertElliott
 
 _CONGESTION_CONTROL = re.compile(r"[a-z0-9_-]{1,15}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+# The least and the most. IPv6 needs 1280 bytes.
+MTU = 1280, 65535
+PARALLEL = 1, 32
 
 # The routing tables of links: above those that have names (253 to 255), in the order of the links.
 _FIRST_TABLE = 1000
-_DEFAULT_QUEUE = 0.1
 
-_DESCRIBED = ("rate", "delay", "jitter", "loss", "queue", "congestion_control", "is_up")
+_DESCRIBED = (
+    *("name", "rate", "trace", "queue", "aqm", "loss", "delay", "jitter", "reorder"),
+    *("mtu", "parallel", "congestion_control", "is_up"),
+)
+
+# What links take: one value for both directions, or a pair: what the first and what the second host sends.
+Rates: TypeAlias = "_units.Rate | Sequence[_units.Rate | None] | None"
+Traces: TypeAlias = "_units.TracePath | Sequence[_units.TracePath | None] | None"
+Times: TypeAlias = "_units.Time | Sequence[_units.Time | None] | None"
+Losses: TypeAlias = "_units.Loss | Sequence[_units.Loss | None] | None"
+Queues: TypeAlias = "_units.Queue | Sequence[_units.Queue | None] | None"
 
 
 @dataclass(frozen=True)
-class LinkLimits:
-    """What limits a link: bits a second, seconds, a fraction, seconds; a queue is seconds or, an int, bytes."""
+class LinkStats:
+    """What has become of the frames of one direction of a link, from :meth:`Link.stats`.
 
-    rate: int | None = None
-    delay: float | None = None
-    loss: float | None = None
-    jitter: float | None = None
-    queue: float | int | None = None
+    Frames and bytes are counted as on the wire, with their Ethernet headers: a frame of several segments is as many.
+    In a direction without limits, which the kernel forwards itself, such a frame counts as one.
+    """
 
-    def changed(
-        self,
-        rate: _units.Rate | EllipsisType | None,
-        delay: _units.Time | EllipsisType | None,
-        loss: _units.Loss | EllipsisType | None,
-        jitter: _units.Time | EllipsisType | None,
-        queue: _units.Queue | EllipsisType | None,
-    ) -> LinkLimits:
-        """Return these with the given ones instead; ``...`` leaves one as it is, None takes it off."""
-        limits = self
-        if not isinstance(rate, EllipsisType):
-            limits = replace(limits, rate=None if rate is None else _units.parse_rate(rate))
-        if not isinstance(delay, EllipsisType):
-            limits = replace(limits, delay=None if delay is None else _units.parse_time(delay, "delay") or None)
-        if not isinstance(loss, EllipsisType):
-            limits = replace(limits, loss=None if loss is None else _units.parse_loss(loss) or None)
-        if not isinstance(jitter, EllipsisType):
-            limits = replace(limits, jitter=None if jitter is None else _units.parse_time(jitter, "jitter") or None)
-        if not isinstance(queue, EllipsisType):
-            limits = replace(limits, queue=None if queue is None else _units.parse_queue(queue))
-        if limits.jitter and not limits.delay:
-            raise ValueError("jitter needs a delay that it varies")
-        if limits.queue is not None and limits.rate is None:
-            raise ValueError("a queue needs a rate: without one nothing waits")
-        return limits
-
-    @property
-    def netem(self) -> bool:
-        return self.delay is not None or self.loss is not None
-
-    @property
-    def queue_bytes(self) -> int:
-        if self.rate is None:
-            return 0
-        queue = _DEFAULT_QUEUE if self.queue is None else self.queue
-        return queue if isinstance(queue, int) else round(self.rate / 8 * queue)
+    #: What has left, and has been given to the receiving host.
+    frames: int
+    bytes: int
+    #: Frames dropped by the queue, also by the active queue management.
+    dropped: int
+    #: Frames lost by ``loss``.
+    lost: int
+    #: Frames lost because the link went down while they were on it.
+    cut: int
+    #: Frames that the receiving host's interface did not take.
+    failed: int
+    #: What waits in the queue now.
+    waiting_frames: int
+    waiting_bytes: int
+    #: What is on its way now, behind the queue.
+    flying_frames: int
+    flying_bytes: int
+    #: How late frames left, beyond what they were to take: the median, the 99th percentile and the most. 0 where the
+    #: emulator has forwarded none.
+    late_p50_ns: int
+    late_p99_ns: int
+    late_max_ns: int
 
 
 class Link:
-    """A link between two hosts of a lab, a veth pair. Made by :meth:`Lab.link`."""
+    """A link between two hosts of a lab. Made by :meth:`Lab.link`."""
 
-    def __init__(self, number: int, a: Host, b: Host) -> None:
+    def __init__(
+        self,
+        state: State,
+        number: int,
+        wires: Sequence[int],
+        a: Host,
+        b: Host,
+        name: str | None,
+        mtu: int,
+        shared: Link | None,
+    ) -> None:
+        self._state = state
         self._number = number
+        # The second host has that link's address here, too.
+        self._second_number: int = number if shared is None else shared._second_number
         self._ipv6 = a._ipv6 and b._ipv6
         self._families = (AF_INET, AF_INET6) if self._ipv6 else (AF_INET,)
+        self._wires = {
+            wire: f"eth{number}" if not place else f"eth{number}p{place}" for place, wire in enumerate(wires)
+        }
         self._interface = f"eth{number}"
-        self._limits = LinkLimits()
+        self._limits = _limits.UNLIMITED
+        self._native = [limits.checked() for limits in self._limits]
         self._up = False
         self._congestion_control: str | None = None
+        self._name = name
+        self._mtu = mtu
         self.hosts = (a, b)
 
     def __repr__(self) -> str:
         a, b = self.hosts
         ends = f"{a.name} {self.address(a)} - {b.name} {self.address(b)}"
-        return f"<Link {self._interface}: {ends}{'' if self._up else ', down'}>"
+        return f"<Link {self.name}: {ends}{'' if self._up else ', down'}>"
+
+    @property
+    def name(self) -> str:
+        """The name that it was given, or else that of its interface."""
+        return self._name or self._interface
 
     @property
     def is_up(self) -> bool:
         """Whether the link is up as far as the lab has put it there."""
         return self._up
 
-    @property
-    def rate(self) -> int | None:
-        """Bits a second in each direction; None: not limited."""
-        return self._limits.rate
+    # Of all the following: one value if both directions have it, or two, for what the first and the second host sends.
 
     @property
-    def delay(self) -> float | None:
-        """Seconds that a packet takes in each direction, half of what a round trip takes; None: none are added."""
-        return self._limits.delay
+    def rate(self) -> Any:
+        """Bits a second, an int; None: not limited. A pair where the directions differ, the first host's first."""
+        return self._both("rate")
 
     @property
-    def jitter(self) -> float | None:
-        """Seconds by which the delay varies; None: it does not."""
-        return self._limits.jitter
+    def trace(self) -> Any:
+        """The path of the trace of moments at which the link can send; None: none. A pair where directions differ."""
+        return _limits.one_or_two([each.trace and each.trace.path for each in self._limits])
 
     @property
-    def loss(self) -> float | None:
-        """The fraction of packets that is lost in each direction, from 0 to 1; None: none."""
-        return self._limits.loss
+    def delay(self) -> Any:
+        """Seconds that a frame takes, half of what a round trip takes; None: none. A pair where directions differ."""
+        return self._both("delay")
 
     @property
-    def queue(self) -> int | None:
-        """Bytes that may wait in each direction; None: the link has no rate."""
-        return None if self._limits.rate is None else self._limits.queue_bytes
+    def jitter(self) -> Any:
+        """Seconds by which the delay varies up and down; None: it does not. A pair where directions differ."""
+        return self._both("jitter")
+
+    @property
+    def loss(self) -> Any:
+        """The fraction of frames that is lost, or a GilbertElliott; None: none. A pair where directions differ."""
+        return self._both("loss")
+
+    @property
+    def queue(self) -> Any:
+        """Bytes that may wait, or packets as in ``"100p"``; None: nothing waits. A pair where directions differ."""
+        return _limits.one_or_two(
+            [
+                f"{limits.queue[1]}p" if limits.queue and limits.queue[0] == "packets" else native.queue_bytes
+                for limits, native in zip(self._limits, self._native, strict=True)
+            ]
+        )
+
+    @property
+    def aqm(self) -> str | None:
+        """The active queue management, ``"codel"``; None: the queue drops what it has no room for."""
+        return self._limits[0].aqm
+
+    @property
+    def reorder(self) -> bool:
+        """Whether frames may overtake each other by jitter."""
+        return self._limits[0].reorder
+
+    @property
+    def mtu(self) -> int:
+        """Bytes of the longest IP packet."""
+        return self._mtu
+
+    @property
+    def parallel(self) -> int:
+        """The number of equal links between the two addresses."""
+        return len(self._wires)
 
     @property
     def congestion_control(self) -> str | None:
@@ -133,84 +190,124 @@ class Link:
             raise ValueError(f"a link has addresses of AF_INET and AF_INET6, not of family {family}")
         if family == AF_INET6 and not self._ipv6:
             raise UnsupportedError(errno.ENOSYS, "this kernel has no IPv6")
-        return _address(self._number, self._side(host), family)
+        return self._address(self._side(host), family)
 
     def interface(self, host: Host) -> str:
-        """Return the name of this link's interface in ``host``."""
+        """Return the name of this link's interface in ``host``; of parallel links, the first one's."""
         self._side(host)
         return self._interface
 
     def down(self) -> None:
-        """Take both ends down. Does nothing if they are."""
-        lab = self.hosts[0]._state
-        with lab._lock:
+        """Take both ends down: what is on the link is lost. Calling it again has no effect."""
+        with self._state._lock:
+            self._state._check_open()
             if not self._up:
-                lab._check_open()
                 return
             self._up = False
             for host in self.hosts:
-                host._request("down", name=self._interface)
+                host._request("down", number=self._number)
+            for wire in self._wires:
+                self._state._middle.request("cut", wire=wire)
 
     def up(self) -> None:
         """Take both ends up, put their addresses and routes back, and return when packets pass."""
-        lab = self.hosts[0]._state
-        with lab._lock:
+        with self._state._lock:
             for host in self.hosts:
-                host._request("up", name=self._interface)
+                host._request("up", number=self._number)
             for host in self.hosts:
-                host._request("wait_until_usable", name=self._interface)
+                host._request("wait_until_usable", number=self._number)
             self._up = True
 
     def set(
         self,
         *,
-        rate: _units.Rate | EllipsisType | None = ...,
-        delay: _units.Time | EllipsisType | None = ...,
-        loss: _units.Loss | EllipsisType | None = ...,
-        jitter: _units.Time | EllipsisType | None = ...,
-        queue: _units.Queue | EllipsisType | None = ...,
+        rate: Rates | EllipsisType = ...,
+        trace: Traces | EllipsisType = ...,
+        queue: Queues | EllipsisType = ...,
+        aqm: str | EllipsisType | None = ...,
+        loss: Losses | EllipsisType = ...,
+        delay: Times | EllipsisType = ...,
+        jitter: Times | EllipsisType = ...,
+        reorder: bool | EllipsisType = ...,
         congestion_control: str | EllipsisType | None = ...,
     ) -> None:
-        """Change what is given and leave the rest as it is; None takes a limit off.
+        """Change what is given and leave the rest as it is; None takes a limit off. What is on its way stays so.
+
+        Each of the following is one value for both directions, or a pair: one for what the link's first host sends and
+        one for what the second host sends. A frame passes them in this order.
+
+        ``queue``: what may wait for the rate: ``"100ms"`` of it (the default), ``"50p"`` (packets) or an int (bytes).
+        What comes when it is full is dropped. It needs a rate or a trace. ``aqm="codel"``, for both directions, drops
+        earlier (RFC 8289).
 
         ``rate``: ``"20mbit"`` (kbit, mbit, gbit: powers of 1000) or a number, bits a second of frames with their
-        Ethernet headers, in each direction. ``queue``: what may wait for that rate, ``"100ms"`` of it or an int, bytes;
-        ``"100ms"`` where it is not given. Both are the queueing discipline tbf.
+        Ethernet headers. Or ``trace``: the path of a file in mahimahi's packet-delivery format, with a line for each
+        1500 bytes of IP packets, the millisecond at which they can leave, begun again at its end.
 
-        ``delay`` and ``jitter``: ``"10ms"`` or a number, seconds, in each direction; jitter reorders packets.
-        ``loss``: ``"0.1%"`` or a fraction. All three are netem: UnsupportedError where the kernel has none.
+        ``loss``: ``"0.1%"`` or a fraction, of each frame by itself, or a GilbertElliott.
+
+        ``delay`` and ``jitter``: ``"10ms"`` or a number, seconds; jitter varies the delay evenly by as much up and
+        down. Frames stay in order unless ``reorder`` is True, for both directions.
 
         ``congestion_control``: the name of one, for TCP connections and subflows that start by this link from then
         on (``congctl`` on the link's routes). Raises FileNotFoundError if the kernel has none of that name.
 
-        If it fails the link is as it was.
+        All but the last act in the middle of the link, in an emulator (AF_PACKET) that every lab has. Raises
+        ValueError and TypeError before anything has changed, and OSError for a trace that cannot be read. If it
+        fails the link is as it was.
         """
-        limits = self._limits.changed(rate, delay, loss, jitter, queue)
+        limits = _limits.changed(
+            self._limits,
+            rate=rate,
+            trace=trace,
+            queue=queue,
+            aqm=aqm,
+            loss=loss,
+            delay=delay,
+            jitter=jitter,
+            reorder=reorder,
+        )
         if not isinstance(congestion_control, EllipsisType):
             check_congestion_control(congestion_control)
-        lab = self.hosts[0]._state
-        with lab._lock:
-            lab._check_open()
-            if limits.netem:
-                self.hosts[0]._request("require_netem")
+        with self._state._lock:
+            self._state._check_open()
             if not isinstance(congestion_control, EllipsisType):
                 self._set_congestion_control(congestion_control)
             if limits != self._limits:
                 self._set_limits(limits)
+                self._state._arrange()
+
+    def stats(self) -> tuple[LinkStats, LinkStats]:
+        """Return what has become of the frames that the first host sent, and of those that the second host sent.
+
+        Of parallel links it is the sum, and of their lateness the worst.
+        """
+        with self._state._lock:
+            self._state._check_open()
+            each = [self._state._middle.request("stats", wire=wire)[0] for wire in self._wires]
+        directions = []
+        for found in zip(*each, strict=True):
+            merge = {name: max if name.startswith("late") else sum for name in LinkStats.__dataclass_fields__}
+            directions.append(LinkStats(**{name: how(one[name] for one in found) for name, how in merge.items()}))
+        return directions[0], directions[1]
 
     def capture(self, path: str | os.PathLike[str], *, host: Host | None = None) -> Capture:
         """Write every packet that passes the link's end at ``host`` (the first by default) to a pcap file.
 
         Returns when the capture has begun, with an object to close when it is to end, best by ``with``. Packets are
         whole, with their Ethernet headers and times in nanoseconds; their checksums may not have been computed, as they
-        never leave the machine. Those that a queue or netem drops on their way out of ``host`` are not seen.
+        never leave the machine. What a host sends is seen before the link's queue, delay and loss, what it receives
+        behind them. Of parallel links the first one is captured.
         """
         host = self.hosts[0] if host is None else host
         self._side(host)
-        host._state._check_open()
+        self._state._check_open()
         capture = Capture(host._client.request, self._interface, path)
-        host._state._captures.add(capture)
+        self._state._captures.add(capture)
         return capture
+
+    def _both(self, name: str) -> Any:
+        return _limits.one_or_two([getattr(each, name) for each in self._limits])
 
     def _side(self, host: Host) -> int:
         if not isinstance(host, Host):
@@ -219,63 +316,113 @@ class Link:
             raise ValueError(f"{host!r} is not at an end of {self!r}")
         return self.hosts.index(host)
 
+    def _address(self, side: int, family: int) -> str:
+        return _address(self._second_number if side else self._number, side, family)
+
     def _addresses(self, host: Host) -> list[str]:
         return [self.address(host, family) for family in self._families]
 
-    def _describe(self) -> dict[str, Any]:
-        return {
-            "addresses": {host.name: self.address(host) for host in self.hosts},
-            **{name: getattr(self, name) for name in _DESCRIBED},
-        }
+    def _networks(self) -> list[str]:
+        return [_network(self._number, family) for family in self._families]
 
-    def _configure(self, limits: LinkLimits, congestion_control: str | None) -> None:
-        """Give the new pair of interfaces what the link is to have, and take it up."""
-        for side, host in enumerate(self.hosts):
-            addresses = [
-                {
-                    "family": int(family),
-                    "local": _address(self._number, side, family),
-                    "peer": _address(self._number, 1 - side, family),
-                    "network": _network(self._number, family),
-                }
-                for family in self._families
-            ]
-            host._request(
-                "configure",
-                name=self._interface,
-                addresses=addresses,
-                link_local=f"fe80::{side + 1}" if self._ipv6 else None,
-                table=_FIRST_TABLE + self._number,
-            )
-        if limits != self._limits:
-            self._set_limits(limits)
+    def _describe(self) -> dict[str, Any]:
+        described = {name: getattr(self, name) for name in _DESCRIBED}
+        described["loss"] = _limits.one_or_two([_plain(each.loss) for each in self._limits])
+        return {"addresses": {host.name: self.address(host) for host in self.hosts}, **described}
+
+    def _configure(self, limits: BothLimits, congestion_control: str | None) -> None:
+        """Make the link's interfaces, limit them, and take them up. If it fails nothing of them is left."""
         if congestion_control is not None:
-            self._set_congestion_control(congestion_control)
-        for host in self.hosts:
-            host._request("up", name=self._interface)
-        for host in self.hosts:
-            host._request("wait_until_usable", name=self._interface)
+            self.hosts[0]._request("require_congestion_control", name=congestion_control)
+        try:
+            for wire, interface in self._wires.items():
+                with _limits.sendable(limits) as (native, descriptors):
+                    self._state._middle.request(
+                        "add",
+                        descriptors,
+                        wire=wire,
+                        interface=interface,
+                        hosts=[host.pid for host in self.hosts],
+                        macs=[_mac(wire, side) for side in (0, 1)],
+                        mtu=self._mtu,
+                        limits=native,
+                    )
+            self._limits, self._native = limits, [each.checked() for each in limits]
+            for side, host in enumerate(self.hosts):
+                host._request(
+                    "attach",
+                    number=self._number,
+                    members=[
+                        {"name": interface, "peer_mac": _mac(wire, 1 - side)} for wire, interface in self._wires.items()
+                    ],
+                    addresses=[self._end(side, family) for family in self._families],
+                    is_first=side == 0,
+                    link_local=[f"fe80::{side + 1}", f"fe80::{2 - side}"] if self._ipv6 else None,
+                    table=_FIRST_TABLE + self._number,
+                    gso_max_segs=self._native[side].gso_max_segs,
+                    congestion_control=congestion_control,
+                )
+            self._congestion_control = congestion_control
+            for host in self.hosts:
+                host._request("wait_until_usable", number=self._number)
+        except BaseException:
+            self._discard()
+            raise
         self._up = True
 
-    def _set_limits(self, limits: LinkLimits) -> None:
-        try:
-            self._shape(limits)
-        except BaseException:
-            self._shape(self._limits)
-            raise
-        self._limits = limits
-
-    def _shape(self, limits: LinkLimits) -> None:
-        arguments = {**asdict(limits), "queue": limits.queue_bytes}
+    def _discard(self) -> None:
         for host in self.hosts:
-            host._request("shape", name=self._interface, **arguments)
+            host._client.request("detach", number=self._number)
+        for wire in self._wires:
+            self._state._middle.request("remove", wire=wire)
+
+    def _end(self, side: int, family: int) -> dict[str, Any]:
+        own = self._number == self._second_number
+        local, peer = self._address(side, family), self._address(1 - side, family)
+        return {
+            "family": int(family),
+            "local": local,
+            "length": (24 if family == AF_INET else 64) if own or side == 0 else (32 if family == AF_INET else 128),
+            "peer": peer,
+            "in_main": own or side == 1,
+            "network": _network(self._number, family) if own or side else f"{peer}/{32 if family == AF_INET else 128}",
+        }
+
+    def _set_limits(self, limits: BothLimits) -> None:
+        try:
+            self._limit(limits)
+        except BaseException:
+            self._limit(self._limits)
+            raise
+        self._limits, self._native = limits, [each.checked() for each in limits]
+
+    def _limit(self, limits: BothLimits) -> None:
+        for host, each in zip(self.hosts, limits, strict=True):
+            host._request("set_gso_max_segs", number=self._number, segments=each.checked().gso_max_segs)
+        for wire in self._wires:
+            with _limits.sendable(limits) as (native, descriptors):
+                self._state._middle.request("set_limits", descriptors, wire=wire, limits=native)
 
     def _set_congestion_control(self, name: str | None) -> None:
         if name is not None:
             self.hosts[0]._request("require_congestion_control", name=name)
         for host in self.hosts:
-            host._request("set_congestion_control", name=self._interface, congestion_control=name)
+            host._request("set_congestion_control", number=self._number, congestion_control=name)
         self._congestion_control = name
+
+
+def memory(links: Sequence[Link], host: Host) -> int:
+    """Return the bytes that may be on their way to a host at once: of all its links, by the longest round trip."""
+    rate, round_trip = 0.0, 0.0
+    for link in links:
+        rate += link._limits[1 - link._side(host)].bits_per_second / 8
+        seconds = 0.0
+        for limits, native in zip(link._limits, link._native, strict=True):
+            seconds += (limits.delay or 0.0) + (limits.jitter or 0.0)
+            if limits.bits_per_second:
+                seconds += 8 * (native.queue_bytes or 0) / limits.bits_per_second
+        round_trip = max(round_trip, seconds)
+    return round(rate * round_trip)
 
 
 # Link number n has the networks 10.<n / 256>.<n % 256>.0/24 and fd00:0:0:<n>::/64.
@@ -287,6 +434,33 @@ def _address(number: int, side: int, family: int) -> str:
 
 def _network(number: int, family: int) -> str:
     return f"10.{number >> 8}.{number & 255}.0/24" if family == AF_INET else f"fd00:0:0:{number:x}::/64"
+
+
+def _mac(wire: int, side: int) -> str:
+    """Return a locally administered address."""
+    return f"02:00:00:{wire >> 8:02x}:{wire & 255:02x}:{side + 1:02x}"
+
+
+def _plain(loss: float | GilbertElliott | None) -> Any:
+    return vars(loss) if isinstance(loss, GilbertElliott) else loss
+
+
+def check_name(name: str | None) -> None:
+    if name is None:
+        return
+    if not isinstance(name, str):
+        raise TypeError(f"a link's name must be a str, not {type(name).__name__}")
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"a link's name must have 1 to 63 letters, digits, '.', '_' and '-', not one of these first: not {name!r}"
+        )
+
+
+def check_size(value: int, what: str, least: int, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{what} must be an int, not {type(value).__name__}")
+    if not least <= value <= most:
+        raise ValueError(f"{what} must be from {least} to {most}, not {value}")
 
 
 def check_congestion_control(name: str | None) -> None:

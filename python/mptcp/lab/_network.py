@@ -1,7 +1,8 @@
-"""Links, addresses, routes and queueing disciplines of one network namespace, by rtnetlink.
+"""Links, addresses and routes of one host, by rtnetlink. Runs in the host's process, inside its namespace.
 
-Runs in a host's process, inside its namespace. Loading pyroute2 takes longer than all the rest of starting a
-lab, so the helper process loads this file once, before it forks the hosts.
+The first host of a link routes by source: what comes from its address on the link takes the link, whatever its
+destination, or does not leave at all. The second host routes by destination and keeps all its addresses whatever
+link is down. So the link of a subflow is that of its address at the link's first host, in both directions.
 """
 
 from __future__ import annotations
@@ -16,157 +17,176 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from pyroute2.iproute.linux import IPRoute  # type: ignore[import-untyped]
-from pyroute2.netlink.exceptions import NetlinkError  # type: ignore[import-untyped]
+from mptcp.lab import _rtnetlink
+from mptcp.lab._netlink import Netlink, Request
 
-# linux/if_addr.h: no duplicate address detection, and no route of the kernel's own making.
-_IFA_F_NODAD = 0x02
-_IFA_F_NOPREFIXROUTE = 0x200
 # linux/rtnetlink.h
-_RT_SCOPE_LINK = 253
-_RT_TABLE_LOCAL = 255
 _RTMGRP_LINK = 1
 _RTMGRP_IPV6_ROUTE = 0x400
-# linux/pkt_sched.h
-_TC_H_ROOT = 0xFFFFFFFF
-_NETEM_HANDLE = 0x10000  # 1:
-_NETEM_CHILD = 0x10001  # 1:1
-_TBF_HANDLE = 0x20000  # 2:
-# linux/netdevice.h: as many as any packet has.
-_GSO_MAX_SEGS = 65535
 
 # Before the main table's rule (32766), after the local one's (0).
 _RULE_PRIORITY = 1000
-
 # The metric of a route that any other goes before.
 _LAST_METRIC = 0xFFFFFFFF
-
-_FRAME = 1514
-# tbf makes up for a late timer only up to its burst: on a busy machine some milliseconds. And four frames
-# keep a slow link from waiting for a timer at every one.
-_BURST_SECONDS = 0.008
-_BURST_FRAMES = 4
-# netem drops what exceeds its limit. The queue of a link is tbf's; what netem holds is on its way.
-_NETEM_LIMIT = 1_000_000
+# Routes to the other end's other addresses, in the order of the links, for when their own links are down.
+_FALLBACK_METRIC = 1024
 
 _USABLE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class Address:
-    """An address of an interface and that of the link's other end."""
+    """The addresses of a link in one family, as one of its hosts sees them."""
 
     family: int
     local: str
+    #: Its prefix length.
+    length: int
     peer: str
-    #: With its prefix length, as in "10.0.1.0/24".
+    #: What the link leads to directly.
     network: str
+    #: Whether that goes for what has no source address yet, too: not if another link leads there first.
+    in_main: bool
 
 
-@dataclass
-class _Interface:
-    """What this host's end of a link is to have; the kernel forgets part of it when the link goes down."""
+@dataclass(frozen=True)
+class Member:
+    """One of the equal interfaces of a link; mostly it has only one."""
 
     name: str
     index: int
+    peer_mac: str
+
+
+@dataclass
+class _Link:
+    """What this host's end of a link is to have; the kernel forgets part of it when the link goes down."""
+
+    number: int
+    members: list[Member]
     addresses: list[Address]
-    link_local: str | None
+    is_first: bool
+    link_local: tuple[str, str] | None
     table: int
     congestion_control: str | None = None
     # Addresses behind the other end, which the main table sends this way.
     remote: set[str] = field(default_factory=set)
+    # Networks of other links to the same host, which it sends this way while those are down.
+    fallback: list[str] = field(default_factory=list)
     up: bool = False
 
+    @property
+    def indexes(self) -> list[int]:
+        return [member.index for member in self.members]
 
-@contextlib.contextmanager
-def kernel_errors(what: str) -> Iterator[None]:
-    """Turn pyroute2's error into an OSError that keeps the errno and says what was asked for."""
-    try:
-        yield
-    except NetlinkError as error:
-        # Its text is the kernel's extended acknowledgement where there is one.
-        raise OSError(error.code, f"{what}: {error.args[1]}") from error
+    @property
+    def name(self) -> str:
+        return self.members[0].name
+
+    def address(self, family: int) -> Address:
+        return next(address for address in self.addresses if address.family == family)
+
+    def gateway(self, address: Address) -> str:
+        """Return the other end as the next hop of routes. In IPv6 two links may share no other address than this."""
+        return address.peer if self.link_local is None or address.family == socket.AF_INET else self.link_local[1]
 
 
 class Network:
     """The links of this namespace, as they are meant to be."""
 
     def __init__(self) -> None:
-        self._route = IPRoute()
-        self._interfaces: dict[str, _Interface] = {}
-        with kernel_errors("lo"):
-            self._route.link("set", index=socket.if_nametoindex("lo"), state="up")
+        self._netlink = Netlink(socket.NETLINK_ROUTE)
+        self._links: dict[int, _Link] = {}
+        self._loopback = socket.if_nametoindex("lo")
+        self._netlink.do([_rtnetlink.set_link(self._loopback, "lo", up=True)])
 
-    def add_pair(self, name: str, peer_pid: int) -> None:
-        """Make a veth pair, one end here and the other in that process's namespace, both of this name and down."""
-        with kernel_errors(f"veth {name}"):
-            peer = {"ifname": name, "net_ns_pid": peer_pid}
-            self._route.link("add", ifname=name, kind="veth", peer=peer)
-
-    def remove(self, name: str) -> None:
-        """Remove an interface, and with it the link's other end."""
-        with kernel_errors(name):
-            self._route.link("del", index=socket.if_nametoindex(name))
-        self._interfaces.pop(name, None)
-
-    def configure(self, name: str, addresses: list[Address], link_local: str | None, table: int) -> None:
-        """Take charge of a new interface: its addresses, its table's number and the rules that lead to it."""
-        interface = _Interface(name, socket.if_nametoindex(name), addresses, link_local, table)
-        for address in addresses:
-            with kernel_errors(f"rule from {address.local}"):
-                self._route.rule(
-                    "add",
-                    family=address.family,
-                    src=address.local,
-                    src_len=_host_length(address.family),
-                    table=table,
-                    priority=_RULE_PRIORITY,
-                )
+    def attach(
+        self,
+        number: int,
+        members: list[dict[str, Any]],
+        addresses: list[dict[str, Any]],
+        is_first: bool,
+        link_local: list[str] | None,
+        table: int,
+        gso_max_segs: int,
+        congestion_control: str | None,
+    ) -> None:
+        """Take charge of the new interfaces of a link, and take them up."""
+        link = _Link(
+            number,
+            [Member(index=socket.if_nametoindex(member["name"]), **member) for member in members],
+            [Address(**address) for address in addresses],
+            is_first,
+            (link_local[0], link_local[1]) if link_local else None,
+            table,
+            congestion_control,
+        )
+        requests = [
+            _rtnetlink.set_link(member.index, member.name, gso_max_segs=gso_max_segs) for member in link.members
+        ]
+        for address in link.addresses:
+            host = _host_network(address.local)
+            if is_first:
                 # When the link is down its routes are gone. What leaves by it must not leave by another then.
-                self._route.route(
-                    "add", family=address.family, dst="default", type="unreachable", table=table, priority=_LAST_METRIC
-                )
-        self._interfaces[name] = interface
+                requests.append(_rtnetlink.add_rule(host, table, _RULE_PRIORITY))
+                requests.append(_rtnetlink.put_unreachable(_everything(address.family), table, _LAST_METRIC))
+            else:
+                requests.append(_rtnetlink.keep_local(host, self._loopback))
+                requests.append(_rtnetlink.put_unreachable(address.network, _rtnetlink.MAIN, _LAST_METRIC))
+        self._netlink.do(requests)
+        self._links[number] = link
+        self.up(number)
 
-    def up(self, name: str) -> None:
-        """Take the interface up and give it what it had: addresses and routes."""
-        interface = self._interfaces[name]
-        with kernel_errors(name):
-            self._route.link("set", index=interface.index, state="up")
-        if interface.link_local is not None:
-            # Neighbour discovery for forwarded packets speaks from a link-local address.
-            self._put_address(interface, socket.AF_INET6, interface.link_local, 64, _IFA_F_NODAD)
-        for address in interface.addresses:
-            flags = _IFA_F_NODAD | _IFA_F_NOPREFIXROUTE
-            length = int(address.network.partition("/")[2])
-            self._put_address(interface, address.family, address.local, length, flags)
-        interface.up = True
-        self._put_routes(interface)
+    def detach(self, number: int) -> None:
+        """Forget a link whose interfaces are gone or about to go. What was added for it is harmless without them."""
+        self._links.pop(number, None)
 
-    def down(self, name: str) -> None:
-        """Take the interface down. The kernel drops its routes and its IPv6 addresses."""
-        interface = self._interfaces[name]
-        with kernel_errors(name):
-            self._route.link("set", index=interface.index, state="down")
-        interface.up = False
+    def up(self, number: int) -> None:
+        """Take a link up and give it what it had: addresses, neighbours and routes."""
+        link = self._links[number]
+        requests = [_rtnetlink.set_link(member.index, member.name, up=True) for member in link.members]
+        for member in link.members:
+            if link.link_local is not None:
+                local, peer = link.link_local
+                requests.append(_rtnetlink.put_address(member.index, socket.AF_INET6, local, 64))
+                requests.append(_rtnetlink.put_neighbour(member.index, socket.AF_INET6, peer, member.peer_mac))
+            for address in link.addresses:
+                requests.append(_rtnetlink.put_address(member.index, address.family, address.local, address.length))
+                # Known beforehand: a link's delay and loss are for what is sent over it, not for asking who is there.
+                requests.append(_rtnetlink.put_neighbour(member.index, address.family, address.peer, member.peer_mac))
+        link.up = True
+        self._netlink.do([*requests, *self._routes(link)])
 
-    def wait_until_usable(self, name: str) -> None:
+    def down(self, number: int) -> None:
+        """Take a link down. The kernel drops its routes, its neighbours and its IPv6 addresses."""
+        link = self._links[number]
+        self._netlink.do([_rtnetlink.set_link(member.index, member.name, up=False) for member in link.members])
+        link.up = False
+
+    def wait_until_usable(self, number: int) -> None:
         """Wait until packets pass, both ways: for the carrier, and for IPv6 addresses to be taken into service.
 
         The kernel does both by itself a little later, and tells by link and route events.
         """
-        interface = self._interfaces[name]
+        link = self._links[number]
         deadline = time.monotonic() + _USABLE_SECONDS
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0) as events:
             # Listening first and looking then, no change is missed.
             events.bind((0, _RTMGRP_LINK | _RTMGRP_IPV6_ROUTE))
-            while not self._is_usable(interface):
+            while not self._is_usable(link):
                 if not select.select([events], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                    raise TimeoutError(errno.ETIMEDOUT, f"{name} was not usable after {_USABLE_SECONDS:g} s")
+                    raise TimeoutError(errno.ETIMEDOUT, f"{link.name} was not usable after {_USABLE_SECONDS:g} s")
                 # The events themselves do not matter, nor that some may have been lost (ENOBUFS).
                 with contextlib.suppress(OSError):
                     while True:
                         events.recv(1 << 16)
+
+    def set_gso_max_segs(self, number: int, segments: int) -> None:
+        """Say how many segments of TCP may leave by a link as one frame."""
+        link = self._links[number]
+        self._netlink.do(
+            [_rtnetlink.set_link(member.index, member.name, gso_max_segs=segments) for member in link.members]
+        )
 
     def require_congestion_control(self, name: str) -> None:
         """Raise ENOENT if the kernel has no such congestion control and cannot load it."""
@@ -177,146 +197,99 @@ class Network:
                 text = f"the kernel has no congestion control {name!r}, or may not load it for us"
                 raise OSError(errno.ENOENT, text) from None
 
-    def set_congestion_control(self, name: str, congestion_control: str | None) -> None:
+    def set_congestion_control(self, number: int, congestion_control: str | None) -> None:
         """Name the congestion control of what leaves by this link's routes; None: the namespace's default."""
-        interface = self._interfaces[name]
-        interface.congestion_control = congestion_control
-        self._put_routes(interface)
+        link = self._links[number]
+        link.congestion_control = congestion_control
+        self._netlink.do(list(self._routes(link)))
 
-    def set_remote(self, remote: dict[str, list[str]]) -> None:
-        """Say which addresses lie behind which interface; everything not named is taken out of the main table."""
-        for interface in self._interfaces.values():
-            wanted = set(remote.get(interface.name, ()))
-            gone, interface.remote = interface.remote - wanted, wanted
-            for destination in gone if interface.up else ():
-                with kernel_errors(f"route to {destination}"):
-                    self._route.route("del", **self._remote_route(interface, destination))
-        # After all deletions: an address may have moved from one interface to another.
-        for interface in self._interfaces.values():
-            self._put_routes(interface)
+    def set_remote(self, remote: dict[str, list[str]], fallback: dict[str, list[str]]) -> None:
+        """Say which addresses lie behind which link, and which networks do while their own links are down.
 
-    def require_netem(self) -> None:
-        """Raise ENOSYS if this kernel has no netem. Tried on lo, which carries nothing of a lab's."""
-        lo = socket.if_nametoindex("lo")
-        try:
-            self._route.tc("add", "netem", index=lo, handle=_NETEM_HANDLE, parent=_TC_H_ROOT, delay=0)
-        except NetlinkError as error:
-            raise OSError(
-                errno.ENOSYS,
-                "delay, loss and jitter need the kernel's sch_netem (CONFIG_NET_SCH_NETEM), which this one has "
-                f"not, or may not load for us ({error.args[1]}); rate and queue do without",
-            ) from error
-        self._route.tc("del", index=lo, parent=_TC_H_ROOT)
-
-    def shape(
-        self,
-        name: str,
-        rate: int | None,
-        queue: int,
-        delay: float | None,
-        jitter: float | None,
-        loss: float | None,
-    ) -> None:
-        """Shape what leaves by this interface: bits a second, bytes of queue, seconds, a fraction; None is without.
-
-        netem is the root and tbf its child, so that packets are first on their way for the delay and then
-        queue for the rate: the queue is then tbf's alone, in bytes, whatever the delay.
+        Addresses that are not named are taken out of the main table.
         """
-        index = self._interfaces[name].index
-        burst = round(max((rate or 0) / 8 * _BURST_SECONDS, _BURST_FRAMES * _FRAME))
-        netem = delay is not None or loss is not None
-        kinds = {message.get_attr("TCA_KIND") for message in self._route.get_qdiscs(index=index) if message["handle"]}
-        wanted = {kind for kind, there in (("netem", netem), ("tbf", rate is not None)) if there}
-        with kernel_errors(f"shaping {name}"):
-            # Changing parameters leaves the queued packets where they are; another structure loses them.
-            command = "change"
-            if kinds & {"netem", "tbf"} != wanted:
-                if kinds & {"netem", "tbf"}:
-                    self._route.tc("del", index=index, parent=_TC_H_ROOT)
-                command = "add"
-            if netem:
-                self._route.tc(
-                    command,
-                    "netem",
-                    index=index,
-                    handle=_NETEM_HANDLE,
-                    parent=_TC_H_ROOT,
-                    delay=round((delay or 0.0) * 1e6),
-                    jitter=round((jitter or 0.0) * 1e6),
-                    loss=(loss or 0.0) * 100,
-                    limit=_NETEM_LIMIT,
-                )
-            if rate is not None:
-                self._route.tc(
-                    command,
-                    "tbf",
-                    index=index,
-                    handle=_TBF_HANDLE,
-                    parent=_NETEM_CHILD if netem else _TC_H_ROOT,
-                    rate=rate // 8,
-                    burst=burst,
-                    limit=max(queue, _FRAME),
-                )
-            # How many segments of TCP may come as one packet. One loss is to be one frame's. And tbf cuts up
-            # what exceeds its burst, of which netem as its parent loses count in kernels before 6.13.
-            segments = 1 if loss else burst // _FRAME if netem else _GSO_MAX_SEGS
-            self._route.link("set", index=index, gso_max_segs=segments)
+        gone: list[Request] = []
+        for link in self._links.values():
+            wanted = set(remote.get(str(link.number), ()))
+            if link.up:
+                gone += [self._remote_route(link, destination, add=False) for destination in link.remote - wanted]
+            link.remote, link.fallback = wanted, fallback.get(str(link.number), [])
+        # All deletions first: an address may have moved from one link to another.
+        self._netlink.do([*gone, *(route for link in self._links.values() for route in self._remote_routes(link))])
 
-    def _is_usable(self, interface: _Interface) -> bool:
-        with kernel_errors(interface.name):
-            (link,) = self._route.link("get", index=interface.index)
-            if link.get_attr("IFLA_OPERSTATE") != "UP":
+    def _is_usable(self, link: _Link) -> bool:
+        for member in link.members:
+            ((_, answer),) = self._netlink.get(_rtnetlink.get_link(member.index, member.name))
+            if not _rtnetlink.is_operational(answer):
                 return False
-            local = {
-                route.get_attr("RTA_DST")
-                for route in self._route.get_routes(family=socket.AF_INET6, table=_RT_TABLE_LOCAL)
-                if route.get_attr("RTA_OIF") == interface.index
-            }
-        wanted = {address.local for address in interface.addresses if address.family == socket.AF_INET6}
-        if interface.link_local is not None:
-            wanted.add(interface.link_local)
-        return {ipaddress.ip_address(address) for address in wanted} <= {
-            ipaddress.ip_address(address) for address in local if address is not None
-        }
+        wanted = {address.local for address in link.addresses if address.family == socket.AF_INET6}
+        if link.link_local is not None:
+            wanted.add(link.link_local[0])
+        if not wanted:
+            return True
+        routes = self._netlink.get(_rtnetlink.get_local_routes(socket.AF_INET6), dump=True)
+        local = {_rtnetlink.local_address(payload, socket.AF_INET6) for _, payload in routes}
+        return all((member.index, address) in local for member in link.members for address in wanted)
 
-    def _put_address(self, interface: _Interface, family: int, address: str, length: int, flags: int) -> None:
-        with kernel_errors(f"address {address} on {interface.name}"):
-            self._route.addr(
-                "replace", index=interface.index, family=family, address=address, prefixlen=length, flags=flags
+    def _routes(self, link: _Link) -> Iterator[Request]:
+        """Yield what puts a link's routes where they are not, and their congestion control in those that are."""
+        if not link.up:
+            return
+        several = len(link.members) > 1
+        for address in link.addresses:
+            everything = _everything(address.family)
+            common: dict[str, Any] = {
+                "interfaces": link.indexes,
+                "source": address.local,
+                "congestion_control": link.congestion_control,
+            }
+            gateway = link.gateway(address)
+            # Routes without a gateway cannot be equal-cost routes in IPv6.
+            direct: dict[str, Any] = {"gateway": gateway} if several else {}
+            if address.in_main:
+                yield _rtnetlink.put_route(address.network, **common, **direct)
+            if link.is_first:
+                yield _rtnetlink.put_route(address.network, table=link.table, **common, **direct)
+                yield _rtnetlink.put_route(everything, table=link.table, gateway=gateway, **common)
+        yield from self._remote_routes(link)
+
+    def _remote_routes(self, link: _Link) -> Iterator[Request]:
+        if not link.up:
+            return
+        for destination in sorted(link.remote):
+            yield self._remote_route(link, destination, add=True)
+        for network in link.fallback:
+            address = link.address(_family(network))
+            yield _rtnetlink.put_route(
+                network,
+                link.indexes,
+                address.local,
+                gateway=link.gateway(address),
+                metric=_FALLBACK_METRIC + link.number,
+                congestion_control=link.congestion_control,
             )
 
-    def _put_routes(self, interface: _Interface) -> None:
-        """Put the interface's routes where they are not, and their congestion control in those that are."""
-        if not interface.up:
-            return
-        for address in interface.addresses:
-            to_link: dict[str, Any] = {"dst": address.network, "prefsrc": address.local}
-            if address.family == socket.AF_INET:
-                to_link["scope"] = _RT_SCOPE_LINK
-            to_peer: dict[str, Any] = {"dst": "default", "gateway": address.peer, "prefsrc": address.local}
-            for route in (to_link, {**to_link, "table": interface.table}, {**to_peer, "table": interface.table}):
-                self._put_route(interface, {"family": address.family, "oif": interface.index, **route})
-        for destination in sorted(interface.remote):
-            self._put_route(interface, self._remote_route(interface, destination))
-
-    def _put_route(self, interface: _Interface, route: dict[str, Any]) -> None:
-        metrics = {}
-        if interface.congestion_control is not None:
-            metrics = {"metrics": {"cc_algo": interface.congestion_control}}
-        with kernel_errors(f"route to {route['dst']} by {interface.name}"):
-            self._route.route("replace", **route, **metrics)
-
-    def _remote_route(self, interface: _Interface, destination: str) -> dict[str, Any]:
-        family = socket.AF_INET6 if ":" in destination else socket.AF_INET
-        address = next(address for address in interface.addresses if address.family == family)
-        return {
-            "family": family,
-            "dst": f"{destination}/{_host_length(family)}",
-            "oif": interface.index,
-            "gateway": address.peer,
-            "prefsrc": address.local,
-        }
+    def _remote_route(self, link: _Link, destination: str, *, add: bool) -> Request:
+        address = link.address(_family(destination))
+        host = _host_network(destination)
+        if not add:
+            return _rtnetlink.delete_route(host, link.indexes, link.gateway(address))
+        return _rtnetlink.put_route(
+            host,
+            link.indexes,
+            address.local,
+            gateway=link.gateway(address),
+            congestion_control=link.congestion_control,
+        )
 
 
-def _host_length(family: int) -> int:
-    return 32 if family == socket.AF_INET else 128
+def _family(address: str) -> int:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def _everything(family: int) -> str:
+    return "0.0.0.0/0" if family == socket.AF_INET else "::/0"
+
+
+def _host_network(address: str) -> str:
+    return str(ipaddress.ip_network(address))

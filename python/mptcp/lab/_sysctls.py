@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -11,6 +12,26 @@ _CLONE_NEWNS = 0x00020000
 _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 0x20, 0x1000, 0x4000, 0x40000
 
 _ROOT = "/proc/sys"
+
+# Bytes of one socket.
+_LARGEST_INITIAL, _LARGEST_BUFFER = 16 << 20, 256 << 20
+
+_HOST = {
+    "net/ipv4/conf/{scope}/rp_filter": "0",  # a packet may come by another link than leads back to its source
+    "net/ipv4/fib_multipath_hash_policy": "1",  # parallel links: by ports, too
+    "net/mptcp/enabled": "1",
+}
+_HOST_IPV6 = {
+    "net/ipv6/conf/{scope}/disable_ipv6": "0",
+    # Addresses are the lab's alone to give: none by router advertisements or made up by the kernel, and no waiting
+    # for duplicates.
+    "net/ipv6/conf/{scope}/accept_ra": "0",
+    "net/ipv6/conf/{scope}/accept_dad": "0",
+    "net/ipv6/conf/{scope}/addr_gen_mode": "1",
+    "net/ipv6/fib_multipath_hash_policy": "1",
+}
+_ROUTER = {"net/ipv4/ip_forward": "1"}
+_ROUTER_IPV6 = {"net/ipv6/conf/all/forwarding": "1"}
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -23,6 +44,31 @@ def read(path: str) -> str:
 def write(path: str, value: str) -> None:
     with open(f"{_ROOT}/{path}", "w") as file:
         file.write(value)
+
+
+def set_up_host(*, forwarding: bool, ipv6: bool) -> None:
+    """Give the network namespace of a new host all its settings, as far as this kernel has them."""
+    if not os.path.exists(f"{_ROOT}/net/mptcp/enabled"):
+        raise OSError(errno.ENOSYS, "this kernel has no Multipath TCP (CONFIG_MPTCP)")
+    settings = {**_HOST, **(_HOST_IPV6 if ipv6 else {})}
+    if forwarding:
+        settings |= {**_ROUTER, **(_ROUTER_IPV6 if ipv6 else {})}
+    for name, value in settings.items():
+        for path in dict.fromkeys(name.format(scope=scope) for scope in ("all", "default")):
+            # Not every one of them exists under "all" in every kernel.
+            with contextlib.suppress(FileNotFoundError):
+                write(path, value)
+
+
+def set_socket_memory(needed: int) -> None:
+    """Give the buffers of new TCP sockets room for ``needed`` bytes, and never less than the kernel does.
+
+    A connection over links of very different speed holds what came too early by the fast ones: docs/kernel-bugs.md.
+    """
+    # The kernel counts the memory of a frame, which is up to twice its data.
+    initial = max(131072, min(2 * needed, _LARGEST_INITIAL))
+    for name, least, first, most in (("tcp_rmem", 4096, initial, 6 << 20), ("tcp_wmem", 4096, 16384, 4 << 20)):
+        write(f"net/ipv4/{name}", f"{least} {first} {max(most, first, min(4 * needed, _LARGEST_BUFFER))}")
 
 
 def make_writable() -> None:

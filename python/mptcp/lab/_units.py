@@ -1,28 +1,71 @@
-"""Rates, times, losses and queues as people write them, checked before anything is asked of the kernel."""
+"""Rates, traces, times, losses and queues as people write them."""
 
 from __future__ import annotations
 
 import math
+import os
 import re
+from dataclasses import dataclass
+from typing import Any
+
+from mptcp import _core
 
 #: A rate: ``"20mbit"`` or a number of bits a second.
 Rate = str | float
 #: A time: ``"10ms"`` or a number of seconds.
 Time = str | float
-#: A loss: ``"0.1%"`` or a fraction from 0 to 1.
-Loss = str | float
-#: A queue: a time at the link's rate such as ``"100ms"``, or an int: bytes.
+#: A queue: a time at the link's rate such as ``"100ms"``, packets such as ``"100p"``, or an int: bytes.
 Queue = str | int
 
+
+@dataclass(frozen=True)
+class GilbertElliott:
+    """Losses in bursts: a link is in a good or in a bad state, and changes it with each frame.
+
+    ``p`` is the probability to go from good to bad, ``r`` from bad to good. ``loss_bad`` and ``loss_good`` are the
+    fractions of frames that are lost in each state. All are from 0 to 1. Over a long time the link is bad for
+    ``p / (p + r)`` of all frames, and a bad spell is ``1 / r`` frames long on average. Raises ValueError for values
+    outside that range, TypeError for others.
+    """
+
+    p: float
+    r: float
+    loss_bad: float = 1.0
+    loss_good: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("p", "r", "loss_bad", "loss_good"):
+            object.__setattr__(self, name, _fraction(getattr(self, name), name))
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A trace of the moments at which a link can send, in mahimahi's packet-delivery format."""
+
+    path: str
+    data: bytes
+    native: Any
+
+    def __repr__(self) -> str:
+        return repr(self.path)
+
+
+#: A loss: ``"0.1%"``, a fraction from 0 to 1, or a GilbertElliott.
+Loss = str | float | GilbertElliott
+#: The path of a trace.
+TracePath = str | os.PathLike[str]
+
 _NUMBER = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-z%]*)\s*", re.IGNORECASE)
+_PACKETS = re.compile(r"\s*([0-9]+)\s*p\s*", re.IGNORECASE)
 _RATE_UNITS = {"bit": 1, "kbit": 10**3, "mbit": 10**6, "gbit": 10**9}
 _TIME_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 
-# tbf keeps its rate in bytes a second in 32 bits; below the lower end one frame takes over ten seconds.
-_LOWEST_RATE, _HIGHEST_RATE = 10**3, 32 * 10**9
-# netem keeps its times in 64 ns ticks in 32 bits: 274 seconds.
+# Below the lower end one frame takes over ten seconds; above the upper end nothing here can send.
+_LOWEST_RATE, _HIGHEST_RATE = 10**3, 100 * 10**9
 _LONGEST_TIME = 240.0
 _LARGEST_QUEUE = 2**31 - 1
+# An opportunity of 12 Gbit/s takes 8 bytes: this is minutes of it.
+_LARGEST_TRACE = 1 << 28
 
 
 def _split(value: object, what: str, example: str) -> tuple[float, str]:
@@ -56,7 +99,7 @@ def parse_rate(value: Rate, what: str = "rate") -> int:
     """Return bits a second."""
     rate = _scaled(value, {**_RATE_UNITS}, what, '"20mbit"')
     if not _LOWEST_RATE <= rate <= _HIGHEST_RATE:
-        raise ValueError(f"{what} must be from 1kbit to 32gbit, not {value!r}")
+        raise ValueError(f"{what} must be from 1kbit to 100gbit, not {value!r}")
     return round(rate)
 
 
@@ -68,23 +111,61 @@ def parse_time(value: Time, what: str) -> float:
     return seconds
 
 
-def parse_loss(value: Loss, what: str = "loss") -> float:
-    """Return a fraction from 0 to 1."""
+def parse_loss(value: Loss, what: str = "loss") -> float | GilbertElliott | None:
+    """Return a fraction from 0 to 1, or the model; None for a loss of 0."""
+    return value if isinstance(value, GilbertElliott) else _fraction(value, what) or None
+
+
+def _fraction(value: object, what: str) -> float:
     fraction = _scaled(value, {"%": 0.01}, what, '"0.1%"')
     if not 0 <= fraction <= 1:
         raise ValueError(f"{what} must be from 0% to 100% (0 to 1 as a number), not {value!r}")
     return fraction
 
 
-def parse_queue(value: Queue, what: str = "queue") -> float | int:
-    """Return seconds as a float, or bytes as an int."""
+def parse_queue(value: Queue, what: str = "queue") -> tuple[str, int]:
+    """Return ``"ns"``, ``"packets"`` or ``"bytes"``, and how many."""
     if isinstance(value, float):
-        raise TypeError(f'{what} must be a time like "100ms" or an int, a number of bytes, not a float')
+        raise TypeError(f'{what} must be a time like "100ms", packets like "100p" or an int of bytes, not a float')
     if isinstance(value, int) and not isinstance(value, bool):
-        if not 0 < value <= _LARGEST_QUEUE:
-            raise ValueError(f"{what} must be from 1 to {_LARGEST_QUEUE} bytes, not {value!r}")
+        number, unit = value, "bytes"
+    elif isinstance(value, str) and (match := _PACKETS.fullmatch(value)):
+        number, unit = int(match[1]), "packets"
+    else:
+        number, unit = round(parse_time(value, what) * 1e9), "ns"
+        if not number:
+            raise ValueError(f"{what} must be longer than 0 seconds")
+        return unit, number
+    if not 0 < number <= _LARGEST_QUEUE:
+        raise ValueError(f"{what} must be from 1 to {_LARGEST_QUEUE} {unit}, not {value!r}")
+    return unit, number
+
+
+def parse_aqm(value: str | None) -> str | None:
+    """Return the name of an active queue management."""
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise TypeError(f'aqm must be "codel" or None, not {type(value).__name__}')
+    if value != "codel":
+        raise ValueError(f'aqm must be "codel" or None, not {value!r}')
+    return value
+
+
+def parse_trace(value: TracePath) -> Trace:
+    """Read a trace. Raises ValueError, naming file and line, for what is not one, and OSError."""
+    if isinstance(value, Trace):
         return value
-    seconds = parse_time(value, what)
-    if not seconds:
-        raise ValueError(f"{what} must be longer than 0 seconds")
-    return seconds
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"trace must be the path of a file, not {type(value).__name__}")
+    path = os.fspath(value)
+    if not isinstance(path, str):
+        raise TypeError(f"trace must be the path of a file as a str, not {type(path).__name__}")
+    with open(path, "rb") as file:
+        data = file.read(_LARGEST_TRACE + 1)
+    if len(data) > _LARGEST_TRACE:
+        raise ValueError(f"trace {path!r} is larger than {_LARGEST_TRACE >> 20} MiB")
+    try:
+        return Trace(path, data, _core.LinkTrace(data))
+    except ValueError as error:
+        raise ValueError(f"trace {path!r}: {error}") from None

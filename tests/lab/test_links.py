@@ -1,0 +1,607 @@
+"""What a link does to frames: rate, queue, delay, jitter, loss, traces. With and without privilege."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import mptcp
+import pytest
+from mptcp.lab import GilbertElliott, Host, Lab, Link, two_paths
+from support import PATIENCE, PORT, eventually, exchange
+
+DEADLINE = 20.0 * PATIENCE
+HEADERS = 14 + 20 + 8
+
+
+@pytest.fixture
+def pair(mptcp_lab: Lab) -> tuple[Host, Host]:
+    return mptcp_lab.host("a"), mptcp_lab.host("b")
+
+
+def datagrams(sender: Host, receiver: Host, link: Link, stack: ExitStack) -> tuple[socket.socket, socket.socket]:
+    """Return two connected UDP sockets at the ends of a link."""
+    near = stack.enter_context(sender.socket(type=socket.SOCK_DGRAM, proto=0))
+    far = stack.enter_context(receiver.socket(type=socket.SOCK_DGRAM, proto=0))
+    far.bind((link.address(receiver), PORT))
+    far.settimeout(DEADLINE)
+    near.bind((link.address(sender), 0))
+    near.connect(far.getsockname())
+    return near, far
+
+
+def packets(path: Path) -> Iterator[tuple[float, bytes]]:
+    """Read a pcap file with nanosecond times."""
+    data = path.read_bytes()
+    position = 24
+    while position < len(data):
+        seconds, nanoseconds, captured, _ = struct.unpack_from("=4I", data, position)
+        position += 16
+        yield seconds + nanoseconds * 1e-9, data[position : position + captured]
+        position += captured
+
+
+def bulk(sender: Host, receiver: Host, address: str, size: int, control: str = "reno") -> float:
+    """Send ``size`` bytes by TCP and return the seconds that it took."""
+    with receiver.socket(proto=socket.IPPROTO_TCP) as listener, sender.socket(proto=socket.IPPROTO_TCP) as near:
+        listener.bind((address, 0))
+        listener.listen()
+        near.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, control.encode())
+        near.settimeout(DEADLINE)
+        near.connect(listener.getsockname())
+        far, _ = listener.accept()
+        with far, ThreadPoolExecutor(1) as pool:
+            far.settimeout(DEADLINE)
+            start = time.perf_counter()
+            sending = pool.submit(near.sendall, bytes(size))
+            left = size
+            while left:
+                left -= len(far.recv(min(left, 1 << 18)))
+            sending.result()
+            return time.perf_counter() - start
+
+
+# Delay
+
+
+@pytest.mark.parametrize("milliseconds", [5, 40])
+def test_round_trip_is_twice_the_delay(pair: tuple[Host, Host], mptcp_lab: Lab, milliseconds: int) -> None:
+    a, b = pair
+    link = mptcp_lab.link(a, b, delay=f"{milliseconds}ms")
+    address = (link.address(b), PORT)
+    with b.create_server(address) as listener, a.create_connection(address, DEADLINE) as near:
+        far, _ = listener.accept()
+        with far:
+            for _ in range(20):
+                exchange(near, far)
+            least = near.subflows()[0].tcp_info.min_rtt
+    assert 2000 * milliseconds <= least <= 2000 * milliseconds + 1000 * PATIENCE
+
+
+def test_each_direction_has_its_own_delay(pair: tuple[Host, Host], mptcp_lab: Lab, tmp_path: Path) -> None:
+    a, b = pair
+    link = mptcp_lab.link(a, b, delay=("30ms", None))
+    with ExitStack() as stack:
+        near, far = datagrams(a, b, link, stack)
+        start = time.perf_counter()
+        near.send(b"x")
+        far.recv(1)
+        assert time.perf_counter() - start >= 0.03
+        near.settimeout(DEADLINE)
+        start = time.perf_counter()
+        far.sendto(b"x", near.getsockname())
+        near.recv(1)
+        assert time.perf_counter() - start < 0.03 * PATIENCE
+
+
+@pytest.mark.parametrize("reorder", [False, True])
+def test_jitter(pair: tuple[Host, Host], mptcp_lab: Lab, reorder: bool, tmp_path: Path) -> None:
+    a, b = pair
+    link = mptcp_lab.link(a, b, delay="20ms", jitter="15ms", reorder=reorder)
+    with ExitStack() as stack:
+        near, far = datagrams(a, b, link, stack)
+        for number in range(100):
+            near.send(number.to_bytes(2, "big"))
+        got = [int.from_bytes(far.recv(2), "big") for _ in range(100)]
+    assert sorted(got) == list(range(100))
+    assert (got != sorted(got)) is reorder
+
+
+# Rate and queue
+
+
+def test_reno_fills_the_queue_of_a_bottleneck(pair: tuple[Host, Host], mptcp_lab: Lab, tmp_path: Path) -> None:
+    """Reno over 20 Mbit/s, 20 ms and a queue of 100 ms: the queue grows, overflows, and the drops are on the wire."""
+    a, b = pair
+    link = mptcp_lab.link(a, b, rate="20mbit", delay="10ms", queue="100ms", congestion_control="reno")
+    address = (link.address(b), PORT)
+    rtts: list[int] = []
+    with (
+        link.capture(tmp_path / "sent", host=a),
+        b.create_server(address) as listener,
+        a.create_connection(address, DEADLINE) as near,
+    ):
+        far, _ = listener.accept()
+        with far, ThreadPoolExecutor(1) as pool:
+            exchange(near, far)
+            size = 20_000_000
+            sending = pool.submit(near.sendall, bytes(size))
+            left, asked = size, 0
+            while left:
+                left -= len(far.recv(min(left, 1 << 16)))
+                if left < size / 2 and left < size / 2 - asked:
+                    asked += 100_000
+                    rtts.append(near.subflows()[0].tcp_info.rtt)
+            sending.result()
+            info = near.subflows()[0].tcp_info
+    grown = [(rtt - 20_000) / 1000 for rtt in rtts]
+    mean = sum(grown) / len(grown)
+    assert 45 <= mean <= 110 * PATIENCE, grown
+    assert info.total_retrans > 0
+    # A capture at the sender sees each of them twice, by its sequence number.
+    sequences = [
+        struct.unpack_from("!I", frame, 38)[0]
+        for _, frame in packets(tmp_path / "sent")
+        if frame[23] == socket.IPPROTO_TCP and frame[26:30] == socket.inet_aton(link.address(a)) and len(frame) > 200
+    ]
+    again = len(sequences) - len(set(sequences))
+    assert again == pytest.approx(info.total_retrans, rel=0.05, abs=2)
+    dropped = link.stats()[0].dropped
+    assert 0 < dropped <= info.total_retrans
+
+
+@pytest.mark.parametrize("direction", [0, 1])
+def test_each_direction_has_its_own_rate(
+    pair: tuple[Host, Host], mptcp_lab: Lab, direction: int, tmp_path: Path
+) -> None:
+    """Frame bytes by a capture at the receiver within 2 %, and payload at least 90 % of that."""
+    link = mptcp_lab.link(*pair, rate=("20mbit", "2mbit"))
+    assert link.rate == (20_000_000, 2_000_000)
+    sender, receiver = pair if direction == 0 else pair[::-1]
+    rate = (20e6, 2e6)[direction]
+    size = round(rate / 8 * 3)
+    with link.capture(tmp_path / "file", host=receiver):
+        bulk(sender, receiver, link.address(receiver), size)
+    frames = [
+        (when, frame)
+        for when, frame in packets(tmp_path / "file")
+        if frame[26:30] == socket.inet_aton(link.address(sender)) and len(frame) > 200
+    ]
+    assert max(len(frame) for _, frame in frames) <= 1514
+    # Without the start and the end.
+    kept = [one for one in frames if frames[0][0] + 0.5 <= one[0] <= frames[-1][0] - 0.2]
+    seconds = kept[-1][0] - kept[0][0]
+    sent = sum(len(frame) for _, frame in kept[1:])
+    assert sent * 8 / seconds == pytest.approx(rate, rel=0.02)
+    payload = sum(len(frame) - 34 - (frame[46] >> 4) * 4 for _, frame in kept[1:])
+    assert payload * 8 / seconds >= 0.9 * rate
+
+
+def test_trace(pair: tuple[Host, Host], mptcp_lab: Lab, tmp_path: Path) -> None:
+    """A link that can send 12 Mbit/s for half a second and nothing for the other half, and again."""
+    a, b = pair
+    (tmp_path / "trace").write_text("".join(f"{number}\n" for number in range(1, 501)) + "1000\n")
+    link = mptcp_lab.link(a, b, trace=(tmp_path / "trace", None), queue=("600ms", None))
+    assert link.trace == (str(tmp_path / "trace"), None)
+    assert link.rate is None
+    with link.capture(tmp_path / "file", host=b):
+        bulk(a, b, link.address(b), 2_000_000)
+    frames = [
+        (when, len(frame) - 14)
+        for when, frame in packets(tmp_path / "file")
+        if frame[26:30] == socket.inet_aton(link.address(a)) and len(frame) > 200
+    ]
+    times = [when for when, _ in frames]
+    # The second half of each period is empty, to some milliseconds.
+    assert max(later - earlier for earlier, later in itertools.pairwise(times)) == pytest.approx(
+        0.5, abs=0.02 * PATIENCE
+    )
+    # Of whole periods: 501 opportunities of 1,500 bytes a second.
+    whole = [one for one in frames if times[0] + 0.6 <= one[0]]
+    start = next(later for earlier, later in itertools.pairwise(times) if later - earlier > 0.3)
+    period = [size for when, size in whole if start <= when < start + 0.75]
+    assert sum(period) == pytest.approx(500 * 1500, rel=0.02)
+
+
+def test_queue_in_packets(pair: tuple[Host, Host], mptcp_lab: Lab) -> None:
+    a, b = pair
+    link = mptcp_lab.link(a, b, rate="100kbit", queue=("5p", "100ms"))
+    assert link.queue == ("5p", 1250)
+    with ExitStack() as stack:
+        near, far = datagrams(a, b, link, stack)
+        for number in range(50):
+            near.send(bytes([number]) * 100)
+        assert eventually(lambda: link.stats()[0].waiting_frames == 0, 10)
+        assert eventually(lambda: link.stats()[0].flying_frames == 0)
+        far.setblocking(False)
+        got = 0
+        with suppress(BlockingIOError):
+            while far.recv(200):
+                got += 1
+    # One that is being sent, and five that wait. The kernel may have sent something of its own.
+    assert 4 <= got <= 7
+
+
+def test_codel_drops_before_the_queue_is_full(pair: tuple[Host, Host], mptcp_lab: Lab) -> None:
+    a, b = pair
+    link = mptcp_lab.link(a, b, rate="10mbit", delay="10ms", queue="1s", aqm="codel")
+    assert link.aqm == "codel"
+    bulk(a, b, link.address(b), 5_000_000)
+    assert link.stats()[0].dropped > 0
+    # With drop-tail Reno would stay below a second of queue for so few bytes.
+    link.set(aqm=None)
+    before = link.stats()[0].dropped
+    bulk(a, b, link.address(b), 1_000_000)
+    assert link.stats()[0].dropped == before
+
+
+# Loss
+
+
+def lost(a: Host, b: Host, link: Link, frames: int) -> list[bool]:
+    """Send datagrams over a link and return which of them were lost."""
+    came: set[int] = set()
+    with ExitStack() as stack:
+        near, far = datagrams(a, b, link, stack)
+        far.setblocking(False)
+
+        def drain() -> None:
+            while True:
+                try:
+                    came.add(int.from_bytes(far.recv(64), "big"))
+                except BlockingIOError:
+                    return
+
+        before = link.stats()[0]
+        for number in range(frames):
+            near.send(number.to_bytes(4, "big"))
+            if number % 50 == 49:
+                drain()
+                # As many as the receiver's buffer holds are on their way at most.
+                assert eventually(lambda: passed(link, before) >= number + 1)  # noqa: B023
+                drain()
+        assert eventually(lambda: passed(link, before) >= frames)
+        assert eventually(lambda: drain() is None and len(came) + link.stats()[0].lost - before.lost >= frames)
+    return [number not in came for number in range(frames)]
+
+
+def passed(link: Link, before: mptcp.lab.LinkStats) -> int:
+    now = link.stats()[0]
+    return now.frames + now.lost - before.frames - before.lost
+
+
+def test_loss_is_what_was_asked_for(pair: tuple[Host, Host], mptcp_lab: Lab) -> None:
+    frames, loss = 20_000, 0.05
+    link = mptcp_lab.link(*pair, loss=(loss, None))
+    assert link.loss == (loss, None)
+    share = sum(lost(*pair, link, frames)) / frames
+    assert abs(share - loss) <= 3 * math.sqrt(loss * (1 - loss) / frames)
+
+
+def test_losses_in_bursts(pair: tuple[Host, Host], mptcp_lab: Lab) -> None:
+    model = GilbertElliott(p=0.01, r=0.25)
+    link = mptcp_lab.link(*pair, loss=(model, None))
+    assert link.loss == (model, None)
+    which = lost(*pair, link, 20_000)
+    bursts = sum(now and not before for before, now in zip([False, *which], which, strict=False))
+    assert sum(which) / len(which) == pytest.approx(0.01 / 0.26, rel=0.25)
+    assert sum(which) / bursts == pytest.approx(4, rel=0.25)
+
+
+def test_a_seed_makes_losses_the_same() -> None:
+    def run(seed: int) -> list[bool]:
+        with Lab(seed=seed) as lab:
+            assert lab.seed == seed
+            a, b = lab.host("a"), lab.host("b")
+            return lost(a, b, lab.link(a, b, loss=("20%", None)), 300)
+
+    def same(one: list[bool], another: list[bool]) -> bool:
+        # The kernel's own frames, for IPv6, are drawn for, too, and may come in between.
+        runs = {tuple(another[start : start + 60]) for start in range(len(another) - 60)}
+        return any(tuple(one[start : start + 60]) in runs for start in range(len(one) - 60))
+
+    first = run(1)
+    assert same(first, run(1))
+    assert not same(first, run(2))
+
+
+def test_loss_of_all(pair: tuple[Host, Host], mptcp_lab: Lab) -> None:
+    a, b = pair
+    link = mptcp_lab.link(a, b, loss="100%")
+    with pytest.raises(TimeoutError):
+        a.create_connection((link.address(b), PORT), 0.5)
+    link.set(loss=None)
+    bulk(a, b, link.address(b), 1000)
+
+
+# Changes
+
+
+def test_what_is_under_way_survives_set(pair: tuple[Host, Host], mptcp_lab: Lab) -> None:
+    """Between all kinds of limits, and none, while frames are held."""
+    a, b = pair
+    link = mptcp_lab.link(a, b, delay="200ms")
+    with ExitStack() as stack:
+        near, far = datagrams(a, b, link, stack)
+        numbers = iter(range(1000))
+        for change in (
+            {"rate": "50mbit"},
+            {"delay": None},
+            {"rate": None},
+            {"loss": "0%"},
+            {"delay": "100ms", "jitter": "10ms"},
+            {"delay": None, "jitter": None},
+        ):
+            for _ in range(10):
+                near.send(next(numbers).to_bytes(4, "big"))
+            link.set(**change)
+        # Those of the moment of a change may be doubled, none is missing, and what is held keeps its place.
+        got: list[int] = []
+        while len(set(got)) < 60:
+            got.append(int.from_bytes(far.recv(4), "big"))
+        assert sorted(set(got)) == list(range(60))
+
+
+def test_set_during_a_storm(pair: tuple[Host, Host], mptcp_lab: Lab) -> None:
+    a, b = pair
+    link = mptcp_lab.link(a, b, rate="50mbit", delay="2ms")
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(bulk, a, b, link.address(b), 10_000_000)
+        changes = 0
+        while not running.done():
+            link.set(rate=("40mbit", "60mbit")[changes % 2], delay=("1ms", "3ms", None)[changes % 3])
+            changes += 1
+        assert running.result() > 0
+    assert changes > 10
+
+
+def test_what_is_on_a_link_that_goes_down_is_lost(pair: tuple[Host, Host], mptcp_lab: Lab) -> None:
+    a, b = pair
+    link = mptcp_lab.link(a, b, delay="300ms")
+    with ExitStack() as stack:
+        near, far = datagrams(a, b, link, stack)
+        for _ in range(5):
+            near.send(b"gone")
+        assert eventually(lambda: link.stats()[0].flying_frames >= 5)
+        link.down()
+        link.up()
+        near.send(b"here")
+        assert far.recv(10) == b"here"
+    assert link.stats()[0].cut >= 5
+
+
+def test_limits_outlive_down_and_up(pair: tuple[Host, Host], mptcp_lab: Lab) -> None:
+    a, b = pair
+    link = mptcp_lab.link(a, b, delay="20ms")
+    link.down()
+    link.set(delay="30ms")
+    link.up()
+    with ExitStack() as stack:
+        near, far = datagrams(a, b, link, stack)
+        start = time.perf_counter()
+        near.send(b"x")
+        far.recv(1)
+        assert time.perf_counter() - start >= 0.03
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (b"", "empty"),
+        (b"5\n3\n", "line 2"),
+        (b"-1\n", "line 1"),
+        (b"1\n2\nfast\n", "line 3"),
+        (bytes(range(256)), "line 1"),
+        (b"0\n", "0|zero"),
+    ],
+)
+def test_wrong_trace(mptcp_lab: Lab, pair: tuple[Host, Host], tmp_path: Path, text: bytes, complaint: str) -> None:
+    path = tmp_path / "wrong.trace"
+    path.write_bytes(text)
+    with pytest.raises(ValueError, match=complaint) as refused:
+        mptcp_lab.link(*pair, trace=path)
+    assert "wrong.trace" in str(refused.value)
+    assert mptcp_lab.links == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "complaint"),
+    [
+        ({"queue": "10ms"}, ValueError, "queue"),
+        ({"aqm": "codel"}, ValueError, "aqm"),
+        ({"aqm": "red", "rate": "1mbit"}, ValueError, "aqm"),
+        ({"aqm": 1, "rate": "1mbit"}, TypeError, "aqm"),
+        ({"jitter": "1ms"}, ValueError, "jitter"),
+        ({"delay": "1ms", "jitter": "2ms"}, ValueError, "jitter"),
+        ({"loss": 1.1}, ValueError, "loss"),
+        ({"loss": ("1%", "101%")}, ValueError, "loss"),
+        ({"rate": "500bit"}, ValueError, "rate"),
+        ({"rate": "200gbit"}, ValueError, "rate"),
+        ({"delay": "241s"}, ValueError, "delay"),
+        ({"rate": ("1mbit",)}, ValueError, "rate"),
+        ({"rate": ("1mbit", "2mbit", "3mbit")}, ValueError, "rate"),
+        ({"reorder": 1}, TypeError, "reorder"),
+        ({"mtu": 500}, ValueError, "mtu"),
+        ({"mtu": "big"}, TypeError, "mtu"),
+        ({"parallel": 0}, ValueError, "parallel"),
+        ({"trace": 3}, TypeError, "trace"),
+        ({"trace": "/no/such/trace"}, FileNotFoundError, "trace"),
+    ],
+)
+def test_wrong_limits(
+    mptcp_lab: Lab, pair: tuple[Host, Host], arguments: dict[str, object], error: type[Exception], complaint: str
+) -> None:
+    with pytest.raises(error, match=complaint):
+        mptcp_lab.link(*pair, **arguments)  # type: ignore[arg-type]
+    assert mptcp_lab.links == []
+
+
+@pytest.mark.parametrize("values", [(1.5, 0.1), (-0.1, 0.1), (0.1, 2)])
+def test_wrong_model_of_losses(values: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match="must be from"):
+        GilbertElliott(*values)
+
+
+def test_a_link_that_failed_leaves_nothing(mptcp_lab: Lab, pair: tuple[Host, Host]) -> None:
+    a, b = pair
+    link = mptcp_lab.link(a, b, delay="10ms")
+    for wrong in ({"rate": 5}, {"queue": "1ms"}, {"loss": 2}, {"congestion_control": "nosuch", "delay": "50ms"}):
+        with pytest.raises((ValueError, OSError)):
+            link.set(**wrong)  # type: ignore[arg-type]
+    assert (link.rate, link.delay, link.loss, link.queue) == (None, 0.01, None, None)
+
+
+def test_many_links(mptcp_lab: Lab, pair: tuple[Host, Host]) -> None:
+    a, b = pair
+    links = [mptcp_lab.link(a, b, rate="10mbit", delay="1ms") for _ in range(32)]
+    with ThreadPoolExecutor(8) as pool:
+        took = list(pool.map(lambda link: bulk(a, b, link.address(b), 50_000), links))
+    assert len(took) == 32
+    assert all(link.stats()[0].bytes > 50_000 for link in links)
+
+
+def test_a_host_that_dies_while_frames_are_held(mptcp_lab: Lab) -> None:
+    a, b, c = (mptcp_lab.host(name) for name in "abc")
+    dying, living = mptcp_lab.link(a, b, delay="200ms"), mptcp_lab.link(a, c, delay="5ms")
+    with ExitStack() as stack:
+        near, _ = datagrams(a, b, dying, stack)
+        for _ in range(20):
+            near.send(b"x")
+        handle = os.pidfd_open(b.pid)
+        signal.pidfd_send_signal(handle, signal.SIGKILL)
+        os.close(handle)
+    bulk(a, c, living.address(c), 100_000)
+    assert living.stats()[0].bytes > 100_000
+
+
+# Honesty
+
+
+def test_lateness_is_told(pair: tuple[Host, Host], mptcp_lab: Lab) -> None:
+    link = mptcp_lab.link(*pair, delay="1ms")
+    bulk(*pair, link.address(pair[1]), 100_000)
+    for direction in link.stats():
+        assert direction.frames > 0
+        assert 0 < direction.late_p50_ns <= direction.late_p99_ns
+        assert direction.late_p50_ns < 1e6 * PATIENCE
+
+
+def test_frames_that_left_late_are_told_at_the_end() -> None:
+    """An emulator that was stopped for a while."""
+    lab = Lab()
+    a, b = lab.host("a"), lab.host("b")
+    link = lab.link(a, b, name="slow", delay="10ms")
+    with ExitStack() as stack:
+        near, far = datagrams(a, b, link, stack)
+        near.send(b"x")
+        far.recv(1)
+        middle = os.pidfd_open(lab._middle_pid)
+        signal.pidfd_send_signal(middle, signal.SIGSTOP)
+        near.send(b"x")
+        far.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            far.recv(1)
+        signal.pidfd_send_signal(middle, signal.SIGCONT)
+        os.close(middle)
+        far.settimeout(DEADLINE)
+        far.recv(1)
+    with pytest.warns(RuntimeWarning, match=r"frames left up to \d+ ms late \(links slow\): results are suspect"):
+        lab.close()
+
+
+# Seen from outside
+
+
+@pytest.mark.skipif(shutil.which("tcpdump") is None, reason="not installed: tcpdump")
+def test_tcpdump_sees_the_same(pair: tuple[Host, Host], mptcp_lab: Lab) -> None:
+    """Delay and loss of a link by what tcpdump prints at its two ends."""
+    a, b = pair
+    link = mptcp_lab.link(a, b, delay="25ms", loss=("10%", None))
+    seen: dict[str, dict[str, float]] = {}
+    with ExitStack() as stack:
+        near, _ = datagrams(a, b, link, stack)
+        command = [
+            "tcpdump",
+            "-tt",
+            "-n",
+            "-l",
+            "--immediate-mode",
+            "-s",
+            "96",
+            "-i",
+            "eth1",
+            "udp",
+            "and",
+            "src",
+            link.address(a),
+        ]
+        dumps = {}
+        for host in pair:
+            dump = host.popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            dumps[host.name] = stack.enter_context(dump)
+            assert dump.stderr is not None
+            while "listening on" not in dump.stderr.readline():
+                assert dump.poll() is None
+        for number in range(200):
+            near.send(bytes(number + 1))
+        # One of these arrives.
+        for _ in range(20):
+            near.send(bytes(1000))
+        for name, dump in dumps.items():
+            assert dump.stdout is not None
+            lines = itertools.takewhile(lambda line: not line.endswith("length 1000\n"), dump.stdout)
+            seen[name] = {line.split()[-1]: float(line.split()[0]) for line in lines}
+            dump.terminate()
+    assert len(seen["a"]) == 200
+    assert 150 < len(seen["b"]) < 200
+    delays = [seen["b"][length] - seen["a"][length] for length in seen["b"]]
+    assert 0.025 <= min(delays) <= sorted(delays)[len(delays) // 2] <= 0.026 * PATIENCE
+
+
+def test_without_privilege() -> None:
+    """What the emulator does is the same for an ordinary user."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        f"{__file__}",
+        "-k",
+        "round_trip or own_rate",
+    ]
+    if os.geteuid() != 0:
+        pytest.skip("all of these tests are run by an ordinary user already")
+    if shutil.which("setpriv") is None:
+        pytest.skip("not installed: setpriv")
+    prefix = ["setpriv", "--bounding-set=-all,+setfcap", "--inh-caps=-all", "--ambient-caps=-all"]
+    done = subprocess.run([*prefix, *command], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stdout
+    assert "4 passed" in done.stdout
+
+
+def test_two_paths_start_quickly() -> None:
+    """120 ms at the median, on a machine that has little else to do."""
+    times = []
+    for _ in range(7):
+        start = time.perf_counter()
+        with two_paths():
+            times.append(time.perf_counter() - start)
+    print(sorted(times))
+    assert sorted(times)[3] < 1.0 * PATIENCE
