@@ -9,6 +9,7 @@ import re
 import resource
 import shutil
 import socket
+import subprocess
 import sys
 import time
 import uuid
@@ -299,3 +300,23 @@ def true_picture(host: Host) -> dict[int, set[object]]:
         if connection.inode:
             picture[connection.token] = {(subflow.local, subflow.remote) for subflow in connection.subflows()}
     return picture
+
+
+_HOLD_LOCK = """
+import fcntl, os, sys
+fcntl.flock(os.open("/proc/self/ns/net", os.O_RDONLY), fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def lock_held(host: Host) -> Iterator[int]:
+    """The lock of a host's network namespace is held by a process, of this id, which any process may do."""
+    command = [sys.executable, "-c", _HOLD_LOCK]
+    with host.popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdin is not None
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        yield holder.pid
+        holder.stdin.close()

@@ -1,16 +1,43 @@
 //! The path manager that new sockets of a network namespace latch: the sysctl net.mptcp.path_manager, or
 //! net.mptcp.pm_type before Linux 6.15.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::MutexGuard;
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::namespace::{new_socket, Namespace};
 use crate::sys::credentials::Owner;
 use crate::sys::lock::lock;
+use crate::sys::program::{pending, ENDING};
+
+/// How long to wait for whoever changes the path manager, which takes them microseconds.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Not waiting for a lock for some time once that was in vain, however short-lived those who ask for it are.
+mod impatience {
+    use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+    use crate::sys::monotonic_ns;
+
+    const NS: u64 = 10_000_000_000;
+
+    /// In which namespace, by cookie. The last one is enough: a process has to do with one, as a rule.
+    static WHERE: AtomicU64 = AtomicU64::new(0);
+    static END_NS: AtomicU64 = AtomicU64::new(0);
+
+    pub fn begin(cookie: u64) {
+        END_NS.store(monotonic_ns().saturating_add(NS), Relaxed);
+        WHERE.store(cookie, Relaxed);
+    }
+
+    pub fn lasts(cookie: u64) -> bool {
+        WHERE.load(Relaxed) == cookie && monotonic_ns() < END_NS.load(Relaxed)
+    }
+}
 
 /// A path manager that this package knows. A kernel may have others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +75,11 @@ impl Namespace {
 
     /// Sets it, and returns the one before. Needs CAP_NET_ADMIN in the user namespace that owns this namespace.
     pub fn set_path_manager(&self, name: &str) -> Result<String> {
-        let _locked = self.lock()?;
+        let _locked = match self.lock() {
+            // Whoever holds the lock for so long changes nothing: those that do hold it for microseconds.
+            Err(error) if matches!(error.errno(), libc::EBUSY | libc::EINTR) => None,
+            locked => Some(locked?),
+        };
         self.change_path_manager(name)
     }
 
@@ -62,17 +93,51 @@ impl Namespace {
     }
 
     /// Excludes all others that change the path manager through this package, until the guard is dropped.
+    ///
+    /// Any process may hold this lock, for ever too: EBUSY after [`PATIENCE`], and at once for some time from then on.
+    /// EINTR where a signal is pending that the caller holds back and that would end it.
     fn lock(&self) -> Result<Locked<'_>> {
         let failed = |error: &io::Error| Error::call("flock of the network namespace", error);
         let file = self.file.as_ref().map_err(failed)?;
         let threads = lock(&self.changing);
-        file.lock().map_err(|error| failed(&error))?;
-        Ok(Locked { file, _threads: threads })
+        let start = Instant::now();
+        let patience = if impatience::lasts(self.cookie) { Duration::ZERO } else { PATIENCE };
+        let mut pause = Duration::from_micros(50);
+        loop {
+            match file.try_lock() {
+                Ok(()) => {
+                    return Ok(Locked { file, _threads: threads });
+                }
+                Err(TryLockError::WouldBlock) => {}
+                Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(TryLockError::Error(error)) => return Err(failed(&error)),
+            }
+            if start.elapsed() >= patience {
+                if !patience.is_zero() {
+                    impatience::begin(self.cookie);
+                }
+                return Err(is_held(file));
+            }
+            if pending(&ENDING).is_some() {
+                return Err(Error::os(libc::EINTR, "waiting for the lock of the network namespace"));
+            }
+            // Nobody tells when it is let go.
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(5));
+        }
     }
 
     /// A new socket in the calling thread's namespace, which must be this one, latched to a path manager.
     fn latched_socket(&self, name: &str, make: impl FnOnce() -> Result<OwnedFd>) -> Result<OwnedFd> {
-        let _locked = self.lock()?;
+        let _locked = match self.lock() {
+            Ok(locked) => locked,
+            // As long as others cannot have the lock, either, nobody changes what is right already.
+            Err(error) if error.errno() == libc::EBUSY && self.path_manager()? == name => {
+                let socket = make()?;
+                return if self.path_manager()? == name { Ok(socket) } else { Err(error) };
+            }
+            Err(error) => return Err(error),
+        };
         let before = self.change_path_manager(name)?;
         let socket = make();
         self.change_path_manager(&before)?;
@@ -90,6 +155,36 @@ impl Drop for Locked<'_> {
     fn drop(&mut self) {
         let _ = self.file.unlock();
     }
+}
+
+/// The error of a lock that somebody does not let go.
+fn is_held(file: &File) -> Error {
+    let holder = match holder(file) {
+        Some(process) => format!("process {process} holds"),
+        None => "another process holds".to_owned(),
+    };
+    Error::os(
+        libc::EBUSY,
+        format!(
+            "{holder} the lock (flock of the network namespace's file) that processes take to change \
+             net.mptcp.path_manager for a moment, and does not let it go: end that process, or set \
+             net.mptcp.path_manager itself"
+        ),
+    )
+}
+
+/// The process that holds the flock of a file, by /proc/locks.
+fn holder(file: &File) -> Option<u32> {
+    let inode = file.metadata().ok()?.ino();
+    let locks = std::fs::read_to_string("/proc/locks").ok()?;
+    locks.lines().find_map(|line| {
+        // "1: FLOCK ADVISORY WRITE 1234 00:04:4026531833 0 EOF"; who waits for one has an arrow behind the number.
+        let mut words = line.split_ascii_whitespace().skip(1);
+        let is_flock = words.next() == Some("FLOCK");
+        let (process, file) = (words.nth(2)?, words.next()?);
+        let is_it = is_flock && file.rsplit(':').next()?.parse() == Ok(inode);
+        is_it.then(|| process.parse().ok())?
+    })
 }
 
 fn no_path_manager() -> Error {

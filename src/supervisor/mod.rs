@@ -23,7 +23,7 @@ use crate::events::reader::Reader;
 use crate::namespace::path_manager::{self, PathManager};
 use crate::namespace::Namespace;
 use crate::sys::lock::lock;
-use crate::sys::program::{self, Child, Signal, SignalReader, Signals, Step, User};
+use crate::sys::program::{self, Child, Signal, SignalReader, Signals, Step, User, ENDING};
 use crate::sys::seccomp::{Listener, Notification, Wait};
 use crate::sys::wait::EventFd;
 
@@ -45,9 +45,6 @@ pub const SIGNALS: [i32; 9] = [
 pub fn held_back() -> Vec<i32> {
     [SIGNALS.as_slice(), &[libc::SIGCHLD]].concat()
 }
-
-/// What ends a supervisor whose program has ended and left others behind.
-const ENDING: [i32; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
 
 /// Calls that are served at a time. One that waits, for a connection's lock say, keeps one thread.
 const THREADS: usize = 8;
@@ -118,6 +115,9 @@ pub fn run(settings: &Settings) -> Result<End> {
     let failed = |call: &'static str| move |error: io::Error| Error::call(call, &error);
     let namespace = Namespace::current()?;
     let path_manager = choose_path_manager(&namespace, settings.path_manager)?;
+    if let Some(signal) = program::pending(&ENDING) {
+        return Ok(End::Killed(signal));
+    }
     let events = namespace.reader().ok();
     program::default_action(libc::SIGCHLD);
     let caught = Signals::new(&held_back());
@@ -208,7 +208,12 @@ fn choose_path_manager(namespace: &Namespace, wanted: Option<PathManager>) -> Re
         None => {
             let name = PathManager::Userspace.name();
             // The subscription shows that the privilege to open subflows is there.
-            let allowed = namespace.reader().is_ok() && attempt(Some(name)).is_ok();
+            let allowed = match namespace.reader().and_then(|_| attempt(Some(name))) {
+                // Somebody holds the lock that this takes. As long as he does the sockets are TCP.
+                Err(error) if error.errno() == libc::EBUSY => true,
+                Err(error) if error.errno() == libc::EINTR => return Err(error),
+                result => result.is_ok(),
+            };
             Ok(allowed.then_some(name))
         }
     }

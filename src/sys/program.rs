@@ -60,6 +60,32 @@ impl Signals {
     }
 }
 
+/// What ends a process that is asked to end.
+pub const ENDING: [i32; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
+
+/// One of these signals that has come for the calling thread, or for its process, is held back and is not ignored.
+pub fn pending(signals: &[i32]) -> Option<i32> {
+    let mut set = MaybeUninit::uninit();
+    // SAFETY: sigpending fills the set.
+    let set = unsafe {
+        if libc::sigpending(set.as_mut_ptr()) != 0 {
+            return None;
+        }
+        set.assume_init()
+    };
+    let is_ignored = |signal| {
+        let mut action = MaybeUninit::<libc::sigaction>::uninit();
+        // SAFETY: without a new action the old one is written, and it is read only if it was.
+        unsafe {
+            libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) == 0
+                && action.assume_init().sa_sigaction == libc::SIG_IGN
+        }
+    };
+    // SAFETY: sigismember reads the set.
+    let has_come = |signal| unsafe { libc::sigismember(&raw const set, signal) == 1 };
+    signals.iter().copied().find(|signal| has_come(*signal) && !is_ignored(*signal))
+}
+
 /// Starts a program in a new process. It finds the program as execvp() does in that environment, holds the signals of
 /// `blocked` back and no others, and has no_new_privs and the filter; as another user it has no capabilities.
 pub fn start(

@@ -10,7 +10,7 @@ from typing import Any
 
 import mptcp
 from mptcp.lab import Host, Lab, Link
-from support import PORT, Connection, connected
+from support import PATIENCE, PORT, Connection, connected, lock_held
 
 TwoPaths = tuple[Host, Host, tuple[Link, Link]]
 
@@ -173,3 +173,41 @@ def test_a_server_within_use_path_manager(mptcp_two_paths: TwoPaths) -> None:
                     assert peer.path_manager == name
     with connected(client, server, paths) as made:
         made.sock.open_subflow(*made.second)
+
+
+# Any process may hold the lock, for ever too.
+
+CREATE = """
+import errno, sys, time, mptcp
+for _ in range(3):
+    start = time.monotonic()
+    try:
+        mptcp.Socket(path_manager=sys.argv[1]).close()
+        print("made", time.monotonic() - start)
+    except OSError as error:
+        print(errno.errorcode[error.errno], time.monotonic() - start, error.strerror)
+"""
+
+
+def test_who_holds_the_lock_is_waited_for_once_and_not_for_long(mptcp_lab: Lab) -> None:
+    host = mptcp_lab.host("a")
+    host.set_path_manager("kernel")
+    with lock_held(host) as holder:
+
+        def create(path_manager: str) -> list[list[str]]:
+            command = [sys.executable, "-W", "error", "-c", CREATE, path_manager]
+            done = host.run(command, capture_output=True, text=True, check=True, timeout=60)
+            return [line.split(maxsplit=2) for line in done.stdout.splitlines()]
+
+        made = create("userspace")
+        assert [name for name, *_ in made] == ["EBUSY"] * 3
+        assert all(f"process {holder} holds the lock" in text for *_, text in made)
+        first, *others = (float(seconds) for _, seconds, _ in made)
+        assert 0.9 < first < 3 * PATIENCE
+        assert max(others) < 0.5 * PATIENCE
+        # What needs no change is made. Setting it for good is no change for a moment, and waits for nobody for ever.
+        assert [name for name, *_ in create("kernel")] == ["made"] * 3
+        assert host.set_path_manager("userspace") == "kernel"
+        assert [name for name, *_ in create("userspace")] == ["made"] * 3
+    assert [name for name, *_ in create("kernel")] == ["made"] * 3
+    assert host.get_path_manager() == "userspace"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import pwd
@@ -19,7 +20,20 @@ from typing import Any
 import pytest
 from mptcp import cli
 from mptcp.lab import Host, Lab, Link
-from support import NO_CAPABILITIES, PORT, PYTHON, ROOT, RUN, eventually, needs, needs_python, ss, subscribers
+from support import (
+    NO_CAPABILITIES,
+    PATIENCE,
+    PORT,
+    PYTHON,
+    ROOT,
+    RUN,
+    eventually,
+    lock_held,
+    needs,
+    needs_python,
+    ss,
+    subscribers,
+)
 
 Paths = tuple[Host, Host, tuple[Link, Link]]
 
@@ -156,6 +170,44 @@ sys.stdin.read()
             process.stdin.close()
             assert process.wait(60) == 0
     return path_manager
+
+
+@needs_python
+def test_sockets_are_tcp_while_somebody_holds_the_lock(host: Host) -> None:
+    host.set_path_manager("kernel")
+    program = f"import time; start = time.monotonic(); {PROTOCOL}; {PROTOCOL}; print(time.monotonic() - start < 5)"
+    with lock_held(host) as holder:
+        assert run(host, *python(program)).stdout.split() == ["6", "6", "True"]
+        done = run(host, "--path-manager", "userspace", "true")
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"mptcp run: process {holder} holds the lock")
+        done = run(host, "--hold-path-manager", *python(program))
+        assert (done.stdout.split(), done.stderr) == (["262", "262", "True"], "")
+        assert host.get_path_manager() == "kernel"
+    assert run(host, *python(PROTOCOL)).stdout == "262\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("options", [[], ["--hold-path-manager"]], ids=["", "hold"])
+def test_a_signal_ends_the_wait_for_the_lock(host: Host, number: signal.Signals, options: list[str]) -> None:
+    host.set_path_manager("kernel")
+    with lock_held(host), host.popen([*RUN, *options, "sleep", "1000"], stderr=subprocess.DEVNULL) as process:
+
+        def waits() -> bool:
+            for file in Path(f"/proc/{process.pid}/fd").iterdir():
+                with contextlib.suppress(FileNotFoundError):
+                    if str(file.readlink()).startswith("net:"):
+                        return True
+            return False
+
+        try:
+            assert eventually(waits, 30)
+            process.send_signal(number)
+            # INT ends Python's commands by the status that a shell shows for it.
+            assert process.wait(10 * PATIENCE) in (-number, 128 + number)
+        finally:
+            process.kill()
+        assert host.get_path_manager() == "kernel"
 
 
 @needs_python
