@@ -23,14 +23,16 @@ const BACKLOG: i32 = 128;
 pub fn check(address: &Endpoint) -> Result<()> {
     let ip = address.ip;
     if ip.is_unspecified() {
-        return Err(Error::value(format!("{ip} is every address: announce one of them")));
+        return Err(Error::value(format!(
+            "cannot announce the unspecified address {ip}: announce one of the host's addresses"
+        )));
     }
     if ip.is_multicast() {
-        return Err(Error::value(format!("{ip} is a multicast address")));
+        return Err(Error::value(format!("cannot announce the multicast address {ip}")));
     }
     if address::is_link_local(ip) && address.scope.is_none() {
         return Err(Error::value(format!(
-            "{ip} is a link-local address: say on which interface, as in \"{ip}%eth0\""
+            "the link-local address {ip} must have an interface, as in \"{ip}%eth0\""
         )));
     }
     Ok(())
@@ -119,7 +121,7 @@ pub fn remove(connection: &dyn Connection, id: u8) -> Result<()> {
         return Err(Error::subflow(
             libc::EBUSY,
             format!(
-                "address id {id} is in use by subflow {} -> {}, which the peer would close: close it first",
+                "cannot remove address id {id}: it is in use by subflow {} -> {}, which the peer would close; close that subflow first",
                 subflow.local, subflow.remote
             ),
         ));
@@ -172,7 +174,9 @@ fn listen(namespace: &Namespace, ip: IpAddr, port: u16, interface: u32) -> Resul
         Some(false) => {
             return Err(Error::subflow(
                 libc::EADDRINUSE,
-                format!("a plain TCP listener is at {at}: the peer's subflows would end there"),
+                format!(
+                    "cannot listen at {at}: a plain TCP listener there would receive the peer's subflows"
+                ),
             ));
         }
         None => {}
@@ -190,7 +194,7 @@ fn listen(namespace: &Namespace, ip: IpAddr, port: u16, interface: u32) -> Resul
             let errno = error.raw_os_error().unwrap_or(libc::EIO);
             Err(Error::subflow(
                 errno,
-                format!("listening at {at} for the peer's subflows: {}", describe(errno)),
+                format!("cannot listen at {at} for the peer's subflows: {}", describe(errno)),
             ))
         }
     }

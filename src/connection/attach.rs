@@ -35,8 +35,8 @@ fn not_taken(pid: i32, fd: RawFd, error: &io::Error) -> Error {
         libc::EPERM => Error::os(
             errno,
             format!(
-                "taking a descriptor of process {pid} needs ptrace access to it: its user and, where \
-                 kernel.yama.ptrace_scope is above 0, its parent; or CAP_SYS_PTRACE over it ({})",
+                "taking a descriptor of process {pid} needs ptrace access to it: run as its user and, where \
+                 kernel.yama.ptrace_scope is above 0, as its parent; or with CAP_SYS_PTRACE over it ({})",
                 describe(errno)
             ),
         ),

@@ -138,7 +138,7 @@ fn gone(which: Which) -> Error {
         Which::Id(id) => format!("no subflow {id}"),
         Which::Endpoints { local, remote } => format!("no subflow {local} -> {remote}"),
     };
-    Error::subflow(libc::ENOTCONN, format!("the connection has {name}: it is closed already"))
+    Error::subflow(libc::ENOTCONN, format!("the connection has {name}: it is already closed"))
 }
 
 pub fn needs_net_admin(what: &str) -> Error {

@@ -163,7 +163,7 @@ pub fn setsockopt(
 fn wrong_direction() -> Error {
     Error::os(
         libc::ENOPROTOOPT,
-        "MPTCP_SUB_SETSOCKOPT is an option of setsockopt, the others are of getsockopt",
+        "MPTCP_SUB_SETSOCKOPT is an option for setsockopt, the others are for getsockopt",
     )
 }
 
@@ -237,7 +237,7 @@ fn get_sub_tuple(
     input: &[u8],
     length: usize,
 ) -> Result<Reply> {
-    let id = *input.first().ok_or_else(|| einval("the buffer has no room for an id"))?;
+    let id = *input.first().ok_or_else(|| einval("the buffer must have room for an id"))?;
     let subflow = find(connection, known, id)?;
     let prio = status(id, &subflow).low_prio.into();
     let tuple = SubTuple { id, prio, local: subflow.local, remote: subflow.remote };
@@ -246,7 +246,7 @@ fn get_sub_tuple(
 
 fn reply(bytes: Vec<u8>, length: usize) -> Result<Reply> {
     if bytes.len() > length {
-        return Err(einval(format!("the buffer has {length} bytes, and {} are needed", bytes.len())));
+        return Err(einval(format!("the buffer must have at least {} bytes, not {length}", bytes.len())));
     }
     Ok(Reply { length: bytes.len(), bytes })
 }
@@ -311,7 +311,8 @@ fn sub_getsockopt(
     let subflow = find(connection, known, request.id)?;
     let mut optlen = [0; 4];
     caller.read(request.optlen, &mut optlen).map_err(|error| memory("optlen", &error))?;
-    let room = usize::try_from(i32::from_ne_bytes(optlen)).map_err(|_| einval("optlen is negative"))?;
+    let room =
+        usize::try_from(i32::from_ne_bytes(optlen)).map_err(|_| einval("optlen must not be negative"))?;
     let option = SocketOption { level: request.level, number: request.optname };
     let value = options::get(connection, &subflow, option, room).map_err(of_a_subflow(request.id))?;
     // What was there is put back where only a part can be written: a call that failed leaves no trace.
@@ -338,9 +339,9 @@ fn sub_setsockopt(
     let subflow = find(connection, known, request.id)?;
     let option = SocketOption { level: request.level, number: request.optname };
     let length = i32::try_from(request.optlen).ok().and_then(|length| usize::try_from(length).ok());
-    let length = length.filter(|length| *length <= MAX_VALUE).ok_or_else(|| {
-        einval(format!("optlen is {}, where 1 to {MAX_VALUE} are possible", request.optlen))
-    })?;
+    let length = length
+        .filter(|length| *length <= MAX_VALUE)
+        .ok_or_else(|| einval(format!("optlen must be in 1..{MAX_VALUE}, not {}", request.optlen)))?;
     let mut value = vec![0; length];
     caller.read(request.optval, &mut value).map_err(|error| memory("optval", &error))?;
     let value = as_the_kernel_takes_it(option, value);

@@ -332,10 +332,10 @@ fn new_socket(family: i32, kind: i32, protocol: i32) -> Result<OwnedFd> {
     let [socket] = sys::open_here(&[Wanted::Socket { family, kind, protocol }]);
     socket.map_err(|error| match error.raw_os_error() {
         Some(libc::ENOPROTOOPT) if protocol == libc::IPPROTO_MPTCP => {
-            Error::unsupported("Multipath TCP is switched off here: set net.mptcp.enabled to 1")
+            Error::unsupported("Multipath TCP is disabled in this network namespace: set net.mptcp.enabled to 1")
         }
         Some(libc::EPROTONOSUPPORT) if protocol == libc::IPPROTO_MPTCP => Error::unsupported(
-            "this kernel has no Multipath TCP for such a socket (CONFIG_MPTCP, CONFIG_MPTCP_IPV6; SOCK_STREAM only)",
+            "this kernel does not support Multipath TCP for such a socket (CONFIG_MPTCP, CONFIG_MPTCP_IPV6; SOCK_STREAM only)",
         ),
         _ => Error::call("socket", &error),
     })

@@ -224,7 +224,7 @@ fn write_path_manager(file: &File, name: &str) -> Result<()> {
         ),
         Some(libc::EROFS) => Error::os(
             libc::EROFS,
-            "net.mptcp.path_manager cannot be set: /proc/sys is mounted read-only, as containers have it",
+            "cannot set net.mptcp.path_manager: /proc/sys is mounted read-only, as in containers",
         ),
         _ => Error::call("setting net.mptcp.path_manager", &error),
     })

@@ -36,7 +36,7 @@ impl Change {
         match self.value.len() {
             1..=MAX_VALUE => Ok(()),
             length => Err(Error::value(format!(
-                "{}: a value of {length} bytes, where 1 to {MAX_VALUE} are possible",
+                "{}: the value must have 1 to {MAX_VALUE} bytes, not {length}",
                 self.option
             ))),
         }
@@ -284,8 +284,8 @@ fn refusal(changes: &[Change], outcomes: &[Visit]) -> Option<Error> {
     let others = match (list(true), list(false)) {
         (applied, refused) if applied.is_empty() && refused.is_empty() => String::new(),
         (applied, refused) if refused.is_empty() => format!("; applied: {applied}"),
-        (applied, refused) if applied.is_empty() => format!("; nothing was applied, refused too: {refused}"),
-        (applied, refused) => format!("; applied: {applied}; refused too: {refused}"),
+        (applied, refused) if applied.is_empty() => format!("; nothing was applied; also refused: {refused}"),
+        (applied, refused) => format!("; applied: {applied}; also refused: {refused}"),
     };
     Some(failure(&changes[first].call(), &changes[first].subflow, errno, &others))
 }

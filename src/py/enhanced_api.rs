@@ -14,7 +14,9 @@ fn call(optname: &Bound<'_, PyAny>, draft: bool) -> PyResult<(i32, Call)> {
     let optname = options::int("optname", optname)?;
     let layout = if draft { Layout::Draft } else { Layout::Kernel };
     let call = Call::of(optname, layout).ok_or_else(|| {
-        PyValueError::new_err(format!("optname {optname} is none of the six options, nor of the header's"))
+        PyValueError::new_err(format!(
+            "optname must be one of the six options, or one of the header's, not {optname}"
+        ))
     })?;
     Ok((optname, call))
 }

@@ -19,7 +19,7 @@ fn advice(cause: Cause) -> &'static str {
         }
         Cause::NoInterface => "name it as in \"fe80::1%eth0\", or pass interface=",
         Cause::OtherFamily => "pass remote as well",
-        Cause::OtherNamespace => "call info(), which works without, or ask from a process inside",
+        Cause::OtherNamespace => "info() still works; or call this from a process inside that namespace",
         Cause::OtherProcess => "list it again",
     }
 }

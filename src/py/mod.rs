@@ -46,7 +46,9 @@ mod _core {
         if first.as_ptr() == sys.as_ptr() {
             return Ok(());
         }
-        Err(PyImportError::new_err("mptcp does not support subinterpreters: the first interpreter has it"))
+        Err(PyImportError::new_err(
+            "mptcp does not support subinterpreters: another interpreter has imported it already",
+        ))
     }
 
     #[pymodule_export]

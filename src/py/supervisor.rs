@@ -25,7 +25,7 @@ fn c_strings(strings: Vec<OsString>) -> PyResult<Vec<CString>> {
         .into_iter()
         .map(c_string)
         .collect::<Result<_, _>>()
-        .map_err(|_| PyValueError::new_err("an argument or a variable of the environment has a NUL in it"))
+        .map_err(|_| PyValueError::new_err("arguments and environment variables must not contain NUL"))
 }
 
 /// Runs a program to its end; its exit status, or the signal that ended it, negative.

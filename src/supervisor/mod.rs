@@ -108,9 +108,7 @@ struct Supervisor<'a> {
 pub fn run(settings: &Settings) -> Result<End> {
     check_proc()?;
     let filter = filter::program().ok_or_else(|| {
-        Error::unsupported(
-            "mptcp run knows the system calls of x86-64 and of 64-bit ARM only, not of this machine",
-        )
+        Error::unsupported("mptcp run supports x86-64 and 64-bit ARM only, not this machine")
     })?;
     let failed = |call: &'static str| move |error: io::Error| Error::call(call, &error);
     let namespace = Namespace::current()?;
@@ -225,8 +223,8 @@ fn explain(step: Step, error: &io::Error) -> Error {
     match (step, errno) {
         (Step::Filter, libc::EBUSY) => Error::os(
             errno,
-            "another supervisor, another mptcp run perhaps, has this process's system calls already: the kernel lets a \
-             process tree have one (seccomp, EBUSY)",
+            "another supervisor, perhaps another mptcp run, already serves this process: the kernel allows only one for a \
+             process tree (seccomp, EBUSY)",
         ),
         (Step::Filter, libc::EINVAL | libc::ENOSYS) => Error::unsupported(
             "this kernel has no seccomp user notification with WAIT_KILLABLE_RECV (CONFIG_SECCOMP_FILTER, Linux 5.19)",
@@ -234,7 +232,7 @@ fn explain(step: Step, error: &io::Error) -> Error {
         (Step::Filter, _) => Error::os(errno, format!("seccomp: {text}")),
         (Step::NoNewPrivileges, _) => Error::os(errno, format!("PR_SET_NO_NEW_PRIVS: {text}")),
         (Step::User, libc::EPERM) => {
-            Error::permission("another user needs CAP_SETUID, CAP_SETGID and, here, root's own user namespace")
+            Error::permission("running as another user needs CAP_SETUID, CAP_SETGID and the initial user namespace")
         }
         (Step::User, libc::EINVAL) => {
             Error::os(errno, "this user, or one of its groups, is not mapped in this user namespace")

@@ -439,7 +439,7 @@ def test_set_backup_takes_a_bool(connection: Connection) -> None:
 def test_set_backup_of_what_is_gone(connection: Connection) -> None:
     opened = connection.sock.open_subflow(*connection.second)
     opened.close()
-    with pytest.raises(mptcp.SubflowError, match="closed already") as caught:
+    with pytest.raises(mptcp.SubflowError, match="already closed") as caught:
         opened.set_backup(True)
     assert caught.value.errno == errno.ENOTCONN
     connection.sock.close()

@@ -633,7 +633,7 @@ for _ in range(2):
 def test_a_supervisor_within_another_is_refused(host: Host) -> None:
     done = run(host, *RUN, "true")
     assert done.returncode == 1
-    assert done.stderr.startswith("mptcp run: another supervisor, another mptcp run perhaps, has this process's")
+    assert done.stderr.startswith("mptcp run: another supervisor, perhaps another mptcp run, already serves")
     assert "EBUSY" in done.stderr
 
 
