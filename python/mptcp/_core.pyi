@@ -61,8 +61,8 @@ class Owner(Protocol):
 class Info:
     """``struct mptcp_info`` of a connection at one moment.
 
-    From MPTCP_INFO (getsockopt at SOL_MPTCP, no privilege). Fields carry the kernel's names without the prefix
-    ``mptcpi_``; one that this kernel lacks is None.
+    Read by MPTCP_INFO (getsockopt at SOL_MPTCP), or by inet_diag for a Connection. No privilege. Fields have the
+    kernel's names without the prefix ``mptcpi_``; a field that this kernel lacks is None.
     """
 
     @property
@@ -131,11 +131,11 @@ class Info:
 
     @property
     def bytes_sent(self) -> int | None:
-        """Bytes sent, without those sent again. Linux 6.5."""
+        """Bytes sent, retransmissions not included. Linux 6.5."""
 
     @property
     def bytes_received(self) -> int | None:
-        """Bytes received. Linux 6.5."""
+        """Bytes received, each counted once. Linux 6.5."""
 
     @property
     def bytes_acked(self) -> int | None:
@@ -158,7 +158,7 @@ class Info:
         """Milliseconds since an acknowledgement was last received. Linux 6.10."""
 
     def asdict(self) -> dict[str, int | None]:
-        """The fields by name, in the structure's order; those that this kernel lacks are None."""
+        """Return the fields by name, in the structure's order; those that this kernel lacks are None."""
 
     def __eq__(self, other: object, /) -> bool: ...
 
@@ -166,8 +166,8 @@ class Info:
 class TcpInfo:
     """``struct tcp_info`` of one subflow at one moment.
 
-    From MPTCP_FULL_INFO (getsockopt at SOL_MPTCP, no privilege). Fields carry the kernel's names without the prefix
-    ``tcpi_``; one that this kernel lacks is None.
+    Read by MPTCP_FULL_INFO (getsockopt at SOL_MPTCP), or by inet_diag for a Connection. No privilege. Fields have the
+    kernel's names without the prefix ``tcpi_``; a field that this kernel lacks is None.
     """
 
     @property
@@ -184,11 +184,11 @@ class TcpInfo:
 
     @property
     def probes(self) -> int | None:
-        """Window or keepalive probes unanswered."""
+        """Unanswered window or keepalive probes."""
 
     @property
     def backoff(self) -> int | None:
-        """Exponent of the timer's back-off."""
+        """Exponent of the retransmission timer's back-off."""
 
     @property
     def options(self) -> int | None:
@@ -200,7 +200,7 @@ class TcpInfo:
 
     @property
     def rcv_wscale(self) -> int | None:
-        """Our window scale, a power of two."""
+        """Window scale of this side, a power of two."""
 
     @property
     def delivery_rate_app_limited(self) -> int | None:
@@ -208,7 +208,7 @@ class TcpInfo:
 
     @property
     def fastopen_client_fail(self) -> int | None:
-        """Why TCP Fast Open failed, 0 if it did not."""
+        """Why TCP Fast Open failed; 0 if it did not."""
 
     @property
     def rto(self) -> int | None:
@@ -228,7 +228,7 @@ class TcpInfo:
 
     @property
     def unacked(self) -> int | None:
-        """Segments sent and not acknowledged."""
+        """Segments sent and not yet acknowledged."""
 
     @property
     def sacked(self) -> int | None:
@@ -240,7 +240,7 @@ class TcpInfo:
 
     @property
     def retrans(self) -> int | None:
-        """Segments sent again and not acknowledged."""
+        """Segments retransmitted and not yet acknowledged."""
 
     @property
     def fackets(self) -> int | None:
@@ -280,7 +280,7 @@ class TcpInfo:
 
     @property
     def snd_ssthresh(self) -> int | None:
-        """Slow start threshold, segments; 2147483647 is none yet."""
+        """Slow start threshold, segments; 2147483647 while there is none yet."""
 
     @property
     def snd_cwnd(self) -> int | None:
@@ -288,7 +288,7 @@ class TcpInfo:
 
     @property
     def advmss(self) -> int | None:
-        """Maximum segment size that we announced, bytes."""
+        """Maximum segment size announced to the peer, bytes."""
 
     @property
     def reordering(self) -> int | None:
@@ -296,7 +296,7 @@ class TcpInfo:
 
     @property
     def rcv_rtt(self) -> int | None:
-        """Round-trip time seen as a receiver, microseconds; 0 is unknown."""
+        """Round-trip time estimated as a receiver, microseconds; 0 if unknown."""
 
     @property
     def rcv_space(self) -> int | None:
@@ -304,15 +304,15 @@ class TcpInfo:
 
     @property
     def total_retrans(self) -> int | None:
-        """Segments sent again since the start."""
+        """Segments retransmitted since the start."""
 
     @property
     def pacing_rate(self) -> int | None:
-        """Pacing rate, bytes per second; all ones is unlimited."""
+        """Pacing rate, bytes per second; all bits set if unlimited."""
 
     @property
     def max_pacing_rate(self) -> int | None:
-        """Limit of the pacing rate, bytes per second; all ones is none."""
+        """Limit of the pacing rate, bytes per second; all bits set if there is none."""
 
     @property
     def bytes_acked(self) -> int | None:
@@ -324,11 +324,11 @@ class TcpInfo:
 
     @property
     def segs_out(self) -> int | None:
-        """Segments sent."""
+        """Segments sent, retransmissions and pure acknowledgements included."""
 
     @property
     def segs_in(self) -> int | None:
-        """Segments received."""
+        """Segments received, pure acknowledgements included."""
 
     @property
     def notsent_bytes(self) -> int | None:
@@ -336,7 +336,7 @@ class TcpInfo:
 
     @property
     def min_rtt(self) -> int | None:
-        """Smallest recent round-trip time, microseconds; all ones is none."""
+        """Smallest recent round-trip time, microseconds; all bits set if there is none."""
 
     @property
     def data_segs_in(self) -> int | None:
@@ -376,7 +376,7 @@ class TcpInfo:
 
     @property
     def bytes_retrans(self) -> int | None:
-        """Bytes of data sent again."""
+        """Bytes of data retransmitted."""
 
     @property
     def dsack_dups(self) -> int | None:
@@ -384,7 +384,7 @@ class TcpInfo:
 
     @property
     def reord_seen(self) -> int | None:
-        """Reordering events."""
+        """Reordering events that were detected."""
 
     @property
     def rcv_ooopack(self) -> int | None:
@@ -396,7 +396,7 @@ class TcpInfo:
 
     @property
     def rcv_wnd(self) -> int | None:
-        """Our receive window, bytes. Linux 6.2."""
+        """Receive window of this side, bytes. Linux 6.2."""
 
     @property
     def rehash(self) -> int | None:
@@ -404,15 +404,15 @@ class TcpInfo:
 
     @property
     def total_rto(self) -> int | None:
-        """Retransmission timeouts. Linux 6.7."""
+        """Number of retransmission timeouts. Linux 6.7."""
 
     @property
     def total_rto_recoveries(self) -> int | None:
-        """Recoveries from retransmission timeouts. Linux 6.7."""
+        """Number of recoveries from retransmission timeouts. Linux 6.7."""
 
     @property
     def total_rto_time(self) -> int | None:
-        """Time in such recoveries, milliseconds. Linux 6.7."""
+        """Time spent in such recoveries, milliseconds. Linux 6.7."""
 
     @property
     def received_ce(self) -> int | None:
@@ -443,7 +443,7 @@ class TcpInfo:
         """Bytes received with CE. Linux 6.18."""
 
     def asdict(self) -> dict[str, int | None]:
-        """The fields by name, in the structure's order; those that this kernel lacks are None."""
+        """Return the fields by name, in the structure's order; those that this kernel lacks are None."""
 
     def __eq__(self, other: object, /) -> bool: ...
 
@@ -451,50 +451,53 @@ class TcpInfo:
 class Subflow:
     """A frozen snapshot of one subflow, whose methods act on the live subflow.
 
-    id, addresses and tcp_info are one atomic reading (MPTCP_FULL_INFO). cookie, address ids, initial and the backup
-    flags are a second (inet_diag), None if the subflow was gone by then; before Linux 6.15 all but the cookie are None
-    without CAP_NET_ADMIN. Two snapshots are equal if they are of the same subflow.
+    ``id``, the addresses and ``tcp_info`` are one atomic reading (MPTCP_FULL_INFO). ``cookie``, the address ids,
+    ``initial`` and the backup flags are a second one (inet_diag), and None if the subflow was gone by then; before
+    Linux 6.15 all of these but the cookie are None without CAP_NET_ADMIN. Two snapshots are equal if they are of the
+    same subflow.
     """
 
     @property
     def id(self) -> int | None:
-        """The kernel's subflow id, which is never used again; before Linux 6.5 our own count of appearance."""
+        """The kernel's subflow id, never reused within the connection. Before Linux 6.5 this package counts subflows
+        instead, in order of appearance. None where neither is known, as for a Connection."""
 
     @property
     def token(self) -> int:
-        """The token of the connection that it belongs to."""
+        """The token of the connection that the subflow belongs to, on this host."""
 
     @property
     def cookie(self) -> int | None:
-        """SO_COOKIE of the subflow's TCP socket: unique on the host and never used again."""
+        """SO_COOKIE of the subflow's TCP socket: unique on this host and never reused."""
 
     @property
     def local(self) -> tuple[Any, ...]:
-        """Local end as socket.getsockname() gives it: (host, port), or (host, port, flowinfo, scope_id) for IPv6."""
+        """The local end as socket.getsockname() returns it: (host, port), or (host, port, flowinfo, scope_id) for
+        IPv6."""
 
     @property
     def remote(self) -> tuple[Any, ...]:
-        """Remote end, in the form of ``local``."""
+        """The remote end, in the form of ``local``."""
 
     @property
     def local_id(self) -> int | None:
-        """Address id of the local address (RFC 8684, section 3.2); 0 is the initial subflow's."""
+        """The address id of the local address (RFC 8684, section 3.2), from 0 to 255; 0 is the initial subflow's."""
 
     @property
     def remote_id(self) -> int | None:
-        """Address id of the remote address, as the peer gave it."""
+        """The address id of the remote address, from 0 to 255, as the peer gave it."""
 
     @property
     def initial(self) -> bool | None:
-        """True for the subflow that opened the connection by MP_CAPABLE, False for one that joined by MP_JOIN."""
+        """True for the subflow that opened the connection by MP_CAPABLE, False for one that joined it by MP_JOIN."""
 
     @property
     def backup(self) -> bool | None:
-        """We asked the peer to use the subflow only when no other is left."""
+        """Whether this side asked the peer to use the subflow only when no other is left."""
 
     @property
     def peer_backup(self) -> bool | None:
-        """The peer asked us to use the subflow only when no other is left."""
+        """Whether the peer asked this side to use the subflow only when no other is left."""
 
     def _unmapped(self) -> Subflow:
         """The same with IPv4-mapped ends as IPv4 ones."""
@@ -505,47 +508,56 @@ class Subflow:
 
     @property
     def state(self) -> str:
-        """TCP state by its name in <net/tcp_states.h>: "ESTABLISHED", "SYN_SENT" and so on."""
+        """The TCP state by its name in <net/tcp_states.h>: "ESTABLISHED", "SYN_SENT" and so on."""
 
     @property
     def tcp_info(self) -> TcpInfo:
-        """The subflow's ``struct tcp_info``."""
+        """The subflow's ``struct tcp_info``, read together with its id and addresses."""
 
     def close(self) -> None:
-        """Socket.close_subflow of this subflow."""
+        """Close this subflow, as Socket.close_subflow() does; data that it has not delivered goes over the others.
+
+        SUBFLOW_DESTROY of the generic netlink family mptcp_pm, or SOCK_DESTROY of sock_diag under the in-kernel path
+        manager. Needs CAP_NET_ADMIN in the user namespace that owns the network namespace.
+
+        Raises SubflowError (ENOTCONN) if the subflow is closed already, PathManagerError for the last one under the
+        in-kernel path manager, NotMultipathError, PermissionError.
+        """
 
     def set_backup(self, backup: bool) -> None:
-        """Asks the peer, by MP_PRIO, to use the subflow only when no other is left, or like the others again.
+        """Ask the peer, by MP_PRIO, to use the subflow only when no other is left, or like the others again.
 
-        It takes effect at once here, as far as the packet scheduler has its way; the peer raises the event
-        SUB_PRIORITY. The snapshot stays as it is.
+        On this side it takes effect at once, as far as the packet scheduler respects it; the peer gets the event
+        SUB_PRIORITY. The snapshot itself does not change.
 
         SET_FLAGS of the generic netlink family mptcp_pm. Needs CAP_NET_ADMIN in the user namespace that owns the
         network namespace.
 
         Raises SubflowError (ENOTCONN) if the subflow is closed already, PathManagerError under the in-kernel path
-        manager, PermissionError, TypeError for what is no bool.
+        manager, PermissionError, and TypeError if ``backup`` is not a bool.
         """
 
     @overload
     def getsockopt(self, level: int, optname: int) -> int: ...
     @overload
     def getsockopt(self, level: int, optname: int, buflen: int) -> bytes:
-        """As socket.getsockopt, of this subflow alone: an int, or with ``buflen`` (1 to 1024) so many bytes at most.
+        """Read a socket option of this subflow alone, as socket.getsockopt does: an int, or with ``buflen`` at most
+        that many bytes (1 to 1024).
 
         TCP_INFO, TCP_CC_INFO, TCP_CONGESTION, TCP_MAXSEG, IP_TOS, IPV6_TCLASS, SO_SNDBUF, SO_RCVBUF, SO_MEMINFO,
-        SO_MAX_PACING_RATE, SO_BINDTOIFINDEX and SO_COOKIE are read by inet_diag without privilege; SO_MARK likewise
-        with CAP_NET_ADMIN in the user namespace that owns the Socket's network namespace. Any other is read by BPF,
+        SO_MAX_PACING_RATE, SO_BINDTOIFINDEX and SO_COOKIE are read by inet_diag without privilege; so is SO_MARK, with
+        CAP_NET_ADMIN in the user namespace that owns the Socket's network namespace. Any other option is read by BPF,
         with the privilege and the errors of Socket.set_subflow_options. docs/subflow-options.md has the table.
 
-        Raises SubflowError with the errno of an option that the kernel refuses, which the message names, and
+        Raises SubflowError with the errno of an option that the kernel refuses, which the message names, and with
         ENOTCONN for a subflow that is closed; NotMultipathError; TypeError and ValueError before any system call.
         """
 
     def setsockopt(self, level: int, optname: int, value: int | ReadableBuffer) -> None:
-        """As socket.setsockopt, on this subflow alone: Socket.set_subflow_options with one option.
+        """Set a socket option on this subflow alone: Socket.set_subflow_options with one option.
 
-        ``value`` is an int or a bytes-like object. See there for the privilege and the errors.
+        ``value`` is an int or a bytes-like object. The privilege and the errors are those of
+        Socket.set_subflow_options.
         """
 
     def __eq__(self, other: object, /) -> bool: ...
@@ -553,9 +565,10 @@ class Subflow:
 
 @final
 class Event:
-    """One event of an Events. Frozen. What its kind does not carry is None.
+    """One event of an Events stream. Frozen. An attribute that events of its kind do not have is None.
 
-    Two are equal if all is. It can be pickled, and made: kind and time_ns by position, the rest by keyword.
+    Two events are equal if all their attributes are. An event can be pickled, and created: ``kind`` and ``time_ns`` are
+    positional, the others keyword arguments.
     """
 
     def __new__(
@@ -576,41 +589,41 @@ class Event:
     ) -> Event: ...
     @property
     def kind(self) -> EventKind:
-        """What happened."""
+        """What happened: an EventKind."""
 
     @property
     def time_ns(self) -> int:
-        """When our reader took it, in nanoseconds of time.monotonic_ns()."""
+        """When this process read the event, in nanoseconds of time.monotonic_ns()."""
 
     @property
     def token(self) -> int | None:
-        """The token of the connection on this host."""
+        """The token of the connection on this host. None for links, addresses and listeners."""
 
     @property
     def local(self) -> tuple[Any, ...] | None:
-        """Local end as socket.getsockname() gives it: of the connection, the subflow or the listener. Of an address
-        that comes or goes, with port 0."""
+        """The local end of the connection, subflow or listener, as socket.getsockname() returns it. For an address
+        that appears or disappears, with port 0."""
 
     @property
     def remote(self) -> tuple[Any, ...] | None:
-        """Remote end, in the form of ``local``. Of ANNOUNCED the address announced, with port 0 if it came without
-        one."""
+        """The remote end, in the form of ``local``. For ANNOUNCED the announced address, with port 0 if it was
+        announced without one."""
 
     @property
     def local_id(self) -> int | None:
-        """Address id of the local address (RFC 8684, section 3.2)."""
+        """The address id of the local address (RFC 8684, section 3.2), from 0 to 255."""
 
     @property
     def remote_id(self) -> int | None:
-        """Address id of the remote address."""
+        """The address id of the remote address, from 0 to 255, as the peer gave it."""
 
     @property
     def backup(self) -> bool | None:
-        """The peer asked us to use the subflow only when no other is left."""
+        """Whether the peer asked this side to use the subflow only when no other is left."""
 
     @property
     def error(self) -> int | None:
-        """The errno by which a subflow failed."""
+        """The errno with which a subflow failed."""
 
     @property
     def reset_reason(self) -> int | None:
@@ -618,14 +631,14 @@ class Event:
 
     @property
     def server_side(self) -> bool | None:
-        """The peer opened the connection. Of CREATED and ESTABLISHED."""
+        """Whether the peer opened the connection. Only CREATED and ESTABLISHED have it."""
 
     @property
     def interface(self) -> str | None:
-        """The name of the interface: of a link, of an address, or that a subflow is bound to."""
+        """The name of the interface: of the link, of the address, or that the subflow is bound to."""
 
     def asdict(self) -> dict[str, Any]:
-        """The fields by name."""
+        """Return the attributes by name, None included."""
 
     def __eq__(self, other: object, /) -> bool: ...
     def __hash__(self, /) -> int: ...

@@ -26,8 +26,8 @@ macro_rules! info_fields {
             since 80 {
                 retransmits: U32, 44, "Retransmission timeouts of the connection. Linux 6.5.";
                 bytes_retrans: U64, 48, "Bytes retransmitted by the connection. Linux 6.5.";
-                bytes_sent: U64, 56, "Bytes sent, without those sent again. Linux 6.5.";
-                bytes_received: U64, 64, "Bytes received. Linux 6.5.";
+                bytes_sent: U64, 56, "Bytes sent, retransmissions not included. Linux 6.5.";
+                bytes_received: U64, 64, "Bytes received, each counted once. Linux 6.5.";
                 bytes_acked: U64, 72, "Bytes acknowledged by the peer. Linux 6.5.";
             }
             since 88 {

@@ -14,21 +14,21 @@ macro_rules! tcp_info_fields {
                 state: U8, 0, "TCP state: 1 is ESTABLISHED, 2 SYN_SENT (<net/tcp_states.h>).";
                 ca_state: U8, 1, "Congestion state: 0 open, 1 disorder, 2 CWR, 3 recovery, 4 loss.";
                 retransmits: U8, 2, "Consecutive retransmission timeouts.";
-                probes: U8, 3, "Window or keepalive probes unanswered.";
-                backoff: U8, 4, "Exponent of the timer's back-off.";
+                probes: U8, 3, "Unanswered window or keepalive probes.";
+                backoff: U8, 4, "Exponent of the retransmission timer's back-off.";
                 options: U8, 5, "TCPI_OPT_*: 1 timestamps, 2 SACK, 4 window scale, 8 ECN, 16 ECN seen, 32 SYN data.";
                 snd_wscale: Bits { shift: 0, width: 4 }, 6, "Window scale of the peer, a power of two.";
-                rcv_wscale: Bits { shift: 4, width: 4 }, 6, "Our window scale, a power of two.";
+                rcv_wscale: Bits { shift: 4, width: 4 }, 6, "Window scale of this side, a power of two.";
                 delivery_rate_app_limited: Bits { shift: 0, width: 1 }, 7, "1 if delivery_rate was limited by the application.";
-                fastopen_client_fail: Bits { shift: 1, width: 2 }, 7, "Why TCP Fast Open failed, 0 if it did not.";
+                fastopen_client_fail: Bits { shift: 1, width: 2 }, 7, "Why TCP Fast Open failed; 0 if it did not.";
                 rto: U32, 8, "Retransmission timeout, microseconds.";
                 ato: U32, 12, "Delayed acknowledgement timeout, microseconds.";
                 snd_mss: U32, 16, "Sending maximum segment size, bytes.";
                 rcv_mss: U32, 20, "Maximum segment size seen from the peer, bytes.";
-                unacked: U32, 24, "Segments sent and not acknowledged.";
+                unacked: U32, 24, "Segments sent and not yet acknowledged.";
                 sacked: U32, 28, "Segments selectively acknowledged.";
                 lost: U32, 32, "Segments considered lost.";
-                retrans: U32, 36, "Segments sent again and not acknowledged.";
+                retrans: U32, 36, "Segments retransmitted and not yet acknowledged.";
                 fackets: U32, 40, "Unused by the kernel.";
                 last_data_sent: U32, 44, "Milliseconds since data was last sent.";
                 last_ack_sent: U32, 48, "Unused by the kernel.";
@@ -38,21 +38,21 @@ macro_rules! tcp_info_fields {
                 rcv_ssthresh: U32, 64, "Current receive window clamp, bytes.";
                 rtt: U32, 68, "Smoothed round-trip time, microseconds.";
                 rttvar: U32, 72, "Mean deviation of the round-trip time, microseconds.";
-                snd_ssthresh: U32, 76, "Slow start threshold, segments; 2147483647 is none yet.";
+                snd_ssthresh: U32, 76, "Slow start threshold, segments; 2147483647 while there is none yet.";
                 snd_cwnd: U32, 80, "Congestion window, segments.";
-                advmss: U32, 84, "Maximum segment size that we announced, bytes.";
+                advmss: U32, 84, "Maximum segment size announced to the peer, bytes.";
                 reordering: U32, 88, "Reordering allowed before a loss is assumed, segments.";
-                rcv_rtt: U32, 92, "Round-trip time seen as a receiver, microseconds; 0 is unknown.";
+                rcv_rtt: U32, 92, "Round-trip time estimated as a receiver, microseconds; 0 if unknown.";
                 rcv_space: U32, 96, "Bytes that the application read in the last receive round trip.";
-                total_retrans: U32, 100, "Segments sent again since the start.";
-                pacing_rate: U64, 104, "Pacing rate, bytes per second; all ones is unlimited.";
-                max_pacing_rate: U64, 112, "Limit of the pacing rate, bytes per second; all ones is none.";
+                total_retrans: U32, 100, "Segments retransmitted since the start.";
+                pacing_rate: U64, 104, "Pacing rate, bytes per second; all bits set if unlimited.";
+                max_pacing_rate: U64, 112, "Limit of the pacing rate, bytes per second; all bits set if there is none.";
                 bytes_acked: U64, 120, "Bytes acknowledged, the SYN counted as one.";
                 bytes_received: U64, 128, "Bytes received in order.";
-                segs_out: U32, 136, "Segments sent.";
-                segs_in: U32, 140, "Segments received.";
+                segs_out: U32, 136, "Segments sent, retransmissions and pure acknowledgements included.";
+                segs_in: U32, 140, "Segments received, pure acknowledgements included.";
                 notsent_bytes: U32, 144, "Bytes in the send queue not yet sent.";
-                min_rtt: U32, 148, "Smallest recent round-trip time, microseconds; all ones is none.";
+                min_rtt: U32, 148, "Smallest recent round-trip time, microseconds; all bits set if there is none.";
                 data_segs_in: U32, 152, "Segments with data received.";
                 data_segs_out: U32, 156, "Segments with data sent.";
                 delivery_rate: U64, 160, "Most recent delivery rate, bytes per second.";
@@ -62,20 +62,20 @@ macro_rules! tcp_info_fields {
                 delivered: U32, 192, "Segments delivered, retransmissions included.";
                 delivered_ce: U32, 196, "Segments delivered with the ECN mark.";
                 bytes_sent: U64, 200, "Bytes of data sent, retransmissions included.";
-                bytes_retrans: U64, 208, "Bytes of data sent again.";
+                bytes_retrans: U64, 208, "Bytes of data retransmitted.";
                 dsack_dups: U32, 216, "Duplicates reported by D-SACK.";
-                reord_seen: U32, 220, "Reordering events.";
+                reord_seen: U32, 220, "Reordering events that were detected.";
                 rcv_ooopack: U32, 224, "Segments received out of order.";
                 snd_wnd: U32, 228, "Peer's receive window, bytes.";
             }
             since 240 {
-                rcv_wnd: U32, 232, "Our receive window, bytes. Linux 6.2.";
+                rcv_wnd: U32, 232, "Receive window of this side, bytes. Linux 6.2.";
                 rehash: U32, 236, "Changes of the flow hash after PLB or a timeout. Linux 6.2.";
             }
             since 248 {
-                total_rto: U16, 240, "Retransmission timeouts. Linux 6.7.";
-                total_rto_recoveries: U16, 242, "Recoveries from retransmission timeouts. Linux 6.7.";
-                total_rto_time: U32, 244, "Time in such recoveries, milliseconds. Linux 6.7.";
+                total_rto: U16, 240, "Number of retransmission timeouts. Linux 6.7.";
+                total_rto_recoveries: U16, 242, "Number of recoveries from retransmission timeouts. Linux 6.7.";
+                total_rto_time: U32, 244, "Time spent in such recoveries, milliseconds. Linux 6.7.";
             }
             since 280 {
                 received_ce: U32, 248, "Segments received with the ECN mark CE. Linux 6.18.";

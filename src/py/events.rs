@@ -27,7 +27,10 @@ fn kind<'py>(py: Python<'py>, kind: event::Kind) -> PyResult<Bound<'py, PyAny>> 
     class.bind(py).getattr(kind.name())
 }
 
-/// One event. What its kind does not carry is None.
+/// One event of an Events stream. Frozen. An attribute that events of its kind do not have is None.
+///
+/// Two events are equal if all their attributes are. An event can be pickled, and created: ``kind`` and ``time_ns`` are
+/// positional, the others keyword arguments.
 #[pyclass(frozen, module = "mptcp")]
 pub struct Event(pub event::Event);
 
@@ -97,66 +100,81 @@ impl Event {
         }))
     }
 
+    /// What happened: an EventKind.
     #[getter]
     fn kind<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         kind(py, self.0.kind)
     }
 
+    /// When this process read the event, in nanoseconds of time.monotonic_ns().
     #[getter]
     fn time_ns(&self) -> u64 {
         self.0.time_ns
     }
 
+    /// The token of the connection on this host. None for links, addresses and listeners.
     #[getter]
     fn token(&self) -> Option<u32> {
         self.0.token
     }
 
+    /// The local end of the connection, subflow or listener, as socket.getsockname() returns it. For an address that
+    /// appears or disappears, with port 0.
     #[getter]
     fn local<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyTuple>>> {
         self.0.local.map(|local| to_tuple(py, local)).transpose()
     }
 
+    /// The remote end, in the form of ``local``. For ANNOUNCED the announced address, with port 0 if it was announced
+    /// without one.
     #[getter]
     fn remote<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyTuple>>> {
         self.0.remote.map(|remote| to_tuple(py, remote)).transpose()
     }
 
+    /// The address id of the local address (RFC 8684, section 3.2), from 0 to 255.
     #[getter]
     fn local_id(&self) -> Option<u8> {
         self.0.local_id
     }
 
+    /// The address id of the remote address, from 0 to 255, as the peer gave it.
     #[getter]
     fn remote_id(&self) -> Option<u8> {
         self.0.remote_id
     }
 
+    /// Whether the peer asked this side to use the subflow only when no other is left.
     #[getter]
     fn backup(&self) -> Option<bool> {
         self.0.backup
     }
 
+    /// The errno with which a subflow failed.
     #[getter]
     fn error(&self) -> Option<i32> {
         self.0.error
     }
 
+    /// The reset reason that the peer gave in MP_TCPRST (RFC 8684, section 3.6).
     #[getter]
     fn reset_reason(&self) -> Option<u32> {
         self.0.reset_reason
     }
 
+    /// Whether the peer opened the connection. Only CREATED and ESTABLISHED have it.
     #[getter]
     fn server_side(&self) -> Option<bool> {
         self.0.server_side
     }
 
+    /// The name of the interface: of the link, of the address, or that the subflow is bound to.
     #[getter]
     fn interface(&self) -> Option<&str> {
         self.0.interface.as_deref()
     }
 
+    /// Return the attributes by name, None included.
     fn asdict<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyDict>> {
         let fields = PyDict::new(slf.py());
         for name in FIELDS {

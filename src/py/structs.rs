@@ -19,7 +19,7 @@ macro_rules! getters {
                 }
             )*)*
 
-            /// The fields by name, in the structure's order; those that this kernel lacks are None.
+            /// Return the fields by name, in the structure's order; those that this kernel lacks are None.
             fn asdict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
                 // The names are made once: making them anew would take most of the time.
                 static NAMES: PyOnceLock<Vec<Py<PyString>>> = PyOnceLock::new();
@@ -47,7 +47,10 @@ macro_rules! getters {
     };
 }
 
-/// `struct mptcp_info` of a connection at one moment, from MPTCP_INFO (getsockopt at SOL_MPTCP, no privilege).
+/// ``struct mptcp_info`` of a connection at one moment.
+///
+/// Read by MPTCP_INFO (getsockopt at SOL_MPTCP), or by inet_diag for a Connection. No privilege. Fields have the
+/// kernel's names without the prefix ``mptcpi_``; a field that this kernel lacks is None.
 #[pyclass(frozen, module = "mptcp")]
 pub struct Info(pub mptcp_info::Info);
 
@@ -56,7 +59,10 @@ macro_rules! info_getters {
 }
 mptcp_info::info_fields!(info_getters);
 
-/// `struct tcp_info` of one subflow at one moment, from MPTCP_FULL_INFO (getsockopt at SOL_MPTCP, no privilege).
+/// ``struct tcp_info`` of one subflow at one moment.
+///
+/// Read by MPTCP_FULL_INFO (getsockopt at SOL_MPTCP), or by inet_diag for a Connection. No privilege. Fields have the
+/// kernel's names without the prefix ``tcpi_``; a field that this kernel lacks is None.
 #[pyclass(frozen, module = "mptcp")]
 pub struct TcpInfo(pub tcp_info::TcpInfo);
 

@@ -15,7 +15,7 @@ LOGGER = logging.getLogger("mptcp.policy")
 
 
 class Callbacks:
-    """Calls the methods of one policy, in order, by a thread of its own."""
+    """Calls the methods of one policy, in order, from a thread of its own."""
 
     def __init__(self, policy: Policy, has_ended: Callable[[PolicyConnection], bool]) -> None:
         self.policy = policy
@@ -31,7 +31,7 @@ class Callbacks:
         self._thread.start()
 
     def wants(self, method: str) -> bool:
-        """Whether the policy overrides a method; what it does not is never called."""
+        """Return whether the policy overrides a method; others are never called."""
         return getattr(type(self.policy), method) is not getattr(Policy, method)
 
     def put(self, method: str, *arguments: Any) -> None:
@@ -39,14 +39,14 @@ class Callbacks:
             self._queue.put((method, arguments))
 
     def put_ticks(self, rounds: list[tuple[Any, ...]]) -> None:
-        """Calls on_tick() for each, unless the last round is not over yet."""
+        """Call on_tick() for each, unless the previous round is not over yet."""
         if self._ticks == 0:
             self._ticks = len(rounds)
             for arguments in rounds:
                 self._queue.put(("on_tick", arguments))
 
     def stop(self, seconds: float) -> bool:
-        """Call no more; False if a callback that is running did not return in time."""
+        """Make no more calls; return False if a running callback did not return in time."""
         self._stopping = True
         self._queue.put(None)
         if self._thread.ident is not None and threading.current_thread() is not self._thread:

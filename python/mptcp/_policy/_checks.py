@@ -1,4 +1,4 @@
-"""What is refused when policies start: what could never be called, or would fail whenever it is."""
+"""What is refused when policies start: callbacks that could never be called, or would always fail."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def check(policies: tuple[Policy, ...]) -> None:
             what = f"the class {policy.__name__}" if isinstance(policy, type) else type(policy).__name__
             raise TypeError(f"a policy must be an instance of a class derived from mptcp.Policy, not {what}")
         if policy._runtime is not None or policies.count(policy) > 1:
-            raise ValueError(f"{policy!r} runs already: one instance runs once at a time")
+            raise ValueError(f"{policy!r} already runs: an instance cannot run twice at a time")
         check_callbacks(policy)
         for name in ("tick", "open_timeout"):
             _check_seconds(policy, name)

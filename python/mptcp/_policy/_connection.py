@@ -33,7 +33,7 @@ def plain(end: tuple[Any, ...]) -> tuple[Any, ...]:
 
 @dataclass(eq=False)
 class Attempt:
-    """A subflow that a policy asked for and that the peer has not accepted yet."""
+    """A subflow that a policy requested and that the peer has not accepted yet."""
 
     local: tuple[Any, ...]
     """Any address where the host is "", any port where that is 0: the kernel's choice."""
@@ -46,7 +46,7 @@ class Attempt:
     timed_out: bool = False
 
     def matches(self, local: tuple[Any, ...], remote: tuple[Any, ...]) -> bool:
-        """Whether an event is of this one; after a reset it may lack the remote port."""
+        """Return whether an event is of this attempt; after a reset it may lack the remote port."""
         if self.answered is not None:
             return self.answered[0][:2] == local[:2]
         return (
@@ -67,12 +67,12 @@ class PolicyConnection(Connection):
         self._runtime = runtime
         # All below is the runtime's, under its lock.
         self.known: set[Ends] = set()
-        """The subflows that are there, by their ends: accepted ones, and the initial one."""
+        """The existing subflows, by their ends: the accepted ones and the initial one."""
         self.attempts: list[Attempt] = []
         self.closing: set[Ends] = set()
-        """Those that a policy closed, until their events come."""
+        """Those that a policy closed, until their events arrive."""
         self.waiting: list[Attempt] = []
-        """What is to be opened when the connection is fully established."""
+        """What will be opened when the connection is fully established."""
 
     @property
     def local(self) -> tuple[Any, ...]:

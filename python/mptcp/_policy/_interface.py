@@ -7,26 +7,35 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from .._connection import Connection
+from .._docs import document
 
 
 class LocalAddress(NamedTuple):
-    """An address of the network namespace that a subflow can be opened from."""
+    """A local address that a subflow can be opened from, and the interface that has it."""
 
     address: str
-    """The address, IPv4 or IPv6."""
     interface: str
-    """The name of the interface that has it."""
 
 
 class Opening(NamedTuple):
-    """A subflow on its way."""
+    """A subflow that was requested and that the peer has not accepted yet."""
 
     local: tuple[Any, ...]
-    """Its local end: host and port, "" and 0 where the kernel chooses and has not been heard of."""
     remote: tuple[Any, ...]
-    """Its remote end."""
     backup: bool
-    """Whether it was asked for with the backup flag."""
+
+
+document(
+    LocalAddress,
+    address="The IPv4 or IPv6 address, as text.",
+    interface="The name of the interface that has the address.",
+)
+document(
+    Opening,
+    local='The local end, (host, port): "" and 0 where the kernel chooses and no event has told its choice yet.',
+    remote="The remote end, (host, port).",
+    backup="Whether the subflow was requested with the backup flag.",
+)
 
 
 class Runtime(Protocol):

@@ -1,4 +1,4 @@
-"""What a policy is."""
+"""The base class of policies."""
 
 from __future__ import annotations
 
@@ -16,96 +16,96 @@ if TYPE_CHECKING:
 class Policy:
     """Decides which subflows the connections of a network namespace have. Derive from it, and give it to run_policy().
 
-    The runtime calls the methods below. Whatever is not overridden does nothing, and costs nothing. The callbacks of
-    one policy are called one after the other, in the order of what they tell of, by a thread of its own: they need
-    no locks, and one that blocks holds up this policy alone. An exception in one is reported by the logger
-    "mptcp.policy" and the next is called.
+    The runtime calls the methods below. A method that is not overridden does nothing, and costs nothing. The callbacks
+    of one policy are called one at a time, in the order of the events, from a thread of its own: they need no locks,
+    and one that blocks delays only this policy. An exception in a callback is logged by the logger "mptcp.policy", and
+    the next callback is called.
 
-    ``conn`` is a Connection. In a callback its open_subflow() returns None at once and the outcome is another
-    callback; it raises no SubflowError, and PathManagerError for a connection of the in-kernel path manager, whose
-    subflows can be closed only. One that is asked for before the connection is fully established is opened when it
-    is. Of several policies all have to allow an open, and one is enough to close.
+    ``conn`` is a Connection. In a callback its open_subflow() returns None at once, and the outcome is another
+    callback; it does not raise SubflowError, but PathManagerError for a connection under the in-kernel path manager,
+    whose subflows can only be closed. A subflow that is requested before the connection is fully established is opened
+    once it is. A subflow is opened if all policies allow it, and closed if one of them asks.
     """
 
     tick: float = 1.0
     """Seconds from one on_tick() to the next."""
 
     open_timeout: ClassVar[float] = 5.0
-    """Seconds after which a subflow that the peer has not accepted is closed, and on_subflow_failed() called."""
+    """Seconds after which a subflow that the peer has not accepted is closed and on_subflow_failed() is called."""
 
     _runtime: Runtime | None = None  # while it runs
 
     def allows(self, conn: Connection, local: LocalAddress, remote: tuple[Any, ...] | None) -> bool:
-        """Whether any policy may open a subflow from ``local`` to ``remote``, None for the connection's own.
+        """Return whether any policy may open a subflow from ``local`` to ``remote``.
 
-        Called by the thread of the policy that wants to open it, so it must not block. True unless overridden.
+        Called from the thread of the policy that wants to open it, so it must not block. True unless overridden.
         """
         return True
 
     def on_connection(self, conn: Connection) -> None:
-        """A connection is fully established, or was there when the policy started."""
+        """Called when a connection is fully established, and for those that exist when the policy starts."""
 
     def on_closed(self, conn: Connection) -> None:
-        """A connection has ended, or fell back to TCP."""
+        """Called when a connection has ended or fallen back to TCP."""
 
     def on_subflow_established(self, conn: Connection, subflow: Subflow) -> None:
-        """The peer accepted a joined subflow, by its fourth ACK, or joined one itself, whoever asked for it."""
+        """Called when the peer accepted a subflow, by the fourth ACK, or joined one itself, whoever requested it."""
 
     def on_subflow_failed(self, conn: Connection, event: Event) -> None:
-        """A subflow that a policy opened was not accepted: ``event`` has its ends and the cause in ``error``.
+        """Called when a subflow that a policy opened was not accepted: ``event`` has its ends and the ``error``.
 
-        ETIMEDOUT after ``open_timeout``, ECONNREFUSED where nobody listens, EADDRNOTAVAIL for an address that is
-        not local. None: the peer answered and refused, or is no listener of this connection.
+        ``error`` is ETIMEDOUT after ``open_timeout``, ECONNREFUSED where nobody listens, EADDRNOTAVAIL for an address
+        that is not local, and None if the peer answered and refused, or is not a listener of this connection.
         """
 
     def on_subflow_lost(self, conn: Connection, event: Event) -> None:
-        """A subflow was closed by the peer or by a failure; not by a policy, and not since the connection ends."""
+        """Called when a subflow was closed by the peer or by a failure, but not by a policy or with the connection."""
 
     def on_address_announced(self, conn: Connection, event: Event) -> None:
-        """The peer announced an address by ADD_ADDR: ``event.remote`` with the id ``event.remote_id``."""
+        """Called when the peer announced the address ``event.remote`` with the id ``event.remote_id``, by ADD_ADDR."""
 
     def on_address_removed(self, conn: Connection, event: Event) -> None:
-        """The peer took an address back by REMOVE_ADDR: ``event.remote_id``."""
+        """Called when the peer withdrew the address with the id ``event.remote_id``, by REMOVE_ADDR."""
 
     def on_link_up(self, event: Event) -> None:
-        """The interface ``event.interface`` is up and has a carrier."""
+        """Called when the interface ``event.interface`` is up and has a carrier."""
 
     def on_link_down(self, event: Event) -> None:
-        """The interface ``event.interface`` is down or lost its carrier. Subflows on it stay until they are closed."""
+        """Called when ``event.interface`` went down or lost its carrier. Subflows on it stay until they are closed."""
 
     def on_address(self, event: Event) -> None:
-        """A local address appeared or went away: ``event.kind`` is ADDRESS_ADDED or ADDRESS_REMOVED."""
+        """Called when a local address appeared or disappeared: ``event.kind`` is ADDRESS_ADDED or ADDRESS_REMOVED."""
 
     def on_tick(self, conn: Connection, subflows: list[Subflow]) -> None:
-        """Every ``tick`` seconds for every connection, with a snapshot of the subflows that the peer has accepted.
+        """Called every ``tick`` seconds for every connection, with a snapshot of the subflows that the peer accepted.
 
-        One dump of inet_diag for all connections, without any connection's lock. Left out for a connection as long
-        as this policy has not come to the end of the last round.
+        All connections are read by one dump of inet_diag, without any connection's lock. A round is skipped while this
+        policy has not finished the previous one.
         """
 
     def _check_place(self, runtime: Runtime) -> None:
-        """Raise ValueError for what the network namespace lacks; called when the policy starts."""
+        """Raise ValueError if the network namespace lacks what the policy needs; called when it starts."""
 
-    # What a policy may ask for
+    # For use by policies
 
     def connections(self) -> Sequence[Connection]:
-        """The connections that the policy has been told of and that have not ended."""
+        """Return the connections that on_connection() was called for and that have not ended."""
         return () if self._runtime is None else self._runtime.connections()
 
     def addresses(self) -> Sequence[LocalAddress]:
-        """The addresses that subflows can be opened from: of every interface that is up and has a carrier.
+        """Return the addresses that subflows can be opened from: those of interfaces that are up and have a carrier.
 
-        In the order of the interfaces, without loopback and link-local ones.
+        In the order of the interfaces, without loopback and link-local addresses.
         """
         return () if self._runtime is None else self._runtime.addresses()
 
     def opening(self, conn: Connection) -> Sequence[Opening]:
-        """The subflows of a connection that were asked for and that the peer has not accepted yet.
+        """Return the subflows of a connection that were requested and that the peer has not accepted yet.
 
-        Ask before conn.subflows(): one that is accepted in between is in both, and not in neither.
+        Call it before conn.subflows(): a subflow that is accepted in between is then in both rather than in neither.
         """
         return () if self._runtime is None else self._runtime.opening(conn)
 
     def interface_of(self, address: str) -> str | None:
-        """The interface that has or had a local address."""
+        """Return the name of the interface that has or had a local address, None if it is not known."""
         return None if self._runtime is None else self._runtime.interface_of(address)

@@ -24,7 +24,7 @@ _NAME = "\0mptcp.policy"
 
 
 class RunningPolicies:
-    """Policies at work, made by run_policy(). They end with the with-block, by close(), or when nobody holds this."""
+    """Running policies, returned by run_policy(). They end with the with-block, by close(), or when this is deleted."""
 
     def __init__(
         self,
@@ -58,9 +58,9 @@ class RunningPolicies:
         self.close()
 
     def close(self) -> None:
-        """Calls no policy any more and puts the path manager back. Subflows that policies opened stay.
+        """Stop calling the policies and restore the path manager. Subflows that policies opened stay open.
 
-        Waits for callbacks that are running, but no longer than 5 s each.
+        Waits up to 5 s for each policy's running callback. Calling it again has no effect.
         """
         with _interrupts.put_off():
             self._held.close()
@@ -72,20 +72,20 @@ class RunningPolicies:
 
 
 def run_policy(*policies: Policy) -> RunningPolicies:
-    """Runs policies for every connection of the calling thread's network namespace, whoever owns it.
+    """Run policies for every connection of the calling thread's network namespace, whoever owns it.
 
-    For use in a with-block. Those that exist are told of first, by on_connection(); those that begin meanwhile latch
-    the userspace path manager, which the namespace has until the end, and what it had before is put back then, also
-    where SIGTERM ends the process by its default action. In-kernel endpoints are not touched: they act on
-    connections of the in-kernel path manager only.
+    Use it in a with-block. on_connection() is first called for the connections that exist. The namespace has the
+    userspace path manager until the end, which new connections latch; then the previous one is restored, also where
+    SIGTERM ends the process by its default action. In-kernel endpoints are not touched: they act only on connections
+    under the in-kernel path manager.
 
-    Threads: one that reads the namespace's events, one for each policy.
+    Uses one thread that reads the namespace's events, and one for each policy.
 
     Generic netlink mptcp_pm, sock_diag and rtnetlink. Needs CAP_NET_ADMIN in the user namespace that owns the
     network namespace.
 
     Raises TypeError for what is not a Policy and for one with a misspelt callback, a callback that takes other
-    arguments, or a coroutine; ValueError for none at all, for a policy that runs already, and for a path that the
+    arguments, or a coroutine; ValueError without a policy, for a policy that already runs, and for a path that the
     network namespace does not have; PermissionError without the privilege; OSError (EBUSY) if policies run in this
     network namespace already, in this process or another; and what set_path_manager() raises.
     """
@@ -110,13 +110,13 @@ def _reserve(sock: socket.socket) -> None:
             raise
         raise OSError(
             errno.EBUSY,
-            "policies run in this network namespace already: give them all to one run_policy() or `mptcp policy`",
+            "policies already run in this network namespace: pass all of them to one run_policy() or `mptcp policy`",
         ) from None
 
 
 @contextlib.contextmanager
 def _ended_by_sigterm(close: Callable[[], Callable[[], None] | None]) -> Iterator[None]:
-    """Has SIGTERM end the policies before it ends the process, where that is all that it would do."""
+    """Make SIGTERM end the policies before it ends the process, where ending it is its only effect."""
     in_main_thread = threading.current_thread() is threading.main_thread()
     if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield

@@ -1,4 +1,4 @@
-"""What policies are told, and what they do: the picture of a namespace's connections, kept by its events."""
+"""What policies are told: the state of a namespace's connections, kept up to date by its events."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _PATIENCE = 5.0
 
 
 class Runtime:
-    """Reads the events of one network namespace and has the policies called."""
+    """Reads the events of one network namespace and calls the policies."""
 
     def __init__(self, policies: Sequence[Policy], fd: int, events: Events) -> None:
         self.lock = threading.RLock()
@@ -78,7 +78,7 @@ class Runtime:
             self._thread.join()
         for callbacks in self._callbacks:
             if not callbacks.stop(_PATIENCE):
-                LOGGER.error("a callback of %s goes on after the policies were stopped", callbacks.policy)
+                LOGGER.error("a callback of %s is still running after the policies were stopped", callbacks.policy)
         for policy in self._policies:
             policy._runtime = None
 
@@ -104,7 +104,7 @@ class Runtime:
             return self._interfaces.get(plain_host(address))
 
     def has_interface(self, name: str) -> bool:
-        """Whether the network namespace has an interface of this name, whatever its state."""
+        """Return whether the network namespace has an interface of this name, whatever its state."""
         return _core.has_interface(self._fd, name)
 
     def known_addresses(self) -> list[LocalAddress]:
@@ -151,7 +151,7 @@ class Runtime:
             self._attempts[attempt] = conn
 
     def _end(self, conn: PolicyConnection, attempt: Attempt) -> bool:
-        """False if it has come to an end already."""
+        """Return False if it has ended already."""
         with self.lock:
             self._answered.pop(attempt, None)
             if self._attempts.pop(attempt, None) is None:
@@ -192,7 +192,7 @@ class Runtime:
             except Exception:
                 if self._stopping:
                     return
-                LOGGER.exception("the policies go on after an error of the runtime")
+                LOGGER.exception("the policies continue after an error of the runtime")
 
     def _do_what_is_due(self, now: float) -> None:
         if self._answered and now >= self._look_again:
@@ -299,7 +299,7 @@ class Runtime:
         self._look_for_acceptance(time.monotonic())
 
     def _look_for_acceptance(self, now: float) -> None:
-        """Of every subflow whose SYN/ACK has come, whether the fourth ACK has come too."""
+        """Look whether the fourth ACK has arrived, for every subflow whose SYN/ACK has."""
         asked = [(attempt, conn, attempt.answered) for attempt, conn in self._answered.items() if attempt.answered]
         found = self.look_up((conn, *ends) for _, conn, ends in asked)
         for (attempt, conn, ends), subflow in zip(asked, found, strict=True):
@@ -339,7 +339,7 @@ class Runtime:
             self._tell("on_subflow_failed", conn, Event(**{**event.asdict(), "remote": attempt.remote}))
 
     def _give_up(self, now: float) -> None:
-        """Closes what the peer has not accepted in time. Its event is the end of it."""
+        """Close what the peer has not accepted in time. The event of that ends the attempt."""
         late: dict[PolicyConnection, list[Attempt]] = {}
         with self.lock:
             for attempt, conn in self._attempts.items():
@@ -365,7 +365,7 @@ class Runtime:
     # The true state
 
     def _resync(self) -> None:
-        """Reads all connections and subflows, and tells of what is not as it was known."""
+        """Read all connections and subflows, and report the differences from what was known."""
         found = _core.connections(self._fd, None)
         # One that its owner has closed lives on for its last segments. Its CLOSED was told, or lost, before.
         natives = {native.token: native for native in found if native.inode or native.state not in _ENDING}
@@ -440,7 +440,7 @@ class Runtime:
 
 
 def _split(end: Any) -> tuple[str, int]:
-    """The host and the port of an argument of open_subflow, "" and 0 for what is left open."""
+    """Return the host and the port of an argument of open_subflow, "" and 0 for what is left open."""
     if end is None:
         return "", 0
     if isinstance(end, str):
@@ -467,13 +467,13 @@ def _failure(conn: PolicyConnection, attempt: Attempt, error: int | None) -> Eve
 
 
 def _event(kind: EventKind, conn: PolicyConnection, local: Any, remote: Any, error: int | None) -> Event:
-    """What no event told, in the form of one. An end that is not known is None."""
+    """Make an event of what no event reported. An end that is not known is None."""
     return Event(
         kind, time.monotonic_ns(), token=conn.token, local=local if local[0] else None, remote=remote, error=error
     )
 
 
 def _is_of_a_network(address: str) -> bool:
-    """Not of this host or this link alone."""
+    """Return whether the address is neither a loopback nor a link-local one."""
     ip = ipaddress.ip_address(address)
     return not (ip.is_loopback or ip.is_link_local)

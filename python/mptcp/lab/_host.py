@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from mptcp import _connection, _core, _proc, _socket
 from mptcp._connection import Connection
+from mptcp._docs import document
 from mptcp._events import Events
 from mptcp._path_manager import check_path_manager
 from mptcp._policy import Policy, RunningPolicies
@@ -36,6 +37,13 @@ class Limits(NamedTuple):
 
     subflows: int
     add_addr_accepted: int
+
+
+document(
+    Limits,
+    subflows="How many additional subflows a connection may have, the initial one not counted.",
+    add_addr_accepted="How many announced addresses (ADD_ADDR) of the peer are accepted.",
+)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""The policies that ship: what most people want, each short enough to be read as an example.
+"""The policies that come with the package: what most people need, each short enough to read as an example.
 
-A path is an interface name, a local address, a network as "10.0.1.0/24", or a link of a lab.
+A path is an interface name, a local address, a network such as "10.0.1.0/24", or a link of a lab.
 """
 
 from ._backup import Backup

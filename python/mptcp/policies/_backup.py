@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 class Backup(PathPolicy):
-    """Two paths, of which the second carries data only while there is no subflow on the first.
+    """Use two paths, of which the second carries data only while there is no subflow on the first.
 
-    The subflow on ``backup`` is there all the time, with the backup flag (RFC 8684, section 3.3.8). When the
-    interface of ``primary`` goes down its subflow is closed, so that the kernel need not find out by itself.
+    The subflow on ``backup`` stays open all the time, with the backup flag (RFC 8684, section 3.3.8). When the
+    interface of ``primary`` goes down, its subflow is closed, so that the kernel does not have to detect the failure.
     """
 
     def __init__(self, primary: PathName, backup: PathName) -> None:

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 class FullMesh(PathPolicy):
-    """A subflow from every local address to every address of the peer, on the side that opened the connection.
+    """Open a subflow from every local address to every address of the peer, on the side that opened the connection.
 
     The peer's addresses are the connection's own and those that it announces. New interfaces are used as soon as
-    they are there; a subflow that was lost or failed is opened again.
+    they are up; a subflow that was lost or that failed is opened again.
     """
 
     def wanted(self, conn: Connection, subflows: list[Subflow], opening: Sequence[Opening]) -> None:

@@ -14,12 +14,15 @@ if TYPE_CHECKING:
 
 
 class Handover(PathPolicy):
-    """Moves connections to another path before the one that they are on fails them: make before break.
+    """Move connections to another path before the one that they use fails: make before break.
 
-    A path is left when its interface goes down, and, where ``rtt`` or ``loss`` is given, when the subflow on it is
-    worse than that for ``patience`` ticks on end: a smoothed round-trip time above ``rtt`` seconds, or no
-    acknowledgement of what is in flight for so long; or more than ``loss`` of the bytes of a tick sent again. It is
-    closed when the peer has accepted the subflow on the next path, in the order given and round again.
+    A path is left when its interface goes down and, where ``rtt`` or ``loss`` is given, when the subflow on it exceeds
+    it for ``patience`` consecutive ticks (of 0.2 s): a smoothed round-trip time above ``rtt`` seconds, or data in
+    flight that long without an acknowledgement; or more than the fraction ``loss`` (0 to 1) of a tick's bytes
+    retransmitted. The subflow on it is closed once the peer has accepted the one on the next path, in the given order
+    and starting over after the last.
+
+    Raises ValueError for fewer than two paths, and TypeError and ValueError for arguments that are not such numbers.
     """
 
     tick = 0.2
@@ -29,7 +32,7 @@ class Handover(PathPolicy):
     ) -> None:
         super().__init__()
         if len(paths) < 2:
-            raise ValueError("Handover() needs two paths at least")
+            raise ValueError("Handover() needs at least two paths")
         self.paths = [Path(name) for name in paths]
         self.rtt = None if rtt is None else number("rtt", rtt)
         self.loss = None if loss is None else number("loss", loss)
@@ -48,7 +51,7 @@ class Handover(PathPolicy):
             self._move(conn, subflows, opening)
 
     def _move(self, conn: Connection, subflows: list[Subflow], opening: Sequence[Opening]) -> None:
-        """Opens a subflow on the path behind the one that is used."""
+        """Open a subflow on the path after the one in use."""
         used = [number for number, path in enumerate(self.paths) if self.on_path(path, subflows)]
         after = used[-1] + 1 if used else 0
         for path in self.paths[after:] + self.paths[:after]:
@@ -64,7 +67,7 @@ class Handover(PathPolicy):
         info = subflow.tcp_info
         sent, again = info.bytes_sent or 0, info.bytes_retrans or 0
         since = before or _Watched(sent, again, 0)
-        # Round trips are not measured on what is sent again: what waits for an acknowledgement tells then.
+        # Round trips are not measured on retransmissions: the wait for an acknowledgement shows the delay then.
         waits = (info.last_ack_recv or 0) / 1e3 if info.unacked else 0.0
         is_slow = self.rtt is not None and max((info.rtt or 0) / 1e6, waits) > self.rtt
         is_lossy = self.loss is not None and again - since.again > self.loss * max(1, sent - since.sent)
@@ -76,7 +79,7 @@ class Handover(PathPolicy):
 
 
 class _Watched(NamedTuple):
-    """Of one subflow: bytes sent, bytes sent again, and the ticks on end that were too bad."""
+    """Of one subflow: bytes sent, bytes retransmitted, and the consecutive ticks that were too bad."""
 
     sent: int
     again: int

@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 
 
 class NDiffPorts(Policy):
-    """``n`` subflows between the two addresses of the connection, from different local ports."""
+    """Have ``n`` subflows, 1 to 8, between the two addresses of the connection, from different local ports.
+
+    Raises TypeError and ValueError if ``n`` is not such a number.
+    """
 
     def __init__(self, n: int = 2) -> None:
         check_range(n, "n", 1, 8)

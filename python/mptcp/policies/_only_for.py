@@ -19,10 +19,10 @@ _LOGGER = logging.getLogger("mptcp.policy")
 
 
 class OnlyFor(PathPolicy):
-    """A path for some connections only: opens a subflow on it for them, and lets nobody open one for others.
+    """Reserve a path for some connections: open a subflow on it for them, and let no policy open one for others.
 
-    They are those of the ``programs`` (by name, as Connection.program), those whose local or remote port is among
-    ``ports``, and those of the users ``uids``; one of these is enough.
+    These are the connections of the ``programs`` (by name, as Connection.program), those whose local or remote port is
+    in ``ports``, and those of the users in ``uids``; one match is enough.
 
     The name of another user's program can be read only with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH. The first
     connection whose program cannot be read is logged as a warning, as ``programs`` cannot match it.
@@ -39,6 +39,7 @@ class OnlyFor(PathPolicy):
             raise ValueError("OnlyFor() needs programs, ports or uids")
 
     def is_for(self, conn: Connection) -> bool:
+        """Return whether the connection may use the path: whether its program, a port or its user is listed."""
         return (
             conn.uid in self.uids
             or not self.ports.isdisjoint((conn.local[1], conn.remote[1]))
@@ -66,11 +67,14 @@ class OnlyFor(PathPolicy):
             self.ensure(conn, subflows, opening, self.path)
 
 
+_A = {str: "a str", int: "an int"}
+
+
 def _set(values: Iterable[Any], kind: type) -> frozenset[Any]:
     if isinstance(values, (str, bytes)):
-        raise TypeError(f"an iterable of {kind.__name__} is needed, not {type(values).__name__}")
+        raise TypeError(f"programs, ports and uids must be iterables, not {type(values).__name__}")
     found = frozenset(values)
     for value in found:
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise TypeError(f"{kind.__name__} is needed, not {type(value).__name__}")
+            raise TypeError(f"each of programs, ports and uids must be {_A[kind]}, not {type(value).__name__}")
     return found

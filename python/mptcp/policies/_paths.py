@@ -1,4 +1,4 @@
-"""What a path is, and what policies over paths have in common."""
+"""Paths, and what policies over paths have in common."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _FIRST_RETRY, _LAST_RETRY = 1.0, 60.0
 
 
 class Path:
-    """One path: which local addresses are on it."""
+    """One path, which local addresses are on: an interface, a local address, a network or a link of a lab."""
 
     def __init__(self, name: Any) -> None:
         self.name = name
@@ -43,19 +43,19 @@ class Path:
                 self._networks = [ipaddress.ip_network(name)]
             except ValueError:
                 if not isinstance(name, str) or "/" in name or not name:
-                    raise ValueError(f"a network has no bits behind its prefix: {name!r}") from None
+                    raise ValueError(f"a network must have no bits set behind its prefix: {name!r}") from None
                 self._interface = name
         elif hasattr(name, "hosts") and hasattr(name, "address"):
             self._networks = [ipaddress.ip_network(address) for host in name.hosts for address in name._addresses(host)]
         else:
             kind = type(name).__name__
-            raise TypeError(f"a path is an interface, a local address, a network or a link of a lab, not {kind}")
+            raise TypeError(f"a path must be an interface, a local address, a network or a link of a lab, not {kind}")
 
     def __repr__(self) -> str:
         return f"Path({self.name!r})"
 
     def exists(self, runtime: Runtime) -> bool:
-        """Whether the network namespace has such an interface, or an address that is on the path, up or down."""
+        """Return whether the network namespace has the interface, or an address on the path, up or down."""
         if self._interface is not None:
             return runtime.has_interface(self._interface)
         return any(local in self for local in runtime.known_addresses())
@@ -71,17 +71,17 @@ class Path:
 
 
 class _Failures(NamedTuple):
-    """How often subflows from an address of a connection failed on end, and when to try again."""
+    """How many subflows from an address of a connection failed in a row, and when to try again."""
 
     in_a_row: int
     try_again: float
 
 
 class PathPolicy(Policy):
-    """A policy that has a subflow on some paths of every connection that was opened here.
+    """A policy that keeps subflows on certain paths of every connection that this side opened.
 
-    A subclass says which, in wanted(), and is asked again whenever something has changed. Opens that failed are
-    tried again after a while.
+    A subclass says which, in wanted(), which is called again whenever something has changed. A subflow that failed is
+    tried again: to another address of the peer at once, else after 1 s, and after twice that each time, up to 60 s.
     """
 
     def __init__(self) -> None:
@@ -97,25 +97,27 @@ class PathPolicy(Policy):
                 )
 
     def wanted(self, conn: Connection, subflows: list[Subflow], opening: Sequence[Opening]) -> None:
-        """Open and close what the connection needs, by ensure() and conn.close_subflow().
+        """Open and close subflows as the connection needs, by ensure() and conn.close_subflow().
 
-        What was on its way when the snapshot began may be in both, or in ``opening`` alone. No other policy of this
-        kind is asked meanwhile, so what two of them want is opened once.
+        A subflow that was being opened when the snapshot began may be in both, or only in ``opening``. No other policy
+        of this kind is asked meanwhile, so that what two of them want is opened once.
         """
         raise NotImplementedError
 
     def local_of(self, subflow: Subflow) -> LocalAddress:
+        """Return a subflow's local address with its interface, "" if no interface is known to have had it."""
         return LocalAddress(subflow.local[0], self.interface_of(subflow.local[0]) or "")
 
     def on_path(self, path: Path, subflows: list[Subflow]) -> list[Subflow]:
+        """Return those of the subflows whose local address is on the path."""
         return [subflow for subflow in subflows if self.local_of(subflow) in path]
 
     def is_up(self, subflow: Subflow) -> bool:
-        """Whether its local address is on an interface that is up."""
+        """Return whether a subflow's local address is on an interface that is up."""
         return subflow.local[0] in {local.address for local in self.addresses()}
 
     def addresses_on(self, path: Path, conn: Connection) -> list[LocalAddress]:
-        """The local addresses of a path that can reach the peer and were not tried in vain lately."""
+        """Return the local addresses on a path that can reach the peer and did not fail recently."""
         return [
             local
             for local in self.addresses()
@@ -131,7 +133,7 @@ class PathPolicy(Policy):
         *,
         backup: bool = False,
     ) -> bool:
-        """Whether the path has a working subflow or one on its way; opens one where it has none."""
+        """Open a subflow on the path unless it has one; return whether it has a working one or one being opened."""
         if any(self.is_up(subflow) for subflow in self.on_path(path, subflows)):
             return True
         for local in self.addresses_on(path, conn):
@@ -144,15 +146,15 @@ class PathPolicy(Policy):
         return False
 
     def may_try(self, conn: Connection, local: LocalAddress) -> bool:
-        """Whether no subflow from there failed lately."""
+        """Return whether a subflow from this address may be tried: none failed, or long enough ago."""
         failures = self._failures.get((conn.token, local))
         return failures is None or failures.try_again <= time.monotonic()
 
     def remotes(self, conn: Connection, local: LocalAddress) -> list[tuple[Any, ...]]:
-        """The ends that a subflow from there may be opened to: the connection's own, and what the peer announced.
+        """Return the remote ends for a subflow from this address: the connection's own, and those the peer announced.
 
-        The one whose address has the longest prefix in common with the local one comes first, as in RFC 6724 (rule 9):
-        it is likely to be the peer's on the same path.
+        The one whose address shares the longest prefix with the local address comes first, as in RFC 6724 (rule 9): it
+        is probably the peer's address on the same path.
         """
         ends = [conn.remote[:2], *self._announced.get(conn.token, {}).values()]
         reachable = [end for end in ends if (":" in end[0]) == (":" in local.address)]
@@ -164,7 +166,7 @@ class PathPolicy(Policy):
         runtime = self._runtime
         if runtime is not None and conn.server_side is not True and not is_over_loopback(self, conn):
             with runtime.deciding:
-                # In this order: what is accepted meanwhile is in both, and not in neither.
+                # In this order, a subflow that is accepted meanwhile is in both rather than in neither.
                 opening = self.opening(conn)
                 self.wanted(conn, conn.subflows(), opening)
 
@@ -191,7 +193,7 @@ class PathPolicy(Policy):
             local = LocalAddress(event.local[0], self.interface_of(event.local[0]) or "")
             before = self._failures.get((conn.token, local))
             count = 1 if before is None else before.in_a_row + 1
-            # Another of the peer's addresses is tried at once.
+            # Another address of the peer is tried at once.
             rounds = count // max(1, len(self.remotes(conn, local)))
             pause = min(_FIRST_RETRY * 2 ** (rounds - 1), _LAST_RETRY) if rounds else 0.0
             self._failures[conn.token, local] = _Failures(count, time.monotonic() + pause)
@@ -226,7 +228,7 @@ class PathPolicy(Policy):
 
 
 def is_over_loopback(policy: Policy, conn: Connection) -> bool:
-    """Whether both ends of the connection are in this network namespace: another path would be no other way."""
+    """Return whether both ends of the connection are in this network namespace: no other path would help."""
     remote = conn.remote[0].partition("%")[0]
     return remote.startswith("127.") or remote == "::1" or policy.interface_of(remote) is not None
 
@@ -240,6 +242,6 @@ def _paths_in(values: Iterable[Any]) -> Iterator[Path]:
 
 
 def _difference(first: str, second: str) -> int:
-    """How many bits are left of two addresses of one family behind the prefix that they have in common."""
+    """Return how many bits of two addresses of one family follow the prefix that they share."""
     first, second = (one.partition("%")[0] for one in (first, second))
     return (int(ipaddress.ip_address(first)) ^ int(ipaddress.ip_address(second))).bit_length()

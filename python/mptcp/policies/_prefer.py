@@ -13,10 +13,12 @@ if TYPE_CHECKING:
 
 
 class Prefer(PathPolicy):
-    """One path at a time: the first of ``order`` that works. ``Prefer("c", "a", "b")``: a over b if c is down.
+    """Use one path at a time: the first of ``order`` that works. With ``Prefer("c", "a", "b")``, a over b if c is down.
 
-    A path works if its interface is up and the peer accepts a subflow over it. A better one is moved to as soon as
-    it does, and those on the others are closed then: make before break.
+    A path works if its interface is up and the peer accepts a subflow over it. The connection moves to a better path as
+    soon as that one works, and only then are the subflows on the others closed: make before break.
+
+    Raises ValueError without a path.
     """
 
     def __init__(self, *order: PathName) -> None:

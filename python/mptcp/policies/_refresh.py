@@ -12,10 +12,12 @@ if TYPE_CHECKING:
 
 
 class Refresh(Policy):
-    """Replaces a subflow that is stuck, behind a NAT or on a bad path of ECMP, by a new one with the same addresses.
+    """Replace a subflow that is stuck, behind a NAT or on a bad ECMP path, by a new one between the same addresses.
 
-    Stuck is a subflow with data in flight and no acknowledgement for ``after`` seconds. It is closed when the peer
+    A subflow is stuck if it has data in flight and no acknowledgement for ``after`` seconds. It is closed once the peer
     has accepted the new one, which has another local port.
+
+    Raises TypeError and ValueError if ``after`` is not a number above 0.
     """
 
     tick = 0.2

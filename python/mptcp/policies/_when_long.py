@@ -15,9 +15,12 @@ if TYPE_CHECKING:
 
 
 class WhenLong(PathPolicy):
-    """A path for long flows only: from ``after_bytes`` sent and received, or ``after_seconds`` of age, on.
+    """Reserve a path for long flows: open a subflow on it after ``after_bytes`` or ``after_seconds``.
 
-    Until then no other policy opens a subflow on it either.
+    ``after_bytes`` counts the bytes sent and acknowledged plus those received; ``after_seconds`` is the connection's
+    age in seconds. Until then no other policy opens a subflow on the path either.
+
+    Raises ValueError if neither is given, and TypeError and ValueError for what is not a number of 0 or more.
     """
 
     tick = 0.1
