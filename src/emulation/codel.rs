@@ -1,20 +1,20 @@
-//! CoDel's control law (RFC 8289): when a frame is dropped that has waited too long.
+//! CoDel (RFC 8289): which frames are dropped because frames have waited too long for a while.
 
 /// RFC 8289 4.2 and 4.3, nanoseconds.
 pub const TARGET: u64 = 5_000_000;
 pub const INTERVAL: u64 = 100_000_000;
 
-/// What is at the head of the queue.
+/// The frame at the head of a queue.
 #[derive(Debug, Clone, Copy)]
 pub struct Head {
     pub arrived: u64,
-    /// What waits behind it, bytes.
+    /// Bytes that wait behind it.
     pub behind: u64,
-    /// The largest frame yet, bytes.
+    /// The largest frame so far, bytes.
     pub largest: u64,
 }
 
-/// RFC 8289 5.3, by its names.
+/// The state, with the names of RFC 8289 5.3.
 #[derive(Debug, Default)]
 pub struct Codel {
     first_above_time: u64,
@@ -29,8 +29,8 @@ fn control_law(time: u64, count: u32) -> u64 {
 }
 
 impl Codel {
-    /// Takes the next frame to send from a queue at `now`: `take` takes its head, and `drop` gets those that have
-    /// waited too long.
+    /// Takes the next frame to send at `now` from a queue: `take` takes the queue's head, and `drop` is called with the
+    /// frames to drop.
     pub fn dequeue<T>(
         &mut self,
         now: u64,
@@ -60,7 +60,7 @@ impl Codel {
             drop(frame);
             let next = self.next(now, &mut take);
             self.dropping = true;
-            // If it has dropped lately, begin with the rate that controlled the queue then.
+            // After dropping recently, start at the rate of drops that controlled the queue then.
             let delta = self.count.saturating_sub(self.lastcount);
             self.count =
                 if delta > 1 && now.saturating_sub(self.drop_next) < 16 * INTERVAL { delta } else { 1 };

@@ -1,4 +1,4 @@
-//! Frames on their way: each is due after the delay, which varies by the jitter.
+//! Frames in flight: each is due after the delay, which varies by the jitter.
 
 use std::collections::VecDeque;
 
@@ -13,7 +13,7 @@ pub struct Delay {
     delay: u64,
     jitter: u64,
     reorder: bool,
-    /// The latest that any frame was due.
+    /// The latest time at which any frame is due.
     latest: u64,
 }
 
@@ -26,17 +26,17 @@ impl Delay {
         (self.delay, self.jitter, self.reorder) = (delay, jitter.min(delay), reorder);
     }
 
-    /// Forgets the frames before.
+    /// Forgets earlier frames.
     pub fn cut(&mut self) {
         self.latest = 0;
     }
 
-    /// The least that a frame takes.
+    /// Returns how long a frame takes at least.
     pub fn least(&self) -> u64 {
         self.delay - self.jitter
     }
 
-    /// When a frame is due that begins its way at `start`.
+    /// Returns when a frame is due that starts at `start`.
     pub fn due(&mut self, start: u64) -> u64 {
         let variation = match self.jitter {
             0 => 0,
@@ -58,11 +58,11 @@ pub struct Held<F> {
     pub due: u64,
 }
 
-/// Frames by when they are due.
+/// Frames in the order in which they are due.
 #[derive(Debug)]
 pub struct Line<F> {
     frames: VecDeque<Held<F>>,
-    /// What is on its way, as on the wire.
+    /// The sum of all frames, as on the wire.
     pub bytes: u64,
     pub packets: u64,
 }
@@ -87,12 +87,12 @@ impl<F> Line<F> {
         }
     }
 
-    /// When the first one is due.
+    /// Returns when the first frame is due.
     pub fn next(&self) -> Option<u64> {
         self.frames.front().map(|held| held.due)
     }
 
-    /// The first frame, if it is due.
+    /// Takes the first frame if it is due.
     pub fn pop(&mut self, now: u64) -> Option<Held<F>> {
         self.frames.front().filter(|held| held.due <= now)?;
         let held = self.frames.pop_front()?;
@@ -101,7 +101,7 @@ impl<F> Line<F> {
         Some(held)
     }
 
-    /// All that is on its way.
+    /// Takes all frames.
     pub fn drain(&mut self) -> impl Iterator<Item = Held<F>> + '_ {
         (self.bytes, self.packets) = (0, 0);
         self.frames.drain(..)

@@ -1,4 +1,4 @@
-//! One direction of a link: the way of its frames from queue to delay, by explicit times in nanoseconds.
+//! One direction of a link: its frames pass queue, rate, loss and delay, by explicit times in nanoseconds.
 
 use oorandom::Rand64;
 
@@ -13,49 +13,49 @@ use super::queue::Queue;
 /// The smallest frame that hosts send.
 const SMALLEST: Size = Size { bytes: 42, segments: 1 };
 
-/// What has become of frames. All count segments, and bytes as on the wire.
+/// What has happened to frames. A frame counts as its segments, and bytes are those on the wire.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
     pub arrived: u64,
-    /// What has left, and its bytes.
+    /// Frames that have left, and their bytes.
     pub frames: u64,
     pub bytes: u64,
     /// Dropped by the queue.
     pub dropped: u64,
     pub lost: u64,
-    /// What was held when the link was cut.
+    /// Dropped when the link was cut.
     pub cut: u64,
-    /// What the receiving host's interface did not take.
+    /// Not accepted by the interface that was to send them.
     pub failed: u64,
 }
 
-/// `F` is a frame, of whatever kind.
+/// Its frames are of any type `F`.
 #[derive(Debug)]
 pub struct Direction<F> {
     limits: Limits,
     queue: Queue<F>,
-    /// What takes frames out of the queue; there is none without a rate or a trace.
+    /// `None` without a rate or a trace: then nothing waits.
     transmitter: Option<Transmitter>,
     chance: Chance,
     delay: Delay,
     line: Line<F>,
     pub counts: Counts,
     pub lateness: Lateness,
-    /// Until when all has been done.
+    /// Everything until this time is done.
     now: u64,
-    /// Frames that were dropped or lost, for whoever wants them back.
+    /// Frames that were dropped or lost, for their owner to reuse.
     pub discarded: Vec<F>,
 }
 
 impl<F> Direction<F> {
-    /// `seed` is what loss and jitter are derived from.
+    /// `seed` determines losses and jitter.
     pub fn new(limits: Limits, seed: u128, now: u64) -> Direction<F> {
         let mut queue = Queue::default();
         queue.set_codel(limits.codel());
         Direction {
             queue,
             transmitter: limits.pace().map(|pace| Transmitter::new(pace, now)),
-            // Two streams, so that jitter changes nothing about which frames are lost.
+            // Two streams of random numbers, so that which frames are lost does not depend on jitter.
             chance: Chance::new(limits.loss(), Rand64::new_inc(seed, 0)),
             delay: Delay::new(limits.delay(), limits.jitter(), limits.reorder(), Rand64::new_inc(seed, 1)),
             line: Line::default(),
@@ -67,7 +67,7 @@ impl<F> Direction<F> {
         }
     }
 
-    /// Changes the limits. What waits goes at the new rate, what is on its way is due when it was.
+    /// Changes the limits. Waiting frames leave at the new rate; the others are due when they were.
     pub fn set(&mut self, limits: Limits, now: u64) {
         self.advance(now);
         let now = self.now;
@@ -82,7 +82,7 @@ impl<F> Direction<F> {
         self.advance(now);
     }
 
-    /// Takes a frame that came at `at`; `make` gives it if there is room for it.
+    /// Takes a frame that arrived at `at`. Calls `make` for it unless the queue drops it.
     pub fn arrive(&mut self, at: u64, size: Size, make: impl FnOnce() -> F) {
         self.advance(at);
         let at = self.now;
@@ -90,7 +90,7 @@ impl<F> Direction<F> {
         let (Some(transmitter), Some(limit)) = (&self.transmitter, self.limits.queue()) else {
             return self.send_off(make(), size, at);
         };
-        // What is sent at once does not wait.
+        // A frame that is sent at once needs no room.
         let waits = self.queue.head().is_some() || transmitter.start(at) > at;
         if waits && !self.queue.has_room(limit, size) {
             self.counts.dropped += u64::from(size.segments);
@@ -100,7 +100,7 @@ impl<F> Direction<F> {
         self.advance(at);
     }
 
-    /// Does what was to be done until `now`.
+    /// Does everything that happens until `now`.
     pub fn advance(&mut self, now: u64) {
         self.now = self.now.max(now);
         loop {
@@ -124,7 +124,7 @@ impl<F> Direction<F> {
         }
     }
 
-    /// Puts a frame that has left the queue on its way.
+    /// Loses a frame that has left the queue, or delays it.
     fn send_off(&mut self, frame: F, size: Size, left: u64) {
         if self.chance.loses() {
             self.counts.lost += u64::from(size.segments);
@@ -135,7 +135,7 @@ impl<F> Direction<F> {
         }
     }
 
-    /// The next frame that is due, which leaves `now`. Call [`Direction::advance`] before.
+    /// Takes the next frame that is due, after [`Direction::advance`].
     pub fn depart(&mut self, now: u64) -> Option<Held<F>> {
         let held = self.line.pop(now)?;
         self.counts.frames += u64::from(held.size.segments);
@@ -144,26 +144,26 @@ impl<F> Direction<F> {
         Some(held)
     }
 
-    /// Notes that a frame could not be delivered that departed.
+    /// Counts a frame that departed and then could not be sent.
     pub fn failed(&mut self, size: Size) {
         self.counts.frames -= u64::from(size.segments);
         self.counts.bytes -= u64::from(size.bytes);
         self.counts.failed += u64::from(size.segments);
     }
 
-    /// When there is something to do next: no frame is due before.
+    /// Returns when there is something to do next. No frame is due before that.
     pub fn next(&self) -> Option<u64> {
         let queued = self.queue.head().map(|head| {
             let Some(transmitter) = &self.transmitter else { return self.now };
             let start = transmitter.start(head.arrived);
-            // With CoDel another than the head may be next.
+            // CoDel may drop the head.
             let left = if self.limits.codel() { start } else { transmitter.finish(start, head.size) };
             left + self.delay.least()
         });
         [self.line.next(), queued].into_iter().flatten().min()
     }
 
-    /// How long any frame that comes from now on is held at least.
+    /// Returns how long every frame that arrives from now on is held at least.
     pub fn least_held(&self) -> u64 {
         let rate = match &self.transmitter {
             Some(transmitter) => transmitter.least(SMALLEST),
@@ -172,7 +172,7 @@ impl<F> Direction<F> {
         rate + self.delay.least()
     }
 
-    /// Drops all that is held.
+    /// Drops all frames.
     pub fn cut(&mut self, now: u64) {
         self.advance(now);
         let Direction { queue, line, counts, discarded, .. } = self;

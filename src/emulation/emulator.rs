@@ -1,4 +1,5 @@
-//! The thread that emulates all links of a lab, and what its owner asks of it. It goes on whatever its owner does.
+//! The thread that emulates all links of a lab, and the handle of its owner. The thread goes on whatever its owner
+//! does.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -20,12 +21,17 @@ const LEAST_LEFT: u64 = 200_000;
 /// How late the thread may wake up then.
 const MARGIN: u64 = 300_000;
 
-/// How often frames are received before a request, at most: more than the rings hold.
+/// Waking up takes as long as some frames do. While there is much to do the thread wakes up once in so long and then
+/// does all that has come to be done, nanoseconds; a few times it may wake up at once, whatever it does.
+const TURN: u64 = 100_000;
+const TURNS_AT_ONCE: u64 = 32;
+
+/// How many times frames are received before a request is served: enough for all that the rings hold.
 const MOST_ROUNDS: u32 = 64;
 
 type Request = Box<dyn FnOnce(&mut Links) + Send>;
 
-/// What the thread tells of itself.
+/// What the thread reports about itself.
 #[derive(Debug, Default)]
 struct Condition {
     real_time: AtomicBool,
@@ -34,14 +40,14 @@ struct Condition {
     failure: Mutex<Option<Error>>,
 }
 
-/// How the emulation as a whole is doing.
+/// The state of the emulation of all links.
 #[derive(Debug, Clone, Copy)]
 pub struct Status {
-    /// Frames that were lost because they came faster than they were taken, of whatever link.
+    /// Frames of all links that were lost because the rings were full.
     pub overruns: u64,
-    /// Frames that were dropped because all the memory was used that links may hold.
+    /// Frames that were dropped because they were too large, or links held all the memory that they may.
     pub refused: u64,
-    /// How often the system did not take frames for a moment.
+    /// How often the kernel could not accept frames for a moment.
     pub blocked: u64,
     pub real_time: bool,
     pub cpu_ns: u64,
@@ -50,7 +56,7 @@ pub struct Status {
 
 #[derive(Debug)]
 pub struct Emulator {
-    /// None after the end.
+    /// `None` once closed.
     requests: Mutex<Option<mpsc::Sender<Request>>>,
     wake: Arc<EventFd>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -59,7 +65,7 @@ pub struct Emulator {
 }
 
 impl Emulator {
-    /// Starts to emulate links of the calling thread's network namespace; there are none yet.
+    /// Starts the thread, for links between interfaces of the calling thread's network namespace.
     pub fn start(seed: u64) -> Result<Emulator> {
         let failed = |what: &'static str| move |error: std::io::Error| Error::call(what, &error);
         let links = Links::new(seed)?;
@@ -73,12 +79,14 @@ impl Emulator {
             wake: Arc::clone(&wake),
             timer,
             timer_at: 0,
+            turns: Turns::default(),
             condition: Arc::clone(&condition),
         };
         let run = move || {
             if let Err(error) = thread.run() {
                 *lock(&thread.condition.failure) = Some(error);
             }
+            thread.links.close();
         };
         let thread = std::thread::Builder::new()
             .name("mptcp-links".to_owned())
@@ -93,17 +101,17 @@ impl Emulator {
         })
     }
 
-    /// Links two interfaces, by their indexes in the network namespace of the emulator. `number` names the link.
+    /// Links two interfaces, by their indexes. `number` names the link.
     pub fn add(&self, number: u16, interfaces: [u32; 2], limits: Both) -> Result<()> {
         self.ask(move |links| links.add(number, interfaces, limits))?
     }
 
-    /// Changes the limits of both directions. What is under way goes on.
+    /// Changes the limits of both directions. Frames that the link holds stay.
     pub fn set(&self, number: u16, limits: Both) -> Result<()> {
         self.ask(move |links| links.set(number, limits))?
     }
 
-    /// Says which directions are emulated; the others are the kernel's.
+    /// Sets which directions are emulated; the others are left to the kernel.
     pub fn attach(&self, number: u16, attached: [bool; 2]) -> Result<()> {
         self.ask(move |links| links.attach(number, attached))?
     }
@@ -113,7 +121,7 @@ impl Emulator {
         self.ask(move |links| links.cut(number))?
     }
 
-    /// Forgets a link.
+    /// Removes a link and drops what it holds.
     pub fn remove(&self, number: u16) -> Result<()> {
         self.ask(move |links| links.remove(number))?
     }
@@ -137,7 +145,7 @@ impl Emulator {
 
     /// Waits until a link holds nothing. Returns whether that was before the deadline.
     pub fn wait_empty(&self, number: u16, deadline: Option<Instant>) -> Result<bool> {
-        /// How often it is looked at: what a link holds passes by itself, and nobody tells.
+        /// There is no event for it, so it is polled.
         const STEP: Duration = Duration::from_millis(1);
         loop {
             if self.ask(move |links| links.is_empty(number))?? {
@@ -164,7 +172,7 @@ impl Emulator {
         }
     }
 
-    /// Lets the thread do something between two frames, and waits for it.
+    /// Has the thread run `question` between two frames, and waits for the answer.
     fn ask<T: Send + 'static>(&self, question: impl FnOnce(&mut Links) -> T + Send + 'static) -> Result<T> {
         let closed = || Error::os(libc::EBADF, "the link emulator is closed");
         if self.process != std::process::id() {
@@ -172,7 +180,7 @@ impl Emulator {
         }
         let (sender, answer) = mpsc::sync_channel(1);
         let request = Box::new(move |links: &mut Links| {
-            // Nobody waits any more if this fails.
+            // It fails only if nobody waits any more.
             let _ = sender.send(question(links));
         });
         let sent = lock(&self.requests).as_ref().ok_or_else(closed)?.send(request);
@@ -196,16 +204,32 @@ struct Thread {
     timer: OwnedFd,
     /// When the timer expires; 0 for never.
     timer_at: u64,
+    turns: Turns,
     condition: Arc<Condition>,
 }
 
+/// Limits how often the thread wakes up: once in TURN, and more often for a while after a pause.
+#[derive(Debug, Default)]
+struct Turns {
+    /// When the next turn would begin if all had kept to TURN.
+    due: u64,
+}
+
+impl Turns {
+    /// Counts a turn, and returns when it may begin.
+    fn begin(&mut self, now: u64) -> u64 {
+        self.due = self.due.max(now.saturating_sub(TURNS_AT_ONCE * TURN)) + TURN;
+        self.due.max(now)
+    }
+}
+
 impl Thread {
-    /// Until the owner has let go of the requests.
+    /// Runs until the owner has dropped its end of the requests.
     fn run(&mut self) -> Result<()> {
         let real_time = sys::clock::become_real_time().is_ok();
         self.condition.real_time.store(real_time, Ordering::Relaxed);
         if !real_time {
-            // Where it is not known it is not needed for anything else.
+            // An old kernel may refuse it; then waking up takes a little longer.
             let _ = sys::clock::prefer_short_turns();
         }
         let mut wakeups = 0;
@@ -230,19 +254,24 @@ impl Thread {
     /// Waits for frames, requests and the time `next`. Returns whether there is a request.
     fn sleep(&mut self, next: Option<u64>, received: bool) -> Result<bool> {
         let failed = |error: std::io::Error| Error::call("waiting for frames", &error);
-        // While frames come, and none that comes can be due soon, they need not be looked at one by one.
-        let left = self.links.least_held().saturating_sub(MARGIN).min(MOST_LEFT);
-        let leave = received && left >= LEAST_LEFT;
-        let mut at = next.unwrap_or(0);
-        if leave {
-            let look = sys::monotonic_ns() + left;
-            at = next.map_or(look, |next| next.min(look));
+        let now = sys::monotonic_ns();
+        let mut look_at_frames = true;
+        let mut at = next;
+        if received {
+            // While frames arrive and none can be due soon, they need not be received one by one.
+            let left = self.links.least_held().saturating_sub(MARGIN).min(MOST_LEFT);
+            let turn = self.turns.begin(now);
+            if left >= LEAST_LEFT || turn > now {
+                look_at_frames = false;
+                at = Some(next.map_or(now + left, |next| next.min(now + left)).max(turn));
+            }
         }
+        let at = at.unwrap_or(0);
         if at != self.timer_at {
             sys::clock::set_timer(self.timer.as_raw_fd(), at, 0).map_err(failed)?;
             self.timer_at = at;
         }
-        let [small, large] = if leave { [-1; 2] } else { self.links.descriptors() };
+        let [small, large] = if look_at_frames { self.links.descriptors() } else { [-1; 2] };
         match readable([self.wake.as_raw_fd(), self.timer.as_raw_fd(), small, large], None) {
             Ok([request, ..]) => Ok(request),
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => Ok(false),
@@ -250,14 +279,14 @@ impl Thread {
         }
     }
 
-    /// Does what was asked for. Returns whether the owner is there.
+    /// Serves requests. Returns false once the owner is gone.
     fn obey(&mut self) -> bool {
         self.wake.reset();
         loop {
             match self.requests.try_recv() {
                 Ok(request) => {
-                    // What came before the request is treated as it was then. If frames come faster than they are
-                    // taken, the request need not wait for that to end.
+                    // Frames that arrived before the request are treated as before it. The limit is for frames that
+                    // arrive faster than they can be received.
                     for _ in 0..MOST_ROUNDS {
                         if !self.links.receive().1 {
                             break;
@@ -268,6 +297,38 @@ impl Thread {
                 Err(TryRecvError::Empty) => return true,
                 Err(TryRecvError::Disconnected) => return false,
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn turns_are_taken_at_once_until_there_are_too_many() {
+        let begin = 1_000_000_000;
+        let mut turns = Turns::default();
+        for _ in 0..TURNS_AT_ONCE {
+            assert_eq!(turns.begin(begin), begin);
+        }
+        // From then on one in TURN, whenever it is asked for.
+        for turn in 1..10 {
+            assert_eq!(turns.begin(begin + turn), begin + turn * TURN);
+        }
+        // A pause gives back what it took.
+        let later = begin + 1000 * TURN;
+        for _ in 0..TURNS_AT_ONCE {
+            assert_eq!(turns.begin(later), later);
+        }
+        assert!(turns.begin(later) > later);
+    }
+
+    #[test]
+    fn one_turn_in_a_while_never_waits() {
+        let mut turns = Turns::default();
+        for now in (1..1000).map(|turn| 1_000_000_000 + turn * TURN) {
+            assert_eq!(turns.begin(now), now);
         }
     }
 }

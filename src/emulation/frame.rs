@@ -1,5 +1,5 @@
-//! What a frame counts as on the wire: a host hands over many TCP segments as one frame, which the kernel would cut up
-//! only at a network card. The virtio header in front of it (PACKET_VNET_HDR) says so.
+//! The size that a frame would have on a wire. A host may hand over many TCP segments as one frame, which only a
+//! network card would cut up; the virtio header in front of the frame (PACKET_VNET_HDR) describes them.
 
 /// `struct virtio_net_hdr` of `<linux/virtio_net.h>`, in the machine's byte order.
 pub const HEADER: usize = 10;
@@ -22,10 +22,10 @@ const TCP_DATA_OFFSET: usize = 12;
 const UDP_HEADER: usize = 8;
 pub const VLAN_TAG: usize = 4;
 
-/// Of one frame.
+/// The size of one frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Size {
-    /// Of all its segments with a header each, from the Ethernet addresses on.
+    /// Of all its segments, each with its own headers, Ethernet included.
     pub bytes: u32,
     pub segments: u32,
 }
@@ -36,7 +36,7 @@ impl Size {
         u64::from(self.bytes).saturating_sub(ETHERNET * u64::from(self.segments)).max(1)
     }
 
-    /// Of a frame with its virtio header.
+    /// The size of a frame that has a virtio header.
     pub fn of(frame: &[u8]) -> Size {
         let length = frame.len().saturating_sub(HEADER);
         let single = Size { bytes: length as u32, segments: 1 };
@@ -57,14 +57,14 @@ fn u16_at(frame: &[u8], offset: usize) -> Option<usize> {
     Some(u16::from_ne_bytes(*bytes).into())
 }
 
-/// The bytes of headers that each segment has; `None` if the frame is none of several segments.
+/// How many bytes of headers each segment has; `None` for a frame that is one segment.
 fn headers(frame: &[u8]) -> Option<usize> {
     let kind = frame.get(GSO_TYPE)? & !GSO_ECN;
     if kind == GSO_NONE {
         return None;
     }
     if frame.get(FLAGS)? & NEEDS_CSUM == 0 {
-        // What is said to be in one piece: a hint, which may tell too much.
+        // How much the kernel keeps in one piece: only a hint, which may include payload.
         return u16_at(frame, HDR_LEN);
     }
     let transport = u16_at(frame, CSUM_START)?;
@@ -75,7 +75,7 @@ fn headers(frame: &[u8]) -> Option<usize> {
     Some(transport + length)
 }
 
-/// Puts a VLAN tag, which the kernel keeps beside the frame, into a frame with its virtio header.
+/// Puts a VLAN tag, which the kernel keeps apart, back into a frame that has a virtio header.
 pub fn insert_vlan(frame: &mut Vec<u8>, tag: [u8; VLAN_TAG]) {
     let place = HEADER + ADDRESSES;
     if frame.len() < place {

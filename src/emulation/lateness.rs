@@ -1,11 +1,11 @@
-//! How late frames have left: a histogram of bounded size, each bucket a sixteenth of its value wide.
+//! How late frames left: a histogram of bounded size, whose buckets are a sixteenth of their value wide.
 
 /// The unit of the smallest buckets: 64 ns.
 const UNIT_BITS: u32 = 6;
 /// Buckets for each power of two.
 const STEPS_BITS: u32 = 4;
 const STEPS: usize = 1 << STEPS_BITS;
-/// Up to 2^42 ns, over an hour; what is later counts as that.
+/// Up to 2^42 ns, more than an hour; anything later is counted there.
 const BUCKETS: usize = (42 - UNIT_BITS - STEPS_BITS + 1) as usize * STEPS;
 
 #[derive(Debug)]
@@ -31,7 +31,7 @@ fn bucket(ns: u64) -> usize {
     bucket.min(BUCKETS - 1)
 }
 
-/// The end of a bucket, nanoseconds.
+/// The upper end of a bucket, nanoseconds.
 fn end(bucket: usize) -> u64 {
     let (power, step) = (bucket / STEPS, (bucket % STEPS) as u64);
     let value = match power {
@@ -48,7 +48,7 @@ impl Lateness {
         self.max = self.max.max(ns);
     }
 
-    /// What so many of a hundred were not later than, nanoseconds: up to a sixteenth more than it was. 0 of nothing.
+    /// Returns a percentile, nanoseconds: the exact one or up to a sixteenth more. 0 if nothing was recorded.
     pub fn percentile(&self, percent: u64) -> u64 {
         let rank = (self.total * percent).div_ceil(100).max(1);
         let mut seen = 0;

@@ -1,4 +1,4 @@
-//! What one direction of a link is to have, checked.
+//! The limits of one direction of a link, checked.
 
 use std::sync::Arc;
 
@@ -16,11 +16,11 @@ const RATES: std::ops::RangeInclusive<u64> = 1_000..=100_000_000_000;
 const LONGEST: u64 = 240 * SECOND;
 const LARGEST_QUEUE: u64 = (1 << 31) - 1;
 const DEFAULT_QUEUE: u64 = 100 * MILLISECOND;
-/// How long one frame may take at the rate, so that others do not wait for it: a host may send 64 KiB as one.
+/// How long a frame may take at the rate, so that others do not wait for it: a host may send 64 KiB as one frame.
 const LONGEST_FRAME: u64 = MILLISECOND;
-/// How many frames a queue is to hold at least: it drops whole ones.
+/// How many frames a queue should hold at least, because it drops whole frames.
 const FRAMES_OF_QUEUE: u64 = 4;
-/// As many segments as any frame has.
+/// More segments than any frame has.
 const UNLIMITED_SEGMENTS: u64 = 65535;
 
 /// How fast frames may leave the queue.
@@ -40,7 +40,7 @@ impl Pace {
     }
 }
 
-/// How much may wait for the rate, as asked for.
+/// How much may wait for the rate, as the user gives it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Queue {
     Bytes(u64),
@@ -49,7 +49,7 @@ pub enum Queue {
     Time(u64),
 }
 
-/// The same as the queue counts it.
+/// The same, as the queue counts it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QueueLimit {
     Bytes(u64),
@@ -61,12 +61,12 @@ pub enum QueueLimit {
 pub enum Loss {
     /// Each frame by itself.
     Bernoulli(f64),
-    /// Gilbert and Elliott: two states, each with a loss of its own. A frame is lost or not by the state that it finds,
-    /// which may change after it.
+    /// By Gilbert and Elliott: two states, each with its own probability of loss. The state may change after each
+    /// frame.
     GilbertElliott { to_bad: f64, to_good: f64, in_bad: f64, in_good: f64 },
 }
 
-/// What is asked for.
+/// Limits as the user gives them.
 #[derive(Debug, Clone, Default)]
 pub struct Wanted {
     pub pace: Option<Pace>,
@@ -75,12 +75,12 @@ pub struct Wanted {
     pub loss: Option<Loss>,
     /// Nanoseconds.
     pub delay: u64,
-    /// Nanoseconds by which the delay varies in both directions, evenly.
+    /// Nanoseconds: the delay is evenly distributed from `delay - jitter` to `delay + jitter`.
     pub jitter: u64,
     pub reorder: bool,
 }
 
-/// What was asked for, and makes sense.
+/// Limits that a link can have.
 #[derive(Debug, Clone)]
 pub struct Limits(Wanted);
 
@@ -99,12 +99,12 @@ impl Limits {
         Ok(Limits(wanted))
     }
 
-    /// A link without limits: frames pass as they come.
+    /// No limits: frames pass at once.
     pub fn unlimited() -> Limits {
         Limits(Wanted::default())
     }
 
-    /// Whether nothing is asked for.
+    /// Returns whether frames pass at once.
     pub fn is_unlimited(&self) -> bool {
         let Wanted { pace, loss, delay, .. } = &self.0;
         pace.is_none() && loss.is_none() && *delay == 0
@@ -114,7 +114,7 @@ impl Limits {
         self.0.pace.as_ref()
     }
 
-    /// What may wait for the rate: 100 ms of it if nothing was asked for.
+    /// Returns how much may wait for the rate, by default 100 ms of it.
     pub fn queue(&self) -> Option<QueueLimit> {
         let rate = self.0.pace.as_ref()?.rate();
         Some(match self.0.queue.unwrap_or(Queue::Time(DEFAULT_QUEUE)) {
@@ -144,9 +144,9 @@ impl Limits {
         self.0.reorder
     }
 
-    /// How many segments the sending host may put into one frame (gso_max_segs of its interface). One where frames
-    /// are dropped, lost or delayed each by itself; else as many as the rate carries in a millisecond, and no more than
-    /// a quarter of what the queue holds.
+    /// Returns how many segments the sending host should put into one frame (gso_max_segs of its interface): one where
+    /// frames are dropped by CoDel, lost, or delayed one by one; else as many as the rate carries in a millisecond, but
+    /// at most a quarter of the queue.
     pub fn gso_max_segs(&self) -> u64 {
         if self.0.codel || self.0.loss.is_some() || self.0.jitter > 0 || self.0.reorder {
             return 1;

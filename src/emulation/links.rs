@@ -1,4 +1,4 @@
-//! The links of a lab: what comes to an interface of one is held in its direction and sent by the other interface.
+//! The links of a lab: a frame that arrives at one interface of a link is held, and then sent by the other interface.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
@@ -11,29 +11,27 @@ use super::pool::Pool;
 use super::rings::{Arrival, Rings, MOST_INTERFACES};
 use crate::error::{Error, Result};
 use crate::sys;
-use crate::sys::packet::{Sender, BATCH};
+use crate::sys::packet::BATCH;
 
-/// What may be on its way to the interfaces, bytes. It leaves at once unless the system is very busy.
-const SEND_BUFFER: i32 = 4 << 20;
 /// What all links may hold together, bytes.
 const MEMORY: usize = 512 << 20;
 /// How many frames are received before those that are due are sent.
 const FRAMES_AT_ONCE: usize = 128;
-/// When to try again what the system did not take, nanoseconds.
+/// When to try again if the kernel could not accept frames, nanoseconds.
 const AGAIN: u64 = 100_000;
 
 type Frame = Vec<u8>;
 
-/// The limits of a link's directions, that from its first end first.
+/// The limits of both directions, first that from the link's first interface.
 pub type Both = [Limits; 2];
 
-/// One end of a link in the middle: where frames of one direction come in and those of the other go out.
+/// One end of a link: frames of one direction arrive there, and those of the other are sent.
 #[derive(Debug)]
 struct End {
     interface: u32,
-    /// Whether what comes in is forwarded here, or by the kernel.
+    /// Whether frames that arrive are emulated, or left to the kernel.
     attached: bool,
-    /// Of what comes in.
+    /// The direction of frames that arrive.
     direction: Direction<Frame>,
 }
 
@@ -42,7 +40,7 @@ struct Link {
     ends: [End; 2],
 }
 
-/// A frame that has left its link, and goes to the receiving host.
+/// A frame that has left its direction and is to be sent.
 #[derive(Debug)]
 struct Outgoing {
     frame: Frame,
@@ -52,7 +50,7 @@ struct Outgoing {
     end: usize,
 }
 
-/// What became of the frames of one direction.
+/// What has happened to the frames of one direction.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Statistics {
     pub counts: Counts,
@@ -60,7 +58,7 @@ pub struct Statistics {
     pub waiting: (u64, u64),
     /// Frames and bytes in the delay.
     pub flying: (u64, u64),
-    /// How late half of the frames, 99 % and all of them left at most, nanoseconds.
+    /// How late frames left: percentiles and maximum, nanoseconds.
     pub late_p50_ns: u64,
     pub late_p99_ns: u64,
     pub late_max_ns: u64,
@@ -70,17 +68,16 @@ pub struct Statistics {
 pub struct Links {
     seed: u64,
     rings: Rings,
-    sender: Sender,
     pool: Pool,
     links: BTreeMap<u16, Link>,
-    /// A link, and which of its ends, by the interface.
+    /// By interface, the link and which of its ends that is.
     ends: HashMap<u32, (u16, usize)>,
     outgoing: VecDeque<Outgoing>,
-    /// How many frames the kernel would not take for the moment.
+    /// How often the kernel could not accept frames.
     blocked: u64,
 }
 
-/// What loss and jitter of one direction are derived from (SplitMix64's finalizer).
+/// The seed of one direction's loss and jitter, mixed by SplitMix64's finalizer.
 fn seed(seed: u64, link: u16, end: usize) -> u128 {
     let mix = |value: u64| {
         let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -93,7 +90,7 @@ fn seed(seed: u64, link: u16, end: usize) -> u128 {
 }
 
 impl Links {
-    /// Of the network namespace of the calling thread.
+    /// For interfaces of the calling thread's network namespace.
     pub fn new(seed: u64) -> Result<Links> {
         let failed = |error: io::Error| match error.raw_os_error() {
             Some(libc::EPERM) => Error::permission(
@@ -104,7 +101,6 @@ impl Links {
         Ok(Links {
             seed,
             rings: Rings::new().map_err(failed)?,
-            sender: Sender::new(SEND_BUFFER).map_err(failed)?,
             pool: Pool::new(MEMORY),
             links: BTreeMap::new(),
             ends: HashMap::new(),
@@ -113,12 +109,17 @@ impl Links {
         })
     }
 
-    /// What is readable when frames have come.
+    /// Lets go of the sockets.
+    pub fn close(self) {
+        self.rings.close();
+    }
+
+    /// Descriptors that are readable when frames have arrived.
     pub fn descriptors(&self) -> [i32; 2] {
         self.rings.descriptors()
     }
 
-    /// Makes a link between two interfaces of this namespace.
+    /// Adds a link between two interfaces of this namespace.
     pub fn add(&mut self, number: u16, interfaces: [u32; 2], limits: Both) -> Result<()> {
         if self.links.contains_key(&number) {
             return Err(Error::value(format!("there is a link {number} already")));
@@ -152,7 +153,7 @@ impl Links {
         self.listen().inspect_err(|_| self.forget(number))
     }
 
-    /// Changes the limits of a link. What it holds goes on.
+    /// Changes the limits of a link. Frames that it holds stay.
     pub fn set(&mut self, number: u16, limits: Both) -> Result<()> {
         let link = self.link(number)?;
         let now = sys::monotonic_ns();
@@ -162,7 +163,7 @@ impl Links {
         Ok(())
     }
 
-    /// Says of which directions the frames are forwarded, and of which the kernel does that.
+    /// Sets which directions are emulated; the others are left to the kernel.
     pub fn attach(&mut self, number: u16, attached: [bool; 2]) -> Result<()> {
         let before = self.link(number)?.ends.each_ref().map(|end| end.attached);
         self.set_attached(number, attached)?;
@@ -191,7 +192,7 @@ impl Links {
         Ok(())
     }
 
-    /// Forgets a link and what it holds.
+    /// Removes a link and drops what it holds.
     pub fn remove(&mut self, number: u16) -> Result<()> {
         self.cut(number)?;
         self.forget(number);
@@ -203,7 +204,7 @@ impl Links {
         self.ends.retain(|_, (link, _)| *link != number);
     }
 
-    /// For each direction.
+    /// Returns the statistics of both directions.
     pub fn statistics(&mut self, number: u16) -> Result<[Statistics; 2]> {
         let now = sys::monotonic_ns();
         let of = |end: &mut End| {
@@ -226,8 +227,8 @@ impl Links {
         Ok(self.link(number)?.ends.iter().all(|end| end.direction.is_empty()))
     }
 
-    /// Frames that were lost because the ring was full, those that were too large or for which no memory was left, and
-    /// how often the system would not take one for the moment.
+    /// Frames that were lost because the rings were full, frames that were too large or for which no memory was left,
+    /// and how often the kernel could not accept frames.
     pub fn troubles(&mut self) -> Result<[u64; 3]> {
         let overruns = self.rings.overruns().map_err(|error| Error::call("PACKET_STATISTICS", &error))?;
         Ok([overruns, self.pool.refused, self.blocked])
@@ -237,14 +238,14 @@ impl Links {
         self.links.get_mut(&number).ok_or_else(|| Error::value(format!("there is no link {number}")))
     }
 
-    /// Receives what comes to the attached interfaces, and no more what comes to others.
+    /// Receives frames of the attached ends from now on, and of no others.
     fn listen(&mut self) -> Result<()> {
         let ends = self.links.values().flat_map(|link| &link.ends);
         let interfaces: Vec<u32> = ends.filter(|end| end.attached).map(|end| end.interface).collect();
         self.rings.listen(&interfaces).map_err(|error| Error::call("SO_ATTACH_FILTER", &error))
     }
 
-    /// Takes in frames that have come. Returns whether any has, and whether there may be more.
+    /// Receives frames. Returns whether there were any, and whether there may be more.
     pub fn receive(&mut self) -> (bool, bool) {
         let Links { rings, pool, links, ends, .. } = self;
         let count = rings.receive(FRAMES_AT_ONCE, |Arrival { at, received }| {
@@ -271,11 +272,11 @@ impl Links {
         (count > 0, count == FRAMES_AT_ONCE)
     }
 
-    /// Sends what is due. Returns when there is something to do next: a time that has passed by now, perhaps.
+    /// Sends frames that are due. Returns when there is something to do next, which may be in the past.
     pub fn forward(&mut self) -> Option<u64> {
         let mut now = sys::monotonic_ns();
         let mut next = None;
-        let Links { links, outgoing, sender, blocked, .. } = self;
+        let Links { links, outgoing, rings, blocked, .. } = self;
         let mut failed = Vec::new();
         let mut full = false;
         for (number, Link { ends }) in links.iter_mut() {
@@ -286,7 +287,7 @@ impl Links {
                     let Held { frame, size, .. } = held;
                     outgoing.push_back(Outgoing { frame, size, interface, link: *number, end });
                     if outgoing.len() >= BATCH && !full {
-                        full = !send(sender, outgoing, &mut self.pool, &mut failed);
+                        full = !send(rings, outgoing, &mut self.pool, &mut failed);
                         now = sys::monotonic_ns();
                         from.direction.advance(now);
                     }
@@ -295,7 +296,7 @@ impl Links {
             }
         }
         while !outgoing.is_empty() && !full {
-            full = !send(sender, outgoing, &mut self.pool, &mut failed);
+            full = !send(rings, outgoing, &mut self.pool, &mut failed);
         }
         *blocked += u64::from(full);
         for Outgoing { size, link, end, .. } in failed {
@@ -310,13 +311,13 @@ impl Links {
         next
     }
 
-    /// How long any frame that comes is held at least, whatever link it comes to.
+    /// Returns how long every frame is held at least, whatever link it arrives at.
     pub fn least_held(&self) -> u64 {
         let ends = self.links.values().flat_map(|link| &link.ends).filter(|end| end.attached);
         ends.map(|end| end.direction.least_held()).min().unwrap_or(0)
     }
 
-    /// Takes back the memory of frames that were dropped.
+    /// Returns the memory of dropped frames to the pool.
     fn collect(&mut self) {
         for end in self.links.values_mut().flat_map(|link| &mut link.ends) {
             end.direction.discarded.drain(..).for_each(|frame| self.pool.give_back(frame));
@@ -324,18 +325,19 @@ impl Links {
     }
 }
 
-/// Sends a batch of frames, and those that nobody takes into `failed`. Returns whether the system took any.
+/// Sends a batch of frames, and moves one that cannot be sent to `failed`. Returns false if the kernel could not accept
+/// frames for now.
 fn send(
-    sender: &Sender,
+    rings: &Rings,
     outgoing: &mut VecDeque<Outgoing>,
     pool: &mut Pool,
     failed: &mut Vec<Outgoing>,
 ) -> bool {
     let batch = outgoing.iter().take(BATCH).map(|each| (each.interface, each.frame.as_slice()));
-    let sent = match sender.send(batch) {
+    let sent = match rings.send(batch) {
         Ok(sent) => sent,
         Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => return false,
-        // The first one is not to be sent: its interface is down or gone, or the receiver's backlog is full.
+        // The first one cannot be sent: its interface is down or gone, or the receiver's backlog is full.
         Err(_) => {
             let Some(mut first) = outgoing.pop_front() else { return true };
             pool.give_back(std::mem::take(&mut first.frame));

@@ -1,4 +1,4 @@
-//! Which frames are lost, from a seed.
+//! Which frames are lost, determined by a seed.
 
 use oorandom::Rand64;
 
@@ -8,7 +8,7 @@ use super::limits::Loss;
 pub struct Chance {
     random: Rand64,
     loss: Option<Loss>,
-    /// The state of Gilbert and Elliott.
+    /// Gilbert and Elliott: whether the state is the bad one.
     bad: bool,
 }
 
@@ -24,7 +24,7 @@ impl Chance {
         }
     }
 
-    /// Whether the next frame is lost.
+    /// Returns whether the next frame is lost.
     pub fn loses(&mut self) -> bool {
         match self.loss {
             None => false,

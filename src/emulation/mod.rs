@@ -1,9 +1,9 @@
-//! Links that behave like a network: frames are taken from one end of a link, held, and sent on from the other.
+//! Links that behave like a network: frames are taken from one end of a link, held, and sent from the other.
 //!
-//! Each direction of a link passes a frame through these, in this order: a queue with a limit ([`queue`], [`codel`]), a
-//! rate or a packet-delivery trace ([`pace`], [`trace`]), loss ([`loss`]), delay and jitter ([`delay`]). All of that is
-//! pure: it works on explicit times ([`direction`]), which come from the kernel's stamp of each frame ([`stamps`]). So
-//! a thread that runs late ([`emulator`]) sends a frame late, and the next one no later for it.
+//! In each direction a frame passes, in this order: a queue with a limit ([`queue`], [`codel`]), a rate or a
+//! packet-delivery trace ([`pace`], [`trace`]), loss ([`loss`]), delay and jitter ([`delay`]). These are pure functions
+//! of explicit times ([`direction`]), which come from the kernel's stamp of each frame ([`stamps`]): if the thread
+//! ([`emulator`]) sends one frame late, the next is not late because of it.
 
 pub mod codel;
 pub mod delay;

@@ -11,14 +11,14 @@ const SECOND: u128 = 1_000_000_000;
 /// The end of the queue. Times are nanoseconds of one clock.
 #[derive(Debug)]
 pub struct Transmitter {
-    /// When the last frame had left.
+    /// When the last frame has left.
     free_at: u64,
     kind: Kind,
 }
 
 #[derive(Debug)]
 enum Kind {
-    /// Bits a second, and what the last frame has taken beyond `free_at`, in nanoseconds times the rate.
+    /// Bits a second, and the fraction of a nanosecond beyond `free_at`, in units of one by the rate.
     Rate {
         bits: u64,
         carry: u64,
@@ -26,13 +26,13 @@ enum Kind {
     Trace(Position),
 }
 
-/// Where in a trace.
+/// A position in a trace.
 #[derive(Debug)]
 struct Position {
     trace: Arc<Trace>,
-    /// When it began.
+    /// When the trace began.
     begin: u64,
-    /// The opportunity in use, and what it can carry yet.
+    /// The current opportunity, and how many bytes it has left.
     index: u64,
     left: u64,
 }
@@ -51,7 +51,7 @@ impl Transmitter {
         Transmitter { free_at: now, kind }
     }
 
-    /// Changes the pace; the frame that is leaving does so as it began. A trace that stays goes on.
+    /// Changes the pace for frames that are yet to start. A trace that stays the same continues.
     pub fn set(&mut self, pace: &Pace, now: u64) {
         let same = match (&self.kind, pace) {
             (Kind::Rate { bits, .. }, Pace::Rate(wanted)) => bits == wanted,
@@ -68,7 +68,7 @@ impl Transmitter {
         self.free_at = self.free_at.min(now);
     }
 
-    /// When a frame begins to leave that is there from `ready` on.
+    /// Returns when a frame starts that is ready at `ready`.
     pub fn start(&self, ready: u64) -> u64 {
         let ready = ready.max(self.free_at);
         match &self.kind {
@@ -77,7 +77,7 @@ impl Transmitter {
         }
     }
 
-    /// When a frame that begins at `start` has left.
+    /// Returns when a frame that starts at `start` has left.
     pub fn finish(&self, start: u64, size: Size) -> u64 {
         match &self.kind {
             Kind::Rate { bits, carry } => {
@@ -91,7 +91,7 @@ impl Transmitter {
         }
     }
 
-    /// How long a frame takes at least.
+    /// Returns how long a frame takes at least.
     pub fn least(&self, size: Size) -> u64 {
         match &self.kind {
             Kind::Rate { bits, .. } => (duration(size, 0) / u128::from(*bits)) as u64,
@@ -99,7 +99,7 @@ impl Transmitter {
         }
     }
 
-    /// Takes a frame that begins at `start`, and returns when it has left.
+    /// Sends a frame that starts at `start`, and returns when it has left.
     pub fn take(&mut self, start: u64, size: Size) -> u64 {
         match &mut self.kind {
             Kind::Rate { bits, carry } => {
@@ -117,7 +117,7 @@ impl Transmitter {
     }
 }
 
-/// What the frame before has left over counts only for one that follows at once.
+/// The fraction left by the last frame, which counts only for one that follows at once.
 fn carry_at(carry: u64, free_at: u64, start: u64) -> u64 {
     if start == free_at {
         carry
@@ -136,17 +136,17 @@ impl Position {
         self.begin + self.trace.time(index)
     }
 
-    /// The first opportunity at `ready` or later that can carry anything, and how much.
+    /// The first opportunity at `ready` or later that has bytes left, and how many.
     fn from(&self, ready: u64) -> (u64, u64) {
         let here = if self.left > 0 { (self.index, self.left) } else { (self.index + 1, OPPORTUNITY_BYTES) };
         if self.time(here.0) >= ready {
             return here;
         }
-        // Those that nobody used are gone.
+        // Opportunities that nobody used are gone.
         (self.trace.first_from(ready.saturating_sub(self.begin)), OPPORTUNITY_BYTES)
     }
 
-    /// The opportunity that carries the end of a frame, and what is left of it.
+    /// The opportunity that carries the end of a frame, and how many bytes it then has left.
     fn after(&self, start: u64, size: Size) -> (u64, u64) {
         let (mut index, mut left) = self.from(start);
         let mut bytes = size.packet_bytes();

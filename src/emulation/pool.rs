@@ -1,17 +1,17 @@
-//! Memory of frames that are held: of a few sizes, used again and again, and bounded.
+//! Buffers for frames: of a few sizes, reused, and bounded in total.
 
-/// Of a plain frame, of what a millisecond of a usual rate carries, and of the largest; each with its virtio header.
+/// For a plain frame, for some segments of TCP, and for the largest frame; each with its virtio header.
 const SIZES: [usize; 3] = [1 << 11, 1 << 14, 69_888];
-/// What is kept for later at most of each size, bytes.
+/// How much of each size is kept for reuse, bytes.
 const KEPT: usize = 4 << 20;
 
 #[derive(Debug)]
 pub struct Pool {
     kept: [Vec<Vec<u8>>; SIZES.len()],
-    /// What is given out, and may be at most.
+    /// Bytes in use, and their limit.
     used: usize,
     most: usize,
-    /// Frames for which there was none.
+    /// Frames for which there was no room.
     pub refused: u64,
 }
 
@@ -20,19 +20,19 @@ fn size(length: usize) -> Option<usize> {
 }
 
 impl Pool {
-    /// Of at most so many bytes.
+    /// A pool of at most this many bytes.
     pub fn new(most: usize) -> Pool {
         Pool { kept: Default::default(), used: 0, most, refused: 0 }
     }
 
-    /// Whether a frame of this length can be had. If not it is counted.
+    /// Returns whether there is room for a frame of this length; counts the frame if not.
     pub fn has_room(&mut self, length: usize) -> bool {
         let has_room = size(length).is_some_and(|size| self.used + SIZES[size] <= self.most);
         self.refused += u64::from(!has_room);
         has_room
     }
 
-    /// A copy of a frame.
+    /// Copies a frame. Call [`Pool::has_room`] first.
     pub fn copy(&mut self, frame: &[u8]) -> Vec<u8> {
         let Some(size) = size(frame.len()) else { return frame.to_vec() };
         let mut copy = self.kept[size].pop().unwrap_or_else(|| Vec::with_capacity(SIZES[size]));
@@ -41,7 +41,7 @@ impl Pool {
         copy
     }
 
-    /// Takes back what `copy` gave.
+    /// Takes back a buffer of [`Pool::copy`].
     pub fn give_back(&mut self, mut frame: Vec<u8>) {
         let Some(size) = SIZES.iter().position(|size| frame.capacity() == *size) else { return };
         self.used -= SIZES[size];

@@ -1,4 +1,4 @@
-//! Frames that wait for the rate: a queue that drops what comes when it is full, and with CoDel what has waited long.
+//! Frames that wait for the rate. A full queue drops what arrives; with CoDel, it also drops what has waited too long.
 
 use std::collections::VecDeque;
 
@@ -17,10 +17,10 @@ pub struct Waiting<F> {
 #[derive(Debug)]
 pub struct Queue<F> {
     frames: VecDeque<Waiting<F>>,
-    /// What waits, as on the wire.
+    /// The sum of all that wait, as on the wire.
     pub bytes: u64,
     pub packets: u64,
-    /// The largest frame yet.
+    /// The size of the largest frame so far.
     largest: u64,
     codel: Option<Codel>,
 }
@@ -42,7 +42,7 @@ impl<F> Queue<F> {
         self.frames.front()
     }
 
-    /// Whether a frame finds room.
+    /// Returns whether there is room for a frame.
     pub fn has_room(&self, limit: QueueLimit, size: Size) -> bool {
         match limit {
             QueueLimit::Bytes(limit) => self.bytes + u64::from(size.bytes) <= limit,
@@ -57,7 +57,7 @@ impl<F> Queue<F> {
         self.frames.push_back(Waiting { frame, size, arrived });
     }
 
-    /// The next frame to send at `now`; `drop` gets those that CoDel drops.
+    /// Takes the next frame to send at `now`. `drop` is called with those that CoDel drops.
     pub fn pop(&mut self, now: u64, drop: impl FnMut(Waiting<F>)) -> Option<Waiting<F>> {
         let Queue { frames, bytes, packets, largest, codel } = self;
         let mut take = || {
@@ -73,7 +73,7 @@ impl<F> Queue<F> {
         }
     }
 
-    /// All that waits.
+    /// Takes all frames.
     pub fn drain(&mut self) -> impl Iterator<Item = Waiting<F>> + '_ {
         (self.bytes, self.packets) = (0, 0);
         self.frames.drain(..)

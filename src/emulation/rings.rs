@@ -1,5 +1,5 @@
-//! Frames of all links, as the kernel hands them over: one ring for small frames and one for large ones, so that a
-//! bounded memory holds many of the first and enough of the second. They serve all links of a network namespace.
+//! Frames of all links, as the kernel hands them over and takes them: one ring for small frames and one for large ones,
+//! so that a bounded memory holds many of the first and enough of the second. They serve all links of a namespace.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -13,6 +13,8 @@ const SMALL: Layout = Layout { block_size: 1 << 18, blocks: 32, frame_size: 1 <<
 /// 240 frames of up to 64 KiB and headers: 16 MiB.
 const LARGE: Layout = Layout { block_size: 1 << 20, blocks: 16, frame_size: 69_888 };
 const LARGEST_SMALL: u32 = 1900;
+/// What may be on its way to the interfaces, bytes. It leaves at once unless the system is very busy.
+const SEND_BUFFER: i32 = 4 << 20;
 
 /// As many interfaces as a filter has room for.
 pub const MOST_INTERFACES: usize = 2000;
@@ -66,8 +68,15 @@ pub struct Arrival<'a> {
 impl Rings {
     /// In the network namespace of the calling thread; nothing is received yet.
     pub fn new() -> io::Result<Rings> {
-        let small = Ring::new(SMALL, &filter(true, &[]))?;
-        let large = Ring::new(LARGE, &filter(false, &[]))?;
+        // At the same time: the kernel takes some milliseconds for each.
+        let (small, large) = std::thread::scope(|scope| {
+            let large =
+                std::thread::Builder::new().spawn_scoped(scope, || Ring::new(LARGE, &filter(false, &[])))?;
+            let small = Ring::new(SMALL, &filter(true, &[]))?;
+            let large = large.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            Ok::<_, io::Error>((small, large))
+        })?;
+        small.set_send_buffer(SEND_BUFFER)?;
         let (monotonic, realtime) = sys::clock::both_ns();
         Ok(Rings { small, large, stamps: Stamps::new(monotonic, realtime), overruns: 0 })
     }
@@ -82,7 +91,8 @@ impl Rings {
         [self.small.as_raw_fd(), self.large.as_raw_fd()]
     }
 
-    /// Hands over the frames that are there, in order, at most `most`. Returns how many; fewer if there are no more.
+    /// Hands over the frames that are there, in order, at most `most`. Returns how many; fewer than `most` if that was
+    /// all.
     pub fn receive(&mut self, most: usize, mut take: impl FnMut(Arrival<'_>)) -> usize {
         let (monotonic, realtime) = sys::clock::both_ns();
         self.stamps.check(monotonic, realtime);
@@ -90,7 +100,7 @@ impl Rings {
             let mut large = self.large.head();
             let small = self.small.head();
             if small.is_some() && large.is_none() {
-                // One that came before this small one is to be seen by now.
+                // A large frame that came before this small one is visible by now.
                 large = self.large.head();
             }
             let now = sys::monotonic_ns();
@@ -111,6 +121,21 @@ impl Rings {
             }
         }
         most
+    }
+
+    /// Sends frames, as [`Ring::send`] does.
+    pub fn send<'a>(&self, frames: impl Iterator<Item = (u32, &'a [u8])>) -> io::Result<usize> {
+        self.small.send(frames)
+    }
+
+    /// Closes both at the same time: the kernel takes some milliseconds for each.
+    pub fn close(self) {
+        let Rings { small, large, .. } = self;
+        std::thread::scope(|scope| {
+            // If there can be no thread, they are closed one after the other.
+            let _ = std::thread::Builder::new().spawn_scoped(scope, || drop(large));
+            drop(small);
+        });
     }
 
     /// How many frames found no room since the start.

@@ -1,17 +1,18 @@
-//! When frames came: the kernel stamps them by CLOCK_REALTIME, which may be set at any time; all else here goes by
-//! CLOCK_MONOTONIC.
+//! When frames arrived: the kernel stamps them by CLOCK_REALTIME, which somebody may set at any time. Everything else
+//! here uses CLOCK_MONOTONIC.
 
-/// How far a frame may be in front of the last look at the socket: it was stamped, and not to be seen yet.
+/// A frame may have been stamped this long before the rings were last empty, and become visible after that.
 const GRACE: u64 = 1_000_000;
 
-/// The difference of the clocks, read anew before frames are.
+/// The difference of the clocks, read anew before frames are received.
 #[derive(Debug)]
 pub struct Stamps {
-    /// CLOCK_REALTIME minus CLOCK_MONOTONIC, when no frame was left and now.
+    /// CLOCK_REALTIME minus CLOCK_MONOTONIC, when the rings were last empty and now.
     before: i64,
     now: i64,
-    /// By CLOCK_MONOTONIC: no frame is older that comes from now on.
+    /// When the rings were last empty.
     earliest: u64,
+    /// When the clocks were last read.
     checked: u64,
 }
 
@@ -21,24 +22,24 @@ impl Stamps {
         Stamps { before: offset, now: offset, earliest: monotonic, checked: monotonic }
     }
 
-    /// Takes the time before frames are read.
+    /// Call with both clocks before receiving frames.
     pub fn check(&mut self, monotonic: u64, realtime: u64) {
         self.now = realtime.wrapping_sub(monotonic) as i64;
         self.checked = monotonic;
     }
 
-    /// Notes that no frame was left when the time was last taken, or later.
+    /// Call when no frame was left, after [`Stamps::check`].
     pub fn emptied(&mut self) {
         self.before = self.now;
         self.earliest = self.checked;
     }
 
-    /// When a frame came, by CLOCK_MONOTONIC: not before those that were read before, and not after `now`.
+    /// Returns when a frame arrived, by CLOCK_MONOTONIC: after the rings were last empty, and not after `now`.
     pub fn arrival(&self, stamp: u64, now: u64) -> u64 {
         let earliest = self.earliest.saturating_sub(GRACE);
         let by = |offset: i64| u64::try_from((stamp as i64).saturating_sub(offset)).unwrap_or(0);
         let within = |time: &u64| (earliest..=now).contains(time);
-        // A frame that was stamped before the clock was set fits by the difference of then only.
+        // For a frame that was stamped before the clock was set, only the earlier difference gives a time that fits.
         let time = [by(self.now), by(self.before)].into_iter().find(within);
         time.unwrap_or_else(|| by(self.now).clamp(earliest, now))
     }

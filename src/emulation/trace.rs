@@ -3,7 +3,7 @@
 
 use crate::error::{Error, Result};
 
-/// What an opportunity carries, as in mahimahi: an IP packet of full size. Ethernet headers do not count here.
+/// What an opportunity carries, as in mahimahi: one IP packet of full size. Ethernet headers are not counted.
 pub const OPPORTUNITY_BYTES: u64 = 1500;
 
 const MILLISECOND: u64 = 1_000_000;
@@ -46,24 +46,24 @@ impl Trace {
         self.times.len() as u64
     }
 
-    /// After this time the trace begins again, milliseconds.
+    /// The time after which the trace begins again, milliseconds.
     pub fn period_ms(&self) -> u64 {
         self.times.last().copied().unwrap_or(1).into()
     }
 
-    /// Bits a second on average, counted in IP packets.
+    /// The average, in bits a second of IP packets.
     pub fn rate(&self) -> f64 {
         (self.opportunities() * OPPORTUNITY_BYTES * 8) as f64 / (self.period_ms() as f64 / 1e3)
     }
 
-    /// When an opportunity is, nanoseconds from the start; `index` counts on through the repetitions.
+    /// Returns the time of an opportunity, nanoseconds from the start. `index` counts through repetitions.
     pub fn time(&self, index: u64) -> u64 {
         let count = self.opportunities();
         let within = self.times.get((index % count) as usize).copied().unwrap_or(0);
         (index / count * self.period_ms() + u64::from(within)) * MILLISECOND
     }
 
-    /// The first opportunity that is at `time` or later.
+    /// Returns the first opportunity at `time` or later.
     pub fn first_from(&self, time: u64) -> u64 {
         let period = self.period_ms() * MILLISECOND;
         let in_repetition = |repetition: u64, within: u64| {

@@ -1,5 +1,5 @@
 //! Packet sockets (packet(7)): frames of every interface of a network namespace, received by a ring of memory shared
-//! with the kernel (PACKET_RX_RING, TPACKET_V2) and sent many at a time. A frame has a virtio header in front of it
+//! with the kernel (PACKET_RX_RING, TPACKET_V2), and sent many at a time. A frame has a virtio header in front of it
 //! (PACKET_VNET_HDR), as it has where it is received.
 
 use std::io;
@@ -16,13 +16,13 @@ const SECOND: u64 = 1_000_000_000;
 /// How many frames one call sends.
 pub const BATCH: usize = 32;
 
-/// How much memory a ring has, and what a frame finds there.
+/// The size of a ring and of its parts.
 #[derive(Debug, Clone, Copy)]
 pub struct Layout {
     /// A multiple of the page size.
     pub block_size: usize,
     pub blocks: usize,
-    /// For a frame and some 80 bytes; a multiple of 16, at most a block.
+    /// Room for one frame and 80 bytes; a multiple of 16, at most a block.
     pub frame_size: usize,
 }
 
@@ -40,11 +40,11 @@ pub struct Instruction {
 pub struct Received<'a> {
     /// With its virtio header.
     pub frame: &'a [u8],
-    /// The index of the interface that it came to.
+    /// The index of the interface at which it arrived.
     pub interface: u32,
     /// When, by CLOCK_REALTIME.
     pub stamp_ns: u64,
-    /// What the kernel has taken out of the frame.
+    /// The tag that the kernel has taken out of the frame.
     pub vlan_tag: Option<[u8; 4]>,
     /// Whether the ring had room for all of it.
     pub is_whole: bool,
@@ -68,7 +68,7 @@ fn address(protocol: u16, interface: u32) -> libc::sockaddr_ll {
     address
 }
 
-/// What comes to the interfaces of the network namespace of the thread that made it; what leaves them is not seen.
+/// Receives what arrives at the interfaces of one network namespace, that of the thread that created it, and sends.
 #[derive(Debug)]
 pub struct Ring {
     socket: OwnedFd,
@@ -111,7 +111,7 @@ impl Ring {
         Ok(ring)
     }
 
-    /// Puts another filter in the place of the one before, at once.
+    /// Replaces the filter, atomically.
     pub fn set_filter(&self, filter: &[Instruction]) -> io::Result<()> {
         let mut program: Vec<libc::sock_filter> = filter
             .iter()
@@ -149,7 +149,8 @@ impl Ring {
     }
 
     fn status(&self) -> &AtomicU32 {
-        // SAFETY: the first member of a frame's header, aligned as the frame is, which the kernel writes at once as well.
+        // SAFETY: the first member of a frame's header, aligned as the frame is, which the kernel writes at once as
+        // well.
         unsafe { AtomicU32::from_ptr(self.slot().as_ptr().cast()) }
     }
 
@@ -160,8 +161,8 @@ impl Ring {
             return None;
         }
         let slot = self.slot();
-        // SAFETY: a frame that is the user's begins with this header, followed by an address; the kernel writes to neither
-        // until the status says that it may.
+        // SAFETY: a frame that is the user's begins with this header, followed by an address; the kernel writes to
+        // neither until the status says that it may.
         let (header, address) = unsafe {
             let address = slot.add(size_of::<libc::tpacket2_hdr>().next_multiple_of(libc::TPACKET_ALIGNMENT));
             (slot.cast::<libc::tpacket2_hdr>().read(), address.cast::<libc::sockaddr_ll>().read())
@@ -192,33 +193,11 @@ impl Ring {
         self.status().store(libc::TP_STATUS_KERNEL, Ordering::Release);
         self.next = (self.next + 1) % (self.frames_per_block * self.layout.blocks);
     }
-}
 
-impl Drop for Ring {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is ours, of this size, and nobody has a reference into it.
-        unsafe { libc::munmap(self.memory.as_ptr().cast(), self.layout.block_size * self.layout.blocks) };
-    }
-}
-
-impl AsRawFd for Ring {
-    fn as_raw_fd(&self) -> RawFd {
-        self.socket.as_raw_fd()
-    }
-}
-
-/// Sends frames by any interface of the network namespace of the thread that made it.
-#[derive(Debug)]
-pub struct Sender(OwnedFd);
-
-impl Sender {
-    /// `buffer` is how many bytes may be on their way to the interfaces; it is less where the system limits it. Needs
-    /// CAP_NET_RAW in the user namespace that owns the network namespace.
-    pub fn new(buffer: i32) -> io::Result<Sender> {
-        let socket = packet_socket()?;
-        let set = |option| setsockopt_i32(socket.as_raw_fd(), libc::SOL_SOCKET, option, buffer);
-        set(libc::SO_SNDBUFFORCE).or_else(|_| set(libc::SO_SNDBUF))?;
-        Ok(Sender(socket))
+    /// Sets how many bytes may be on their way to the interfaces; fewer where the system limits it (net.core.wmem_max).
+    pub fn set_send_buffer(&self, size: i32) -> io::Result<()> {
+        let set = |option| setsockopt_i32(self.socket.as_raw_fd(), libc::SOL_SOCKET, option, size);
+        set(libc::SO_SNDBUFFORCE).or_else(|_| set(libc::SO_SNDBUF))
     }
 
     /// Sends frames, each with its virtio header, by the interfaces with these indexes; at most [`BATCH`]. Returns how
@@ -245,13 +224,20 @@ impl Sender {
         }
         // SAFETY: each of the first `count` messages points to an address and to a vector of one frame, all of which
         // outlive the call, and the kernel only reads the frames.
-        let sent = unsafe { libc::sendmmsg(self.0.as_raw_fd(), messages.as_mut_ptr(), count, 0) };
+        let sent = unsafe { libc::sendmmsg(self.socket.as_raw_fd(), messages.as_mut_ptr(), count, 0) };
         check(sent).map(|sent| sent as usize)
     }
 }
 
-impl AsRawFd for Sender {
+impl Drop for Ring {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, of this size, and nobody has a reference into it.
+        unsafe { libc::munmap(self.memory.as_ptr().cast(), self.layout.block_size * self.layout.blocks) };
+    }
+}
+
+impl AsRawFd for Ring {
     fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
+        self.socket.as_raw_fd()
     }
 }
