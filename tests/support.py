@@ -102,13 +102,21 @@ def connected(
         yield Connection(client, server, paths, listener, sock, peer)
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
-    """Polls a condition that no event tells, until it holds or the deadline has passed."""
-    deadline = time.monotonic() + seconds * PATIENCE
+def eventually(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
+    """Poll a condition that no event tells, until it holds or the deadline has passed.
+
+    The deadline is far away: only a failure takes that long. After a moment there is a pause between two tries, because
+    what is waited for needs the processor too.
+    """
+    begin = time.monotonic()
     while not condition():
-        if time.monotonic() > deadline:
+        waited = time.monotonic() - begin
+        if waited > seconds * PATIENCE:
             return False
-        os.sched_yield()
+        if waited < 0.01:
+            os.sched_yield()
+        else:
+            time.sleep(0.001)
     return True
 
 

@@ -275,14 +275,23 @@ def test_the_bytes_of_subflows_add_up_with_a_forced_reinjection() -> None:
                 assert eventually(lambda: bool(of_subflow(recorder.samples, short)["final"].any()), 30)
                 opened = sock.open_subflow((made.second[0], 20002), made.second[1])
 
-                sender = threading.Thread(target=sock.sendall, args=(bytes(6_000_000),))
+                stop = threading.Event()
+
+                def send() -> None:
+                    while not stop.is_set():
+                        sock.sendall(bytes(100_000))
+
+                sender = threading.Thread(target=send)
                 sender.start()
-                assert eventually(lambda: sock.subflows()[-1].tcp_info.bytes_sent > 300_000, 30)
-                # The second path loses everything until what it held was sent again over the first.
-                nft(server, f'add rule inet t c iifname "{links[1].interface(server)}" drop')
-                assert eventually(lambda: (sock.info().bytes_retrans or 0) > 0, 30)
-                nft(server, "flush chain inet t c")
-                sender.join()
+                try:
+                    assert eventually(lambda: sock.subflows()[-1].tcp_info.bytes_sent > 300_000, 30)
+                    # The second path loses everything until what it held was sent again over the first.
+                    nft(server, f'add rule inet t c iifname "{links[1].interface(server)}" drop')
+                    assert eventually(lambda: (sock.info().bytes_retrans or 0) > 0, 30)
+                    nft(server, "flush chain inet t c")
+                finally:
+                    stop.set()
+                    sender.join()
                 assert eventually(lambda: acknowledged(sock), 60)
                 seen = counters(client)
                 total = sock.info()

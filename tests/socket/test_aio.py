@@ -39,10 +39,12 @@ def run(program: Coroutine[Any, Any, T]) -> T:
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     with contextlib.suppress(ConnectionError):
-        while line := await reader.readline():
-            writer.write(line)
-            await writer.drain()
-        writer.close()
+        try:
+            while line := await reader.readline():
+                writer.write(line)
+                await writer.drain()
+        finally:
+            writer.close()
         await writer.wait_closed()
 
 

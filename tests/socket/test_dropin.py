@@ -653,8 +653,10 @@ def test_asyncio_streams(mptcp_two_paths: TwoPaths) -> None:
     remote = paths[0].address(server), PORT
     second = paths[1].address(client), paths[1].address(server)
     kinds: set[type] = set()
+    handlers: set[asyncio.Task[None] | None] = set()
 
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        handlers.add(asyncio.current_task())
         kinds.add(type(writer.get_extra_info("socket")._sock))
         while line := await reader.readline():
             writer.write(line.upper())
@@ -683,7 +685,10 @@ def test_asyncio_streams(mptcp_two_paths: TwoPaths) -> None:
     async def everything() -> list[int]:
         listener = server.create_server(("", PORT), backlog=CLIENTS)
         async with await asyncio.start_server(echo, sock=listener, backlog=CLIENTS):
-            return await asyncio.wait_for(asyncio.gather(*map(one, range(CLIENTS))), DEADLINE)
+            subflows = await asyncio.wait_for(asyncio.gather(*map(one, range(CLIENTS))), DEADLINE)
+            # The server sees the end a moment later.
+            await asyncio.wait_for(asyncio.gather(*filter(None, handlers)), DEADLINE)
+            return subflows
 
     subflows = asyncio.run(everything(), debug=False)
     assert subflows == [2 if number % 20 == 0 else 1 for number in range(CLIENTS)]
@@ -693,8 +698,10 @@ def test_asyncio_streams(mptcp_two_paths: TwoPaths) -> None:
 def test_asyncio_over_tls(mptcp_two_paths: TwoPaths, contexts: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
     client, server, paths = mptcp_two_paths
     client_context, server_context = contexts
+    handlers: set[asyncio.Task[None] | None] = set()
 
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        handlers.add(asyncio.current_task())
         writer.write(await reader.readline())
         writer.write_eof() if writer.can_write_eof() else None
         writer.close()
@@ -713,6 +720,7 @@ def test_asyncio_over_tls(mptcp_two_paths: TwoPaths, contexts: tuple[ssl.SSLCont
             line = await reader.readline()
             writer.close()
             await writer.wait_closed()
+            await asyncio.wait_for(asyncio.gather(*filter(None, handlers)), DEADLINE)
             return line
 
     assert asyncio.run(everything()) == b"line\n"
