@@ -416,7 +416,7 @@ def test_a_pacing_rate_holds_one_subflow_back(pair: Pair) -> None:
 
     def measured() -> bool:
         samples.append((time.monotonic(), sent(pair)))
-        return samples[-1][0] - samples[0][0] > 4
+        return samples[-1][0] - samples[0][0] > 3
 
     # What was in flight when the limit was set is past after the first second.
     assert transfer_until(pair, measured)
