@@ -129,16 +129,21 @@ pub fn encode_sub_tuple(layout: Layout, tuple: &SubTuple) -> Vec<u8> {
 }
 
 /// The same out of a buffer of `length` bytes, of which `bytes` is what was read. In the kernel's layout the length is
-/// exact; there it keeps other layouts out.
+/// exact; there it keeps other layouts out. An address whose family is 0 has the other's; where both are 0 the length
+/// tells, which is all that the kernel of 2016 looked at.
 pub fn decode_sub_tuple(layout: Layout, bytes: &[u8], length: usize) -> Result<SubTuple> {
     let at = addrs(layout);
     let short = |ipv4| short("struct mptcp_sub_tuple", sub_tuple_size(layout, ipv4), length);
-    let family = bytes::u16(bytes, at).map(i32::from).ok_or_else(|| short(true))?;
-    let ipv4 = match family {
+    let family_at = |at| bytes::u16(bytes, at).map(i32::from);
+    let ipv4 = match family_at(at).ok_or_else(|| short(true))? {
         libc::AF_INET => true,
         libc::AF_INET6 => false,
-        _ => return Err(unknown_family("local", family)),
+        libc::AF_UNSPEC => {
+            family_at(at + SOCKADDR_IN) == Some(libc::AF_INET) || length < sub_tuple_size(layout, false)
+        }
+        family => return Err(unknown_family("local", family)),
     };
+    let family = if ipv4 { libc::AF_INET } else { libc::AF_INET6 };
     let size = sub_tuple_size(layout, ipv4);
     if bytes.len() < size {
         return Err(short(ipv4));
@@ -149,11 +154,16 @@ pub fn decode_sub_tuple(layout: Layout, bytes: &[u8], length: usize) -> Result<S
         return Err(Error::os(libc::EINVAL, message));
     }
     let second = at + (size - at) / 2;
-    match bytes::u16(bytes, second).map(i32::from) {
-        Some(remote) if remote == family => {}
-        remote => return Err(unknown_family("remote", remote.unwrap_or_default())),
+    match family_at(second).unwrap_or_default() {
+        libc::AF_UNSPEC => {}
+        remote if remote == family => {}
+        remote => return Err(unknown_family("remote", remote)),
     }
-    let address = |at: usize| decode_sockaddr(&bytes[at..]).ok_or_else(|| short(ipv4));
+    let address = |at: usize| {
+        let mut address = bytes[at..at + (size - addrs(layout)) / 2].to_vec();
+        bytes::put(&mut address, 0, &(family as u16).to_ne_bytes());
+        decode_sockaddr(&address).ok_or_else(|| short(ipv4))
+    };
     Ok(SubTuple {
         id: bytes[0],
         prio: if layout == Layout::Kernel { 0 } else { bytes[uapi::PRIO] },
@@ -311,6 +321,22 @@ mod tests {
                 Layout::Kernel => prop_assert_eq!(errno(longer), Some(libc::EINVAL)),
                 Layout::Draft | Layout::Header => prop_assert_eq!(longer, Ok(tuple)),
             }
+        }
+
+        #[test]
+        fn a_family_of_0_is_told_by_the_other_or_by_the_length(
+            layout in layout(), (local, remote) in ends(), left_out in 1usize..4,
+        ) {
+            let prio = (layout != Layout::Kernel).into();
+            let tuple = SubTuple { id: 7, prio, local, remote };
+            let mut bytes = encode_sub_tuple(layout, &tuple);
+            let second = addrs(layout) + (bytes.len() - addrs(layout)) / 2;
+            for (bit, at) in [(1, addrs(layout)), (2, second)] {
+                if left_out & bit != 0 {
+                    bytes::put(&mut bytes, at, &[0, 0]);
+                }
+            }
+            prop_assert_eq!(decode_sub_tuple(layout, &bytes, bytes.len()), Ok(tuple));
         }
 
         #[test]

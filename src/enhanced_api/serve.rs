@@ -6,10 +6,12 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
+use std::time::{Duration, Instant};
 
 use super::codec::{self, How, SubStatus, SubTuple};
 use super::{Call, Layout, Name};
 use crate::abi::address::{Endpoint, Scope};
+use crate::abi::mptcp_info::field;
 use crate::abi::uapi::tcp_state;
 use crate::connection::by_descriptor::ByDescriptor;
 use crate::connection::close::{close_subflow, reset_subflow};
@@ -24,6 +26,9 @@ use crate::options::{self, Change};
 use crate::sys;
 use crate::sys::lock::lock;
 
+/// How long an open waits for data on its way to be acknowledged, as open_subflow() does if not told otherwise.
+const DATA_IN_FLIGHT: Duration = Duration::from_secs(5);
+
 /// Who made the call: its memory, which MPTCP_SUB_GETSOCKOPT and MPTCP_SUB_SETSOCKOPT point into, and what it may do
 /// where this process may do more.
 pub trait Caller {
@@ -37,6 +42,11 @@ pub trait Caller {
     fn may_bind(&self, local: SocketAddr) -> Result<()> {
         let _ = local;
         Ok(())
+    }
+
+    /// Whether anybody still waits for the answer.
+    fn still_waits(&self) -> bool {
+        true
     }
 
     /// Whether the caller may have one more subflow, of the connection with this token.
@@ -108,10 +118,8 @@ pub fn serve_get(
                 let id = open_sub_tuple(connection, caller, &known, &tuple)?;
                 Ok((id, codec::sub_tuple_size(call.layout, tuple.local.is_ipv4())))
             });
-            opened.map(|(id, size)| match call.layout {
-                Layout::Kernel => unchanged,
-                Layout::Draft | Layout::Header => Reply { bytes: vec![id], length: size },
-            })
+            // The kernel of 2016 wrote nothing back, but programs looked for it.
+            opened.map(|(id, size)| Reply { bytes: vec![id], length: size })
         }
         Name::SubGetsockopt => sub_getsockopt(connection, caller, &known, input).map(|()| unchanged),
         Name::SubSetsockopt => Err(wrong_direction()),
@@ -279,7 +287,21 @@ fn open_sub_tuple(
         backup: tuple.prio != 0,
         interface: None,
     };
-    let opened = Opening::new(connection, &request)?.detach(connection)?;
+    let (own, peer) = connection.ends()?;
+    let is_ipv4 = tuple.local.ip().to_canonical().is_ipv4();
+    let mixed = || {
+        let (one, other) = if is_ipv4 { ("IPv4", "IPv6") } else { ("IPv6", "IPv4") };
+        Error::os(libc::EAFNOSUPPORT, format!("an {one} subflow on an {other} socket"))
+    };
+    // The reverse works, unless the socket is for IPv6 only, for which the kernel says EINVAL.
+    if own.is_ipv4() && !is_ipv4 {
+        return Err(mixed());
+    }
+    let opened =
+        open_once_established(connection, caller, &request).map_err(|error| match error.errno() {
+            libc::EINVAL if is_ipv4 && !peer.ip().to_canonical().is_ipv4() => mixed(),
+            _ => error,
+        })?;
     let subflows = subflows(connection, known)?;
     let is_new = |subflow: &Subflow| {
         let ends = Tuple { local: subflow.local, remote: subflow.remote, interface: 0 };
@@ -291,6 +313,36 @@ fn open_sub_tuple(
     // Refused before we could look. It was a subflow all the same, and its id is one that is closed.
     let live: Vec<u64> = subflows.iter().filter_map(|(_, subflow)| Some(subflow.entry?.cookie)).collect();
     Ok(lock(&known.sub_ids).pass(&live).unwrap_or_default())
+}
+
+/// Sends the SYN. The kernel of 2016 did so as soon as the connection was established; this one wants the peer to have
+/// acknowledged data first, which is waited for while there is some on its way.
+fn open_once_established(
+    connection: &dyn Connection,
+    caller: &dyn Caller,
+    request: &Request,
+) -> Result<Option<Tuple>> {
+    let deadline = Instant::now() + DATA_IN_FLIGHT;
+    let mut pause = Duration::from_micros(100);
+    loop {
+        // Before the attempt, which sees whatever is acknowledged by then.
+        let in_flight = has_data_in_flight(connection)?;
+        match Opening::new(connection, request)?.detach(connection) {
+            Err(error)
+                if error.errno() == libc::ENOTCONN
+                    && in_flight
+                    && Instant::now() < deadline
+                    && caller.still_waits() => {}
+            result => return result,
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(5));
+    }
+}
+
+fn has_data_in_flight(connection: &dyn Connection) -> Result<bool> {
+    let info = connection.info()?;
+    Ok(field::snd_una.read(info.bytes()) != field::write_seq.read(info.bytes()))
 }
 
 fn endpoint(address: SocketAddr) -> Endpoint {

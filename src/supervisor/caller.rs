@@ -222,6 +222,10 @@ impl enhanced_api::Caller for Caller<'_> {
         memory.write(address, bytes)
     }
 
+    fn still_waits(&self) -> bool {
+        self.check().is_ok()
+    }
+
     /// Each subflow counts as the descriptor that a program takes for a connection.
     fn may_open(&self, token: u32) -> Result<()> {
         let failed = |error: io::Error| Error::call("counting the caller's descriptors", &error);

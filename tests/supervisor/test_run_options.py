@@ -11,6 +11,7 @@ import os
 import pwd
 import re
 import shutil
+import socket
 import subprocess
 import tempfile
 import threading
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import mptcp
+import mptcp.lab
 import pytest
 from mptcp import enhanced_api
 from mptcp.lab import Host, Link
@@ -797,3 +799,109 @@ except OSError as error:
         # Descriptors are the kernel's to count: it knows of no subflows.
         "6 EMFILE",
     ]
+
+
+# What programs of 2016 do that this kernel would refuse.
+
+#: The connection of a program over a path whose round trip takes 100 ms, and how long a call takes.
+SLOW = r"""
+import errno, time
+def timed(call):
+    start = time.monotonic()
+    error, reply = call()
+    return errno.errorcode.get(error, error), list(reply[:1]), time.monotonic() - start
+sock = socket.create_connection((server, port), 30)
+fd = sock.fileno()
+tuple = b"\0" + end(local, 0) + end(remote, port)
+"""
+
+
+@needs_python
+def test_a_subflow_is_opened_while_the_first_data_is_on_its_way() -> None:
+    with mptcp.lab.two_paths(delay="50ms") as paths, contextlib.closing(Echo(paths[1])):
+        client, server, links = paths
+        ends = (links[0].address(server), links[1].address(client), links[1].address(server))
+        program = rf"""
+{PRELUDE}
+(server, local, remote), port = {ends!r}, {PORT}
+{SLOW}
+print(*timed(lambda: get(fd, 69, tuple)))
+sock.sendall(b"x")
+print(*timed(lambda: get(fd, 69, tuple)))
+print(len(ids(fd)))
+"""
+        with Program(paths, PYTHON, "-c", program) as running:
+            without, with_data, count = (line.split() for line in running.finish().splitlines())
+    # Nothing was sent, so nothing will be acknowledged.
+    assert without[0] == "ENOTCONN"
+    assert float(without[-1]) < 0.05 * PATIENCE
+    assert (with_data[0], count) == ("0", ["2"])
+    assert 0.05 < float(with_data[-1]) < 2 * PATIENCE
+
+
+@needs_python
+def test_the_wait_for_data_on_its_way_ends(mptcp_two_paths: Paths, echo: Echo) -> None:
+    """By the deadline, and by the end of the thread that waits."""
+    client, server, links = mptcp_two_paths
+    ends = (links[0].address(server), links[1].address(client), links[1].address(server))
+    program = rf"""
+{PRELUDE}
+(server, local, remote), port = {ends!r}, {PORT}
+{SLOW}
+print("--", "connected", flush=True)
+sys.stdin.readline()
+sock.sendall(b"x")
+if os.fork() == 0:
+    get(fd, 69, tuple)
+    os._exit(0)
+print(*timed(lambda: get(fd, 69, tuple)))
+"""
+    with Program(mptcp_two_paths, PYTHON, "-c", program) as running:
+        running.until("connected")
+        links[0].down()
+        running.go_on()
+        answer = running.finish().split()
+        links[0].up()
+    assert answer[0] == "ENOTCONN"
+    assert 4 < float(answer[-1]) < 7 * PATIENCE
+
+
+@needs_python
+def test_the_new_id_is_written_back_in_the_kernel_s_layout_too(mptcp_two_paths: Paths, echo: Echo) -> None:
+    client, server, links = mptcp_two_paths
+    local, remote = links[1].address(client), links[1].address(server)
+    program = rf"""
+import mmap
+tuple = b"\0" + end({local!r}, 0) + end({remote!r}, {PORT})
+error, reply = get(fd, 69, tuple)
+print(error, len(reply), set(reply[:1]) == set(ids(fd)) - {{1}}, reply[1:] == tuple[1:])
+# Where the kernel of 2016 would only read.
+area = mmap.mmap(-1, mmap.PAGESIZE)
+area[:len(tuple)] = tuple
+start = ctypes.addressof(ctypes.c_char.from_buffer(area))
+assert libc.mprotect(ctypes.c_void_p(start), mmap.PAGESIZE, mmap.PROT_READ) == 0
+size = ctypes.c_uint32(len(tuple))
+print(call(libc.getsockopt, fd, 69, ctypes.c_void_p(start), ctypes.byref(size)), len(ids(fd)), area[0])
+"""
+    assert ask(mptcp_two_paths, program) == ["0 33 True True", "0 3 0"]
+
+
+@needs_python
+def test_addresses_without_a_family_and_of_another(mptcp_two_paths: Paths, echo: Echo) -> None:
+    client, server, links = mptcp_two_paths
+    v4 = (links[1].address(client), links[1].address(server))
+    v6 = tuple(links[1].address(host, family=socket.AF_INET6) for host in (client, server))
+    program = rf"""
+import errno
+def v6(host, port):
+    return struct.pack("=HHL16sL", socket.AF_INET6, socket.htons(port), 0, socket.inet_pton(socket.AF_INET6, host), 0)
+def without(end):
+    return b"\0\0" + end[2:]
+def open(*ends):
+    return errno.errorcode.get(get(fd, 69, b"\0" + b"".join(ends))[0], "opened")
+one, other = end({v4[0]!r}, 0), end({v4[1]!r}, {PORT})
+print(open(without(one), without(other)), open(without(one), other), open(one, without(other)), len(ids(fd)))
+one, other = v6({v6[0]!r}, 0), v6({v6[1]!r}, {PORT})
+print(open(one, other), open(without(one), without(other)), len(ids(fd)))
+"""
+    assert ask(mptcp_two_paths, program) == ["opened opened opened 4", "EAFNOSUPPORT EAFNOSUPPORT 4"]
