@@ -20,7 +20,7 @@ from pathlib import Path
 import mptcp
 import pytest
 from mptcp.lab import GilbertElliott, Host, Lab, Link, two_paths
-from support import PATIENCE, PORT, eventually, exchange
+from support import PATIENCE, PORT, connected, eventually, exchange, has_joined
 
 DEADLINE = 20.0 * PATIENCE
 HEADERS = 14 + 20 + 8
@@ -160,6 +160,41 @@ def test_reno_fills_the_queue_of_a_bottleneck(pair: tuple[Host, Host], mptcp_lab
     assert again == pytest.approx(info.total_retrans, rel=0.05, abs=2)
     dropped = link.stats()[0].dropped
     assert 0 < dropped <= info.total_retrans
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["one path", "two paths"])
+def test_nothing_is_reinjected_in_a_plain_transfer(several: bool) -> None:
+    """To the byte, though the queue drops: what a link drops is a retransmission of its subflow."""
+
+    def counted(sock: mptcp.Socket) -> tuple[int, int]:
+        infos = [subflow.tcp_info for subflow in sock.subflows()]
+        once = sock.info().bytes_sent
+        if once is None:
+            pytest.skip("this kernel's struct mptcp_info has no bytes_sent (6.5)")
+        return sum((info.bytes_sent or 0) - (info.bytes_retrans or 0) for info in infos), once
+
+    with (
+        two_paths(rate="20mbit", delay="5ms", queue="50ms", congestion_control="reno") as (client, server, paths),
+        connected(client, server, paths) as made,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        if several:
+            subflow = made.sock.open_subflow(*made.second)
+            assert eventually(lambda: has_joined(made.peer, subflow))
+        before = counted(made.sock)
+        size = 8_000_000
+        made.sock.settimeout(DEADLINE)
+        made.peer.settimeout(DEADLINE)
+        sending = pool.submit(made.sock.sendall, bytes(size))
+        left = size
+        while left:
+            left -= len(made.peer.recv(min(left, 1 << 18)))
+        sending.result()
+        assert eventually(lambda: made.sock.info().bytes_acked == made.sock.info().bytes_sent)
+        after = counted(made.sock)
+        assert sum(path.stats()[0].dropped for path in paths) > 0
+    assert after[1] - before[1] == size
+    assert after[0] - before[0] == size
 
 
 @pytest.mark.parametrize("direction", [0, 1])

@@ -12,8 +12,11 @@ from typing import Any
 import mptcp
 import pytest
 from mptcp import policies
+from mptcp._policy import LocalAddress
 from mptcp.lab import Host, Lab, Link, two_paths
-from support import PATIENCE, PORT, eventually, exchange, tuples
+from mptcp.plot import _flows
+from mptcp.policies import _paths
+from support import PATIENCE, PORT, connected, eventually, exchange, has_joined, tuples
 
 FAMILIES = [socket.AF_INET, socket.AF_INET6]
 DEADLINE = 10.0 * PATIENCE
@@ -317,3 +320,25 @@ def test_names_and_limits_are_in_a_recordings_metadata() -> None:
     assert [link["name"] for link in links] == ["wifi", "lte"]
     assert [link["loss"] for link in links] == [0.001, 0.001]
     assert lab["seed"] == 7
+    assert [link["first_addresses"][0] for link in links] == ["10.0.1.1", "10.0.2.1"]
+
+
+def test_names_of_links_are_in_plots() -> None:
+    """At either host: by the local or the remote address."""
+    with two_paths(names=("wifi", "lte")) as paths, connected(*paths) as made:
+        made.sock.open_subflow(*made.second)
+        with mptcp.Recorder(made.sock) as near, mptcp.Recorder(made.peer) as far:
+            exchange(made.sock, made.peer)
+            assert eventually(lambda: len(set(near.samples["cookie"])) == len(set(far.samples["cookie"])) == 2)
+        for recorder in (near, far):
+            assert sorted(flow.label for flow in _flows.flows_of(recorder)) == ["lte", "wifi"]
+
+
+def test_a_policy_of_the_second_host_finds_a_subflows_link_by_its_remote_address() -> None:
+    """The subflow from the address on link 1 to the client's address on link 2 is on link 2."""
+    with two_paths(rate=None) as (client, server, (first, second)), connected(client, server, (first, second)) as made:
+        subflow = made.sock.open_subflow(second.address(client), first.address(server))
+        assert eventually(lambda: has_joined(made.peer, subflow))
+        (there,) = [one for one in made.peer.subflows() if one.remote == subflow.local]
+        local = LocalAddress(there.local[0], first.interface(server))
+        assert [_paths.Path(link).carries(there, local) for link in (first, second)] == [False, True]

@@ -29,7 +29,7 @@ PARALLEL = 1, 32
 _FIRST_TABLE = 1000
 
 _DESCRIBED = (
-    *("name", "rate", "trace", "queue", "aqm", "loss", "delay", "jitter", "reorder"),
+    *("rate", "trace", "queue", "aqm", "loss", "delay", "jitter", "reorder"),
     *("mtu", "parallel", "congestion_control", "is_up"),
 )
 
@@ -326,9 +326,17 @@ class Link:
         return [_network(self._number, family) for family in self._families]
 
     def _describe(self) -> dict[str, Any]:
+        """Describe the link for the metadata of a recording."""
         described = {name: getattr(self, name) for name in _DESCRIBED}
         described["loss"] = _limits.one_or_two([_plain(each.loss) for each in self._limits])
-        return {"addresses": {host.name: self.address(host) for host in self.hosts}, **described}
+        return {
+            # None if it was given none.
+            "name": self._name,
+            "addresses": {host.name: self.address(host) for host in self.hosts},
+            # A subflow's link is the one of which it has one of these, as its local or its remote address.
+            "first_addresses": self._addresses(self.hosts[0]),
+            **described,
+        }
 
     def _configure(self, limits: BothLimits, congestion_control: str | None) -> None:
         """Make the link's interfaces, limit them, and take them up. If it fails nothing of them is left."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -52,11 +53,14 @@ def flows_of(recording: Recorded, token: int | None = None) -> list[Flow]:
     each = [one for one in each if np.any(one["state"] != _SYN_SENT)] or each
     each.sort(key=lambda one: one[["time_ns", "token", "subflow", "cookie"]][0].tolist())
     start = each[0]["time_ns"][0]
-    ends = {entry["cookie"]: tuple(entry["local"]) for entry in recording.metadata.get("subflows", ())}
-    locals_ = [ends.get(int(one["cookie"][0])) for one in each]
+    entries = {entry["cookie"]: entry for entry in recording.metadata.get("subflows", ())}
+    known = [entries.get(int(one["cookie"][0])) for one in each]
+    locals_ = [None if entry is None else tuple(entry["local"]) for entry in known]
+    links = _links(recording)
+    names = [None if entry is None else next(_link_of(entry, links), None) for entry in known]
     return [
         Flow(label, int(one["token"][0]), int(one["cookie"][0]), local, one, (one["time_ns"] - start) / 1e9)
-        for label, local, one in zip(_labels(each, locals_), locals_, each, strict=True)
+        for label, local, one in zip(_labels(each, locals_, names), locals_, each, strict=True)
     ]
 
 
@@ -97,13 +101,31 @@ def thinned(time: Floats, values: Floats) -> tuple[Floats, Floats, Floats | None
     return np.nanmean(times, axis=1), median, low, high
 
 
-def _labels(each: list[Rows], locals_: list[tuple[Any, ...] | None]) -> list[str]:
-    """By the local address, and where that is several subflows' by what tells them apart."""
+def _links(recording: Recorded) -> dict[str, str]:
+    """Return the names of the links that were given one, by the addresses of their first hosts.
+
+    Several labs have the same addresses, so then none is known.
+    """
+    labs = recording.metadata.get("labs", ())
+    if len(labs) != 1:
+        return {}
+    links = [link for link in labs[0]["links"] if link.get("name") is not None]
+    return {address: link["name"] for link in links for address in link["first_addresses"]}
+
+
+def _link_of(entry: dict[str, Any], links: dict[str, str]) -> Iterator[str]:
+    for end in (entry["local"], entry["remote"]):
+        if end[0] in links:
+            yield links[end[0]]
+
+
+def _labels(each: list[Rows], locals_: list[tuple[Any, ...] | None], names: list[str | None]) -> list[str]:
+    """By the link's name or the local address, and where that is several subflows' by what tells them apart."""
     # Ids are the connection's.
     ids = [int(one["subflow"][-1]) for one in each]
     if len({int(one["token"][0]) for one in each}) > 1:
         ids = [-1] * len(each)
-    hosts = [None if local is None else str(local[0]) for local in locals_]
+    hosts = [None if local is None else name or str(local[0]) for local, name in zip(locals_, names, strict=True)]
     count = Counter(hosts)
     labels = []
     for one, local, host, id in zip(each, locals_, hosts, ids, strict=True):

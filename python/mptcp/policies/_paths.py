@@ -38,6 +38,8 @@ class Path:
         self.name = name
         self._interface: str | None = None
         self._networks: list[Any] = []
+        # Of a link, its first host's addresses: a subflow that has one of them, at either end, is on the link.
+        self._first: list[Any] = []
         if isinstance(name, str | Ip):
             try:
                 self._networks = [ipaddress.ip_network(name)]
@@ -47,6 +49,7 @@ class Path:
                 self._interface = name
         elif hasattr(name, "hosts") and hasattr(name, "address"):
             self._networks = [ipaddress.ip_network(address) for host in name.hosts for address in name._addresses(host)]
+            self._first = [ipaddress.ip_address(address) for address in name._addresses(name.hosts[0])]
         else:
             kind = type(name).__name__
             raise TypeError(f"a path must be an interface, a local address, a network or a link of a lab, not {kind}")
@@ -68,6 +71,14 @@ class Path:
         except ValueError:
             return False
         return any(address in network for network in self._networks)
+
+    def carries(self, subflow: Subflow, local: LocalAddress) -> bool:
+        """Return whether a subflow, whose local address is given, is on the path."""
+        if not self._first:
+            return local in self
+        ends = [ipaddress.ip_address(end[0].partition("%")[0]) for end in (subflow.local, subflow.remote)]
+        # An IPv4 subflow of an IPv6 socket has IPv4-mapped addresses.
+        return any((getattr(end, "ipv4_mapped", None) or end) in self._first for end in ends)
 
 
 class _Failures(NamedTuple):
@@ -109,8 +120,8 @@ class PathPolicy(Policy):
         return LocalAddress(subflow.local[0], self.interface_of(subflow.local[0]) or "")
 
     def on_path(self, path: Path, subflows: list[Subflow]) -> list[Subflow]:
-        """Return those of the subflows whose local address is on the path."""
-        return [subflow for subflow in subflows if self.local_of(subflow) in path]
+        """Return those of the subflows that are on the path: by their local address, or a link's by either."""
+        return [subflow for subflow in subflows if path.carries(subflow, self.local_of(subflow))]
 
     def is_up(self, subflow: Subflow) -> bool:
         """Return whether a subflow's local address is on an interface that is up."""
