@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
-
-_sources: list[Callable[[], list[dict[str, Any]]]] = []
+from typing import Any, NamedTuple
 
 
-def register(source: Callable[[], list[dict[str, Any]]]) -> None:
-    """Add a function that describes open labs: their hosts and links, as JSON can carry them."""
-    _sources.append(source)
+class _Source(NamedTuple):
+    topologies: Callable[[], list[dict[str, Any]]]
+    links: Callable[[], list[dict[str, Any]]]
+
+
+_sources: list[_Source] = []
+
+
+def register(topologies: Callable[[], list[dict[str, Any]]], links: Callable[[], list[dict[str, Any]]]) -> None:
+    """Add functions that describe open labs as JSON can carry it: their hosts and links; what the links have done."""
+    _sources.append(_Source(topologies, links))
 
 
 def topologies() -> list[dict[str, Any]]:
     """Return a description of each open lab of this process."""
-    return [topology for source in _sources for topology in source()]
+    return [topology for source in _sources for topology in source.topologies()]
+
+
+def links() -> list[dict[str, Any]]:
+    """Return what the links of the open labs of this process have done until now: frames, drops, lateness."""
+    return [link for source in _sources for link in source.links()]

@@ -316,6 +316,10 @@ def test_names_and_limits_are_in_a_recordings_metadata() -> None:
             with far, mptcp.Recorder(near) as recorder:
                 exchange(near, far)
         (lab,) = recorder.metadata["labs"]
+    done = recorder.metadata["links"]
+    assert [link["name"] for link in done] == ["wifi", "lte"]
+    assert done[0]["directions"][0]["frames"] > 0
+    assert done[0]["directions"][0]["late_max_ns"] > 0
     links: list[dict[str, Any]] = lab["links"]
     assert [link["name"] for link in links] == ["wifi", "lte"]
     assert [link["loss"] for link in links] == [0.001, 0.001]

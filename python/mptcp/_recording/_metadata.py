@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .. import _core
-from .._topologies import topologies
+from .. import _core, _topologies
 
 
 def surroundings() -> dict[str, Any]:
@@ -19,7 +18,7 @@ def surroundings() -> dict[str, Any]:
         "kernel": f"{platform.release()} {platform.version()}",
         "machine": platform.machine(),
         "versions": {**names, "python": platform.python_version()},
-        "labs": topologies(),
+        "labs": _topologies.topologies(),
         "realtime_offset_ns": _core.realtime_offset_ns(),
     }
 
@@ -53,3 +52,8 @@ def choice(sampler: _core.Sampler, asked: str) -> dict[str, Any]:
     else:
         reason = "it took less processor time, or showed more subflows, in the last of method_trials"
     return {"method": method, "method_reason": reason, "method_trials": trials}
+
+
+def links() -> list[dict[str, Any]]:
+    """Return what the links of open labs have done until now."""
+    return _topologies.links()

@@ -130,6 +130,8 @@ class Recorder(Recording):
         if self._closed or self._owner != os.getpid():
             return
         self._closed = True
+        # Before a lab around the recording is gone.
+        self._links = _metadata.links()
         self._sampler.stop()
         if self._writer is not None:
             # The subflows it writes as they come.
@@ -175,6 +177,7 @@ class Recorder(Recording):
             **_metadata.choice(self._sampler, self._asked),
             **status,
             "scheduler": "SCHED_FIFO" if real_time else "SCHED_OTHER",
+            "links": self._links if self._closed else _metadata.links(),
             "subflows": _metadata.subflows(self._sampler),
         }
 

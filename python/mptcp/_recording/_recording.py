@@ -94,7 +94,9 @@ class Recording:
         the end, and why so. ``method_trials``: what "auto" measured; for each of the two ways the processor time of one
         reading of everything, the subflows that it showed, and whether it waited for a lock. ``scheduler``: SCHED_FIFO
         where the thread that reads subflows had that, else SCHED_OTHER. ``realtime_offset_ns``: CLOCK_REALTIME minus
-        CLOCK_MONOTONIC, at the start. ``subflows``: the ends of each, by its cookie. ``missed``, ``ticks``;
+        CLOCK_MONOTONIC, at the start. ``subflows``: the ends of each, by its cookie. ``links``: what each link
+        of the open labs had done in each direction at the end, as LinkStats: how late frames left, what was dropped.
+        ``missed``, ``ticks``;
         ``dropped``: rows that were not written in time;
         ``notices_lost``: whether some subflows may lack their final row; ``failure``: the first reading that failed.
         """

@@ -322,7 +322,14 @@ def _fallback(links: Sequence[Link], host: Host) -> dict[str, list[str]]:
     return found
 
 
-_topologies.register(lambda: [lab._describe() for lab in list(_labs) if not lab._closed])
+def _open_labs() -> list[Lab]:
+    return [lab for lab in list(_labs) if not lab._closed and lab._owner == os.getpid()]
+
+
+_topologies.register(
+    lambda: [lab._describe() for lab in _open_labs()],
+    lambda: [link._report() for lab in _open_labs() for link in lab.links],
+)
 
 
 # The packages are put in place without running their __init__, which import all that users of them may want: that

@@ -6,7 +6,7 @@ import errno
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from socket import AF_INET, AF_INET6
 from types import EllipsisType
 from typing import Any, TypeAlias
@@ -337,6 +337,14 @@ class Link:
             "first_addresses": self._addresses(self.hosts[0]),
             **described,
         }
+
+    def _report(self) -> dict[str, Any]:
+        """Return what the link has done, for the metadata of a recording: nothing if nobody can tell any more."""
+        try:
+            directions = [asdict(direction) for direction in self.stats()]
+        except OSError:
+            directions = []
+        return {"name": self.name, "directions": directions}
 
     def _configure(self, limits: BothLimits, congestion_control: str | None) -> None:
         """Make the link's interfaces, limit them, and take them up. If it fails nothing of them is left."""
