@@ -24,6 +24,7 @@ __all__ = [
     "Sampler",
     "Subflow",
     "TcpInfo",
+    "Watcher",
     "after_fork",
     "before_fork",
     "connections",
@@ -896,6 +897,31 @@ class Opening:
     def look(self) -> Subflow | None: ...
     def pause(self) -> float: ...
     def time_out(self) -> NoReturn: ...
+    def close(self) -> None: ...
+
+@final
+class Watcher:
+    """The connections of the network namespace that ``fd`` belongs to, and their subflows, for the policies' runtime.
+
+    Every report is a tuple that begins with its name; all ends are IPv4 where they are IPv4-mapped:
+
+    - ("connection", native, [(local, remote), ...]): a connection that is fully established or existed at the start,
+      with its accepted subflows
+    - ("established", token): one that is known has become fully established
+    - ("closed", token): a connection has ended
+    - ("answered", event): the SYN/ACK of a subflow has come
+    - ("accepted", token, subflow): the peer has accepted it, or joined itself
+    - ("lost", event), ("failed", event): a subflow was closed that was accepted, or that was not
+    - ("other", event): everything else, OVERRUN included, after which the reports are what changed meanwhile
+
+    Needs CAP_NET_ADMIN in the user namespace that owns the network namespace.
+    """
+
+    def __new__(cls, fd: int) -> Watcher: ...
+    def get(self, timeout: float | None, owners: Mapping[int, Any]) -> tuple[Any, ...] | None:
+        """Return the next report; None after ``timeout`` seconds, and when it is closed."""
+
+    def links(self) -> list[Event]: ...
     def close(self) -> None: ...
 
 def create_socket(family: int, type: int, proto: int, path_manager: str | None) -> int: ...

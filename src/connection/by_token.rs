@@ -11,6 +11,7 @@ use crate::abi::full_info::Reading;
 use crate::abi::mptcp_info::{self, Info};
 use crate::abi::tcp_info::{self, TcpInfo};
 use crate::abi::uapi::{self, tcp_state};
+use crate::connection::acceptance;
 use crate::connection::path_manager::latched;
 use crate::connection::{ended, Connection, Subflow};
 use crate::error::{Cause, Error, Result};
@@ -115,13 +116,12 @@ pub fn subflows_of(connections: &[&ByToken]) -> Result<Vec<Option<Vec<Subflow>>>
 /// is not there or closed.
 pub fn subflows_at(asked: &[(&ByToken, SocketAddr, SocketAddr)]) -> Result<Vec<Option<Subflow>>> {
     let Some((first, ..)) = asked.first() else { return Ok(Vec::new()) };
-    let tuples: Vec<_> = asked.iter().map(|(of, local, remote)| of.known.tuple(*local, *remote)).collect();
-    let read = diag::look_up_with_info(&mut lock(&first.ours()?.diag), &tuples).map_err(diag::failed)?;
+    let tuples: Vec<_> =
+        asked.iter().map(|(of, local, remote)| (of.token(), of.known.tuple(*local, *remote))).collect();
+    let read = acceptance::look(first.ours()?, &tuples)?;
     let subflow = |((of, ..), read): (&(&ByToken, _, _), Option<(Entry, TcpInfo)>)| {
-        let (entry, tcp_info) = read?;
-        let is_live = entry.state != tcp_state::CLOSE && !entry.is_orphan();
-        let is_its = entry.subflow.is_some_and(|subflow| subflow.token == of.token());
-        (is_live && is_its).then(|| of.subflow(entry, tcp_info))
+        let (entry, tcp_info) = read.filter(|(entry, _)| !entry.is_orphan())?;
+        Some(of.subflow(entry, tcp_info))
     };
     Ok(asked.iter().zip(read).map(subflow).collect())
 }

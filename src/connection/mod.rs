@@ -1,6 +1,7 @@
 //! What can be asked of one connection, however this process reaches it: by a descriptor ([`by_descriptor`]) or, without
 //! one, by its token ([`by_token`]).
 
+pub mod acceptance;
 pub mod announce;
 pub mod attach;
 pub mod by_descriptor;
@@ -9,6 +10,7 @@ pub mod close;
 pub mod open;
 pub mod path_manager;
 pub mod priority;
+pub mod watcher;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};

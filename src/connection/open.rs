@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use crate::abi::address::{self, Endpoint, Scope};
 use crate::abi::full_info::Reading;
 use crate::abi::uapi::{self, tcp_state};
+use crate::connection::acceptance;
 use crate::connection::path_manager::explain_einval;
 use crate::connection::{self, needs_net_admin, not_fully_established, Connection, Subflow};
 use crate::error::{describe, Cause, Error, Result};
@@ -32,6 +33,10 @@ use crate::sys::wait::EventFd;
 
 /// How long the events of a subflow that vanished may take to say why.
 const CAUSE: Duration = Duration::from_millis(500);
+
+/// The shortest and the longest time between two looks for acceptance.
+const SHORTEST: Duration = Duration::from_micros(20);
+const LONGEST: Duration = Duration::from_millis(5);
 
 /// How long one who waits for many does without a look, if no event comes.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -211,10 +216,9 @@ impl Opening {
         }
     }
 
-    /// How long to wait at most before the next look, if no event comes. Looking again costs microseconds: an eighth of
-    /// the time that has passed, so that the delay added to any handshake stays a small part of it.
+    /// How long to wait at most before the next look, if no event comes. Looking again costs microseconds.
     fn pause(&self) -> Duration {
-        (self.started.elapsed() / 8).clamp(Duration::from_micros(20), Duration::from_millis(5))
+        acceptance::pause(self.started.elapsed(), SHORTEST..=LONGEST)
     }
 
     /// The same for one who waits for many at once: the answer is an event, only what follows has to be looked for.
@@ -445,12 +449,8 @@ impl Opening {
 
     /// What inet_diag tells of the subflow of this connection with a four-tuple, if there is one that is not closed.
     fn subflow(&self, tuple: &Tuple) -> Result<Option<diag::Entry>> {
-        let entries = diag::look_up(&mut lock(&self.namespace.diag), &[*tuple]).map_err(diag::failed)?;
-        let is_it = |entry: &diag::Entry| {
-            entry.state != tcp_state::CLOSE
-                && entry.subflow.is_some_and(|subflow| subflow.token == self.known.token)
-        };
-        Ok(entries.into_iter().next().flatten().filter(is_it))
+        let found = acceptance::look(&self.namespace, &[(self.known.token, *tuple)])?.pop().flatten();
+        Ok(found.map(|(entry, _)| entry))
     }
 
     /// Older kernels (6.1) leave the backup flag of SUBFLOW_CREATE aside without a word: MP_PRIO says it, once.

@@ -17,6 +17,7 @@ mod structs;
 mod subflow;
 mod supervisor;
 mod timeout;
+mod watcher;
 
 use pyo3::prelude::*;
 
@@ -78,6 +79,9 @@ mod _core {
     use super::subflow::Subflow;
     #[pymodule_export]
     use super::supervisor::{run_program, supervised_signals};
+
+    #[pymodule_export]
+    use super::watcher::Watcher;
 
     #[pyfunction]
     #[pyo3(signature = (family, r#type, proto, path_manager))]

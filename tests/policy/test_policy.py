@@ -420,7 +420,7 @@ def test_what_was_asked_for_is_too_late_when_the_connection_has_ended(
         made.sock.close()
         made.peer.close()
         assert eventually(lambda: not made.client.connections(token=token))
-        runtime._established(token, conn)
+        runtime._established(conn)
         assert not conn.waiting
     assert not caplog.records
 

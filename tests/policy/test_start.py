@@ -183,7 +183,7 @@ def test_a_policy_whose_start_was_interrupted_starts_again(
 
     client = mptcp_two_paths[0]
     before = client.get_path_manager()
-    steps = [(_runtime.Runtime, "_read_addresses"), (_runtime.Runtime, "_resync"), (_callbacks.Callbacks, "start")]
+    steps = [(_runtime.Runtime, "_read_addresses"), (_runtime.Runtime, "_catch_up"), (_callbacks.Callbacks, "start")]
     for of, name in steps:
         policy = FullMesh()
         with monkeypatch.context() as patch:

@@ -14,7 +14,6 @@ from types import FrameType
 from typing import Self
 
 from .. import _core, _interrupts
-from .._events import Events
 from .._path_manager import set_path_manager
 from ._policy import Policy
 
@@ -44,7 +43,7 @@ class RunningPolicies:
             place = stack.enter_context(open_socket(socket.AF_INET, socket.SOCK_DGRAM))
             before = set_path_manager("userspace")
             stack.callback(set_path_manager, before)
-            runtime = Runtime(policies, place.fileno(), stack.enter_context(_events_of(place)))
+            runtime = Runtime(policies, place.fileno(), _core.Watcher(place.fileno()))
             stack.callback(runtime.stop)
             # By a weak reference, so that policies which nobody holds end.
             stack.enter_context(_ended_by_sigterm(weakref.WeakMethod(self.close)))
@@ -90,16 +89,6 @@ def run_policy(*policies: Policy) -> RunningPolicies:
     network namespace already, in this process or another; and what set_path_manager() raises.
     """
     return RunningPolicies(policies, lambda family, type: socket.socket(family, type), set_path_manager)
-
-
-def _events_of(place: socket.socket) -> Events:
-    events = Events._of(_core.EventStream(place.fileno(), None))
-    if events.source != "netlink":
-        events.close()
-        raise PermissionError(
-            errno.EPERM, "policies need CAP_NET_ADMIN in the user namespace that owns the network namespace"
-        )
-    return events
 
 
 def _reserve(sock: socket.socket) -> None:

@@ -1,4 +1,4 @@
-"""What policies are told: the state of a namespace's connections, kept up to date by its events."""
+"""What policies are told: the state of a namespace's connections, as the watcher reports it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .. import _connection, _core, _proc
-from .._core import Event
+from .._core import Event, Subflow
 from .._errors import SubflowError
 from .._event_kind import EventKind
-from .._events import Events
 from ._callbacks import LOGGER, Callbacks
 from ._connection import Attempt, Ends, PolicyConnection, is_not_fully_established, plain, plain_host
 from ._interface import LocalAddress, Opening
@@ -23,24 +22,21 @@ from ._policy import Policy
 # The states of a connection that has ended or is about to.
 _ENDING = {None, "FIN_WAIT1", "FIN_WAIT2", "CLOSING", "LAST_ACK", "TIME_WAIT", "CLOSE"}
 
-# Seconds between looks at subflows whose SYN/ACK has come: the fourth ACK raises no event.
-_FIRST_LOOK, _LAST_LOOK = 0.0005, 0.05
-
 # A callback that is running may go on for so long when the runtime is stopped.
 _PATIENCE = 5.0
 
 
 class Runtime:
-    """Reads the events of one network namespace and calls the policies."""
+    """Takes the watcher's reports of one network namespace and calls the policies."""
 
-    def __init__(self, policies: Sequence[Policy], fd: int, events: Events) -> None:
+    def __init__(self, policies: Sequence[Policy], fd: int, watcher: _core.Watcher) -> None:
         self.lock = threading.RLock()
         # Held by a policy of paths from its look at a connection until it has opened what was missing: two that look
         # at once would both find it missing. Never taken with the lock above held.
         self.deciding = threading.RLock()
         self._policies = policies
         self._fd = fd
-        self._events = events
+        self._watcher = watcher
         self._connections: dict[int, PolicyConnection] = {}
         self._addresses: list[LocalAddress] = []
         self._interfaces: dict[str, str] = {}
@@ -48,11 +44,8 @@ class Runtime:
         self._callbacks = [Callbacks(policy, self._has_ended) for policy in policies]
         self._thread = threading.Thread(target=self._run, name="mptcp-policies", daemon=True)
         self._stopping = False
-        # Every attempt of every connection, oldest first, and those of them whose SYN/ACK has come.
+        # Every attempt of every connection, oldest first.
         self._attempts: dict[Attempt, PolicyConnection] = {}
-        self._answered: dict[Attempt, PolicyConnection] = {}
-        self._look_again = 0.0
-        self._pause = _FIRST_LOOK
         self._open_timeout = min(policy.open_timeout for policy in policies)
         now = time.monotonic()
         self._next_tick = {
@@ -65,7 +58,7 @@ class Runtime:
         self._read_addresses()
         for policy in self._policies:
             policy._check_place(self)
-        self._resync()
+        self._catch_up()
         for callbacks in self._callbacks:
             callbacks.start()
         self._thread.start()
@@ -73,7 +66,7 @@ class Runtime:
     def stop(self) -> None:
         """End the threads, those too that a start which failed did not come to. What policies opened stays."""
         self._stopping = True
-        self._events.close()
+        self._watcher.close()
         if self._thread.ident is not None and threading.current_thread() is not self._thread:
             self._thread.join()
         for callbacks in self._callbacks:
@@ -153,7 +146,6 @@ class Runtime:
     def _end(self, conn: PolicyConnection, attempt: Attempt) -> bool:
         """Return False if it has ended already."""
         with self.lock:
-            self._answered.pop(attempt, None)
             if self._attempts.pop(attempt, None) is None:
                 return False
             conn.attempts.remove(attempt)
@@ -179,38 +171,49 @@ class Runtime:
         due = 0.0
         while not self._stopping:
             try:
-                event = self._events.get(timeout=max(0.0, due - time.monotonic()))
-                if event is not None:
+                report = self._watcher.get(max(0.0, due - time.monotonic()), self._connections)
+                if report is not None:
                     # Then back at once to wait, without the GIL: a policy's thread has been woken and wants it.
-                    self._handle(event)
+                    self._handle(report)
                 now = time.monotonic()
-                if now >= due or (self._answered and now >= self._look_again):
-                    self._do_what_is_due(now)
+                if now >= due:
+                    self._give_up(now)
+                    self._give_ticks(now)
                     due = self._next_due(now)
-                elif self._answered:
-                    due = min(due, self._look_again)
             except Exception:
                 if self._stopping:
                     return
                 LOGGER.exception("the policies continue after an error of the runtime")
 
-    def _do_what_is_due(self, now: float) -> None:
-        if self._answered and now >= self._look_again:
-            self._look_for_acceptance(now)
-        self._give_up(now)
-        self._give_ticks(now)
-
     def _next_due(self, now: float) -> float:
-        due = list(self._next_tick.values())
-        if self._answered:
-            due.append(self._look_again)
         with self.lock:
             oldest = next((attempt for attempt in self._attempts if not attempt.timed_out), None)
         # One that begins later is late later than now.
-        due.append((now if oldest is None else oldest.since) + self._open_timeout)
-        return min(due)
+        return min([*self._next_tick.values(), (now if oldest is None else oldest.since) + self._open_timeout])
 
-    def _handle(self, event: Event) -> None:
+    def _catch_up(self) -> None:
+        """Handle what the watcher has to report by now."""
+        while (report := self._watcher.get(0, self._connections)) is not None:
+            self._handle(report)
+
+    def _handle(self, report: tuple[Any, ...]) -> None:
+        match report:
+            case ("connection", native, accepted):
+                self._add(native, accepted)
+            case ("established", token):
+                self._established(self._connections[token])
+            case ("closed", token):
+                self._forget(self._connections[token])
+            case ("answered", event):
+                self._subflow_answered(self._connections[event.token], event)
+            case ("accepted", token, subflow):
+                self._subflow_accepted(self._connections[token], subflow)
+            case ("lost" | "failed", event):
+                self._subflow_closed(self._connections[event.token], event)
+            case ("other", event):
+                self._handle_event(event)
+
+    def _handle_event(self, event: Event) -> None:
         kind = event.kind
         if kind in (EventKind.LINK_UP, EventKind.LINK_DOWN, EventKind.ADDRESS_ADDED, EventKind.ADDRESS_REMOVED):
             self._take_note_of_addresses(event)
@@ -218,28 +221,9 @@ class Runtime:
             self._tell(method, event)
         elif kind == EventKind.OVERRUN:
             self._read_addresses()
-            self._resync()
-        elif event.token is not None:
-            conn = self._connections.get(event.token)
-            if kind == EventKind.ESTABLISHED:
-                self._established(event.token, conn)
-            elif conn is not None:
-                self._handle_for(conn, _plain(event))
-
-    def _handle_for(self, conn: PolicyConnection, event: Event) -> None:
-        match event.kind:
-            case EventKind.CLOSED:
-                self._forget(conn)
-            case EventKind.SUB_ESTABLISHED:
-                self._subflow_answered(conn, event)
-            case EventKind.SUB_CLOSED:
-                self._subflow_closed(conn, event)
-            case EventKind.ANNOUNCED:
-                self._tell("on_address_announced", conn, event)
-            case EventKind.REMOVED:
-                self._tell("on_address_removed", conn, event)
-            case _:
-                pass
+        elif kind in (EventKind.ANNOUNCED, EventKind.REMOVED) and event.token is not None:
+            method = "on_address_announced" if kind == EventKind.ANNOUNCED else "on_address_removed"
+            self._tell(method, self._connections[event.token], event)
 
     def _tell(self, method: str, *arguments: Any) -> None:
         for callbacks in self._callbacks:
@@ -247,11 +231,7 @@ class Runtime:
 
     # Connections
 
-    def _established(self, token: int, conn: PolicyConnection | None) -> None:
-        if conn is None:
-            for native in _core.connections(self._fd, token):
-                self._add(native, [])
-            return
+    def _established(self, conn: PolicyConnection) -> None:
         with self.lock:
             waiting, conn.waiting = conn.waiting, []
         try:
@@ -264,7 +244,6 @@ class Runtime:
     def _add(self, native: _core.ByToken, known: Iterable[Ends]) -> None:
         conn = PolicyConnection(native, self)
         conn.known.update(known)
-        conn.known.add((conn.local, conn.remote))
         with self.lock:
             self._connections[conn.token] = conn
         self._tell("on_connection", conn)
@@ -285,7 +264,7 @@ class Runtime:
     # Subflows
 
     def _subflow_answered(self, conn: PolicyConnection, event: Event) -> None:
-        if event.local is None or event.remote is None or (event.local, event.remote) in conn.known:
+        if event.local is None or event.remote is None:
             return
         ends = (event.local, event.remote)
         with self.lock:
@@ -293,26 +272,15 @@ class Runtime:
             if attempt is None:  # asked for by somebody else
                 attempt = Attempt(event.local, event.remote, bool(event.backup))
                 self._begin(conn, attempt)
-            attempt.answered = (event.local, event.remote)
-            self._answered[attempt] = conn
-        self._pause = _FIRST_LOOK
-        self._look_for_acceptance(time.monotonic())
+            attempt.answered = ends
 
-    def _look_for_acceptance(self, now: float) -> None:
-        """Look whether the fourth ACK has arrived, for every subflow whose SYN/ACK has."""
-        asked = [(attempt, conn, attempt.answered) for attempt, conn in self._answered.items() if attempt.answered]
-        found = self.look_up((conn, *ends) for _, conn, ends in asked)
-        for (attempt, conn, ends), subflow in zip(asked, found, strict=True):
-            if subflow is None:
-                # Bound to an interface, or gone, of which an event tells.
-                subflow = next((one for one in _dump(conn) if (one.local, one.remote) == ends), None)
-            if subflow is not None and subflow._accepted:
-                with self.lock:
-                    conn.known.add(ends)
-                    self._end(conn, attempt)
-                self._tell("on_subflow_established", conn, subflow)
-        self._look_again = now + self._pause
-        self._pause = min(self._pause * 1.5, _LAST_LOOK)
+    def _subflow_accepted(self, conn: PolicyConnection, subflow: Subflow) -> None:
+        ends = (subflow.local, subflow.remote)
+        with self.lock:
+            conn.known.add(ends)
+            for attempt in [one for one in conn.attempts if one.answered == ends]:
+                self._end(conn, attempt)
+        self._tell("on_subflow_established", conn, subflow)
 
     def _subflow_closed(self, conn: PolicyConnection, event: Event) -> None:
         if event.local is None or event.remote is None:
@@ -362,46 +330,11 @@ class Runtime:
                 elif self._end(conn, attempt):
                     self._tell("on_subflow_failed", conn, _failure(conn, attempt, errno.ETIMEDOUT))
 
-    # The true state
-
-    def _resync(self) -> None:
-        """Read all connections and subflows, and report the differences from what was known."""
-        found = _core.connections(self._fd, None)
-        # One that its owner has closed lives on for its last segments. Its CLOSED was told, or lost, before.
-        natives = {native.token: native for native in found if native.inode or native.state not in _ENDING}
-        with self.lock:
-            before = dict(self._connections)
-        for token, conn in before.items():
-            if token not in natives or natives[token].cookie != conn._native.cookie:
-                self._forget(conn)
-        fresh = [native for token, native in natives.items() if token not in self._connections]
-        handles = {native.token: _connection.Connection(native) for native in fresh}
-        for handle, subflows in zip(handles.values(), self._read(list(handles.values())), strict=True):
-            self._add(natives[handle.token], ((one.local, one.remote) for one in subflows if one._accepted))
-        known = [conn for conn in self.connections() if conn.token not in handles]
-        for conn, subflows in zip(known, self._read(known), strict=True):
-            self._compare(conn, subflows)
-
     def _read(self, connections: Sequence[_connection.Connection]) -> list[list[Any]]:
         read = _connection.subflows_of(list(connections))
         return [[subflow._unmapped() for subflow in subflows or ()] for subflows in read]
 
-    def _compare(self, conn: PolicyConnection, subflows: list[Any]) -> None:
-        there = {(one.local, one.remote): one for one in subflows}
-        with self.lock:
-            lost = conn.known - there.keys()
-            conn.known -= lost
-            asked_for, conn.closing = conn.closing & lost, conn.closing - lost
-        for local, remote in lost - asked_for:
-            event = _event(EventKind.SUB_CLOSED, conn, local, remote, None)
-            self._tell("on_subflow_lost", conn, event)
-        for (local, remote), subflow in there.items():
-            if (local, remote) not in conn.known and subflow.state == "ESTABLISHED":
-                event = _event(EventKind.SUB_ESTABLISHED, conn, local, remote, None)
-                self._subflow_answered(conn, event)
-        for attempt in list(conn.attempts):
-            if attempt.answered and attempt.answered not in there and self._end(conn, attempt):
-                self._tell("on_subflow_failed", conn, _failure(conn, attempt, None))
+    # Addresses
 
     def _take_note_of_addresses(self, event: Event) -> None:
         if event.kind in (EventKind.LINK_UP, EventKind.ADDRESS_ADDED):
@@ -415,7 +348,7 @@ class Runtime:
             ]
 
     def _read_addresses(self) -> None:
-        links = self._events._native.links()
+        links = self._watcher.links()
         up = {event.interface for event in links if event.kind == EventKind.LINK_UP}
         found = [
             LocalAddress(event.local[0], event.interface)
@@ -446,19 +379,6 @@ def _split(end: Any) -> tuple[str, int]:
     if isinstance(end, str):
         return plain_host(end), 0
     return plain(end)[:2]
-
-
-def _plain(event: Event) -> Event:
-    """The event with IPv4-mapped ends as IPv4 ones."""
-    ends = {name: end for name, end in (("local", event.local), ("remote", event.remote)) if end is not None}
-    changed = {name: plain(end) for name, end in ends.items() if plain(end) is not end}
-    return Event(**{**event.asdict(), **changed}) if changed else event
-
-
-def _dump(conn: PolicyConnection) -> list[Any]:
-    with contextlib.suppress(OSError):
-        return [subflow._unmapped() for subflow in conn._native.subflows(conn)]
-    return []
 
 
 def _failure(conn: PolicyConnection, attempt: Attempt, error: int | None) -> Event:

@@ -1,0 +1,392 @@
+//! The connections of a network namespace and their subflows, watched by its events: which subflows the peers have
+//! accepted, which were lost, and, after a loss of events, what changed meanwhile.
+//!
+//! An event reports the SYN/ACK of a subflow, not its acceptance, so that is looked for (see
+//! [`crate::connection::acceptance`]). After a loss the connections and subflows are read anew and compared with what was
+//! known. All ends are told as IPv4 ones where they are IPv4-mapped.
+
+use std::collections::hash_map::Entry as Place;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use crate::abi::address::unmapped;
+use crate::abi::uapi::tcp_state;
+use crate::connection::acceptance;
+use crate::connection::by_token::{self, ByToken};
+use crate::connection::{needs_net_admin, Connection, Subflow};
+use crate::error::Result;
+use crate::events::event::{Event, Kind};
+use crate::events::{Events, Taken};
+use crate::namespace::Namespace;
+use crate::sys;
+use crate::sys::lock::lock;
+
+/// The shortest and the longest time between two looks for acceptance.
+const SHORTEST: Duration = Duration::from_micros(250);
+const LONGEST: Duration = Duration::from_millis(50);
+
+/// The local and the remote end of a subflow.
+pub type Ends = (SocketAddr, SocketAddr);
+
+/// What the watcher reports, in order.
+#[derive(Debug)]
+pub enum Report {
+    /// A connection that is fully established, or existed when the watcher began, and its accepted subflows.
+    Connection { connection: ByToken, accepted: Vec<Ends> },
+    /// One that is known has become fully established.
+    Established { token: u32 },
+    /// A connection has ended or fallen back.
+    Closed { token: u32 },
+    /// The SYN/ACK of a subflow has come, or the peer's own subflow.
+    Answered(Event),
+    /// The peer has accepted a subflow, or joined one itself.
+    Accepted(Box<Subflow>),
+    /// An accepted subflow was closed.
+    Lost(Event),
+    /// One was closed that was not accepted.
+    Failed(Event),
+    /// What else happened: to links, addresses, announced addresses, or a loss of events.
+    Other(Event),
+}
+
+/// What is known of one connection.
+#[derive(Debug)]
+struct Watched {
+    connection: Arc<ByToken>,
+    accepted: HashSet<Ends>,
+    /// Those whose SYN/ACK has come and that are not accepted yet.
+    answered: HashSet<Ends>,
+}
+
+impl Watched {
+    /// An event that nobody sent, in the form of one.
+    fn event(&self, kind: Kind, (local, remote): Ends) -> Event {
+        Event {
+            token: Some(self.connection.token()),
+            local: Some(local),
+            remote: Some(remote),
+            ..Event::new(kind, sys::monotonic_ns())
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Ledger {
+    watched: HashMap<u32, Watched>,
+    reports: VecDeque<Report>,
+    /// Events were lost, and the connections have not been read since.
+    is_stale: bool,
+    /// When to look for acceptance next, while there is one to look for.
+    due: Option<Instant>,
+    /// When the last SYN/ACK came.
+    answered: Option<Instant>,
+}
+
+/// The connections of one network namespace. One thread takes its reports; another may close it.
+#[derive(Debug)]
+pub struct Watcher {
+    namespace: Arc<Namespace>,
+    events: Events,
+    ledger: Mutex<Ledger>,
+}
+
+impl Watcher {
+    /// Begins with the connections that exist, which are reported first. Needs CAP_NET_ADMIN.
+    pub fn start(namespace: Arc<Namespace>) -> Result<Watcher> {
+        let events = namespace.events(None)?;
+        if events.is_polling() {
+            return Err(needs_net_admin("watching the subflows of all connections"));
+        }
+        let watcher = Watcher { namespace, events, ledger: Mutex::default() };
+        watcher.read_anew(&mut lock(&watcher.ledger))?;
+        Ok(watcher)
+    }
+
+    /// The links that are up and the addresses there are, as events.
+    pub fn links(&self) -> Vec<Event> {
+        self.events.links()
+    }
+
+    /// Ends it: who waits goes on.
+    pub fn end(&self) {
+        self.events.end();
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.events.is_over()
+    }
+
+    /// The next item, if there is one.
+    pub fn take(&self) -> Result<Option<Report>> {
+        let mut ledger = lock(&self.ledger);
+        loop {
+            if let Some(item) = ledger.reports.pop_front() {
+                return Ok(Some(item));
+            }
+            if ledger.is_stale {
+                self.read_anew(&mut ledger)?;
+                continue;
+            }
+            if ledger.due.is_some_and(|due| due <= Instant::now()) {
+                self.look(&mut ledger)?;
+                continue;
+            }
+            match self.events.take()? {
+                Taken::Event(event) => self.handle(&mut ledger, event)?,
+                Taken::Nothing | Taken::Over => return Ok(None),
+            }
+        }
+    }
+
+    /// Waits until there may be an item, for `timeout` at most. A signal is the error Interrupted.
+    pub fn wait(&self, timeout: Option<Duration>) -> io::Result<()> {
+        let due = lock(&self.ledger).due.map(|due| due.saturating_duration_since(Instant::now()));
+        let timeout = [timeout, due].into_iter().flatten().min();
+        self.events.wait(timeout).map(drop)
+    }
+
+    fn handle(&self, ledger: &mut Ledger, event: Event) -> Result<()> {
+        let event = Event { local: event.local.map(unmapped), remote: event.remote.map(unmapped), ..event };
+        let Some(token) = event.token.filter(|_| event.kind != Kind::Overrun) else {
+            let is_loss = event.kind == Kind::Overrun;
+            ledger.reports.push_back(Report::Other(event));
+            ledger.is_stale |= is_loss;
+            return Ok(());
+        };
+        let ends = event.local.zip(event.remote);
+        let Some(watched) = ledger.watched.get_mut(&token) else {
+            if event.kind == Kind::Established {
+                for connection in by_token::list(&self.namespace, Some(token))? {
+                    ledger.begin(connection, &[]);
+                }
+            }
+            return Ok(());
+        };
+        match (event.kind, ends) {
+            (Kind::Established, _) => ledger.reports.push_back(Report::Established { token }),
+            (Kind::Closed, _) => ledger.close(token),
+            (Kind::SubEstablished, Some(ends)) => {
+                if !watched.accepted.contains(&ends) && watched.answered.insert(ends) {
+                    ledger.reports.push_back(Report::Answered(event));
+                    ledger.expect_acceptance();
+                }
+            }
+            (Kind::SubClosed, Some(ends)) => {
+                let was_accepted = watched.accepted.remove(&ends);
+                // After a reset the event may lack the remote port.
+                let is_it = |(local, remote): &Ends| {
+                    *local == ends.0
+                        && (*remote == ends.1 || ends.1.port() == 0 && remote.ip() == ends.1.ip())
+                };
+                watched.answered.retain(|answered| !is_it(answered));
+                ledger.reports.push_back(if was_accepted {
+                    Report::Lost(event)
+                } else {
+                    Report::Failed(event)
+                });
+            }
+            (Kind::SubEstablished | Kind::SubClosed, None) => {}
+            _ => ledger.reports.push_back(Report::Other(event)),
+        }
+        Ok(())
+    }
+
+    /// Of every subflow whose SYN/ACK has come, whether the fourth ACK has come too.
+    fn look(&self, ledger: &mut Ledger) -> Result<()> {
+        let asked: Vec<(Arc<ByToken>, Ends)> = ledger
+            .watched
+            .values()
+            .flat_map(|watched| watched.answered.iter().map(|ends| (Arc::clone(&watched.connection), *ends)))
+            .collect();
+        let elapsed = ledger.answered.map_or(Duration::ZERO, |answered| answered.elapsed());
+        ledger.due =
+            (!asked.is_empty()).then(|| Instant::now() + acceptance::pause(elapsed, SHORTEST..=LONGEST));
+        let tuples: Vec<_> = asked.iter().map(|(of, (local, remote))| (&**of, *local, *remote)).collect();
+        let found = by_token::subflows_at(&tuples)?;
+        for ((connection, ends), found) in asked.iter().zip(found) {
+            // Bound to an interface; or closed, which an event is about to report.
+            let found = found.or_else(|| find_in_dump(connection, *ends));
+            if let Some(subflow) = found.filter(is_accepted) {
+                ledger.accept(connection.token(), *ends, subflow);
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads all connections and subflows, and tells what is not as it was known.
+    fn read_anew(&self, ledger: &mut Ledger) -> Result<()> {
+        let mut found = by_token::list(&self.namespace, None)?;
+        // One that its owner has closed lives on for its last segments. Its end was reported, or lost, before.
+        let is_owned =
+            |entry: &crate::netlink::diag::Entry| entry.inode != 0 || !is_ending(Some(entry.state));
+        found.retain(|connection| is_owned(&connection.entry));
+        let read = by_token::subflows_of(&found.iter().collect::<Vec<_>>())?;
+        let there: HashMap<u32, u64> = found.iter().map(|c| (c.token(), c.entry.cookie)).collect();
+        let is_gone =
+            |(token, watched): &(&u32, &Watched)| there.get(token) != Some(&watched.connection.entry.cookie);
+        let gone: Vec<u32> = ledger.watched.iter().filter(is_gone).map(|(token, _)| *token).collect();
+        gone.into_iter().for_each(|token| ledger.close(token));
+        for (connection, subflows) in found.into_iter().zip(read) {
+            let subflows = subflows.unwrap_or_default();
+            match ledger.watched.get_mut(&connection.token()) {
+                None => ledger.begin(connection, &subflows),
+                Some(watched) => {
+                    let reports = compare(watched, &subflows);
+                    ledger.reports.extend(reports);
+                }
+            }
+        }
+        ledger.expect_acceptance();
+        ledger.is_stale = false;
+        Ok(())
+    }
+}
+
+/// A state, or none, of a connection that has ended or is about to.
+pub fn is_ending(state: Option<u8>) -> bool {
+    let ends = [tcp_state::CLOSE, tcp_state::TIME_WAIT];
+    state.is_none_or(|state| ends.contains(&state) || tcp_state::FIN_SENT.contains(&state))
+}
+
+fn ends_of(subflow: &Subflow) -> Ends {
+    (unmapped(subflow.local), unmapped(subflow.remote))
+}
+
+fn is_accepted(subflow: &Subflow) -> bool {
+    subflow.entry.and_then(|entry| entry.subflow).is_some_and(|subflow| subflow.accepted())
+}
+
+fn find_in_dump(connection: &ByToken, ends: Ends) -> Option<Subflow> {
+    connection.subflows().ok()?.into_iter().find(|subflow| ends_of(subflow) == ends)
+}
+
+/// What became of the subflows of a connection that is known, by a reading.
+fn compare(watched: &mut Watched, subflows: &[Subflow]) -> Vec<Report> {
+    let there: HashSet<Ends> = subflows.iter().map(ends_of).collect();
+    let lost =
+        watched.accepted.difference(&there).map(|ends| Report::Lost(watched.event(Kind::SubClosed, *ends)));
+    let failed =
+        watched.answered.difference(&there).map(|ends| Report::Failed(watched.event(Kind::SubClosed, *ends)));
+    let mut reports: Vec<Report> = lost.chain(failed).collect();
+    watched.accepted.retain(|ends| there.contains(ends));
+    watched.answered.retain(|ends| there.contains(ends));
+    reports.extend(newly_answered(watched, subflows));
+    reports
+}
+
+/// The subflows of a reading whose SYN/ACK has come without an event that reported it.
+fn newly_answered(watched: &mut Watched, subflows: &[Subflow]) -> Vec<Report> {
+    let mut reports = Vec::new();
+    for subflow in subflows.iter().filter(|subflow| subflow.tcp_info.state() == tcp_state::ESTABLISHED) {
+        let ends = ends_of(subflow);
+        if !watched.accepted.contains(&ends) && watched.answered.insert(ends) {
+            reports.push(Report::Answered(watched.event(Kind::SubEstablished, ends)));
+        }
+    }
+    reports
+}
+
+impl Ledger {
+    /// A connection that was not known.
+    fn begin(&mut self, connection: ByToken, subflows: &[Subflow]) {
+        let Place::Vacant(place) = self.watched.entry(connection.token()) else { return };
+        let tuple = connection.entry.tuple;
+        let mut accepted: HashSet<Ends> =
+            subflows.iter().filter(|subflow| is_accepted(subflow)).map(ends_of).collect();
+        accepted.insert((unmapped(tuple.local), unmapped(tuple.remote)));
+        self.reports.push_back(Report::Connection {
+            connection: connection.clone(),
+            accepted: accepted.iter().copied().collect(),
+        });
+        let watched =
+            place.insert(Watched { connection: Arc::new(connection), accepted, answered: HashSet::new() });
+        let reports = newly_answered(watched, subflows);
+        if !reports.is_empty() {
+            self.expect_acceptance();
+        }
+        self.reports.extend(reports);
+    }
+
+    fn close(&mut self, token: u32) {
+        self.watched.remove(&token);
+        self.reports.push_back(Report::Closed { token });
+    }
+
+    fn accept(&mut self, token: u32, ends: Ends, subflow: Subflow) {
+        let Some(watched) = self.watched.get_mut(&token) else { return };
+        watched.answered.remove(&ends);
+        watched.accepted.insert(ends);
+        let (local, remote) = ends;
+        self.reports.push_back(Report::Accepted(Box::new(Subflow { local, remote, ..subflow })));
+    }
+
+    /// The next look is now.
+    fn expect_acceptance(&mut self) {
+        let now = Instant::now();
+        self.answered = Some(now);
+        self.due = Some(now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::connection::by_descriptor::read_info;
+    use crate::connection::tests::loopback;
+    use std::os::fd::AsRawFd;
+
+    /// The next report of a connection.
+    fn report_of(watcher: &Watcher, token: u32) -> Report {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            match watcher.take().unwrap() {
+                Some(Report::Connection { connection, .. }) if connection.token() != token => {}
+                Some(Report::Closed { token: other } | Report::Established { token: other })
+                    if other != token => {}
+                Some(Report::Other(_)) => {}
+                Some(report) => return report,
+                None => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    assert!(!left.is_zero(), "no report");
+                    let _ = watcher.wait(Some(left));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn connections_are_reported_from_their_beginning_to_their_end() {
+        let Some((there_before, _peer)) = loopback() else {
+            eprintln!("skipped: no Multipath TCP here");
+            return;
+        };
+        let token = |socket: &socket2::Socket| read_info(socket.as_raw_fd()).unwrap().token();
+        let watcher = match Watcher::start(Namespace::current().unwrap()) {
+            Err(error) if error.errno() == libc::EPERM => {
+                eprintln!("skipped: needs CAP_NET_ADMIN");
+                return;
+            }
+            watcher => watcher.unwrap(),
+        };
+        let Report::Connection { connection, accepted } = report_of(&watcher, token(&there_before)) else {
+            panic!("the connection that existed is not the first report of it")
+        };
+        assert_eq!(accepted, [(connection.entry.tuple.local, connection.entry.tuple.remote)]);
+        let (client, server) = loopback().unwrap();
+        let of_client = token(&client);
+        assert!(matches!(report_of(&watcher, of_client), Report::Connection { .. }));
+        drop((client, server));
+        assert!(matches!(report_of(&watcher, of_client), Report::Closed { .. }));
+    }
+
+    #[test]
+    fn a_connection_ends_with_its_last_state() {
+        assert!(
+            is_ending(None) && is_ending(Some(tcp_state::CLOSE)) && is_ending(Some(tcp_state::FIN_SENT[0]))
+        );
+        assert!(!is_ending(Some(tcp_state::ESTABLISHED)));
+    }
+}
