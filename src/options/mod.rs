@@ -322,7 +322,7 @@ mod tests {
                 libc::ENOENT,
                 format!(
                     "setsockopt(TCP_CONGESTION) on subflow 2 {ends}: No such file or directory; applied: SO_MARK on \
-                     subflow 1 {ends}; refused too: SO_MARK on subflow 3 {ends}"
+                     subflow 1 {ends}; also refused: SO_MARK on subflow 3 {ends}"
                 )
             ))
         );
