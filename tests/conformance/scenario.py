@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import socket
 import struct
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import mptcp
 import pytest
-from mptcp import Event, EventKind, Events, _abilities
+from mptcp import Event, EventKind, Events
 from mptcp.lab import Host, Lab
 from support import KERNEL, PORT, eventually, exchange
 
@@ -27,6 +29,11 @@ SIGNAL, SUBFLOW = 1, 2
 _NESTED = 0x8000
 _ATTRIBUTE = struct.Struct("=HH")
 _NETLINK_GENERIC = 16
+
+# <linux/netlink.h>, <linux/genetlink.h>
+_MESSAGE, _GENERIC = struct.Struct("=IHHII"), struct.Struct("=BBH")
+_NLMSG_ERROR, _NLM_F_REQUEST_ACK = 2, 1 | 4
+_GENL_ID_CTRL, _CTRL_CMD_GETFAMILY, _CTRL_ATTR_FAMILY_ID, _CTRL_ATTR_FAMILY_NAME = 16, 3, 1, 2
 
 
 @dataclass(frozen=True)
@@ -238,7 +245,29 @@ def command(
         attributes += _attribute(_ADDR_REMOTE | _NESTED, _endpoint(*remote, None, 0))
     with host.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_GENERIC) as netlink:
         netlink.settimeout(10)
-        return _abilities._request(netlink, _abilities._family(netlink), number, attributes)
+        return _request(netlink, _family(netlink), number, attributes)
+
+
+def _request(netlink: socket.socket, family: int, number: int, attributes: bytes) -> bytes:
+    """Send a command of a generic netlink family, and return the attributes of its reply; raise the error in it."""
+    payload = _GENERIC.pack(number, 1, 0) + attributes
+    netlink.send(_MESSAGE.pack(_MESSAGE.size + len(payload), family, _NLM_F_REQUEST_ACK, 1, 0) + payload)
+    reply = b""
+    while True:
+        message = netlink.recv(1 << 16)
+        if _MESSAGE.unpack_from(message)[1] != _NLMSG_ERROR:
+            reply = message[_MESSAGE.size + _GENERIC.size :]
+            continue
+        error = -struct.unpack_from("=i", message, _MESSAGE.size)[0]
+        if error:
+            raise OSError(error, os.strerror(error))
+        return reply
+
+
+def _family(netlink: socket.socket) -> int:
+    name = _attribute(_CTRL_ATTR_FAMILY_NAME, b"mptcp_pm\0")
+    reply = _request(netlink, _GENL_ID_CTRL, _CTRL_CMD_GETFAMILY, name)
+    return int.from_bytes(dict(_attributes(reply))[_CTRL_ATTR_FAMILY_ID], sys.byteorder)
 
 
 def address_of(host: Host, token: int, local_id: int) -> tuple[str, int] | None:
