@@ -563,6 +563,9 @@ def test_frames_that_left_late_are_told_at_the_end() -> None:
 
 
 @pytest.mark.skipif(shutil.which("tcpdump") is None, reason="not installed: tcpdump")
+@pytest.mark.skipif(
+    os.geteuid() != 0, reason="needs root: tcpdump changes its user, which is denied in a user namespace"
+)
 def test_tcpdump_sees_the_same(pair: tuple[Host, Host], mptcp_lab: Lab) -> None:
     """Delay and loss of a link by what tcpdump prints at its two ends."""
     a, b = pair
