@@ -10,7 +10,7 @@ LIST = Path("tests", "second_tries.txt")
 
 
 def listed(text: str) -> dict[str, str]:
-    """The reasons of the tests in a list, by the tests' ids."""
+    """The reasons of the tests and files in a list, by their ids."""
     reasons = {}
     for line in text.splitlines():
         if line and not line.startswith("#"):
@@ -24,7 +24,8 @@ def listed(text: str) -> dict[str, str]:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     tests = listed((config.rootpath / LIST).read_text())
     for item in items:
-        if item.nodeid.partition("[")[0] in tests:
+        test = item.nodeid.partition("[")[0]
+        if test in tests or test.partition("::")[0] in tests:
             item.add_marker(pytest.mark.flaky(reruns=1))
 
 

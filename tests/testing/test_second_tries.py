@@ -62,6 +62,12 @@ def test_only_a_listed_test_is_tried_again(tmp_path: Path) -> None:
     assert "tried twice: tests/test_it.py::test_other" not in done.stdout
 
 
+def test_a_file_may_be_listed(tmp_path: Path) -> None:
+    done = run(tmp_path, "tests/test_it.py waits for nothing that the kernel tells\n")
+    assert done.returncode == pytest.ExitCode.OK, done.stdout
+    assert "3 passed, 3 rerun" in done.stdout
+
+
 def test_a_reason_is_required(tmp_path: Path) -> None:
     done = run(tmp_path, "tests/test_it.py::test_listed \n")
     assert done.returncode == pytest.ExitCode.USAGE_ERROR, done.stdout
@@ -71,6 +77,9 @@ def test_a_reason_is_required(tmp_path: Path) -> None:
 def test_what_is_listed_exists() -> None:
     for test in second_tries.listed((ROOT / second_tries.LIST).read_text()):
         file, _, name = test.partition("::")
+        assert (ROOT / file).is_file(), test
+        if not name:
+            continue
         names = {
             node.name for node in ast.walk(ast.parse((ROOT / file).read_text())) if isinstance(node, ast.FunctionDef)
         }
