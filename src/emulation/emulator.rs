@@ -26,6 +26,10 @@ const MARGIN: u64 = 300_000;
 const TURN: u64 = 100_000;
 const TURNS_AT_ONCE: u64 = 32;
 
+/// The kernel wakes the thread some time after a timer expires, so the timer is set earlier by what that takes nearly
+/// always: at most by this, nanoseconds.
+const MOST_LEAD: u64 = 50_000;
+
 /// How many times frames are received before a request is served: enough for all that the rings hold.
 const MOST_ROUNDS: u32 = 64;
 
@@ -80,6 +84,8 @@ impl Emulator {
             timer,
             timer_at: 0,
             turns: Turns::default(),
+            turn: 0,
+            lead: Lead::default(),
             condition: Arc::clone(&condition),
         };
         let run = move || {
@@ -205,6 +211,9 @@ struct Thread {
     /// When the timer expires; 0 for never.
     timer_at: u64,
     turns: Turns,
+    /// When the next turn may begin.
+    turn: u64,
+    lead: Lead,
     condition: Arc<Condition>,
 }
 
@@ -223,6 +232,32 @@ impl Turns {
     }
 }
 
+/// How long waking up takes at least, nearly always.
+#[derive(Debug, Default)]
+struct Lead {
+    ns: u64,
+}
+
+impl Lead {
+    /// Moves towards the time that one wake-up of ten is faster than.
+    fn learn(&mut self, took: u64) {
+        const STEP: u64 = 1_000;
+        if took > self.ns {
+            self.ns = (self.ns + STEP / 10).min(MOST_LEAD);
+        } else {
+            self.ns = self.ns.saturating_sub(STEP - STEP / 10);
+        }
+    }
+}
+
+enum Woken {
+    ByRequest,
+    /// By frames or by the timer.
+    Otherwise,
+    /// Without having slept: a frame is due sooner than waking up takes.
+    Early,
+}
+
 impl Thread {
     /// Runs until the owner has dropped its end of the requests.
     fn run(&mut self) -> Result<()> {
@@ -235,15 +270,20 @@ impl Thread {
         let mut wakeups = 0;
         loop {
             let (received, more) = self.links.receive();
-            let next = self.links.forward();
+            let (sent, next) = self.links.forward();
+            if received || sent {
+                self.turn = self.turns.begin(sys::monotonic_ns());
+            }
             if more || next.is_some_and(|next| next <= sys::monotonic_ns()) {
                 if !self.obey() {
                     return Ok(());
                 }
                 continue;
             }
-            if self.sleep(next, received)? && !self.obey() {
-                return Ok(());
+            match self.sleep(next, received)? {
+                Woken::Early => continue,
+                Woken::ByRequest if !self.obey() => return Ok(()),
+                Woken::ByRequest | Woken::Otherwise => {}
             }
             wakeups += 1;
             self.condition.wakeups.store(wakeups, Ordering::Relaxed);
@@ -251,20 +291,24 @@ impl Thread {
         }
     }
 
-    /// Waits for frames, requests and the time `next`. Returns whether there is a request.
-    fn sleep(&mut self, next: Option<u64>, received: bool) -> Result<bool> {
+    /// Waits for frames, requests and the time `next`.
+    fn sleep(&mut self, next: Option<u64>, received: bool) -> Result<Woken> {
         let failed = |error: std::io::Error| Error::call("waiting for frames", &error);
         let now = sys::monotonic_ns();
         let mut look_at_frames = true;
-        let mut at = next;
-        if received {
-            // While frames arrive and none can be due soon, they need not be received one by one.
-            let left = self.links.least_held().saturating_sub(MARGIN).min(MOST_LEFT);
-            let turn = self.turns.begin(now);
-            if left >= LEAST_LEFT || turn > now {
-                look_at_frames = false;
-                at = Some(next.map_or(now + left, |next| next.min(now + left)).max(turn));
-            }
+        let mut at = next.map(|next| next.saturating_sub(self.lead.ns));
+        // While frames arrive and none can be due soon, they need not be received one by one.
+        let left = self.links.least_held().saturating_sub(MARGIN).min(MOST_LEFT);
+        if received && left >= LEAST_LEFT {
+            look_at_frames = false;
+            at = Some(at.map_or(now + left, |at| at.min(now + left)));
+        }
+        if self.turn > now {
+            look_at_frames = false;
+            at = Some(at.unwrap_or(0).max(self.turn));
+        }
+        if at.is_some_and(|at| at <= now) {
+            return Ok(Woken::Early);
         }
         let at = at.unwrap_or(0);
         if at != self.timer_at {
@@ -272,11 +316,15 @@ impl Thread {
             self.timer_at = at;
         }
         let [small, large] = if look_at_frames { self.links.descriptors() } else { [-1; 2] };
-        match readable([self.wake.as_raw_fd(), self.timer.as_raw_fd(), small, large], None) {
-            Ok([request, ..]) => Ok(request),
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => Ok(false),
-            Err(error) => Err(failed(error)),
+        let [request, expired, _, _] =
+            match readable([self.wake.as_raw_fd(), self.timer.as_raw_fd(), small, large], None) {
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => [false; 4],
+                ready => ready.map_err(failed)?,
+            };
+        if expired {
+            self.lead.learn(sys::monotonic_ns().saturating_sub(at));
         }
+        Ok(if request { Woken::ByRequest } else { Woken::Otherwise })
     }
 
     /// Serves requests. Returns false once the owner is gone.
@@ -322,6 +370,20 @@ mod tests {
             assert_eq!(turns.begin(later), later);
         }
         assert!(turns.begin(later) > later);
+    }
+
+    #[test]
+    fn the_lead_is_what_nine_of_ten_wake_ups_take_at_least() {
+        let mut lead = Lead::default();
+        for number in 0..10_000 {
+            // From 20 to 29 us.
+            lead.learn(20_000 + number % 10 * 1_000);
+        }
+        assert!((19_000..=22_500).contains(&lead.ns), "{}", lead.ns);
+        (0..10_000).for_each(|_| lead.learn(1_000_000));
+        assert_eq!(lead.ns, MOST_LEAD);
+        (0..10_000).for_each(|_| lead.learn(0));
+        assert_eq!(lead.ns, 0);
     }
 
     #[test]

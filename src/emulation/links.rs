@@ -272,9 +272,11 @@ impl Links {
         (count > 0, count == FRAMES_AT_ONCE)
     }
 
-    /// Sends frames that are due. Returns when there is something to do next, which may be in the past.
-    pub fn forward(&mut self) -> Option<u64> {
+    /// Sends frames that are due. Returns whether there were any, and when there is something to do next, which may be
+    /// in the past.
+    pub fn forward(&mut self) -> (bool, Option<u64>) {
         let mut now = sys::monotonic_ns();
+        let mut sent = false;
         let mut next = None;
         let Links { links, outgoing, rings, blocked, .. } = self;
         let mut failed = Vec::new();
@@ -285,6 +287,7 @@ impl Links {
                 from.direction.advance(now);
                 while let Some(held) = from.direction.depart(now) {
                     let Held { frame, size, .. } = held;
+                    sent = true;
                     outgoing.push_back(Outgoing { frame, size, interface, link: *number, end });
                     if outgoing.len() >= BATCH && !full {
                         full = !send(rings, outgoing, &mut self.pool, &mut failed);
@@ -308,7 +311,7 @@ impl Links {
         if full {
             next = [next, Some(now + AGAIN)].into_iter().flatten().min();
         }
-        next
+        (sent, next)
     }
 
     /// Returns how long every frame is held at least, whatever link it arrives at.
