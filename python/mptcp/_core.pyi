@@ -624,7 +624,7 @@ class Event:
 
     @property
     def error(self) -> int | None:
-        """The errno with which a subflow failed."""
+        """The errno with which a subflow failed; of CLOSED, ECONNRESET if the peer aborted the connection."""
 
     @property
     def reset_reason(self) -> int | None:

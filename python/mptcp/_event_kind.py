@@ -42,7 +42,9 @@ document(
     ESTABLISHED="The connection is fully established, and can have further subflows.",
     CLOSED="""The connection has ended for its owner, who closed it; its last bytes may still be in flight.
 
-    Its subflows end with it, without events of their own.""",
+    If the peer aborted it (MP_FASTCLOSE), ``error`` is ECONNRESET; by polling that cannot be told. The kernel sends no
+    event then: the connections that somebody follows are looked up by their tokens, every 50 ms. Its subflows end with
+    it, without events of their own.""",
     ANNOUNCED="The peer announced the address ``remote`` with the id ``remote_id``, by ADD_ADDR.",
     REMOVED="The peer withdrew the address with the id ``remote_id``, by RM_ADDR.",
     SUB_ESTABLISHED="""A further subflow: the side that opened it has the SYN/ACK, the other side the third ACK.

@@ -7,7 +7,7 @@ import errno
 import os
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 
 from . import _core
@@ -128,28 +128,27 @@ class Socket(socket.socket):
         return self._native.is_multipath()
 
     @property
-    def token(self) -> int:
+    def token(self) -> int | None:
         """The connection's token on this host, which path manager commands and events name it by.
 
-        mptcpi_token of MPTCP_INFO. No privilege. Raises NotMultipathError, and OSError (ENOTCONN) before the
-        connection has one.
+        None where there is none: before the socket is connected, after the peer has aborted the connection, on plain
+        TCP and after a fallback. mptcpi_token of MPTCP_INFO. No privilege. Raises OSError (EBADF) on a closed Socket.
         """
-        token = self.info().token
-        if not token:
-            raise OSError(errno.ENOTCONN, "the socket is not connected: it has no token yet")
-        return token
+        with _none_but_of_a_closed_socket():
+            return self.info().token or None
+        return None
 
     @property
-    def path_manager(self) -> str:
+    def path_manager(self) -> str | None:
         """The path manager that the connection latched: "kernel" or "userspace".
 
-        Learned by a SUBFLOW_DESTROY that can hit nothing (CAP_NET_ADMIN); without privilege by GET_ADDR with the
-        connection's token, which tells since Linux 6.10.
-
-        Raises NotMultipathError, OSError (ENOTCONN) before the connection has a token, PermissionError where the
-        kernel tells only the privileged.
+        None where ``token`` is None, and where the kernel tells only the privileged. Learned by a SUBFLOW_DESTROY that
+        can hit nothing (CAP_NET_ADMIN); without privilege by GET_ADDR with the connection's token, which tells since
+        Linux 6.10. Raises OSError (EBADF) on a closed Socket.
         """
-        return self._native.path_manager()
+        with _none_but_of_a_closed_socket():
+            return self._native.path_manager()
+        return None
 
     def info(self) -> Info:
         """struct mptcp_info of the connection, by MPTCP_INFO (getsockopt at SOL_MPTCP). No privilege.
@@ -317,6 +316,16 @@ class Socket(socket.socket):
         address has; PathManagerError, NotMultipathError, PermissionError, TypeError, ValueError.
         """
         self._native.remove_address(address_id)
+
+
+@contextlib.contextmanager
+def _none_but_of_a_closed_socket() -> Iterator[None]:
+    """For attributes: what there is not is None, and only a closed Socket is an error."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EBADF:
+            raise
 
 
 def _reduce_for_process(sock: Socket) -> tuple[Callable[[Any], Socket], tuple[Any]]:

@@ -12,6 +12,7 @@ pub const MPTCP_FULL_INFO: i32 = 4;
 
 /// In mptcpi_flags.
 pub const MPTCP_INFO_FLAG_FALLBACK: u32 = 1 << 0;
+pub const MPTCP_INFO_FLAG_REMOTE_KEY_RECEIVED: u32 = 1 << 1;
 
 /// `<linux/tcp.h>`, at IPPROTO_TCP, since 6.10.
 pub const TCP_IS_MPTCP: i32 = 43;

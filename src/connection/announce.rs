@@ -2,12 +2,15 @@
 
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use crate::abi::address::{self, Endpoint, Scope};
 use crate::abi::uapi;
 use crate::connection::path_manager::explain_einval;
 use crate::connection::{needs_net_admin, not_fully_established, not_local, Connection, Subflow};
 use crate::error::{describe, Error, Result};
+use crate::events::ends::Listener;
+use crate::events::Sockets;
 use crate::namespace::address_ids::Announced;
 use crate::namespace::Namespace;
 use crate::netlink::diag;
@@ -84,9 +87,12 @@ pub fn announce(connection: &dyn Connection, address: &Endpoint) -> Result<u8> {
         return Err(not_fully_established());
     }
     let port = if address.port == 0 { connection.ends()?.0.port() } else { address.port };
-    let listener = listen(&namespace, ip, port, interface)?;
+    let listener = listen(&namespace, ip, port, interface)?.map(Listener::new);
 
     let token = known.token;
+    if let Some(listener) = &listener {
+        reader.close_at_end(token, listener, &(Arc::clone(&namespace) as Arc<dyn Sockets>))?;
+    }
     let announced =
         pm::Address { flags: uapi::pm::FLAG_SIGNAL, ..pm::Address::new(SocketAddr::new(ip, address.port)) };
     let id = ids.choose(

@@ -51,7 +51,7 @@ impl Connection for ByDescriptor {
 
     fn ends(&self) -> Result<(SocketAddr, SocketAddr)> {
         let remote = sys::peer_address(self.fd()).map_err(|error| match error.raw_os_error() {
-            Some(libc::ENOTCONN) => not_connected(),
+            Some(libc::ENOTCONN) => read_info(self.fd()).map_or_else(|error| error, |info| no_token(&info)),
             _ => Error::call("getpeername", &error),
         })?;
         let local = sys::local_address(self.fd()).map_err(|error| Error::call("getsockname", &error))?;
@@ -130,8 +130,9 @@ impl ByDescriptor {
     }
 
     fn token(&self) -> Result<u32> {
-        match read_info(self.fd())?.token() {
-            0 => Err(not_connected()),
+        let info = read_info(self.fd())?;
+        match info.token() {
+            0 => Err(no_token(&info)),
             token => Ok(token),
         }
     }
@@ -167,8 +168,16 @@ impl ByDescriptor {
     }
 }
 
-fn not_connected() -> Error {
-    Error::os(libc::ENOTCONN, "the socket is not connected: it has no token yet")
+/// Why a socket has no token: no connection yet, or none any more.
+fn no_token(info: &Info) -> Error {
+    let flags = mptcp_info::field::flags.read(info.bytes()).unwrap_or(0);
+    let was_connected = flags & u64::from(uapi::MPTCP_INFO_FLAG_REMOTE_KEY_RECEIVED) != 0;
+    let message = if was_connected {
+        "the connection has ended: the peer aborted it, or it was disconnected here"
+    } else {
+        "the socket is not connected: it has no token yet"
+    };
+    Error::os(libc::ENOTCONN, message)
 }
 
 /// True for a connection, or a socket, that is Multipath TCP and has not fallen back.

@@ -15,7 +15,7 @@ use crate::abi::address::{self, Endpoint, Scope};
 use crate::abi::full_info::Reading;
 use crate::abi::uapi::{self, tcp_state};
 use crate::connection::acceptance;
-use crate::connection::path_manager::explain_einval;
+use crate::connection::path_manager::{explain_einval, has_ended};
 use crate::connection::{self, needs_net_admin, not_fully_established, Connection, Subflow};
 use crate::error::{describe, Cause, Error, Result};
 use crate::events::event::{Event, Kind};
@@ -488,6 +488,9 @@ impl Opening {
     fn cause(&self) -> Error {
         let name = &self.name;
         let Some(closed) = &self.closed else {
+            if has_ended(&self.namespace, self.known.token).unwrap_or(false) {
+                return Error::subflow(libc::ENOTCONN, format!("{name}: the connection has ended"));
+            }
             let message = format!("{name} was closed before the peer accepted it, and no event said why");
             return Error::subflow(libc::ECONNABORTED, message);
         };

@@ -66,7 +66,7 @@ pub fn latched_of_token(namespace: &Namespace, token: u32) -> Result<PathManager
 }
 
 /// Whether no connection has this token. False where inet_diag knows no connections and nobody tells.
-fn has_ended(namespace: &Namespace, token: u32) -> Result<bool> {
+pub fn has_ended(namespace: &Namespace, token: u32) -> Result<bool> {
     let mut channel = lock(&namespace.diag);
     let found = diag::look_up_tokens(&mut channel, &[token]).map_err(diag::failed)?.pop().flatten();
     Ok(found.is_none() && diag::dump_connections(&mut channel, |_| {}).is_ok())

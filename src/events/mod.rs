@@ -1,5 +1,6 @@
 //! The events of a network namespace or of one connection, for one who waits for them.
 
+pub mod ends;
 pub mod event;
 pub mod links;
 pub mod reader;
@@ -61,7 +62,8 @@ pub struct Events {
 impl Events {
     /// Of one connection, or of the whole namespace.
     pub fn new(sockets: Arc<dyn Sockets>, reader: Arc<Reader>, token: Option<u32>) -> Result<Events> {
-        let subscription = reader.subscribe_to_stream(token.map_or(Filter::Namespace, Filter::Token))?;
+        let filter = token.map_or(Filter::Namespace, Filter::Token);
+        let subscription = reader.subscribe_to_stream(filter, &sockets)?;
         let watch = match token {
             Some(token) => {
                 check_there(sockets.diag(), token, reader.is_polling())?;
@@ -101,7 +103,7 @@ impl Events {
             None => {
                 let read = Snapshot::read_all(&mut lock(self.sockets.diag()), self.known());
                 let read = read.map_err(diag::failed)?;
-                self.reader.forget_all_but(&read);
+                self.reader.ends().read_back(&read);
                 loss.snapshot.get_or_init(|| read)
             }
         };
@@ -121,7 +123,7 @@ impl Events {
     }
 
     fn known(&self) -> std::collections::HashSet<u32> {
-        let mut known = self.reader.known();
+        let mut known = self.reader.ends().tokens();
         if let Filter::Token(token) = self.subscription.filter {
             known.insert(token);
         }

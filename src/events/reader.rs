@@ -16,10 +16,12 @@ use std::time::{Duration, Instant};
 
 use crate::abi::uapi;
 use crate::error::{Error, Result};
+use crate::events::ends::{Ends, Listener, Rounds};
 use crate::events::event::{self, Event, Kind};
 use crate::events::links::Watch;
 use crate::events::snapshot::{self, Snapshot};
 use crate::events::subscription::{Filter, Loss, Subscription};
+use crate::events::Sockets;
 use crate::netlink::codec::{messages, Message};
 use crate::netlink::diag::{self, Tuple};
 use crate::netlink::{receive_buffer, Channel, Failure};
@@ -104,8 +106,8 @@ struct Inner {
     subscribers: Mutex<Subscribers>,
     /// Links, while somebody wants to know of them.
     watch: Mutex<Weak<Watch>>,
-    /// Connections that events spoke of: one without any subflow is found by its token only.
-    known: Mutex<HashSet<u32>>,
+    /// Of connections under the kernel's events.
+    ends: Ends,
 }
 
 /// The subscription of this process to the events of one namespace. It ends when the last owner drops it.
@@ -151,7 +153,7 @@ impl Reader {
             stop: AtomicBool::new(false),
             subscribers: Mutex::default(),
             watch: Mutex::default(),
-            known: Mutex::default(),
+            ends: Ends::default(),
         });
         let for_thread = Arc::clone(&inner);
         let buffer = receive_buffer().map_err(|error| Error::call("reading events", &error))?;
@@ -170,11 +172,21 @@ impl Reader {
     }
 
     /// Subscribes for one who takes events by a descriptor.
-    pub fn subscribe_to_stream(&self, filter: Filter) -> Result<Arc<Subscription>> {
+    pub fn subscribe_to_stream(
+        &self,
+        filter: Filter,
+        sockets: &Arc<dyn Sockets>,
+    ) -> Result<Arc<Subscription>> {
         let descriptor = EventFd::new().map_err(|error| Error::call("eventfd", &error))?;
         let subscription = Arc::new(Subscription::new(filter, Some(descriptor)));
         let Origin::Polling { requests, snapshot } = &self.inner.origin else {
             lock(&self.inner.subscribers).add(&subscription);
+            let token = match filter {
+                Filter::Token(token) => Some(token),
+                _ => None,
+            };
+            self.inner.ends.watch(token, sockets)?;
+            self.inner.wake.set(); // the interval begins
             return Ok(subscription);
         };
         // It is told what changes from now on, so what there is must be known first.
@@ -221,15 +233,22 @@ impl Reader {
         matches!(self.inner.origin, Origin::Polling { .. })
     }
 
-    /// Tokens of connections that events spoke of.
-    pub fn known(&self) -> HashSet<u32> {
-        lock(&self.inner.known).clone()
+    /// What is known of connections by the kernel's events: one without any subflow is found by its token only.
+    pub fn ends(&self) -> &Ends {
+        &self.inner.ends
     }
 
-    /// Of these alone it need be known in future whether they are there.
-    pub fn forget_all_but(&self, snapshot: &Snapshot) {
-        let live: HashSet<u32> = snapshot.tokens().collect();
-        lock(&self.inner.known).retain(|token| live.contains(token));
+    /// Closes a listener when the connection that it was opened for ends.
+    pub fn close_at_end(
+        &self,
+        token: u32,
+        listener: &Arc<Listener>,
+        sockets: &Arc<dyn Sockets>,
+    ) -> Result<()> {
+        self.inner.ends.close_at_end(token, listener);
+        self.inner.ends.watch(Some(token), sockets)?;
+        self.inner.wake.set();
+        Ok(())
     }
 
     /// Bytes of events that the kernel may queue: for tests of what happens when they do not fit.
@@ -261,6 +280,7 @@ fn membership(socket: &socket2::Socket, option: i32, group: u32) -> std::io::Res
 
 /// The thread: reads until it is told to stop.
 fn run(inner: &Inner, mut buffer: Vec<u8>) {
+    let mut rounds = Rounds::default();
     let mut polling = match &inner.origin {
         Origin::Netlink { .. } => None,
         Origin::Polling { requests, snapshot } => {
@@ -270,7 +290,7 @@ fn run(inner: &Inner, mut buffer: Vec<u8>) {
     loop {
         let watch = lock(&inner.watch).upgrade();
         let watched: RawFd = watch.as_ref().map_or(-1, |watch| watch.fd());
-        let timeout = polling.as_ref().and_then(Polling::timeout);
+        let timeout = polling.as_ref().map_or_else(|| rounds.timeout(), Polling::timeout);
         let fds = [inner.wake.as_raw_fd(), inner.socket.as_raw_fd(), watched];
         let [woken, source, links] = match wait::readable(fds, timeout) {
             Ok(ready) => ready,
@@ -284,10 +304,10 @@ fn run(inner: &Inner, mut buffer: Vec<u8>) {
             }
         }
         if let Some(watch) = watch.filter(|_| links) {
-            let lost = drain(inner, watch.socket(), &mut buffer, |datagram, now| {
+            let drained = drain(inner, watch.socket(), &mut buffer, |datagram, now| {
                 watch.take(datagram, now, |event| inner.dispatch(&event));
             });
-            if lost {
+            if drained.lost {
                 // What cannot be read now is told by later changes.
                 let _ = watch.read_back();
                 inner.lost(|filter| filter == Filter::Namespace);
@@ -295,16 +315,39 @@ fn run(inner: &Inner, mut buffer: Vec<u8>) {
         }
         match &mut polling {
             Some(polling) => polling.go_on(source, &mut buffer),
-            None if source => inner.read_events(&mut buffer),
-            None => {}
+            None => {
+                if source {
+                    inner.read_events(&mut buffer);
+                }
+                inner.look_for_ends(&mut rounds, &mut buffer);
+            }
         }
     }
 }
 
 impl Inner {
-    fn read_events(&self, buffer: &mut [u8]) {
+    /// Tells of connections that ended without an event of the kernel's.
+    fn look_for_ends(&self, rounds: &mut Rounds, buffer: &mut [u8]) {
+        let gone = rounds.go_on(&self.ends, || lock(&self.subscribers).wanted());
+        // If there was an event after all, it waits in the socket by now. If not all of them could be read the next round
+        // tells.
+        if gone.is_empty() || !self.read_events(buffer) {
+            return;
+        }
+        let time_ns = sys::monotonic_ns();
+        for token in gone {
+            let (token, error) = (Some(token), Some(libc::ECONNRESET));
+            let closed = Event { token, error, ..Event::new(Kind::Closed, time_ns) };
+            if self.note(&closed) {
+                self.dispatch(&closed);
+            }
+        }
+    }
+
+    /// True if all that waited were read.
+    fn read_events(&self, buffer: &mut [u8]) -> bool {
         let interface_name = |index| sys::interface_name(self.socket.as_raw_fd(), index).ok().map(Arc::from);
-        let lost = drain(self, &self.socket, buffer, |datagram, now| {
+        let drained = drain(self, &self.socket, buffer, |datagram, now| {
             for message in messages(datagram) {
                 if let Message::Data { payload, .. } = message {
                     if let Some(event) = event::decode(payload, now, interface_name) {
@@ -314,9 +357,10 @@ impl Inner {
                 }
             }
         });
-        if lost {
+        if drained.lost {
             self.lost(|_| true);
         }
+        drained.all
     }
 
     /// Reads the sockets, and tells what has changed since the last time of the connections that are wanted, or of all.
@@ -344,14 +388,15 @@ impl Inner {
         Ok(())
     }
 
-    fn note(&self, event: &Event) {
-        if let Some(token) = event.token {
-            let mut known = lock(&self.known);
-            if event.kind == Kind::Closed {
-                known.remove(&token);
-            } else {
-                known.insert(token);
+    /// False for the end of a connection that is not watched, or that was told before.
+    fn note(&self, event: &Event) -> bool {
+        match event.token {
+            Some(token) if event.kind == Kind::Closed => self.ends.note_end(token),
+            Some(token) if event.kind == Kind::Created => {
+                self.ends.note_begin(token, event.time_ns);
+                true
             }
+            _ => true,
         }
     }
 
@@ -369,14 +414,22 @@ impl Inner {
     }
 }
 
-/// Reads the datagrams that wait in a socket. True if the kernel dropped some: it then takes no more before all that wait
-/// are read, so they are.
+/// What came of reading a socket.
+struct Drained {
+    /// The kernel dropped some.
+    lost: bool,
+    /// Nothing more waited at the end.
+    all: bool,
+}
+
+/// Reads the datagrams that wait in a socket. If the kernel dropped some it takes no more before all that wait are read, so
+/// they are.
 fn drain(
     inner: &Inner,
     mut socket: &socket2::Socket,
     buffer: &mut [u8],
     mut on_datagram: impl FnMut(&[u8], u64),
-) -> bool {
+) -> Drained {
     let mut lost = false;
     let mut left = TURN;
     while (lost || left > 0) && !inner.stop.load(Ordering::Relaxed) {
@@ -384,11 +437,11 @@ fn drain(
             Ok(length) => on_datagram(&buffer[..length], sys::monotonic_ns()),
             Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => lost = true,
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(_) => break,
+            Err(_) => return Drained { lost, all: true },
         }
         left = left.saturating_sub(1);
     }
-    lost
+    Drained { lost, all: false }
 }
 
 /// The state of the thread that compares readings.
@@ -411,7 +464,7 @@ impl Polling<'_> {
     fn go_on(&mut self, notices: bool, buffer: &mut [u8]) {
         if notices {
             let mut concerned = false;
-            let lost = drain(self.inner, &self.inner.socket, buffer, |datagram, _| {
+            let drained = drain(self.inner, &self.inner.socket, buffer, |datagram, _| {
                 let snapshot = lock(self.snapshot);
                 concerned |= messages(datagram).any(|message| match message {
                     Message::Data { payload, .. } => {
@@ -420,7 +473,7 @@ impl Polling<'_> {
                     _ => false,
                 });
             });
-            if lost || concerned {
+            if drained.lost || concerned {
                 self.due = Some(self.earliest);
             }
         }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use crate::abi::uapi;
 use crate::error::{Error, Result};
+use crate::events::ends::Listener;
 use crate::events::reader::Reader;
 use crate::netlink::pm;
 use crate::netlink::pm::PmSocket;
@@ -35,7 +36,7 @@ pub struct AddressIds {
 pub struct Announced {
     pub address: pm::Address,
     /// Listens there, where nobody else did.
-    pub _listener: Option<socket2::Socket>,
+    pub _listener: Option<Arc<Listener>>,
     /// The peer's subflows are accepted only while somebody is subscribed.
     pub _reader: Arc<Reader>,
 }

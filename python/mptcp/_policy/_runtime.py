@@ -251,6 +251,7 @@ class Runtime:
     def _forget(self, conn: PolicyConnection) -> None:
         with self.lock:
             self._connections.pop(conn.token, None)
+            self._holders.pop(conn.inode, None)
             for attempt in list(conn.attempts):
                 self._end(conn, attempt)
         self._tell("on_closed", conn)

@@ -1,0 +1,277 @@
+//! The ends of connections that the kernel sends no event for.
+//!
+//! A connection that its peer aborts (MP_FASTCLOSE, RFC 8684, section 3.5) loses its token before its sockets are closed,
+//! and the kernel names connections in events by their tokens: so it sends none. No notice of sock_diag comes either
+//! while the owner keeps the socket, since that keeps the initial subflow. What tells is that the token is nobody's any
+//! more: the connections that somebody wants to know of are looked up by it at intervals.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::{Duration, Instant};
+
+use crate::error::Result;
+use crate::events::snapshot::Snapshot;
+use crate::events::Sockets;
+use crate::netlink::diag;
+use crate::sys::lock::lock;
+
+/// From one round of look-ups to the next, at least.
+const INTERVAL: Duration = Duration::from_millis(50);
+
+/// And at least so many times as long as the last round took.
+const IDLE: u32 = 20;
+
+/// Look-ups at once: events that come meanwhile wait for them.
+const BATCH: usize = 64;
+
+/// A listener that is closed at the end of the connection that it was opened for.
+#[derive(Debug)]
+pub struct Listener(Mutex<Option<socket2::Socket>>);
+
+impl Listener {
+    pub fn new(socket: socket2::Socket) -> Arc<Listener> {
+        Arc::new(Listener(Mutex::new(Some(socket))))
+    }
+
+    fn close(&self) {
+        drop(lock(&self.0).take());
+    }
+}
+
+/// The connections whose ends are watched, by their tokens.
+#[derive(Debug, Default)]
+struct Watched {
+    /// When the event of each one's begin was taken, in nanoseconds of CLOCK_MONOTONIC; 0 for one that was there before.
+    /// Absent while nobody wants to know.
+    tokens: Option<HashMap<u32, u64>>,
+    /// All of the namespace are among them.
+    complete: bool,
+}
+
+/// What is known of the connections of one network namespace, and who is told of their ends.
+#[derive(Debug, Default)]
+pub struct Ends {
+    watched: Mutex<Watched>,
+    /// For the look-ups. Absent before the first watch, and where inet_diag knows no connections.
+    sockets: Mutex<Option<Arc<dyn Sockets>>>,
+    listeners: Mutex<HashMap<u32, Vec<Weak<Listener>>>>,
+}
+
+impl Ends {
+    /// Watches one connection, or all that there are and will be.
+    pub fn watch(&self, token: Option<u32>, sockets: &Arc<dyn Sockets>) -> Result<()> {
+        let mut requests = lock(sockets.diag());
+        let mut known = lock(&self.sockets);
+        if known.is_none() {
+            // Where it knows none, each token would seem to be nobody's.
+            if diag::dump_connections(&mut requests, |_| {}).is_err() {
+                return Ok(());
+            }
+            *known = Some(Arc::clone(sockets));
+        }
+        drop(known);
+        // Locked meanwhile, so that the end of one which is found is not taken note of before.
+        let mut watched = lock(&self.watched);
+        let Watched { tokens, complete } = &mut *watched;
+        let tokens = tokens.get_or_insert_default();
+        match token {
+            Some(token) => {
+                tokens.entry(token).or_insert(0);
+            }
+            None if *complete => {}
+            None => {
+                diag::dump(&mut requests, |entry, _| {
+                    if let Some(subflow) = entry.subflow {
+                        tokens.entry(subflow.token).or_insert(0);
+                    }
+                })
+                .map_err(diag::failed)?;
+                *complete = true;
+            }
+        }
+        Ok(())
+    }
+
+    pub fn is_watched(&self) -> bool {
+        lock(&self.watched).tokens.is_some()
+    }
+
+    /// Has a listener closed at the end of a connection that is watched.
+    pub fn close_at_end(&self, token: u32, listener: &Arc<Listener>) {
+        let mut listeners = lock(&self.listeners);
+        listeners.retain(|_, list| list.iter().any(|listener| listener.strong_count() > 0));
+        listeners.entry(token).or_default().push(Arc::downgrade(listener));
+    }
+
+    /// Takes note of a connection that begins.
+    pub fn note_begin(&self, token: u32, time_ns: u64) {
+        if let Some(tokens) = &mut lock(&self.watched).tokens {
+            tokens.insert(token, time_ns);
+        }
+    }
+
+    /// Takes note of the end of a connection; false if it was known before, or not watched.
+    pub fn note_end(&self, token: u32) -> bool {
+        let was_watched =
+            lock(&self.watched).tokens.as_mut().is_some_and(|tokens| tokens.remove(&token).is_some());
+        for listener in lock(&self.listeners).remove(&token).iter().flatten().filter_map(Weak::upgrade) {
+            listener.close();
+        }
+        was_watched
+    }
+
+    /// The connections that are watched.
+    pub fn tokens(&self) -> HashSet<u32> {
+        lock(&self.watched).tokens.iter().flat_map(HashMap::keys).copied().collect()
+    }
+
+    /// What there was after events were lost: those that are not there need not be watched any more.
+    pub fn read_back(&self, snapshot: &Snapshot) {
+        if let Some(tokens) = &mut lock(&self.watched).tokens {
+            let live: HashSet<u32> = snapshot.tokens().collect();
+            tokens.retain(|token, time_ns| live.contains(token) || *time_ns > snapshot.time_ns);
+            for token in live {
+                tokens.entry(token).or_insert(0);
+            }
+        }
+    }
+
+    /// Which connections to look up: of those that `wanted` says, or of all. Absent if nobody wants to know of any, nor
+    /// will before `watch` is called again.
+    fn to_look_up(&self, wanted: impl FnOnce() -> Option<HashSet<u32>>) -> Option<Vec<u32>> {
+        let mut watched = lock(&self.watched);
+        let Watched { tokens, complete } = &mut *watched;
+        // Asked for with the lock held, so that nobody who begins to watch is missed.
+        if let Some(mut wanted) = wanted() {
+            let mut listeners = lock(&self.listeners);
+            listeners.retain(|_, list| list.iter().any(|listener| listener.strong_count() > 0));
+            wanted.extend(listeners.keys());
+            *complete = false;
+            if wanted.is_empty() {
+                *tokens = None;
+            }
+            tokens.iter_mut().for_each(|tokens| tokens.retain(|token, _| wanted.contains(token)));
+        }
+        tokens.as_ref().map(|tokens| tokens.keys().copied().collect())
+    }
+
+    /// Those of these tokens that are nobody's; absent if that cannot be said now. Waits for nobody, since events would
+    /// wait with it.
+    fn look_up(&self, tokens: &[u32]) -> Option<Vec<u32>> {
+        let sockets = lock(&self.sockets).clone()?;
+        let mut requests = sockets.diag().try_lock().ok()?;
+        let found = diag::look_up_tokens(&mut requests, tokens).ok()?;
+        let gone = tokens.iter().zip(found).filter(|(_, entry)| entry.is_none());
+        Some(gone.map(|(token, _)| *token).collect())
+    }
+}
+
+/// The rounds of look-ups, for the thread that reads events.
+#[derive(Debug, Default)]
+pub struct Rounds {
+    /// Of this round.
+    left: Vec<u32>,
+    began: Option<Instant>,
+    /// When the next begins; absent while nothing is watched.
+    due: Option<Instant>,
+}
+
+impl Rounds {
+    /// How long there is nothing to do.
+    pub fn timeout(&self) -> Option<Duration> {
+        if !self.left.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        self.due.map(|due| due.saturating_duration_since(Instant::now()))
+    }
+
+    /// Looks some connections up if it is time, and returns the tokens that are nobody's.
+    pub fn go_on(&mut self, ends: &Ends, wanted: impl FnOnce() -> Option<HashSet<u32>>) -> Vec<u32> {
+        let now = Instant::now();
+        if self.left.is_empty() {
+            match self.due {
+                None if !ends.is_watched() => return Vec::new(),
+                None => {
+                    self.due = Some(now + INTERVAL);
+                    return Vec::new();
+                }
+                Some(due) if now < due => return Vec::new(),
+                Some(_) => {}
+            }
+            let Some(tokens) = ends.to_look_up(wanted) else {
+                self.due = None;
+                return Vec::new();
+            };
+            self.left = tokens;
+            self.began = Some(now);
+        }
+        let batch = self.left.split_off(self.left.len().saturating_sub(BATCH));
+        let gone = match batch.as_slice() {
+            [] => Some(Vec::new()),
+            batch => ends.look_up(batch),
+        };
+        if gone.is_none() {
+            self.left.clear(); // the next round tells
+        }
+        if self.left.is_empty() {
+            let end = Instant::now();
+            let took = self.began.map_or(Duration::ZERO, |began| end - began);
+            self.due = Some(end + INTERVAL.max(took * IDLE));
+        }
+        gone.unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn watching(tokens: &[u32]) -> Ends {
+        let ends = Ends::default();
+        lock(&ends.watched).tokens = Some(tokens.iter().map(|token| (*token, 0)).collect());
+        ends
+    }
+
+    #[test]
+    fn an_end_is_told_once() {
+        let ends = watching(&[1]);
+        ends.note_begin(2, 5);
+        assert!(ends.note_end(1) && !ends.note_end(1));
+        assert!(ends.note_end(2));
+        assert!(!ends.note_end(3), "it was never there");
+    }
+
+    #[test]
+    fn nothing_is_kept_while_nobody_wants_to_know() {
+        let ends = Ends::default();
+        ends.note_begin(1, 5);
+        assert!(!ends.is_watched() && ends.tokens().is_empty());
+        let ends = watching(&[1, 2]);
+        assert_eq!(ends.to_look_up(|| Some(HashSet::from([2, 3]))), Some(vec![2]));
+        assert_eq!(ends.to_look_up(|| None), Some(vec![2]));
+        assert_eq!(ends.to_look_up(|| Some(HashSet::new())), None);
+        assert!(!ends.is_watched());
+    }
+
+    #[test]
+    fn a_connection_with_a_listener_is_watched_until_it_ends() {
+        let ends = watching(&[1]);
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        let listener = Listener::new(socket);
+        ends.close_at_end(1, &listener);
+        assert_eq!(ends.to_look_up(|| Some(HashSet::new())), Some(vec![1]));
+        assert!(ends.note_end(1));
+        assert!(lock(&listener.0).is_none());
+        assert_eq!(ends.to_look_up(|| Some(HashSet::new())), None);
+    }
+
+    #[test]
+    fn after_a_loss_those_that_are_there_are_watched() {
+        let ends = watching(&[1]);
+        ends.note_begin(2, 5);
+        let mut snapshot = Snapshot::default();
+        snapshot.time_ns = 4;
+        ends.read_back(&snapshot);
+        assert_eq!(ends.tokens(), HashSet::from([2]), "it began after what was read");
+    }
+}
