@@ -328,3 +328,32 @@ def lock_held(host: Host) -> Iterator[int]:
         assert holder.stdout.readline() == "held\n"
         yield holder.pid
         holder.stdin.close()
+
+
+#: For a program in Python: memory in which whoever reads it waits until ``release()``, a system call too, with the
+#: locks that it holds (userfaultfd).
+STUCK_MEMORY = r"""
+import ctypes, fcntl, mmap, os, platform, select, struct
+_libc = ctypes.CDLL(None, use_errno=True)
+class Stuck:
+    def __init__(self):
+        number = {"x86_64": 323, "aarch64": 282}[platform.machine()]
+        self._fd = _libc.syscall(number, os.O_CLOEXEC | os.O_NONBLOCK)
+        if self._fd < 0:
+            raise OSError(ctypes.get_errno(), "userfaultfd")
+        fcntl.ioctl(self._fd, 0xC018AA3F, struct.pack("QQQ", 0xAA, 0, 0))  # UFFDIO_API
+        self.memory = mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        start = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
+        fcntl.ioctl(self._fd, 0xC020AA00, bytearray(struct.pack("QQQQ", start, mmap.PAGESIZE, 1, 0)))  # UFFDIO_REGISTER
+    def wait(self):
+        "Until somebody waits."
+        assert select.select([self._fd], [], [], 60)[0]
+    def release(self):
+        os.close(self._fd)
+"""
+
+
+def has_userfaultfd() -> bool:
+    """Whether a page fault of a system call can be held up."""
+    program = f"{STUCK_MEMORY}\nStuck()"
+    return subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0

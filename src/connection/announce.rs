@@ -7,7 +7,9 @@ use std::sync::Arc;
 use crate::abi::address::{self, Endpoint, Scope};
 use crate::abi::uapi;
 use crate::connection::path_manager::explain_einval;
-use crate::connection::{needs_net_admin, not_fully_established, not_local, Connection, Subflow};
+use crate::connection::{
+    needs_net_admin, not_fully_established, not_local, wait_for_lock, Connection, Subflow,
+};
 use crate::error::{describe, Error, Result};
 use crate::events::ends::Listener;
 use crate::events::Sockets;
@@ -89,6 +91,7 @@ pub fn announce(connection: &dyn Connection, address: &Endpoint) -> Result<u8> {
     let port = if address.port == 0 { connection.ends()?.0.port() } else { address.port };
     let listener = listen(&namespace, ip, port, interface)?.map(Listener::new);
 
+    wait_for_lock(connection);
     let token = known.token;
     if let Some(listener) = &listener {
         reader.close_at_end(token, listener, &(Arc::clone(&namespace) as Arc<dyn Sockets>))?;
@@ -132,6 +135,7 @@ pub fn remove(connection: &dyn Connection, id: u8) -> Result<()> {
             ),
         ));
     }
+    wait_for_lock(connection);
     let remove = || namespace.pm.command(&pm::codec::encode_remove(known.token, id));
     let mut removed = remove()?;
     if let (Err(Failure { errno: libc::EINVAL, .. }), Some(announced)) = (&removed, ids.announced.get(&id)) {

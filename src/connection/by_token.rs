@@ -13,7 +13,7 @@ use crate::abi::tcp_info::{self, TcpInfo};
 use crate::abi::uapi::{self, tcp_state};
 use crate::connection::acceptance;
 use crate::connection::path_manager::latched;
-use crate::connection::{ended, Connection, Subflow};
+use crate::connection::{ended, wait_for_lock, Connection, Subflow};
 use crate::error::{Cause, Error, Result};
 use crate::namespace::known::Known;
 use crate::namespace::path_manager::PathManager;
@@ -301,12 +301,14 @@ impl Connection for ByToken {
 
     fn path_manager(&self) -> Result<PathManager> {
         self.now()?;
+        wait_for_lock(self);
         latched(&self.namespace, self.token())
     }
 
     fn info(&self) -> Result<Info> {
         self.now()?;
-        let info = diag::read_info(&mut lock(&self.namespace.diag_of_connections), self.token());
+        let read = self.namespace.diag_of_connections.with(|channel| diag::read_info(channel, self.token()));
+        let info = read.map_err(|error| Error::call("socket(AF_NETLINK)", &error))?;
         let info = info.map_err(diag::failed)?.ok_or_else(|| self.ended())?;
         let flags = mptcp_info::field::flags.read(info.bytes()).unwrap_or(0);
         if flags & u64::from(uapi::MPTCP_INFO_FLAG_FALLBACK) != 0 {

@@ -1,6 +1,6 @@
 //! Closing one subflow.
 
-use crate::connection::{find, gone, needs_net_admin, Connection, Subflow, Which};
+use crate::connection::{find, gone, needs_net_admin, wait_for_lock, Connection, Subflow, Which};
 use crate::error::{Cause, Error, Result};
 use crate::namespace::Namespace;
 use crate::netlink::diag;
@@ -12,6 +12,7 @@ use crate::sys::lock::lock;
 pub fn close_subflow(connection: &dyn Connection, which: Which, force: bool) -> Result<()> {
     let (subflow, live) = find(connection, which)?;
     let namespace = connection.namespace()?;
+    wait_for_lock(connection);
     let ends = (pm::Address::new(subflow.local), pm::Address::new(subflow.remote));
     match namespace.pm.command(&pm::codec::encode_destroy(subflow.token, &ends.0, &ends.1))? {
         Ok(()) => return Ok(()),

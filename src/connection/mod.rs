@@ -121,6 +121,15 @@ pub fn events(connection: &dyn Connection) -> Result<Events> {
     Ok(events)
 }
 
+/// Waits for the connection's lock on a socket that nobody else waits for. A command of `mptcp_pm` waits for it with a
+/// mutex of the kernel that all such commands of the host take, so one that would have to wait is better not sent.
+fn wait_for_lock(connection: &dyn Connection) {
+    // Through a descriptor its subflows have just been read, which waits for the lock.
+    if connection.reads_by_dump() {
+        let _ = connection.info();
+    }
+}
+
 /// The live subflow that is meant.
 fn find(connection: &dyn Connection, which: Which) -> Result<(Subflow, usize)> {
     let subflows = connection.subflows()?;

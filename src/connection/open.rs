@@ -239,7 +239,7 @@ impl Opening {
     pub fn detach(mut self, connection: &dyn Connection) -> Result<Option<Tuple>> {
         if self.state == State::NotSent {
             if connection.reads_by_dump() && !self.ends.backup {
-                self.send_blindly()?;
+                self.send_blindly(connection)?;
             } else {
                 self.send(connection)?;
                 self.check_backup()?;
@@ -307,6 +307,7 @@ impl Opening {
         let known = Arc::clone(&self.known);
         let mut ids = lock(&known.opening);
         let before = self.read(connection)?;
+        connection::wait_for_lock(connection);
         self.create(&mut ids, &before)?;
         self.state = State::Sent;
         let ends = self.ends;
@@ -335,7 +336,8 @@ impl Opening {
 
     /// The SYN alone, for a subflow that is left to itself: neither the live ids nor the new four-tuple are looked up.
     /// An id that another address of this connection has is refused by the kernel, and then its list is asked for.
-    fn send_blindly(&self) -> Result<()> {
+    fn send_blindly(&self, connection: &dyn Connection) -> Result<()> {
+        connection::wait_for_lock(connection);
         self.create(&mut lock(&self.known.opening), &[])
     }
 

@@ -2,7 +2,7 @@
 
 use crate::abi::uapi;
 use crate::connection::path_manager::explain_einval;
-use crate::connection::{find, needs_net_admin, Connection, Which};
+use crate::connection::{find, needs_net_admin, wait_for_lock, Connection, Which};
 use crate::error::{Error, Result};
 use crate::netlink::pm;
 
@@ -10,6 +10,7 @@ use crate::netlink::pm;
 pub fn set_backup(connection: &dyn Connection, which: Which, backup: bool) -> Result<()> {
     let (subflow, _) = find(connection, which)?;
     let namespace = connection.namespace()?;
+    wait_for_lock(connection);
     let flags = if backup { uapi::pm::FLAG_BACKUP } else { 0 };
     let local = pm::Address { flags, ..pm::Address::new(subflow.local) };
     let remote = pm::Address::new(subflow.remote);

@@ -23,6 +23,7 @@ use crate::events::reader::Reader;
 use crate::events::{Events, Sockets};
 use crate::namespace::known::Known;
 use crate::netlink::pm::PmSocket;
+use crate::netlink::pool::Pool;
 use crate::netlink::Channel;
 use crate::sys::lock::lock;
 use crate::sys::{self, Wanted};
@@ -49,8 +50,8 @@ pub struct Namespace {
     pub cookie: u64,
     process: u32,
     pub diag: Mutex<Channel>,
-    /// For what waits for a connection's lock, which nobody who reads without it shall wait for.
-    pub diag_of_connections: Mutex<Channel>,
+    /// For what waits for a connection's lock, which nobody else shall wait for.
+    pub diag_of_connections: Pool,
     pub pm: PmSocket,
     pub route: Mutex<Channel>,
     events: Arc<socket2::Socket>,
@@ -59,7 +60,7 @@ pub struct Namespace {
     path_manager: io::Result<File>,
     /// flock() on it excludes other processes that change the path manager for a moment, and the mutex our own
     /// threads, which share the open file that a flock belongs to.
-    file: io::Result<File>,
+    file: Arc<io::Result<File>>,
     changing: Mutex<()>,
     connections: Mutex<HashMap<u32, Weak<Known>>>,
 }
@@ -116,6 +117,20 @@ fn current_cookie() -> Result<u64> {
     let [probe] = sys::open_here(&[NETLINK]);
     let probe = probe.map_err(|error| no_netlink(&error))?;
     cookie_of(probe.as_raw_fd()).map_err(no_cookie)
+}
+
+/// One more netlink socket of the namespace with this cookie, which `file` is.
+fn open_netlink(cookie: u64, file: &io::Result<File>, protocol: i32) -> io::Result<OwnedFd> {
+    let wanted = [Wanted::Socket { family: libc::AF_NETLINK, kind: libc::SOCK_RAW, protocol }];
+    let [here] = sys::open_here(&wanted);
+    let here = here?;
+    if cookie_of(here.as_raw_fd())? == cookie {
+        return Ok(here);
+    }
+    drop(here);
+    let file = file.as_ref().map_err(|error| io::Error::from(error.kind()))?;
+    let [there] = sys::open_in_namespace(&file.as_fd().try_clone_to_owned()?, &wanted)?;
+    there
 }
 
 fn registered(cookie: u64) -> Option<Arc<Namespace>> {
@@ -181,7 +196,7 @@ impl Namespace {
             return Ok(None);
         }
         let failed = |error: &io::Error| Error::call("/proc/thread-self/ns/net", error);
-        self.file.as_ref().map(|file| Some(file.as_fd())).map_err(failed)
+        self.file.as_ref().as_ref().map(|file| Some(file.as_fd())).map_err(failed)
     }
 
     fn register(cookie: u64, opened: [io::Result<OwnedFd>; 7]) -> Result<Arc<Namespace>> {
@@ -202,6 +217,12 @@ impl Namespace {
         let failed = |error| no_netlink(&error);
         let channel =
             |socket: io::Result<OwnedFd>| socket.and_then(Channel::new).map(Mutex::new).map_err(failed);
+        let file = Arc::new(file.map(File::from));
+        let pool = |socket: io::Result<OwnedFd>, protocol| {
+            let first = socket.and_then(Channel::new).map_err(failed)?;
+            let file = Arc::clone(&file);
+            Ok(Pool::new(first, Box::new(move || open_netlink(cookie, &file, protocol))))
+        };
         let events = socket2::Socket::from(events.map_err(failed)?);
         sys::bind_netlink(events.as_raw_fd()).map_err(failed)?;
         events.set_nonblocking(true).map_err(failed)?;
@@ -209,14 +230,14 @@ impl Namespace {
             cookie,
             process: std::process::id(),
             diag: channel(diag)?,
-            diag_of_connections: channel(diag_of_connections)?,
-            pm: PmSocket::new(pm.and_then(Channel::new).map_err(failed)?),
+            diag_of_connections: pool(diag_of_connections, libc::NETLINK_SOCK_DIAG)?,
+            pm: PmSocket::new(pool(pm, libc::NETLINK_GENERIC)?),
             route: channel(route)?,
             events: Arc::new(events),
             reader: Mutex::default(),
             poller: Mutex::default(),
             path_manager: path_manager.map(File::from),
-            file: file.map(File::from),
+            file,
             changing: Mutex::default(),
             connections: Mutex::default(),
         })

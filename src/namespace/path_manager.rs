@@ -98,7 +98,7 @@ impl Namespace {
     /// EINTR where a signal is pending that the caller holds back and that would end it.
     fn lock(&self) -> Result<Locked<'_>> {
         let failed = |error: &io::Error| Error::call("flock of the network namespace", error);
-        let file = self.file.as_ref().map_err(failed)?;
+        let file = self.file.as_ref().as_ref().map_err(failed)?;
         let threads = lock(&self.changing);
         let start = Instant::now();
         let patience = if impatience::lasts(self.cookie) { Duration::ZERO } else { PATIENCE };

@@ -7,13 +7,19 @@ use crate::abi::uapi;
 use crate::error::{Error, Result};
 use crate::netlink::pm::codec::encode_destroy_nothing;
 use crate::netlink::pm::PmSocket;
+use crate::netlink::pool::Pool;
 use crate::netlink::Channel;
 use crate::sys;
 
 fn path_manager_socket() -> Result<PmSocket> {
     let failed = |error| Error::call("socket(AF_NETLINK)", &error);
     let [socket] = sys::open_here(&[super::NETLINK]);
-    Ok(PmSocket::new(Channel::new(socket.map_err(failed)?).map_err(failed)?))
+    let first = Channel::new(socket.map_err(failed)?).map_err(failed)?;
+    let open = || {
+        let [socket] = sys::open_here(&[super::NETLINK]);
+        socket
+    };
+    Ok(PmSocket::new(Pool::new(first, Box::new(open))))
 }
 
 /// The generic netlink family `mptcp_pm`. No privilege.

@@ -4,6 +4,7 @@ pub mod codec;
 pub mod diag;
 pub mod links;
 pub mod pm;
+pub mod pool;
 pub mod route;
 
 use std::io::{self, Read};

@@ -12,7 +12,9 @@ mod terminal;
 use std::ffi::CString;
 use std::io;
 use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread::Scope;
 
 use self::caller::Caller;
 use self::connections::Connections;
@@ -46,8 +48,12 @@ pub fn held_back() -> Vec<i32> {
     [SIGNALS.as_slice(), &[libc::SIGCHLD]].concat()
 }
 
-/// Calls that are served at a time. One that waits, for a connection's lock say, keeps one thread.
+/// How many threads wait for calls at most. A call that waits, for a connection's lock say, keeps its thread, and
+/// another one takes its place.
 const THREADS: usize = 8;
+
+/// How many calls of options are served at a time at most. One more is ENOBUFS.
+const MOST: usize = 500;
 
 /// How to run a program.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,6 +103,10 @@ struct Supervisor<'a> {
     connections: Connections,
     /// Held by the thread that waits for the next call.
     turn: Mutex<()>,
+    /// Threads that wait for calls, or for their turn to do so.
+    waiting: AtomicUsize,
+    /// Calls of options that are being served.
+    options: AtomicUsize,
     /// Readable when the threads are to end.
     stop: EventFd,
     /// Under the userspace path manager joins are accepted only while somebody is subscribed.
@@ -149,17 +159,13 @@ pub fn run(settings: &Settings) -> Result<End> {
         path_manager,
         connections: Connections::default(),
         turn: Mutex::default(),
+        waiting: AtomicUsize::new(0),
+        options: AtomicUsize::new(0),
         stop,
         _events: events,
     };
     std::thread::scope(|scope| {
-        let thread = || std::thread::Builder::new().name("mptcp-run".into());
-        let spawned = (0..THREADS).map(|_| thread().spawn_scoped(scope, || supervisor.serve()));
-        // Fewer do as well, but for one at least.
-        let (running, missing): (Vec<_>, Vec<_>) = spawned.partition(io::Result::is_ok);
-        if let Some(Err(error)) = missing.into_iter().next().filter(|_| running.is_empty()) {
-            return Err(Error::call("starting a thread", &error));
-        }
+        supervisor.start_thread(scope).map_err(failed("starting a thread"))?;
         let program = Program { process, has_session, terminal: terminal.as_ref() };
         let relay = terminal.as_ref().map(|terminal| thread().spawn_scoped(scope, || terminal.relay()));
         let end = match relay {
@@ -326,10 +332,25 @@ impl Supervisor<'_> {
         self.stop.set();
     }
 
-    /// Serves calls until there are no more.
-    fn serve(&self) {
+    /// Starts one more thread that serves calls.
+    fn start_thread<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>) -> io::Result<()> {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let started = thread().spawn_scoped(scope, || self.serve(scope));
+        if started.is_err() {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+        }
+        started.map(drop)
+    }
+
+    /// Serves calls until there are no more, or enough others wait for them.
+    fn serve<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>) {
         while let Some(call) = self.next() {
             let Some(call) = call else { continue };
+            // Somebody waits for the next call while this one is served. Where no thread can be had, it waits for those
+            // that there are.
+            if self.waiting.fetch_sub(1, Ordering::Relaxed) == 1 {
+                let _ = self.start_thread(scope);
+            }
             // A panic must leave no caller waiting.
             let outcome = catch_unwind(AssertUnwindSafe(|| self.serve_one(&call)));
             match outcome.unwrap_or(Outcome::Fail(libc::EIO)) {
@@ -337,6 +358,10 @@ impl Supervisor<'_> {
                 Outcome::Succeed => self.listener.answer(call.id, Ok(())),
                 Outcome::Fail(errno) => self.listener.answer(call.id, Err(errno)),
                 Outcome::Answered => {}
+            }
+            if self.waiting.fetch_add(1, Ordering::Relaxed) >= THREADS {
+                self.waiting.fetch_sub(1, Ordering::Relaxed);
+                return;
             }
         }
     }
@@ -354,10 +379,36 @@ impl Supervisor<'_> {
         let Ok(caller) = Caller::of(self, call) else { return Outcome::Pass };
         match call.number {
             libc::SYS_socket => socket::serve(self, &caller, call),
-            libc::SYS_getsockopt | libc::SYS_setsockopt => options::serve(self, &caller, call),
+            libc::SYS_getsockopt | libc::SYS_setsockopt => {
+                // Those of connections whose locks are not let go must not take all threads that there can be.
+                match Counted::one_more(&self.options, MOST) {
+                    Some(_counted) => options::serve(self, &caller, call),
+                    None => Outcome::Fail(libc::ENOBUFS),
+                }
+            }
             _ => Outcome::Pass,
         }
     }
+}
+
+/// One of those that are counted, until it is dropped.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl<'a> Counted<'a> {
+    fn one_more(count: &'a AtomicUsize, most: usize) -> Option<Counted<'a>> {
+        let counted = Counted(count);
+        (count.fetch_add(1, Ordering::Relaxed) < most).then_some(counted)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn thread() -> std::thread::Builder {
+    std::thread::Builder::new().name("mptcp-run".into())
 }
 
 fn ended(child: Child) -> Option<End> {

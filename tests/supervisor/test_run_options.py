@@ -31,8 +31,10 @@ from support import (
     PYTHON,
     ROOT,
     RUN,
+    STUCK_MEMORY,
     eventually,
     has_bpf,
+    has_userfaultfd,
     needs,
     needs_python,
     ss,
@@ -905,3 +907,49 @@ one, other = v6({v6[0]!r}, 0), v6({v6[1]!r}, {PORT})
 print(open(one, other), open(without(one), without(other)), len(ids(fd)))
 """
     assert ask(mptcp_two_paths, program) == ["opened opened opened 4", "EAFNOSUPPORT EAFNOSUPPORT 4"]
+
+
+@needs_root
+@needs_python
+def test_connections_whose_locks_are_held_hold_up_no_other(mptcp_two_paths: Paths, echo: Echo) -> None:
+    """A sender that waits for a page of its buffer has the connection's lock, for as long as its owner likes."""
+    if not has_userfaultfd():
+        pytest.skip("needs userfaultfd for system calls")
+    client, server, links = mptcp_two_paths
+    local, remote = links[1].address(client), links[1].address(server)
+    program = rf"""
+{STUCK_MEMORY}
+import time
+stuck, threads = [], []
+def start(call):
+    threads.append(threading.Thread(target=call))
+    threads[-1].start()
+for number in range(24):
+    other = connect({links[0].address(server)!r}, {PORT})
+    stuck.append(Stuck())
+    start(lambda other=other, memory=stuck[-1].memory: other.send(memory))
+    stuck[-1].wait()
+    # Each waits for the lock in its own way.
+    start([
+        lambda held=other.fileno(): ids(held),
+        lambda held=other.fileno(): open_subflow(held, {local!r}, 0, {remote!r}, {PORT}),
+    ][number % 2])
+def waiting():
+    count = 0
+    for task in os.listdir(f"/proc/{{os.getppid()}}/task"):
+        with open(f"/proc/{{os.getppid()}}/task/{{task}}/stat") as file:
+            count += file.read().rpartition(")")[2].split()[0] == "D"
+    return count
+while waiting() < 8:
+    os.sched_yield()
+begin = time.monotonic()
+print(socket.socket().getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL), len(ids(fd)))
+print(open_subflow(fd, {local!r}, 0, {remote!r}, {PORT}), len(ids(fd)))
+print(time.monotonic() - begin < 2 * {PATIENCE}, waiting() >= 24)
+for each in stuck:
+    each.release()
+for thread in threads:
+    thread.join()
+print(len(ids(fd)))
+"""
+    assert ask(mptcp_two_paths, program) == ["262 1", "0 2", "True True", "2"]

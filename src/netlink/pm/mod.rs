@@ -4,14 +4,14 @@
 
 pub mod codec;
 
-use std::sync::{Mutex, OnceLock};
+use std::sync::OnceLock;
 
 use crate::abi::uapi::ctrl;
 use crate::error::{Error, Result};
 use crate::netlink::pm::codec::{decode_family, decode_get_addr, encode_get_addr, encode_get_family};
 pub use crate::netlink::pm::codec::{Address, Family};
+use crate::netlink::pool::Pool;
 use crate::netlink::{Channel, Failure};
-use crate::sys::lock::lock;
 
 /// Asks the kernel for the family; ENOENT where it has none.
 pub fn resolve(channel: &mut Channel) -> std::result::Result<Family, Failure> {
@@ -19,12 +19,17 @@ pub fn resolve(channel: &mut Channel) -> std::result::Result<Family, Failure> {
     decode_family(&reply).ok_or(Failure { errno: libc::EBADMSG, text: None })
 }
 
+/// Commands wait for the connection's lock, so they do not share one socket.
 #[derive(Debug)]
-pub struct PmSocket(Mutex<Channel>);
+pub struct PmSocket(Pool);
 
 impl PmSocket {
-    pub fn new(channel: Channel) -> PmSocket {
-        PmSocket(Mutex::new(channel))
+    pub fn new(pool: Pool) -> PmSocket {
+        PmSocket(pool)
+    }
+
+    fn with<T>(&self, request: impl FnOnce(&mut Channel) -> T) -> Result<T> {
+        self.0.with(request).map_err(|error| Error::call("socket(AF_NETLINK)", &error))
     }
 
     /// The numbers of the generic netlink family `mptcp_pm`.
@@ -33,7 +38,7 @@ impl PmSocket {
         if let Some(family) = FAMILY.get() {
             return Ok(*family);
         }
-        match resolve(&mut lock(&self.0)) {
+        match self.with(resolve)? {
             Ok(family) => Ok(*FAMILY.get_or_init(|| family)),
             Err(failure) if failure.errno == libc::ENOENT => Err(Error::unsupported(
                 "this kernel has no generic netlink family mptcp_pm (CONFIG_MPTCP, Linux 5.19 for its commands)",
@@ -45,7 +50,7 @@ impl PmSocket {
     /// Sends a command; what the kernel refuses is the inner error.
     pub fn command(&self, payload: &[u8]) -> Result<std::result::Result<(), Failure>> {
         let family = self.family()?;
-        Ok(lock(&self.0).command(family.id, payload))
+        self.with(|channel| channel.command(family.id, payload))
     }
 
     /// GET_ADDR: a connection's list of local addresses. Empty on kernels that cannot tell (before 6.10); refused, where
@@ -53,10 +58,12 @@ impl PmSocket {
     pub fn local_addresses(&self, token: u32) -> Result<std::result::Result<Vec<Address>, Failure>> {
         let family = self.family()?;
         let mut listed = Vec::new();
-        let dumped = lock(&self.0).dump(family.id, &encode_get_addr(token), |payload| {
-            // The kernel takes an IPv4 address and its IPv4-mapped form for the same.
-            listed.extend(decode_get_addr(payload).map(|a| Address { ip: a.ip.to_canonical(), ..a }));
-        });
+        let dumped = self.with(|channel| {
+            channel.dump(family.id, &encode_get_addr(token), |payload| {
+                // The kernel takes an IPv4 address and its IPv4-mapped form for the same.
+                listed.extend(decode_get_addr(payload).map(|a| Address { ip: a.ip.to_canonical(), ..a }));
+            })
+        })?;
         Ok(dumped.map(|()| listed))
     }
 }
