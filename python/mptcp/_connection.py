@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import Any
 
 from . import _core, _proc
-from ._address import Address, endpoint
-from ._core import Info, Subflow
-from ._events import Events
+from ._address import endpoint
+from ._control import Control
+from ._core import Subflow
 from ._ranges import check_optional_range
 from ._subflows import Subflows
 from ._tables import table
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer as Buffer
 
 _LAST_TOKEN = 2**32 - 1
 _LAST_PORT = 65535
 _LAST_PID = 2**31 - 1
 
 
-class Connection:
+class Connection(Control):
     """A Multipath TCP connection of some process, made by connections(). It holds no descriptor.
 
     So the connection ends when its owner ends it, whatever handles there are. The attributes are those of the moment
@@ -37,6 +33,8 @@ class Connection:
     """
 
     __slots__ = ("__weakref__", "_native")
+
+    _native: _core.ByToken
 
     def __init__(self, native: _core.ByToken) -> None:
         if not isinstance(native, _core.ByToken):
@@ -133,85 +131,6 @@ class Connection:
         Whoever runs the process chooses it: control characters are possible. Bytes that are not UTF-8 read \xNN.
         """
         return _proc.program(self.pid)
-
-    def info(self) -> Info:
-        """struct mptcp_info of the connection, by inet_diag. No privilege. Waits for the connection's lock.
-
-        Raises NotMultipathError after a fallback, OSError (ENOTCONN) once the connection has ended.
-        """
-        return self._native.info()
-
-    def subflows(self) -> list[Subflow]:
-        """A snapshot of the subflows, the initial one first and the others as this process saw them appear.
-
-        By a dump of inet_diag, which takes no connection's lock; the subflows' one after the other. No privilege
-        since Linux 6.15, before that CAP_NET_ADMIN in the user namespace that owns the network namespace. Subflow.id is
-        None: only a descriptor tells it.
-
-        Raises NotMultipathError after a fallback at the handshake, OSError (ENOTCONN) once the connection has ended,
-        PermissionError where the kernel tells others nothing of subflows.
-        """
-        return Subflows(self._native.subflows(self))
-
-    def events(self) -> Events:
-        """As Socket.events. Raises OSError (ENOTCONN) once the connection has ended."""
-        return Events._of(self._native.events())
-
-    @overload
-    def open_subflow(
-        self,
-        local: Address | None = None,
-        remote: Address | None = None,
-        *,
-        backup: bool = False,
-        interface: str | None = None,
-        timeout: Literal[0],
-    ) -> None: ...
-
-    @overload
-    def open_subflow(
-        self,
-        local: Address | None = None,
-        remote: Address | None = None,
-        *,
-        backup: bool = False,
-        interface: str | None = None,
-        timeout: float | None = 5.0,
-    ) -> Subflow: ...
-
-    def open_subflow(
-        self,
-        local: Address | None = None,
-        remote: Address | None = None,
-        *,
-        backup: bool = False,
-        interface: str | None = None,
-        timeout: float | None = 5.0,
-    ) -> Subflow | None:
-        """As Socket.open_subflow, with its errors and its privilege, and inet_diag in the place of MPTCP_FULL_INFO."""
-        return self._native.open_subflow(self, local, remote, bool(backup), interface, timeout)
-
-    def close_subflow(self, subflow: Subflow, *, force: bool = False) -> None:
-        """As Socket.close_subflow, with its errors and its privilege. A subflow id names none here."""
-        self._native.close_subflow(subflow, bool(force))
-
-    def announce_address(self, address: str, port: int | None = None) -> int:
-        """As Socket.announce_address. A listener is held for as long as this Connection lives."""
-        return self._native.announce_address(address, port)
-
-    def remove_address(self, address_id: int) -> None:
-        """As Socket.remove_address."""
-        self._native.remove_address(address_id)
-
-    def _set_backup(self, subflow: Subflow, backup: bool) -> None:
-        self._native.set_backup(subflow, backup)
-
-    def set_subflow_options(self, options: Mapping[Subflow, Mapping[tuple[int, int], int | Buffer]], /) -> None:
-        """Socket.set_subflow_options of the connection, with its privilege and errors."""
-        self._native.set_subflow_options(options)
-
-    def _get_subflow_option(self, subflow: Subflow, level: int, optname: int, buflen: int | None) -> int | bytes:
-        return self._native.get_subflow_option(subflow, level, optname, buflen)
 
 
 class Connections(list[Connection]):

@@ -7,19 +7,13 @@ import errno
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias, cast
 
 from . import _core
-from ._address import Address
-from ._core import Info, Subflow
-from ._events import Events
+from ._control import Control
 from ._path_manager import check_path_manager
 from ._ranges import check_range
-from ._subflows import Subflows
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer as Buffer
 
 # The word for "not given" that callers of socket.create_connection hand on, http.client for one.
 _DEFAULT_TIMEOUT: object = socket._GLOBAL_DEFAULT_TIMEOUT  # type: ignore[attr-defined]
@@ -28,7 +22,7 @@ IPPROTO_MPTCP = 262
 """<linux/in.h>; socket.IPPROTO_MPTCP is there only if Python was built with headers that know it."""
 
 
-class Socket(socket.socket):
+class Socket(Control, socket.socket):
     """A socket.socket of Multipath TCP, with its subflows.
 
     ``path_manager="userspace"`` latches the userspace path manager for this socket, which opening subflows needs.
@@ -47,6 +41,8 @@ class Socket(socket.socket):
     Raises UnsupportedError where the kernel has no Multipath TCP or net.mptcp.enabled is 0, PermissionError where
     ``path_manager`` cannot be set.
     """
+
+    _native: _core.Handle
 
     def __init__(
         self,
@@ -108,8 +104,9 @@ class Socket(socket.socket):
         self._hold_events(None)
 
     def _real_close(self, *args: Any) -> None:
-        super()._real_close(*args)  # type: ignore[misc]
+        # First, as another thread's socket may get the number of a descriptor that is closed.
         self._native.release()
+        super()._real_close(*args)  # type: ignore[misc]
 
     def detach(self) -> int:
         """As socket.socket.detach. The subscription to path manager events ends with the Socket."""
@@ -149,173 +146,6 @@ class Socket(socket.socket):
         with _none_but_of_a_closed_socket():
             return self._native.path_manager()
         return None
-
-    def info(self) -> Info:
-        """struct mptcp_info of the connection, by MPTCP_INFO (getsockopt at SOL_MPTCP). No privilege.
-
-        Fields carry the kernel's names without the prefix; one that this kernel lacks is None. Waits for the
-        connection's lock, which a sender at full speed may hold for milliseconds.
-
-        Raises NotMultipathError.
-        """
-        return self._native.info()
-
-    def subflows(self) -> list[Subflow]:
-        """One consistent snapshot of the subflows, oldest first, in every state but CLOSE.
-
-        Ids, addresses and tcp_info are one atomic reading by MPTCP_FULL_INFO (before Linux 6.5 by MPTCP_TCPINFO and
-        MPTCP_SUBFLOW_ADDRS, repeated until they agree); cookie, address ids, initial and the backup flags are a
-        second, by exact inet_diag look-ups, and None if the subflow was gone by then (before Linux 6.15 all but the
-        cookie are None without CAP_NET_ADMIN). No privilege, except for a Socket of another network namespace than the
-        caller's: CAP_NET_ADMIN and CAP_SYS_ADMIN over that one.
-
-        Raises NotMultipathError, and PermissionError where the Socket's network namespace cannot be entered.
-        """
-        return Subflows(self._native.subflows(self))
-
-    # A timeout that is 0 only at run time is typed as one that waits.
-    @overload
-    def open_subflow(
-        self,
-        local: Address | None = None,
-        remote: Address | None = None,
-        *,
-        backup: bool = False,
-        interface: str | None = None,
-        timeout: Literal[0],
-    ) -> None: ...
-
-    @overload
-    def open_subflow(
-        self,
-        local: Address | None = None,
-        remote: Address | None = None,
-        *,
-        backup: bool = False,
-        interface: str | None = None,
-        timeout: float | None = 5.0,
-    ) -> Subflow: ...
-
-    def open_subflow(
-        self,
-        local: Address | None = None,
-        remote: Address | None = None,
-        *,
-        backup: bool = False,
-        interface: str | None = None,
-        timeout: float | None = 5.0,
-    ) -> Subflow | None:
-        """Opens a subflow and returns it once the peer has accepted it, which is the fourth ACK of its handshake.
-
-        ``local`` and ``remote`` are a host or ``(host, port)``. Without ``local`` the address is that of the route
-        to ``remote``; port 0 lets the kernel choose. Without ``remote``, or with port 0, it is the connection's own
-        remote address or port: on an accepted connection the client's, which refuses unless it listens there.
-        ``backup`` asks the peer to use the subflow only when no other is left; where SUBFLOW_CREATE leaves that
-        aside (Linux 6.1), MP_PRIO says it once the subflow is accepted, and a ``timeout`` of 0 is refused.
-        ``interface`` binds it to an interface. ``timeout`` is in seconds: None waits as long as the kernel does, 0
-        returns None at once and leaves the outcome to the events. The descriptor's own timeout and blocking mode play
-        no part.
-
-        SUBFLOW_CREATE of the generic netlink family mptcp_pm, the events of mptcp_pm_events and exact inet_diag
-        look-ups. Needs CAP_NET_ADMIN in the user namespace that owns the Socket's network namespace.
-
-        Raises SubflowError with the cause, see there: nothing is left of the subflow, and the connection is as it
-        was. PathManagerError under the in-kernel path manager, NotMultipathError, PermissionError, UnsupportedError on
-        6.1 for an interface, and for a backup that nobody waits for. TypeError and ValueError, before any system call,
-        for what cannot be an endpoint.
-        """
-        return self._native.open_subflow(self, local, remote, bool(backup), interface, timeout)
-
-    def close_subflow(self, subflow: Subflow | int, *, force: bool = False) -> None:
-        """Closes one subflow; data that it had not delivered goes over the others.
-
-        It is gone when this returns, but for the initial one: that ends by a FIN behind what it has queued, and is
-        listed in FIN_WAIT1 until then.
-
-        The last one may be closed too: what is sent then waits for a new one, for net.mptcp.close_timeout seconds.
-        Under the in-kernel path manager, where nothing could open a new one, that is refused without ``force``.
-
-        SUBFLOW_DESTROY of the generic netlink family mptcp_pm, under the in-kernel path manager SOCK_DESTROY of
-        sock_diag (which that path manager may answer with a new subflow). Needs CAP_NET_ADMIN in the user namespace
-        that owns the Socket's network namespace.
-
-        Raises SubflowError (ENOTCONN) if the subflow is closed already, ValueError for a Subflow of another
-        connection, PathManagerError for the last one without ``force``, NotMultipathError, PermissionError.
-        """
-        self._native.close_subflow(subflow, bool(force))
-
-    def events(self) -> Events:
-        """The events of this connection from now on. See Events, whose privilege and errors these are.
-
-        The connection's own end is among them, as CLOSED, and they are over with it. They do not keep it open.
-
-        Raises NotMultipathError, and OSError (ENOTCONN) before the connection has a token.
-        """
-        return Events._of(self._native.events())
-
-    def set_subflow_options(self, options: Mapping[Subflow, Mapping[tuple[int, int], int | Buffer]], /) -> None:
-        """Sets socket options on single subflows, several options and several subflows at once.
-
-        ``options`` is ``{subflow: {(level, optname): value, ...}, ...}``, where values are as for
-        socket.setsockopt: an int or a bytes-like object, TCP_CONGESTION by its name. Subflow.setsockopt is the case of
-        one. Levels SOL_SOCKET, IPPROTO_TCP, IPPROTO_IP, IPPROTO_IPV6; every option that the kernel lets a BPF
-        program set. docs/subflow-options.md has them, their effect after the handshake, and what a later setsockopt on
-        the whole socket does to them.
-
-        One visit of the sockets of the Socket's network namespace by a BPF program of type iter/tcp, which touches the
-        subflows alone; 512 options, and 32 of one subflow, are a visit. The subflow's socket is locked for the moment.
-        Not atomic: where an option is refused, those before and after it are set all the same. Needs CAP_BPF,
-        CAP_PERFMON and CAP_NET_ADMIN in the initial user namespace, and CAP_SYS_ADMIN for a Socket of another network
-        namespace than the caller's.
-
-        Raises SubflowError with the errno of the first option that was refused, naming the subflow and the option
-        and saying which others were applied; ENOTCONN for a subflow that is closed, on which nothing is set.
-        PermissionError, UnsupportedError for a kernel without BTF or the iterator, NotMultipathError. TypeError and
-        ValueError, before any system call, for what cannot be an option, and ValueError for a Subflow of another
-        connection.
-        """
-        self._native.set_subflow_options(options)
-
-    def _get_subflow_option(self, subflow: Subflow, level: int, optname: int, buflen: int | None) -> int | bytes:
-        return self._native.get_subflow_option(subflow, level, optname, buflen)
-
-    def _set_backup(self, subflow: Subflow, backup: bool) -> None:
-        self._native.set_backup(subflow, backup)
-
-    def announce_address(self, address: str, port: int | None = None) -> int:
-        """Tells the peer of a further local address, by ADD_ADDR, and returns the address id that it got.
-
-        What the peer makes of it is its path manager's: it may open a subflow to ``address``, at ``port`` or, without
-        one, at the port that it connected to itself; on a client that is the client's own local port. Where no
-        Multipath TCP listener is, one is opened, and held until remove_address() or until the last Socket and
-        Connection of this process that used the connection is gone. An IPv6 link-local address names its interface,
-        as in ``"fe80::1%eth0"``. The same address again is sent again, and has the same id.
-
-        Some kernels (seen on 6.18) drop an IPv6 address with a port, for which there is no room beside TCP timestamps
-        (net.ipv4.tcp_timestamps), and tell nobody: counters() has it in AddAddrTxDrop.
-
-        ANNOUNCE of the generic netlink family mptcp_pm. Needs CAP_NET_ADMIN in the user namespace that owns the
-        Socket's network namespace.
-
-        Raises SubflowError: EADDRNOTAVAIL for an address that is not local, EADDRINUSE if a plain TCP listener is
-        there, ENOTCONN before the connection is fully established; PathManagerError under the in-kernel path manager,
-        NotMultipathError, PermissionError. TypeError and ValueError, before any system call, for what cannot be
-        announced. After an error nothing is announced and nothing held.
-        """
-        return self._native.announce_address(address, port)
-
-    def remove_address(self, address_id: int) -> None:
-        """Withdraws a local address by RM_ADDR, and closes the listener that was held for it.
-
-        The peer closes subflows to a withdrawn address, so an id in use is refused: close those subflows first.
-
-        REMOVE of the generic netlink family mptcp_pm. Needs CAP_NET_ADMIN in the user namespace that owns the
-        Socket's network namespace.
-
-        Raises SubflowError: EBUSY for an id that a live subflow uses, which it names, EADDRNOTAVAIL for an id that no
-        address has; PathManagerError, NotMultipathError, PermissionError, TypeError, ValueError.
-        """
-        self._native.remove_address(address_id)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 from collections.abc import Awaitable, Callable
@@ -93,8 +94,8 @@ async def _connected(sock: Socket, address: Any) -> None:
         await writable
     finally:
         loop.remove_writer(sock.fileno())
-    if errno := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-        raise OSError(errno, f"connect to {address}: {os.strerror(errno)}")
+    if number := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+        raise OSError(number, f"connect to {address}: {os.strerror(number)}")
 
 
 async def start_server(
@@ -206,5 +207,5 @@ def _target(sock: Reachable) -> Socket | Connection:
     with wrap(inner) as wrapped:
         found = list_connections(wrapped.fileno(), token=wrapped.token)
     if not found:
-        raise ConnectionError(f"the connection of {sock!r} has ended")
+        raise ConnectionError(errno.ENOTCONN, f"the connection of {sock!r} has ended")
     return found[0]

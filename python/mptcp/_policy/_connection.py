@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from .. import _core
 from .._connection import Connection
+from .._core import Subflow
 from .._errors import SubflowError
 
 if TYPE_CHECKING:
-    from .._core import Subflow
     from ._interface import Runtime
 
 Ends = tuple[tuple[Any, ...], tuple[Any, ...]]
@@ -100,8 +100,11 @@ class PolicyConnection(Connection):
         """
         self._runtime.open(self, local, remote, bool(backup), interface)
 
-    def close_subflow(self, subflow: Subflow, *, force: bool = False) -> None:
+    def close_subflow(self, subflow: Subflow | int, *, force: bool = False) -> None:
         """As Connection.close_subflow; no policy's on_subflow_lost() is called for it."""
+        if not isinstance(subflow, Subflow):
+            super().close_subflow(subflow, force=force)
+            return
         ends = (plain(subflow.local), plain(subflow.remote))
         with self._runtime.lock:
             self.closing.add(ends)
