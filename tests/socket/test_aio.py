@@ -274,13 +274,13 @@ def test_a_thousand_connections_with_one_thread(mptcp_two_paths: TwoPaths) -> No
     async def program(pairs: list[tuple[mptcp.Socket, mptcp.Socket]], before: int) -> None:
         tasks = [asyncio.ensure_future(wait(sock)) for sock, _ in pairs]
         await asyncio.sleep(0)
-        assert threads() == before
+        assert threads() <= before
         for sock, _ in pairs:
             sock.open_subflow(*second, timeout=0)
             await asyncio.sleep(0)
         events = await asyncio.gather(*tasks)
         assert [event.token for event in events] == [sock.token for sock, _ in pairs]
-        assert threads() == before
+        assert threads() <= before
 
     with server.create_server(("", PORT), backlog=128) as listener, contextlib.ExitStack() as stack:
         pairs = []
