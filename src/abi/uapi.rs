@@ -72,11 +72,16 @@ pub mod tcp_state {
     pub const ESTABLISHED: u8 = 1;
     pub const SYN_SENT: u8 = 2;
     pub const SYN_RECV: u8 = 3;
+    pub const FIN_WAIT1: u8 = 4;
+    pub const FIN_WAIT2: u8 = 5;
     pub const TIME_WAIT: u8 = 6;
     pub const CLOSE: u8 = 7;
+    pub const CLOSE_WAIT: u8 = 8;
+    pub const LAST_ACK: u8 = 9;
     pub const LISTEN: u8 = 10;
-    /// FIN_WAIT1, FIN_WAIT2, LAST_ACK and CLOSING: our FIN is sent.
-    pub const FIN_SENT: [u8; 4] = [4, 5, 9, 11];
+    pub const CLOSING: u8 = 11;
+    /// Our FIN is sent.
+    pub const FIN_SENT: [u8; 4] = [FIN_WAIT1, FIN_WAIT2, LAST_ACK, CLOSING];
     pub const NEW_SYN_RECV: u8 = 12;
     pub const NAMES: [&str; 13] = [
         "UNKNOWN",

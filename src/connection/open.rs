@@ -184,8 +184,8 @@ impl Opening {
                 State::NotSent if self.closed.is_some() => Err(self.cause()),
                 State::NotSent => match self.send(connection) {
                     Ok(()) => self.look(),
-                    // Not fully established: that may come.
-                    Err(Error::Subflow { errno: libc::ENOTCONN, .. }) => Ok(false),
+                    // That may come.
+                    Err(error) if error == not_fully_established() => Ok(false),
                     Err(error) => Err(error),
                 },
                 State::Sent => self.look(),
@@ -399,7 +399,10 @@ impl Opening {
         let name = &self.name;
         match failure.errno {
             libc::EPERM => needs_net_admin("opening a subflow"),
-            libc::ENOTCONN => not_fully_established(),
+            libc::ENOTCONN => {
+                let state = connection_state(&self.namespace, self.known.token);
+                state.ok().and_then(shut_down).unwrap_or_else(not_fully_established)
+            }
             libc::EADDRNOTAVAIL => connection::not_local(self.ends.local.ip()),
             libc::EINVAL if address::is_link_local(self.ends.remote.ip()) => cannot_bind(),
             libc::EADDRINUSE => Error::subflow(
@@ -546,6 +549,23 @@ impl Drop for Opening {
     fn drop(&mut self) {
         self.abandon();
     }
+}
+
+fn connection_state(namespace: &Namespace, token: u32) -> Result<u8> {
+    let found = diag::look_up_tokens(&mut lock(&namespace.diag), &[token]).map_err(diag::failed)?.pop();
+    Ok(found.flatten().map_or(tcp_state::CLOSE, |entry| entry.state))
+}
+
+/// The error of a connection in this state, if it takes no subflow any more.
+fn shut_down(state: u8) -> Option<Error> {
+    let who = match state {
+        tcp_state::FIN_WAIT1 | tcp_state::FIN_WAIT2 => "this end has shut down sending (SHUT_WR)",
+        tcp_state::CLOSE_WAIT => "the peer has shut down sending (SHUT_WR)",
+        tcp_state::TIME_WAIT | tcp_state::LAST_ACK | tcp_state::CLOSING => "both ends have shut down sending",
+        tcp_state::CLOSE => "it has ended",
+        _ => return None,
+    };
+    Some(Error::subflow(libc::ENOTCONN, format!("the connection does not take further subflows: {who}")))
 }
 
 fn is_live(reading: &Reading) -> bool {

@@ -16,7 +16,7 @@ use crate::abi::uapi::tcp_state;
 use crate::connection::by_descriptor::ByDescriptor;
 use crate::connection::close::{close_subflow, reset_subflow};
 use crate::connection::open::{Opening, Request};
-use crate::connection::{Connection, Subflow, Which};
+use crate::connection::{not_fully_established, Connection, Subflow, Which};
 use crate::error::{Error, Result};
 use crate::namespace::known::Known;
 use crate::netlink::diag::{Tuple, Ulp};
@@ -329,7 +329,7 @@ fn open_once_established(
         let in_flight = has_data_in_flight(connection)?;
         match Opening::new(connection, request)?.detach(connection) {
             Err(error)
-                if error.errno() == libc::ENOTCONN
+                if error == not_fully_established()
                     && in_flight
                     && Instant::now() < deadline
                     && caller.still_waits() => {}

@@ -22,6 +22,9 @@ from ._policy import Policy
 # The states of a connection that has ended or is about to.
 _ENDING = {None, "FIN_WAIT1", "FIN_WAIT2", "CLOSING", "LAST_ACK", "TIME_WAIT", "CLOSE"}
 
+# The states of a connection to which no subflow can be added any more.
+_SHUT_DOWN = _ENDING | {"CLOSE_WAIT"}
+
 # A callback that is running may go on for so long when the runtime is stopped.
 _PATIENCE = 5.0
 
@@ -127,7 +130,7 @@ class Runtime:
             conn.send(attempt)
         except OSError as error:
             self._end(conn, attempt)
-            if is_not_fully_established(error):
+            if is_not_fully_established(error) and conn._native.state_now() not in _SHUT_DOWN:
                 with self.lock:
                     conn.waiting.append(attempt)
             elif isinstance(error, SubflowError):
