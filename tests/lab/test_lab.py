@@ -551,9 +551,10 @@ def test_queue_holds_what_it_says(mptcp_lab: Lab, pair: tuple[Host, Host]) -> No
         received = 0
         while far.recv(frame) != b"last":
             received += 1
-    assert (waiting.waiting_frames, waiting.waiting_bytes) == (20, 20 * frame)
+    # As full as it can be: a frame of IPv6's own, which the kernel sends when it likes, may take the room of one.
+    assert 19 * frame < waiting.waiting_bytes <= 20 * frame
     # What is being sent does not wait.
-    assert 20 <= received <= 22
+    assert 19 <= received <= 22
     assert link.stats()[0].dropped >= 101 - received
 
 
