@@ -150,7 +150,7 @@ impl Event {
         self.0.backup
     }
 
-    /// The errno with which a subflow failed.
+    /// The errno with which a subflow failed; of CLOSED, ECONNRESET if the peer aborted the connection.
     #[getter]
     fn error(&self) -> Option<i32> {
         self.0.error

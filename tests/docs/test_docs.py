@@ -69,7 +69,10 @@ def public_names() -> dict[str, set[str]]:
             # The policies that ship have the members of Policy.
             has_own = thing not in (mptcp.Info, mptcp.TcpInfo) and module is not mptcp.policies
             if inspect.isclass(thing) and has_own:
-                found |= {f"{name}.{member}" for member in vars(thing) if not member.startswith("_")}
+                # What a class has from a mixin of ours is its own; a public base has rows of its own.
+                mixins = [base for base in thing.__mro__ if base.__module__.startswith("mptcp._") and base is not thing]
+                for part in (thing, *(base for base in mixins if not hasattr(mptcp, base.__name__))):
+                    found |= {f"{name}.{member}" for member in vars(part) if not member.startswith("_")}
     return names
 
 
