@@ -25,6 +25,7 @@ from support import (
     KERNEL,
     PORT,
     PYTHON,
+    ROOT,
     RUN,
     Connection,
     churn,
@@ -32,6 +33,7 @@ from support import (
     events_are_read_late,
     eventually,
     exchange,
+    needs,
     needs_python,
     true_picture,
 )
@@ -562,3 +564,60 @@ def test_one_walk_over_the_processes_answers_for_all(made: Connection, monkeypat
             assert pids.pop(made.sock.token) == os.getpid()
             assert list(pids.values()) == [None] * 5
         assert walks == 1
+
+
+#: Takes names, as any process may: without listening, listening, and listening to nobody more.
+SQUAT = """
+import socket, sys
+held = []
+for number, name in enumerate(["mptcp.policy", *(f"mptcp.policy.{number}" for number in range(1, int(sys.argv[1])))]):
+    backlog = [None, 5, 0][number % 3]
+    held.append(socket.socket(socket.AF_UNIX))
+    held[-1].bind("\\0" + name)
+    if backlog is not None:
+        held[-1].listen(backlog)
+        while backlog == 0 and not (other := socket.socket(socket.AF_UNIX)).setblocking(False):
+            held.append(other)
+            try:
+                other.connect("\\0" + name)
+            except BlockingIOError:
+                break
+print("taken", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def names_taken(host: Host, number: int, prefix: list[str]) -> Iterator[int]:
+    command = [*prefix, "/usr/bin/python3", "-c", SQUAT, str(number)]
+    with host.popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "taken\n"
+        yield process.pid
+        process.stdin.close()
+
+
+@pytest.mark.skipif(not ROOT, reason="needs root, to be another user")
+@needs("setpriv", "unshare")
+@pytest.mark.parametrize("in_user_namespace", [False, True])
+def test_who_has_taken_the_name_without_policies_is_passed_over(mptcp_lab: Lab, in_user_namespace: bool) -> None:
+    host = mptcp_lab.host("a")
+    nobody = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
+    if in_user_namespace:
+        nobody += ["unshare", "--user", "--map-root-user"]
+    with names_taken(host, 7, nobody):
+        with host.run_policy(Recorded()), pytest.raises(OSError, match="already") as caught:
+            host.run_policy(Recorded())
+        assert caught.value.errno == errno.EBUSY
+        with host.run_policy(Recorded()):
+            pass
+    with names_taken(host, 8, nobody):
+        with pytest.raises(OSError, match="runs no policies: end it") as caught:
+            host.run_policy(Recorded())
+        assert caught.value.errno == errno.EBUSY
+    # One that could run policies is believed.
+    with names_taken(host, 3, []), pytest.raises(OSError, match="already"):
+        host.run_policy(Recorded())
+    with host.run_policy(Recorded()):
+        pass

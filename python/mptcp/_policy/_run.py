@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import signal
 import socket
@@ -16,10 +15,7 @@ from typing import Self
 from .. import _core, _interrupts
 from .._path_manager import set_path_manager
 from ._policy import Policy
-
-# One that holds this name in a network namespace runs policies there. An abstract name belongs to the namespace,
-# takes no file, and is free again as soon as its process ends, however that happens.
-_NAME = "\0mptcp.policy"
+from ._turn import take
 
 
 class RunningPolicies:
@@ -38,7 +34,7 @@ class RunningPolicies:
         check(policies)
         self._held = contextlib.ExitStack()
         with _interrupts.put_off(), contextlib.ExitStack() as stack:
-            _reserve(stack.enter_context(open_socket(socket.AF_UNIX, socket.SOCK_DGRAM)))
+            stack.enter_context(take(open_socket))
             # What belongs to the namespace is reached by this.
             place = stack.enter_context(open_socket(socket.AF_INET, socket.SOCK_DGRAM))
             before = set_path_manager("userspace")
@@ -89,18 +85,6 @@ def run_policy(*policies: Policy) -> RunningPolicies:
     network namespace already, in this process or another; and what set_path_manager() raises.
     """
     return RunningPolicies(policies, lambda family, type: socket.socket(family, type), set_path_manager)
-
-
-def _reserve(sock: socket.socket) -> None:
-    try:
-        sock.bind(_NAME)
-    except OSError as error:
-        if error.errno != errno.EADDRINUSE:
-            raise
-        raise OSError(
-            errno.EBUSY,
-            "policies already run in this network namespace: pass all of them to one run_policy() or `mptcp policy`",
-        ) from None
 
 
 @contextlib.contextmanager
