@@ -237,10 +237,11 @@ def events_are_read_late() -> Iterator[None]:
         yield
     finally:
         for task in (0, *readers):
-            os.sched_setaffinity(task, everywhere)
+            with contextlib.suppress(ProcessLookupError):  # one of an earlier test, at its end
+                os.sched_setaffinity(task, everywhere)
         # Without privilege they stay what they are, which loses events only where every processor is taken.
-        with contextlib.suppress(PermissionError):
-            for reader in readers:
+        for reader in readers:
+            with contextlib.suppress(PermissionError, ProcessLookupError):
                 os.sched_setscheduler(reader, os.SCHED_OTHER, os.sched_param(0))
 
 

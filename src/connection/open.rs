@@ -344,6 +344,9 @@ impl Opening {
     /// The connection's subflows, closed ones too: one that was refused at once is still listed for a moment.
     fn read(&self, connection: &dyn Connection) -> Result<Vec<Reading>> {
         let (token, readings) = connection.read_with_closed()?;
+        if token == 0 {
+            return Err(Error::subflow(libc::ENOTCONN, format!("{}: the connection has ended", self.name)));
+        }
         if token != self.known.token {
             return Err(Error::os(libc::EBADF, "the socket was closed while a subflow was being opened"));
         }

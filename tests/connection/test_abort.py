@@ -17,7 +17,7 @@ import mptcp
 import pytest
 from mptcp import EventKind
 from mptcp.lab import Host, Link
-from support import NO_CAPABILITIES, ROOT, Connection, connected, descriptors, eventually, exchange, ss
+from support import NO_CAPABILITIES, Connection, connected, descriptors, eventually, exchange, ss
 
 TwoPaths = tuple[Host, Host, tuple[Link, Link]]
 
@@ -184,7 +184,6 @@ def test_listeners_for_its_announced_addresses_are_closed(connection: Connection
     assert eventually(lambda: not listening() & {f"{local}:7001", f"{local}:7002"}, DEADLINE)
 
 
-@pytest.mark.xfail(not ROOT, reason="as an ordinary user the error is EBADF, not ENOTCONN", strict=False)
 def test_an_open_that_is_on_its_way_fails_at_once(connection: Connection) -> None:
     """Nobody answers its SYN: the connection ends instead."""
     from threading import Thread
