@@ -123,7 +123,7 @@ def test_without_privilege() -> None:
         assert said[call][0] == "PermissionError"
         assert "CAP_NET_ADMIN" in said[call][2]
     if said["last_ack_recv"] is None:
-        assert said["path_manager"][0] == "PermissionError"
+        assert said["path_manager"] == "None"  # before Linux 6.10 the kernel tells only the privileged
     else:
         assert said["path_manager"] == repr(before)
     if "latch" in said and before != "userspace":
