@@ -56,9 +56,9 @@ class Lab(State):
     forked child it cannot be used.
 
     Every link passes a namespace of the lab's own, where a thread takes its frames, holds them and sends them on as the
-    link's limits want it (AF_PACKET). ``seed``, an int of 64 bits, makes its losses and jitter the same each time;
-    without one it is drawn, and ``lab.seed`` tells. If frames left late when the lab is closed, because the machine was
-    too slow for what was asked, a RuntimeWarning says by how much: see docs/lab.md.
+    link's limits want it (AF_PACKET). ``seed``, an int of 64 bits, makes its draws of losses and jitter the same each
+    time; without one it is drawn, and ``lab.seed`` tells. If frames left late when the lab is closed, because the
+    machine was too slow for what was asked, a RuntimeWarning says by how much: see docs/lab.md.
 
     Raises PermissionError, naming the sysctls, where namespaces are denied.
     """
