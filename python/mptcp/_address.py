@@ -1,4 +1,4 @@
-"""How the end of a connection or subflow is given and written."""
+"""The ends of connections and subflows: the type of an argument, and the text of one."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ Address: TypeAlias = "str | tuple[str, int] | tuple[str, int, int, int]"
 
 
 def endpoint(address: tuple[Any, ...]) -> str:
-    """An end's address and port, as they are written."""
+    """Return an end as text: ADDRESS:PORT, or [ADDRESS]:PORT for IPv6."""
     return f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"

@@ -1,4 +1,4 @@
-"""Connections of any process, without a descriptor of them: listing, reading and control."""
+"""Connections of any process, without a descriptor: listing, reading and control."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ _LAST_PID = 2**31 - 1
 
 
 class Connection(Control):
-    """A Multipath TCP connection of some process, made by connections(). It holds no descriptor.
+    """A Multipath TCP connection of any process, returned by connections(). It holds no descriptor.
 
-    So the connection ends when its owner ends it, whatever handles there are. The attributes are those of the moment
-    when it was listed, but for ``age``, ``path_manager``, ``pid`` and ``program``; the methods act on the live
+    The connection therefore ends when its owner ends it, however many of these exist. The attributes are those of the
+    moment when it was listed, except ``age``, ``path_manager``, ``pid`` and ``program``; the methods act on the live
     connection, and raise OSError (ENOTCONN) once it has ended.
 
-    Nothing here waits for the connection's lock, which a sender at full speed may hold for milliseconds, but info(),
-    path_manager and the methods that change the connection. Reading needs no privilege, whoever owns the connection,
-    but before Linux 6.15 for subflows; that, and what changes it, needs CAP_NET_ADMIN in the user namespace that owns
-    its network namespace.
+    Only info(), path_manager and the methods that change the connection wait for its lock, which a sender at full speed
+    may hold for milliseconds. Reading needs no privilege, whoever owns the connection, except for subflows before Linux
+    6.15; these, and changing anything, need CAP_NET_ADMIN in the user namespace that owns its network namespace.
 
     Two are equal if they are of the same connection.
     """
@@ -38,7 +37,7 @@ class Connection(Control):
 
     def __init__(self, native: _core.ByToken) -> None:
         if not isinstance(native, _core.ByToken):
-            raise TypeError("a Connection is made by mptcp.connections()")
+            raise TypeError("a Connection cannot be created directly: use mptcp.connections()")
         self._native = native
 
     def __repr__(self) -> str:
@@ -61,12 +60,12 @@ class Connection(Control):
 
     @property
     def token(self) -> int:
-        """The connection's token on this host, which path manager commands and events name it by."""
+        """The connection's token on this host, by which path manager commands and events name it."""
         return self._native.token
 
     @property
     def local(self) -> tuple[Any, ...]:
-        """The connection's own local end, which is that of its initial subflow, as getsockname() gives it."""
+        """The connection's own local end, which is that of its initial subflow, as getsockname() returns it."""
         return self._native.local
 
     @property
@@ -81,12 +80,12 @@ class Connection(Control):
 
     @property
     def server_side(self) -> bool | None:
-        """True if the peer opened the connection; None if its initial subflow, which tells it, was gone."""
+        """Whether the peer opened the connection; None if its initial subflow, which shows it, was gone."""
         return self._native.server_side
 
     @property
     def uid(self) -> int:
-        """The user that owns the socket."""
+        """The id of the user that owns the socket."""
         return self._native.uid
 
     @property
@@ -101,34 +100,35 @@ class Connection(Control):
 
     @property
     def age(self) -> float:
-        """Seconds that the connection is old at least.
+        """The connection's age in seconds, or less.
 
-        The kernel keeps no time of birth. This is by the earliest moment that this process knows the connection to
-        have been there: when it first listed it, and what the subflows' tcp_info told whenever it did, which is the
-        time since data was last sent, since an acknowledgement last came, and the time spent sending. It is
-        remembered while a Connection or Socket of it is kept.
+        The kernel does not record when a connection began. This counts from the earliest moment at which this process
+        knows that it existed: when it was first listed, or earlier by its subflows' tcp_info, which has the time since
+        data was last sent, the time since the last acknowledgement, and the time spent sending. That is remembered
+        while this process keeps a Connection or Socket of it.
         """
         return self._native.age
 
     @property
     def path_manager(self) -> str:
-        """The path manager that the connection latched, as Socket.path_manager. Waits for the connection's lock."""
+        """The path manager that the connection latched, "kernel" or "userspace". Waits for the connection's lock."""
         return self._native.path_manager()
 
     @property
     def pid(self) -> int | None:
-        """The process that holds the connection, the first of several, looked for in /proc/PID/fd.
+        """The id of the process that holds the connection, the lowest of several, from /proc/PID/fd.
 
-        None if there is none: not accepted yet, or held by the kernel alone. None as well if the process is in
+        None if there is none: it is not accepted yet, or only the kernel holds it. Also None if the process is in
         another PID namespace, or is another user's and this process lacks CAP_SYS_PTRACE or CAP_DAC_READ_SEARCH.
         """
         return _proc.holder(self.inode)
 
     @property
     def program(self) -> str | None:
-        r"""The name of that process, by /proc/PID/comm: 15 bytes at most. None where ``pid`` is.
+        r"""The name of that process, from /proc/PID/comm: 15 bytes at most. None where ``pid`` is.
 
-        Whoever runs the process chooses it: control characters are possible. Bytes that are not UTF-8 read \xNN.
+        Whoever runs the process chooses it, so it may contain control characters. Bytes that are not UTF-8 are
+        written \xNN.
         """
         return _proc.program(self.pid)
 
@@ -152,20 +152,20 @@ def _side(connection: Connection) -> str:
 
 
 def connections(*, token: int | None = None, pid: int | None = None, port: int | None = None) -> list[Connection]:
-    """The Multipath TCP connections of the calling thread's network namespace, whoever owns them.
+    """Return the Multipath TCP connections of the calling thread's network namespace, whoever owns them.
 
-    ``token`` lists the one with this token, ``pid`` those that a process holds, ``port`` those whose own local or
-    remote port it is. Together they list what meets all of them.
+    ``token`` selects the one with this token, ``pid`` those that a process holds, ``port`` those with this local or
+    remote port of their own. Several of them select what matches all.
 
     Reads the subflows by a dump of inet_diag and then each connection by its token, without waiting for any
-    connection's lock. A connection that has no subflow at the moment is found by its token only; one that fell back
+    connection's lock. A connection that has no subflow at the moment is found only by its token; one that fell back
     to TCP at its handshake is not listed. No privilege since Linux 6.15, before that CAP_NET_ADMIN in the user
     namespace that owns the network namespace; and for ``pid`` of another user CAP_SYS_PTRACE and
     CAP_DAC_READ_SEARCH.
 
-    Raises TypeError and ValueError for what cannot be a token, a process or a port, ProcessLookupError for a process
-    that is not there, PermissionError for one that may not be looked at and where the kernel tells others nothing of
-    subflows, UnsupportedError where it has no inet_diag for connections.
+    Raises TypeError and ValueError for what cannot be a token, a process or a port, ProcessLookupError if there is no
+    such process, PermissionError for a process that must not be read and where the kernel reports subflows only to the
+    privileged, UnsupportedError where it has no inet_diag for connections.
     """
     return list_connections(None, token=token, pid=pid, port=port)
 
@@ -173,10 +173,10 @@ def connections(*, token: int | None = None, pid: int | None = None, port: int |
 def list_connections(
     fd: int | None, *, token: int | None = None, pid: int | None = None, port: int | None = None
 ) -> list[Connection]:
-    """connections() of the network namespace that a socket belongs to, or of the caller's."""
-    check_optional_range(token, "a token", 0, _LAST_TOKEN)
-    check_optional_range(pid, "a process", 1, _LAST_PID)
-    check_optional_range(port, "a port", 0, _LAST_PORT)
+    """Return connections() of the network namespace that a socket belongs to, or of the caller's."""
+    check_optional_range(token, "token", 0, _LAST_TOKEN)
+    check_optional_range(pid, "pid", 1, _LAST_PID)
+    check_optional_range(port, "port", 0, _LAST_PORT)
     inodes = None if pid is None else _proc.socket_inodes(pid)
     return Connections(
         Connection(native)
@@ -187,14 +187,14 @@ def list_connections(
 
 
 def subflows_of(connections: list[Connection]) -> list[list[Subflow] | None]:
-    """Connection.subflows() of many of one network namespace, by one dump; None for one that ended or fell back."""
+    """Return the subflows of many connections of one namespace, by one dump; None for one that ended or fell back."""
     return _core.subflows_of([connection._native for connection in connections], connections)
 
 
 def counters() -> dict[str, int]:
-    """The kernel's MPTcpExt counters of the calling thread's network namespace, by the kernel's names.
+    """Return the MPTcpExt counters of the calling thread's network namespace, by the kernel's names.
 
-    From /proc/thread-self/net/netstat, as ``nstat`` shows them; empty without Multipath TCP. No privilege.
+    Read from /proc/thread-self/net/netstat, as ``nstat`` shows them; empty without Multipath TCP. No privilege.
     """
     with open("/proc/thread-self/net/netstat") as file:
         return _proc.parse_counters(file.read())

@@ -1,4 +1,4 @@
-"""Exceptions. Every one is an OSError with errno set, one class a cause."""
+"""Exceptions. Each is an OSError with errno set; there is one class for each cause."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import errno as _errno
 class NotMultipathError(OSError):
     """EOPNOTSUPP: the socket is plain TCP, or its connection fell back to TCP.
 
-    A fallback is final. It comes from a peer without Multipath TCP or from a middlebox that removes its options.
+    A fallback is final. Its cause is a peer without Multipath TCP, or a middlebox that removes its options.
     """
 
 
 class PathManagerError(OSError):
-    """EBUSY: the connection is under the in-kernel path manager, which does not take this command.
+    """EBUSY: the connection is under the in-kernel path manager, which does not accept this command.
 
-    A connection latches its path manager: a client's when the socket is made, an accepted socket's at the
-    handshake. Make the socket with ``path_manager="userspace"``, or accept it within
+    A connection latches its path manager: a client's when the socket is created, an accepted socket's at the
+    handshake. Create the socket with ``path_manager="userspace"``, or accept it within
     ``use_path_manager("userspace")``.
     """
 
@@ -31,24 +31,24 @@ class SubflowError(OSError):
     It is also the builtin exception of its errno, so ``except TimeoutError`` and ``except ConnectionRefusedError``
     work. The errnos of an open:
 
-    ===============  ==================================================================================
-    ECONNREFUSED     nobody listens at the remote address and port
-    ECONNABORTED     refused after the SYN/ACK: the peer's limit, or no path manager accepts joins there
+    ===============  =========================================================================================
+    ECONNREFUSED     nothing listens at the remote address and port
+    ECONNABORTED     refused after the SYN/ACK: the peer has reached its limit, or no process accepts joins there
     EPROTO           answered without MP_JOIN: a plain TCP listener
     ECONNRESET       reset by the peer or a middlebox before the SYN/ACK
     ETIMEDOUT        no acceptance before the deadline
     ENOTCONN         the connection is not fully established, or has ended
-    EADDRNOTAVAIL    the local address is not one of the socket's network namespace
+    EADDRNOTAVAIL    the local address does not exist in the socket's network namespace
     EADDRINUSE       the local port is in use, perhaps in TIME_WAIT
     ENETUNREACH      no route from the local to the remote address (also EHOSTUNREACH)
-    ===============  ==================================================================================
+    ===============  =========================================================================================
 
-    Closing a subflow that is closed already is ENOTCONN, and so is reading or setting an option of one. An option that
-    the kernel refuses is the errno that it gave, and the message names the option.
+    Closing a subflow that is already closed raises ENOTCONN, as does reading or setting an option of one. An option
+    that the kernel refuses raises the kernel's errno, and the message names the option.
     """
 
     reset_reason: int | None
-    """The reset reason that the peer gave in MP_TCPRST (RFC 8684, section 3.6), or None."""
+    """The reset reason from the peer's MP_TCPRST (RFC 8684, section 3.6), or None."""
 
     def __new__(cls, *args: object) -> SubflowError:
         if cls is SubflowError and args and isinstance(args[0], int):
@@ -64,7 +64,7 @@ class SubflowError(OSError):
 
 
 def _also(builtin: type[OSError]) -> type[SubflowError]:
-    """The SubflowError that is a builtin exception too. It shows itself as SubflowError."""
+    """Return a SubflowError that is also a builtin exception. It is named SubflowError."""
     return type("SubflowError", (SubflowError, builtin), {"__module__": "mptcp", "__doc__": SubflowError.__doc__})
 
 

@@ -19,7 +19,7 @@ _LAST_TOKEN = 2**32 - 1
 class Events:
     """The events of the calling thread's network namespace from now on, or of the connection with a token.
 
-    Events that were on their way when it was made are told too.
+    Events that were already on the way when it was created are included.
 
     ::
 
@@ -28,35 +28,36 @@ class Events:
                 print(event.kind, event.token)
 
     It is an iterator, which waits; an asynchronous iterator, for asyncio; and has a descriptor that select, poll, epoll
-    and other event loops can wait on. Threads may share it: each event goes to one of them.
+    and other event loops can wait on. Threads can share it: each event goes to one of them.
 
-    Of one connection, by ``token`` or from Socket.events() and Connection.events(), there are the events that carry its
-    token. After CLOSED they are over: iteration ends, get() returns None at once and the descriptor stays readable.
+    With ``token``, or from Socket.events() and Connection.events(), there are only that connection's events. CLOSED is
+    the last: iteration ends, get() returns None at once and the descriptor stays readable.
 
-    However many there are, one native thread a network namespace and process reads the events. It subscribes to the
-    multicast group mptcp_pm_events, which needs CAP_NET_ADMIN in the user namespace that owns the network namespace,
-    and as long as somebody wants the events of a whole namespace to links and addresses by rtnetlink. Without the
-    privilege ``source`` is "polling": the thread compares dumps of inet_diag, at intervals of 50 ms or of twenty
-    times what a dump takes, and when a subflow dies (SKNLGRP_INET_TCP_DESTROY). CREATED, ESTABLISHED, CLOSED,
-    SUB_ESTABLISHED, SUB_CLOSED and SUB_PRIORITY are told so, without ``error`` and ``reset_reason``, and what begins
-    and ends between two dumps is not; links and addresses as ever.
+    One native thread for each network namespace of a process reads the events, however many streams there are. It
+    subscribes to the multicast group mptcp_pm_events, which needs CAP_NET_ADMIN in the user namespace that owns the
+    network namespace, and, for the events of a whole namespace, to links and addresses by rtnetlink. Without the
+    privilege ``source`` is "polling": the thread compares dumps of inet_diag, every 50 ms or every twenty times what
+    a dump takes, and whenever a subflow ends (SKNLGRP_INET_TCP_DESTROY). Polling reports CREATED, ESTABLISHED,
+    CLOSED, SUB_ESTABLISHED, SUB_CLOSED and SUB_PRIORITY, without ``error`` and ``reset_reason``, and misses what
+    begins and ends between two dumps. Links and addresses do not depend on the privilege.
 
-    Events are queued for whoever does not take them: 16,384 here, and in the kernel what the socket's buffer holds.
-    When more come, OVERRUN is in the place of those that were lost. What there is follows it, read back from the
-    sockets, as the events by which it came about and with OVERRUN's own ``time_ns``, by which the end of it is told:
-    of a namespace LINK_UP and ADDRESS_ADDED of what is up and there, and LISTENER_CREATED of each listener; of each
-    connection CREATED, ESTABLISHED if it is, SUB_CLOSED if its initial subflow is gone, and SUB_ESTABLISHED of each
-    further subflow; of one connection that has ended CLOSED. What is not told again is no more, but for addresses
-    that peers have announced, which the kernel does not tell. Events after that may repeat what it has told already.
+    Events that are not taken are queued: 16,384 here, and in the kernel as many as the socket's buffer holds. When more
+    arrive, OVERRUN takes the place of those that were lost. The current state follows, read from the kernel, as the
+    events that would have led to it; they have the same ``time_ns`` as OVERRUN, and the first event with another ends
+    them. For a namespace they are LINK_UP and ADDRESS_ADDED for each link that is up and each address, and
+    LISTENER_CREATED for each listener. For each connection they are CREATED, ESTABLISHED if it is, SUB_CLOSED if its
+    initial subflow is gone, and SUB_ESTABLISHED for each further subflow; for a single connection that has ended,
+    CLOSED. What does not appear in them no longer exists, except addresses that peers have announced, which the kernel
+    does not report. Later events may repeat what they have reported.
 
-    A forked child has to make its own: its parent's raises OSError (EBADF).
+    A forked child cannot use its parent's, which raises OSError (EBADF): it must create its own.
 
-    Raises OSError (ENOTCONN) for a token that no connection has, PermissionError without the privilege where the
-    kernel is seen to tell nothing of the subflows that there are, TypeError and ValueError for what cannot be a token.
+    Raises OSError (ENOTCONN) for a token that no connection has, PermissionError without the privilege if the kernel
+    evidently hides subflows that exist, TypeError and ValueError for what cannot be a token.
     """
 
     def __init__(self, *, token: int | None = None) -> None:
-        check_optional_range(token, "a token", 0, _LAST_TOKEN)
+        check_optional_range(token, "token", 0, _LAST_TOKEN)
         self._native = _core.EventStream(None, token)
 
     @classmethod
@@ -67,26 +68,26 @@ class Events:
 
     @property
     def source(self) -> str:
-        """Where the events come from: "netlink", or "polling" without privilege."""
+        """Where the events come from: "netlink", or "polling" without the privilege."""
         return self._native.source
 
     def fileno(self) -> int:
-        """A descriptor that is readable while there is an event to take, and once no more will come.
+        """Return a descriptor that is readable while there is an event to take, and once no more will come.
 
-        It is level-triggered: wait until it is readable, then take events by get(0) until that returns None.
+        It is level-triggered: wait until it is readable, then call get(0) until that returns None.
         """
         return self._native.fileno()
 
     def get(self, timeout: float | None = None) -> Event | None:
-        """Take the next event, waiting for it ``timeout`` seconds: None waits without end, 0 not at all.
+        """Return the next event, waiting up to ``timeout`` seconds for it: None waits forever, 0 not at all.
 
-        Returns None when the time has passed, and at once when no more will come. Raises ValueError for an Events
-        that is closed, or that another thread closes meanwhile.
+        Returns None when the time has passed, and at once when no more events will come. Raises ValueError if this
+        stream is closed, or another thread closes it meanwhile.
         """
         return self._native.get(timeout, False)
 
     def close(self) -> None:
-        """End it. Iterations that wait, in other threads too, end; a closed one may be closed again."""
+        """End the stream. Iterations that wait end, also in other threads. Calling it again has no effect."""
         self._native.close()
 
     def __enter__(self) -> Events:
@@ -118,8 +119,8 @@ class Events:
 
 
 async def until_readable(fd: int, timeout: float | None = None) -> None:
-    """Wait in asyncio for a descriptor, of which several tasks may wait and which may be closed meanwhile."""
-    import asyncio  # here, as importing it takes longer than all of this package
+    """Wait in asyncio for a descriptor, which several tasks may wait for and which may be closed meanwhile."""
+    import asyncio  # here, because importing it takes longer than this whole package
 
     loop = asyncio.get_running_loop()
     readable = loop.create_future()
@@ -138,7 +139,7 @@ async def until_readable(fd: int, timeout: float | None = None) -> None:
 
 
 def finish(future: asyncio.Future[None]) -> None:
-    """Give a future its result, if it waits for one."""
+    """Give a future its result, unless it has one or was cancelled."""
     if not future.done():
         future.set_result(None)
 

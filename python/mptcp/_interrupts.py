@@ -1,4 +1,4 @@
-"""Putting SIGINT off while something is made that an exception in the middle would lose."""
+"""Deferring SIGINT while something is created that an exception half-way would leak."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from types import FrameType
 
 @contextlib.contextmanager
 def put_off() -> Iterator[None]:
-    """Have SIGINT raise KeyboardInterrupt, or whatever its handler does, at the end of the block.
+    """Run the handler of SIGINT, which usually raises KeyboardInterrupt, only at the end of the block.
 
-    What the block made has an owner then, whom the exception finds. Only the main thread runs signal handlers: in
-    others there is nothing to put off.
+    By then what the block created has an owner, which cleans up on the exception. Only the main thread runs signal
+    handlers: in other threads this has no effect.
     """
     handler = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(handler):

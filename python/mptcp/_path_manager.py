@@ -11,16 +11,16 @@ NAMES = ("kernel", "userspace")
 
 
 def check_path_manager(name: object) -> str:
-    """Refuses what is not the name of a path manager."""
+    """Return the name of a path manager; raise TypeError or ValueError for anything else."""
     if not isinstance(name, str):
-        raise TypeError(f"a path manager is a str, not {type(name).__name__}")
+        raise TypeError(f"path_manager must be a str, not {type(name).__name__}")
     if name not in NAMES:
-        raise ValueError(f"a path manager is 'kernel' or 'userspace', not {name!r}")
+        raise ValueError(f"path_manager must be 'kernel' or 'userspace', not {name!r}")
     return name
 
 
 def get_path_manager() -> str:
-    """The path manager that new sockets of the caller's network namespace latch: "kernel" or "userspace".
+    """Return the path manager that new sockets of the caller's network namespace latch: "kernel" or "userspace".
 
     Reads the sysctl net.mptcp.path_manager (net.mptcp.pm_type before Linux 6.15) of the calling thread's network
     namespace. No privilege.
@@ -31,24 +31,24 @@ def get_path_manager() -> str:
 
 
 def set_path_manager(name: str) -> str:
-    """Sets the path manager that new sockets of the caller's network namespace latch; returns the one before.
+    """Set the path manager that new sockets of the caller's network namespace latch, and return the previous one.
 
-    Connections that exist keep theirs. Writes the sysctl net.mptcp.path_manager (net.mptcp.pm_type before Linux
+    Existing connections keep theirs. Writes the sysctl net.mptcp.path_manager (net.mptcp.pm_type before Linux
     6.15). Needs CAP_NET_ADMIN in the user namespace that owns the network namespace.
 
-    Raises PermissionError without that, OSError (EROFS) where /proc/sys is read-only, as in containers,
-    UnsupportedError where the kernel has no such sysctl.
+    Raises PermissionError without that privilege, OSError (EROFS) where /proc/sys is read-only, as in containers,
+    UnsupportedError where the kernel has no such sysctl, TypeError and ValueError for another name.
     """
     return _core.set_path_manager(check_path_manager(name))
 
 
 @contextmanager
 def use_path_manager(name: str) -> Iterator[None]:
-    """Within the block, new sockets of the caller's network namespace latch this path manager.
+    """Have new sockets of the caller's network namespace latch this path manager within the block.
 
-    Afterwards the namespace has the one that it had before. An accepted socket latches at its handshake, so a
-    server holds this for its life. It reaches every process of the namespace: for one socket of your own use
-    ``Socket(path_manager=...)``. The errors and the privilege are those of set_path_manager.
+    The previous one is restored at its end. An accepted socket latches at its handshake, so a server stays in the
+    block for its life. This affects every process of the namespace: for a single socket use
+    ``Socket(path_manager=...)``. Errors and privilege are those of set_path_manager().
     """
     before = set_path_manager(name)
     try:

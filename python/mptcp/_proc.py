@@ -1,4 +1,4 @@
-"""What /proc tells: who holds a socket, and the kernel's MPTcpExt counters."""
+"""Information from /proc: who holds a socket, and the kernel's MPTcpExt counters."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def parse_counters(text: str) -> dict[str, int]:
 
 
 def socket_inodes(pid: int) -> set[int]:
-    """The inode numbers of a process's sockets."""
+    """Return the inode numbers of a process's sockets."""
     inodes = set()
     try:
         for name in os.listdir(f"/proc/{pid}/fd"):
@@ -47,7 +47,7 @@ def socket_inodes(pid: int) -> set[int]:
 
 
 def holders() -> dict[int, int]:
-    """The first process that holds each socket, by the sockets' inode numbers; of those that may be looked at."""
+    """Return the first process that holds each socket, by the sockets' inode numbers, of those that can be read."""
     found: dict[int, int] = {}
     for pid, inodes in _processes():
         for inode in inodes:
@@ -56,12 +56,15 @@ def holders() -> dict[int, int]:
 
 
 def holder(inode: int) -> int | None:
-    """The first process that holds the socket with this inode number."""
+    """Return the first process that holds the socket with this inode number."""
     return next((pid for pid, inodes in _processes() if inode in inodes), None) if inode else None
 
 
 def program(pid: int | None) -> str | None:
-    r"""Return the name of a process, 15 bytes at most; None where there is none. Bytes that are not UTF-8 read \xNN."""
+    r"""Return a process's name, 15 bytes at most, or None if there is no such process.
+
+    Bytes that are not UTF-8 are written \xNN.
+    """
     try:
         with open(f"/proc/{pid}/comm", "rb") as file:
             return file.read().removesuffix(b"\n").decode(errors="backslashreplace")
@@ -70,7 +73,7 @@ def program(pid: int | None) -> str | None:
 
 
 def _processes() -> Iterator[tuple[int, set[int]]]:
-    """Every process with the inode numbers of its sockets; without those that have ended or are not ours to look at."""
+    """Yield every process with its sockets' inode numbers, except those that have ended or cannot be read."""
     for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdecimal()):
         with contextlib.suppress(OSError):
             yield pid, socket_inodes(pid)

@@ -1,10 +1,10 @@
-"""What integers may be as arguments."""
+"""Checks of integer arguments."""
 
 from __future__ import annotations
 
 
 def check_range(value: object, what: str, lowest: int, highest: int) -> None:
-    """Raise TypeError or ValueError, which say what it is, unless it is an int in the range."""
+    """Raise TypeError or ValueError, naming the argument, unless it is an int in the range."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{what} must be an int, not {type(value).__name__}")
     if not lowest <= value <= highest:
@@ -12,6 +12,6 @@ def check_range(value: object, what: str, lowest: int, highest: int) -> None:
 
 
 def check_optional_range(value: object, what: str, lowest: int, highest: int) -> None:
-    """The same, and None is an argument that is not given."""
+    """Do the same for an argument that may be None: not given."""
     if value is not None:
         check_range(value, what, lowest, highest)

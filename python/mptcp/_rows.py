@@ -1,4 +1,4 @@
-"""What recordings, their files, plots and measures share: arrays of rows, and a recording as these see it."""
+"""Types that recordings, their files, plots and measures share: arrays of rows, and the protocol of a recording."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Direction: TypeAlias = Literal["sent", "received"]
 
 
 class Recorded(Protocol):
-    """What was recorded: a Recording, which says what each of these is."""
+    """What was recorded, as Recording documents it."""
 
     @property
     def samples(self) -> Rows: ...
@@ -30,7 +30,7 @@ class Recorded(Protocol):
 
 
 def names(rows: Rows) -> tuple[str, ...]:
-    """The names of the columns."""
+    """Return the names of the columns."""
     found = rows.dtype.names
     assert found is not None
     return found

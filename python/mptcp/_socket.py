@@ -1,4 +1,4 @@
-"""Multipath TCP sockets: everything a socket.socket does, and the subflows of its connection."""
+"""Multipath TCP sockets: everything that a socket.socket does, and the subflows of its connection."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from ._control import Control
 from ._path_manager import check_path_manager
 from ._ranges import check_range
 
-# The word for "not given" that callers of socket.create_connection hand on, http.client for one.
+# What callers of socket.create_connection pass for "not given", http.client for one.
 _DEFAULT_TIMEOUT: object = socket._GLOBAL_DEFAULT_TIMEOUT  # type: ignore[attr-defined]
 
 IPPROTO_MPTCP = 262
-"""<linux/in.h>; socket.IPPROTO_MPTCP is there only if Python was built with headers that know it."""
+"""<linux/in.h>; socket.IPPROTO_MPTCP exists only if Python was built with headers that define it."""
 
 
 class Socket(Control, socket.socket):
     """A socket.socket of Multipath TCP, with its subflows.
 
-    ``path_manager="userspace"`` latches the userspace path manager for this socket, which opening subflows needs.
-    It needs CAP_NET_ADMIN in the user namespace that owns the network namespace, whose sysctl
-    net.mptcp.path_manager is changed for some microseconds and put back: sockets that other programs make in that
-    moment latch it too. ``path_manager="kernel"`` likewise. None leaves the namespace's choice.
+    ``path_manager="userspace"`` latches the userspace path manager for this socket, which opening subflows requires.
+    It needs CAP_NET_ADMIN in the user namespace that owns the network namespace, whose sysctl net.mptcp.path_manager
+    is changed for some microseconds and restored: sockets that other programs create in that moment latch it too.
+    ``path_manager="kernel"`` does likewise. None leaves the namespace's choice.
 
-    While a Socket under the userspace path manager lives, listening ones included, this process is subscribed to
-    the path manager events of its network namespace: without a subscriber the kernel refuses subflows that the
-    peer opens. That is left out, silently, where the privilege is missing.
+    While a Socket under the userspace path manager exists, a listening one included, this process subscribes to the
+    path manager events of its network namespace: without a subscriber the kernel refuses subflows that the peer opens.
+    Without the privilege there is silently no subscription.
 
-    A Socket belongs to the network namespace that it was made in, whatever namespace the caller is in later. Threads
-    may share it, a forked child has it too, multiprocessing sends it as it sends a socket.socket. It is not pickled
-    otherwise, and subinterpreters cannot import this package.
+    A Socket belongs to the network namespace in which it was created, whatever namespace the caller is in later.
+    Threads can share it, a forked child inherits it, and multiprocessing can send it like a socket.socket. It cannot be
+    pickled otherwise, and subinterpreters cannot import this package.
 
     Raises UnsupportedError where the kernel has no Multipath TCP or net.mptcp.enabled is 0, PermissionError where
-    ``path_manager`` cannot be set.
+    ``path_manager`` cannot be set, TypeError and ValueError for what is not a path manager.
     """
 
     _native: _core.Handle
@@ -58,12 +58,12 @@ class Socket(Control, socket.socket):
         if path_manager is not None:
             check_path_manager(path_manager)
             if fileno is not None:
-                raise ValueError("path_manager is latched when a socket is made: it cannot be chosen with fileno")
+                raise ValueError("path_manager cannot be passed with fileno: it is latched when a socket is created")
         if fileno is not None:
-            # As socket.socket does, what is not given is read from the descriptor.
+            # Like socket.socket, this reads from the descriptor what is not given.
             super().__init__(-1, type if type & socket.SOCK_NONBLOCK else -1, -1, fileno)
         else:
-            # -1 is socket.socket's own word for an argument that is not given.
+            # -1 is what socket.socket itself takes for an argument that is not given.
             family = socket.AF_INET if family == -1 else family
             type = socket.SOCK_STREAM if type == -1 else type
             proto = IPPROTO_MPTCP if proto == -1 else proto
@@ -77,17 +77,17 @@ class Socket(Control, socket.socket):
         self._hold_events(path_manager)
 
     def _hold_events(self, path_manager: str | None) -> None:
-        """Subscribes to path manager events if joins of this socket's connections depend on it."""
-        # Unprivileged, or another namespace, or no Multipath TCP: whoever asks for more is told.
+        """Subscribe to path manager events if joins of this socket's connections depend on it."""
+        # Unprivileged, or another namespace, or no Multipath TCP: later calls report it.
         with contextlib.suppress(OSError):
             self._native.hold_events(path_manager)
 
-    # What socket.socket makes of itself is a Socket too.
+    # What socket.socket creates from itself is a Socket too.
 
     def accept(self) -> tuple[Socket, Any]:
-        """As socket.socket.accept; the connection is a Socket. It may have fallen back: see is_mptcp."""
+        """Accept a connection as socket.socket.accept does, as a Socket. It may have fallen back: see is_mptcp."""
         fd, address = cast("tuple[int, Any]", self._accept())  # type: ignore[attr-defined]
-        # Not type(self): as with socket.socket, a subclass may have an __init__ of its own.
+        # Not type(self): a subclass may have an __init__ of its own, as one of socket.socket may.
         accepted = Socket(fileno=fd)
         # As socket.socket.accept does.
         if socket.getdefaulttimeout() is None and self.gettimeout():
@@ -95,21 +95,21 @@ class Socket(Control, socket.socket):
         return accepted, address
 
     def listen(self, backlog: int | None = None, /) -> None:
-        """As socket.socket.listen."""
+        """Listen for connections, as socket.socket.listen does."""
         if backlog is None:
             super().listen()
         else:
             super().listen(backlog)
-        # The namespace's path manager may have changed since the socket was made.
+        # The namespace's path manager may have changed after the socket was created.
         self._hold_events(None)
 
     def _real_close(self, *args: Any) -> None:
-        # First, as another thread's socket may get the number of a descriptor that is closed.
+        # First, because another thread's socket may get the number of the descriptor once it is closed.
         self._native.release()
         super()._real_close(*args)  # type: ignore[misc]
 
     def detach(self) -> int:
-        """As socket.socket.detach. The subscription to path manager events ends with the Socket."""
+        """Return the descriptor and close the Socket, as socket.socket.detach does; its subscription to events ends."""
         fd = super().detach()
         self._native.release()
         return fd
@@ -118,7 +118,7 @@ class Socket(Control, socket.socket):
 
     @property
     def is_mptcp(self) -> bool:
-        """True unless the socket is plain TCP or its connection fell back to TCP. Never raises on a live socket.
+        """Whether the socket is Multipath TCP and has not fallen back to TCP. Never raises on an open Socket.
 
         TCP_IS_MPTCP, before Linux 6.10 MPTCP_INFO. No privilege.
         """
@@ -126,10 +126,10 @@ class Socket(Control, socket.socket):
 
     @property
     def token(self) -> int | None:
-        """The connection's token on this host, which path manager commands and events name it by.
+        """The connection's token on this host, by which path manager commands and events name it.
 
-        None where there is none: before the socket is connected, after the peer has aborted the connection, on plain
-        TCP and after a fallback. mptcpi_token of MPTCP_INFO. No privilege. Raises OSError (EBADF) on a closed Socket.
+        None before the socket is connected, after the peer has aborted the connection, on plain TCP and after a
+        fallback. mptcpi_token of MPTCP_INFO. No privilege. Raises OSError (EBADF) on a closed Socket.
         """
         with _none_but_of_a_closed_socket():
             return self.info().token or None
@@ -139,9 +139,9 @@ class Socket(Control, socket.socket):
     def path_manager(self) -> str | None:
         """The path manager that the connection latched: "kernel" or "userspace".
 
-        None where ``token`` is None, and where the kernel tells only the privileged. Learned by a SUBFLOW_DESTROY that
-        can hit nothing (CAP_NET_ADMIN); without privilege by GET_ADDR with the connection's token, which tells since
-        Linux 6.10. Raises OSError (EBADF) on a closed Socket.
+        None where ``token`` is None, and where the kernel reports it only to the privileged. Determined by a
+        SUBFLOW_DESTROY of a subflow that cannot exist (CAP_NET_ADMIN), and without privilege by GET_ADDR with the
+        connection's token (Linux 6.10). Raises OSError (EBADF) on a closed Socket.
         """
         with _none_but_of_a_closed_socket():
             return self._native.path_manager()
@@ -150,7 +150,7 @@ class Socket(Control, socket.socket):
 
 @contextlib.contextmanager
 def _none_but_of_a_closed_socket() -> Iterator[None]:
-    """For attributes: what there is not is None, and only a closed Socket is an error."""
+    """Suppress every OSError but that of a closed Socket: an attribute without a value is None."""
     try:
         yield
     except OSError as error:
@@ -159,7 +159,7 @@ def _none_but_of_a_closed_socket() -> Iterator[None]:
 
 
 def _reduce_for_process(sock: Socket) -> tuple[Callable[[Any], Socket], tuple[Any]]:
-    """How multiprocessing sends a Socket to another process: as it sends a socket.socket, by its descriptor."""
+    """Send a Socket to another process as multiprocessing sends a socket.socket, by its descriptor."""
     return _rebuild_in_process, (sys.modules["multiprocessing.reduction"].DupFd(sock.fileno()),)
 
 
@@ -168,9 +168,9 @@ def _rebuild_in_process(duplicate: Any) -> Socket:
 
 
 def _tell_multiprocessing() -> None:
-    """Lets multiprocessing send a Socket, if the program uses it: importing it takes longer than all of this.
+    """Let multiprocessing send a Socket, if the program uses it: importing it takes longer than this whole package.
 
-    It knows socket.socket by its exact class. Other ways of pickling are refused, as socket.socket does.
+    It knows socket.socket by its exact class. Pickling in other ways is refused, as by socket.socket.
     """
     if (reduction := sys.modules.get("multiprocessing.reduction")) is not None:
         reduction.register(Socket, _reduce_for_process)
@@ -187,10 +187,10 @@ def create_connection(
     all_errors: bool = False,
     path_manager: str | None = None,
 ) -> Socket:
-    """As socket.create_connection, over Multipath TCP; ``path_manager`` as for Socket.
+    """Connect like socket.create_connection, over Multipath TCP; ``path_manager`` is as for Socket.
 
-    The connection may fall back to TCP, which is no error: see Socket.is_mptcp. Until the peer has acknowledged
-    data it is not fully established and takes no further subflows.
+    ``timeout`` is in seconds, or None. The connection may fall back to TCP, which is not an error: see Socket.is_mptcp.
+    Until the peer has acknowledged data it is not fully established, and cannot have further subflows.
 
     Raises what socket.create_connection and Socket raise.
     """
@@ -208,7 +208,7 @@ def _connect(
     source_address: tuple[str, int] | None,
     all_errors: bool,
 ) -> Socket:
-    """create_connection with the sockets of ``make``."""
+    """Do what create_connection does, with the sockets of ``make``."""
     host, port = address
     errors: list[OSError] = []
     for family, kind, _, _, target in socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM):
@@ -249,10 +249,10 @@ def create_server(
     reuse_port: bool = False,
     dualstack_ipv6: bool = False,
 ) -> Socket:
-    """As socket.create_server, over Multipath TCP. Clients without Multipath TCP are accepted as plain TCP.
+    """Listen like socket.create_server, over Multipath TCP. Clients without Multipath TCP are accepted as plain TCP.
 
     Accepted sockets latch the network namespace's path manager at each handshake: to accept and open subflows
-    under the userspace path manager, hold ``use_path_manager("userspace")`` for the server's life.
+    under the userspace path manager, stay in ``use_path_manager("userspace")`` for the server's life.
 
     Raises what socket.create_server and Socket raise.
     """
@@ -271,7 +271,7 @@ def _listen(
     reuse_port: bool,
     dualstack_ipv6: bool,
 ) -> Socket:
-    """create_server with the sockets of ``make``."""
+    """Do what create_server does, with the sockets of ``make``."""
     if dualstack_ipv6 and family != socket.AF_INET6:
         raise ValueError("dualstack_ipv6 requires AF_INET6 family")
     sock = make(family, socket.SOCK_STREAM, IPPROTO_MPTCP)
@@ -293,16 +293,16 @@ def _listen(
 
 
 def wrap(sock: Any) -> Socket:
-    """A Socket of the same connection, with a duplicate of the descriptor.
+    """Return a Socket of the same connection, with a duplicate of the descriptor.
 
     ``sock`` is a descriptor or anything with fileno(): a socket.socket, an ssl.SSLSocket, an asyncio transport's
-    socket. The duplicate keeps the connection open: the peer sees no end until both are closed. Reading data from
-    it takes them from the other. No privilege.
+    socket. The duplicate keeps the connection open: the peer sees its end only when both are closed. Data that is read
+    from one cannot be read from the other. No privilege.
 
-    Raises TypeError for what has no descriptor, OSError (ENOTSOCK, EBADF) for one that is no socket or is not open.
+    Raises TypeError for what has no descriptor, OSError (ENOTSOCK, EBADF) for one that is not a socket or not open.
     """
     if isinstance(sock, bool) or not (isinstance(sock, int) or hasattr(sock, "fileno")):
-        raise TypeError(f"wrap() takes a socket or a descriptor, not {type(sock).__name__}")
+        raise TypeError(f"sock must be a socket or a descriptor, not {type(sock).__name__}")
     fd = sock if isinstance(sock, int) else sock.fileno()
     try:
         duplicate = socket.dup(fd)
@@ -311,7 +311,7 @@ def wrap(sock: Any) -> Socket:
     try:
         # The blocking mode belongs to the connection, not to the descriptor: it must stay as it is.
         blocking = os.get_blocking(duplicate)
-        # With the flag it takes no timeout of socket.setdefaulttimeout's, which would change the mode for a moment.
+        # With the flag it ignores socket.setdefaulttimeout(), which would change the mode for a moment.
         wrapped = Socket(type=socket.SOCK_STREAM | socket.SOCK_NONBLOCK, fileno=duplicate)
     except BaseException:
         os.close(duplicate)
@@ -319,26 +319,26 @@ def wrap(sock: Any) -> Socket:
     kind = wrapped.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE)
     if kind != socket.SOCK_STREAM:
         wrapped = Socket(type=kind | socket.SOCK_NONBLOCK, fileno=wrapped.detach())
-    # Each of these sets the mode that the connection has already.
+    # Each of these sets the mode that the connection already has.
     wrapped.settimeout(None if blocking else getattr(sock, "gettimeout", lambda: 0.0)())
     return wrapped
 
 
 def attach(pid: int, fd: int) -> Socket:
-    """A Socket of another process's connection: a duplicate of its descriptor ``fd``.
+    """Return a Socket of another process's connection: a duplicate of its descriptor ``fd``.
 
-    The duplicate keeps the connection open: when its owner ends, the peer sees no end until the duplicate is closed
-    too. To watch or control without that, use connections().
+    The duplicate keeps the connection open: when its owner ends, the peer sees the end only when the duplicate is
+    closed too. To watch or control a connection without that, use connections().
 
-    pidfd_open and pidfd_getfd (Linux 5.6). Needs ptrace access to the process: to be of its user and, where
-    kernel.yama.ptrace_scope is above 0, its parent; or CAP_SYS_PTRACE.
+    pidfd_open and pidfd_getfd (Linux 5.6). Needs ptrace access to the process: the same user and, where
+    kernel.yama.ptrace_scope is above 0, to be its parent; or CAP_SYS_PTRACE.
 
-    Raises ProcessLookupError for a process that is not there, PermissionError without that access, OSError (EBADF)
-    for a descriptor that the process does not have, (ENOTSOCK) for one that is no socket, TypeError and ValueError
+    Raises ProcessLookupError if there is no such process, PermissionError without that access, OSError (EBADF)
+    for a descriptor that the process does not have, (ENOTSOCK) for one that is not a socket, TypeError and ValueError
     for what cannot be a process or a descriptor.
     """
-    check_range(pid, "a process", 1, 2**31 - 1)
-    check_range(fd, "a descriptor", 0, 2**31 - 1)
+    check_range(pid, "pid", 1, 2**31 - 1)
+    check_range(fd, "fd", 0, 2**31 - 1)
     taken = _core.take_descriptor(pid, fd)
     try:
         return wrap(taken)

@@ -1,4 +1,4 @@
-"""The topologies of open labs: a lab's package registers its own, recordings read them."""
+"""The topologies of open labs, which mptcp.lab registers and recordings read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _sources: list[_Source] = []
 
 
 def register(topologies: Callable[[], list[dict[str, Any]]], links: Callable[[], list[dict[str, Any]]]) -> None:
-    """Add functions that describe open labs as JSON can carry it: their hosts and links; what the links have done."""
+    """Add functions that describe open labs in types of JSON: their hosts and links; what the links have done."""
     _sources.append(_Source(topologies, links))
 
 
@@ -25,5 +25,5 @@ def topologies() -> list[dict[str, Any]]:
 
 
 def links() -> list[dict[str, Any]]:
-    """Return what the links of the open labs of this process have done until now: frames, drops, lateness."""
+    """Return what the links of this process's open labs have done so far: frames, drops, lateness."""
     return [link for source in _sources for link in source.links()]

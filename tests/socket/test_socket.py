@@ -187,7 +187,7 @@ def test_a_path_manager_has_a_known_name() -> None:
         with pytest.raises(TypeError):
             call(1)
     assert mptcp.get_path_manager() in ("kernel", "userspace")
-    with mptcp.Socket() as sock, pytest.raises(ValueError, match="latched when a socket is made"):
+    with mptcp.Socket() as sock, pytest.raises(ValueError, match="latched when a socket is created"):
         mptcp.Socket(fileno=sock.fileno(), path_manager="userspace")
 
 
