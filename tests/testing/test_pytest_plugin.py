@@ -103,8 +103,21 @@ def test_the_reason_is_what_the_doctor_says(project: Project) -> None:
     assert f"SKIPPED [1] test_it.py:12: {reason}" in done.stdout
 
 
+def test_a_missing_ability_fails_where_it_is_required(project: Project) -> None:
+    project.write(MARKED)
+    finding = project.doctor("bpf")
+    done = project.pytest("--mptcp-require")
+    assert "SKIPPED" not in done.stdout
+    if finding["available"]:
+        assert done.returncode == 0, done.stdout
+        return
+    assert done.returncode == 1, done.stdout
+    assert re.search(r"^=+ 1 passed, 2 errors in ", done.stdout, re.MULTILINE), done.stdout
+    assert f"needs {finding['what']}: {finding['advice']} (--mptcp-require)" in done.stdout
+
+
 def test_namespaces_that_are_denied(tmp_path: Path) -> None:
-    """The fixtures skip and say what to set, and so does the marker."""
+    """The fixtures skip and say what to set, and so does the marker; where nothing may be missing all three fail."""
     deny = (
         "unshare",
         "--user",
@@ -128,6 +141,13 @@ def test_namespaces_that_are_denied(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3 skipped" in done.stdout
     assert done.stdout.count("user.max_user_namespaces") >= 2, done.stdout
+    required = project.pytest("--mptcp-require")
+    assert required.returncode == 1, required.stdout + required.stderr
+    # A fixture's failure is an error of the test's setup.
+    assert re.search(r"^=+ 3 errors in ", required.stdout, re.MULTILINE), required.stdout
+    assert required.stdout.count("user.max_user_namespaces") >= 2, required.stdout
+    project.write("[pytest]\nmptcp_require = true\n", "pytest.ini")
+    assert project.pytest().returncode == 1
 
 
 @pytest.mark.parametrize(
