@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import mptcp
-from mptcp.lab import Host, two_paths
+from mptcp.lab import Host, Link, two_paths
 
 SOL_MPTCP, MPTCP_INFO, MPTCP_TCPINFO, MPTCP_SUBFLOW_ADDRS, MPTCP_FULL_INFO = 284, 1, 2, 3, 4
 NETLINK_SOCK_DIAG, NETLINK_GENERIC, SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NETLINK_CAP_ACK, NETLINK_EXT_ACK = (
@@ -34,6 +34,8 @@ NETLINK_SOCK_DIAG, NETLINK_GENERIC, SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NETLINK
 )
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 1, 4, 0x300
 SUBFLOW_INFO_SIZE, SOCKADDR_STORAGE, PORT = 264, 128, 5000
+SOL_PACKET, PACKET_VNET_HDR, PACKET_IGNORE_OUTGOING, ETH_P_ALL = 263, 15, 23, 3
+SOL_UDP, UDP_SEGMENT = 17, 103
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -142,6 +144,42 @@ def small_btf() -> bytes:
     return head + btf[length + types :][:types_size] + btf[length + names :][:names_size]
 
 
+def frames(client: Host, server: Host, link: Link) -> Iterator[tuple[str, bytes]]:
+    """What the server's end of a link without limits receives, each with its virtio header: TCP and UDP, segmented."""
+    with contextlib.ExitStack() as stack:
+        packets = stack.enter_context(server.socket(socket.AF_PACKET, socket.SOCK_RAW, 0))
+        for option in (PACKET_VNET_HDR, PACKET_IGNORE_OUTGOING):
+            packets.setsockopt(SOL_PACKET, option, 1)
+        packets.bind((link.interface(server), ETH_P_ALL))
+        packets.settimeout(2)
+        for family in (socket.AF_INET, socket.AF_INET6):
+            address = link.address(server, family=family)
+            sock, _ = stack.enter_context(connection(client, server, address, family))
+            datagrams = stack.enter_context(client.socket(family, socket.SOCK_DGRAM, 0))
+            datagrams.setsockopt(SOL_UDP, UDP_SEGMENT, 1000)
+            datagrams.sendto(bytes(2500), (address, PORT))
+            for size in (100, 5000):
+                sock.sendall(bytes(size))
+        kinds: set[tuple[int, int, bool]] = set()
+        with contextlib.suppress(TimeoutError):
+            while frame := packets.recv(1 << 17):
+                # By segmentation and protocol.
+                kind = (frame[1], int.from_bytes(frame[22:24], "big"), len(frame) > 200)
+                if kind not in kinds:
+                    kinds.add(kind)
+                    yield "gso-{}-{:x}-{}".format(*kind), frame
+
+
+#: mahimahi's format, as users have it in files.
+TRACES = {
+    "rate": b"1\n2\n2\n3\n",
+    "pause": b"5\r\n1000\r\n",
+    "one": b" 10",
+    "unsorted": b"5\n3\n",
+    "word": b"1\nfast\n",
+}
+
+
 def main(folder: Path) -> None:
     def save(target: str, name: str, content: bytes) -> None:
         (folder / target).mkdir(parents=True, exist_ok=True)
@@ -213,6 +251,11 @@ def main(folder: Path) -> None:
                 save("mptcp_pm", "event-{}-{}".format(*kind), datagram)
         for netlink in (generic, diag, route, events):
             netlink.socket.close()
+    with two_paths(rate=None) as (client, server, (link, _)):
+        for name, frame in frames(client, server, link):
+            save("frame", name, frame)
+    for name, text in TRACES.items():
+        save("trace", name, text)
     save("btf", "first-types", small_btf())
     for name, buffer in enhanced_api():
         save("enhanced_api", name, buffer)
