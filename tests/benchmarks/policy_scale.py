@@ -75,7 +75,7 @@ def start(client: Host, wait: bool = True) -> subprocess.Popen[str]:
     process = client.popen(POLICY, stderr=subprocess.PIPE, text=True)
     if wait:
         assert process.stderr is not None
-        process.stderr.readline()  # "at work"
+        process.stderr.readline()  # "running"
     return process
 
 

@@ -183,7 +183,7 @@ def test_hashes_that_differ(small: None, monkeypatch: pytest.MonkeyPatch, capsys
     assert cli.main(["demo", "--json"]) == 1
     printed, complaints = capsys.readouterr()
     assert json.loads(printed)["sha256"]["server"] == "0" * 64
-    assert complaints == "mptcp demo: what was received is not what was sent: the SHA-256 hashes differ\n"
+    assert complaints == "mptcp demo: the received data is not the data that was sent: the SHA-256 hashes differ\n"
 
 
 def test_error_of_a_thread_ends_it(

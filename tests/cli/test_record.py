@@ -49,7 +49,7 @@ def test_what_is_not_there_and_wrong_usage(tmp_path: Path) -> None:
         return subprocess.run([*COMMAND, *options], capture_output=True, text=True, timeout=60)
 
     missing = run("--port", "1", "-o", str(tmp_path / "run.npz"))
-    assert (missing.returncode, missing.stderr) == (1, "mptcp record: no such connection\n")
+    assert (missing.returncode, missing.stderr) == (1, "mptcp record: no connection matches\n")
     for options in (["-o", "run.csv"], ["-o", "/no/such/folder/run.npz"], [], ["-o", "run.npz", "--interval", "0"]):
         assert run(*options).returncode == 2
     assert list(tmp_path.iterdir()) == []

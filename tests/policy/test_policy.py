@@ -489,7 +489,7 @@ def test_the_command(mptcp_two_paths: TwoPaths, arguments: list[str], tmp_path: 
     command = [sys.executable, "-W", "error", "-m", "mptcp", "policy", *arguments]
     with client.popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        assert "at work" in process.stderr.readline()
+        assert "running" in process.stderr.readline()
         with connected(*mptcp_two_paths) as made:
             assert eventually(lambda: "10.0.2.1" in {subflow.local[0] for subflow in made.sock.subflows()}, 20)
         process.send_signal(signal.SIGTERM)

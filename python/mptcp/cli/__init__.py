@@ -1,4 +1,4 @@
-"""The command line: ``mptcp COMMAND``. Each command is a module of this package, and named as its file."""
+"""The command line: ``mptcp COMMAND``. Each command is a module of this package, with the name of its file."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from typing import Any, Protocol, cast
 
 from mptcp.cli._show import show
 
-# As a shell reports a program that SIGINT ended.
+# The status with which a shell reports that SIGINT ended a program.
 _INTERRUPTED = 130
 
 
 class Command(Protocol):
-    """What the module of a command has."""
+    """The interface of a command's module."""
 
     SUMMARY: str
-    """What the command does: half a sentence for the list of commands."""
+    """What the command does, for the list of commands: a phrase without a full stop."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Give the command's own parser its arguments."""
+        """Add the command's arguments to its own parser."""
 
     def run(self, arguments: argparse.Namespace) -> int:
-        """Do it, and return the exit status. Of an OSError the user sees the message alone, and the status is 1."""
+        """Run the command and return the exit status. After an OSError it is 1, and the user sees only the message."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: 0, or 1 on failure. Wrong usage is SystemExit with 2."""
+    """Run one command and return its exit status: 0, or 1 on failure. Wrong usage raises SystemExit(2)."""
     argv = sys.argv[1:] if argv is None else argv
     _fill_closed_streams()
     arguments = _parser(argv).parse_args(argv)
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
-        # On a line of its own, as the terminal has just shown ^C.
+        # On a line of its own, because the terminal has just shown ^C.
         print(f"\nmptcp {arguments.command}: interrupted", file=sys.stderr)
         return _INTERRUPTED
     except OSError as error:
@@ -50,10 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fill_closed_streams() -> None:
-    """Give a standard stream that was closed, as by ``>&-``, the null device.
+    """Open the null device for each standard stream that is closed, as by ``>&-``.
 
-    Otherwise the next descriptor that is opened, a socket for one, would be standard output. Programs that are started
-    find the stream closed, as they would without this command: the descriptor is not inherited.
+    Otherwise the next descriptor to be opened, a socket's for instance, would be standard output. Programs that are
+    started still find the stream closed, as they would without this command: the descriptor is not inherited.
     """
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
@@ -70,25 +70,29 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         prog="mptcp",
         description="Control and measurement of Multipath TCP, subflow by subflow, on stock Linux kernels.",
     )
-    parser.add_argument("--version", action=_ShowVersion, nargs=0, help="show the version and exit")
+    parser.add_argument("--version", action=_ShowVersion, nargs=0, help="print the version and exit")
     parsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     for name, command in _commands(argv):
-        sub = parsers.add_parser(name, help=command.SUMMARY, description=f"{command.SUMMARY}.")
+        sub = parsers.add_parser(name, help=command.SUMMARY, description=_sentence(command.SUMMARY))
         command.add_arguments(sub)
         sub.set_defaults(run=command.run)
     return parser
 
 
+def _sentence(phrase: str) -> str:
+    return f"{phrase[0].upper()}{phrase[1:]}."
+
+
 def _commands(argv: Sequence[str]) -> Iterator[tuple[str, Command]]:
-    """Every command with its name. Modules with a leading underscore are what commands share."""
+    """Yield every command with its name. Modules with a leading underscore are shared by the commands."""
     names = [module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")]
-    # One that is asked for does not wait for the others to be imported.
+    # The command that is asked for does not wait for the import of the others.
     for name in argv[:1] if argv and argv[0] in names else names:
         yield name, cast(Command, importlib.import_module(f"{__name__}.{name}"))
 
 
 class _ShowVersion(argparse.Action):
-    # argparse's own "version" wants the text when the parser is made, and looking it up is slow.
+    # argparse's own "version" needs the text when the parser is created, and looking it up is slow.
     def __call__(self, parser: argparse.ArgumentParser, *unused: Any) -> None:
         import importlib.metadata
 
@@ -102,12 +106,12 @@ def _message(error: OSError) -> str:
 
 
 def _reader_is_gone() -> bool:
-    """Whether standard output is a pipe that nobody reads any more, as with ``| head``."""
+    """Return whether standard output is a pipe that nobody reads any more, as with ``| head``."""
     poll = select.poll()
     poll.register(sys.stdout, 0)
     if not poll.poll(0):
         return False
-    # What is still to be written goes nowhere, or Python would complain of it at the end.
+    # Discard what is still to be written, or Python would complain about it at exit.
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
     return True

@@ -1,4 +1,4 @@
-"""Policies that a file has, for the commands that run them."""
+"""Loading policies from a file, for the commands that run them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from mptcp import _policy
 
 
 def load(path: Path) -> list[_policy.Policy]:
-    """The policies of a file: its list ``policies``, or an instance of each of its Policy classes."""
+    """Return the policies of a file: its list ``policies``, or an instance of each of its Policy classes."""
     spec = importlib.util.spec_from_file_location("__mptcp_policy__", path)
     if spec is None or spec.loader is None:
-        raise ValueError(f"{path} is no Python file")
+        raise ValueError(f"{path} is not a Python file: its name must end in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
@@ -24,7 +24,7 @@ def load(path: Path) -> list[_policy.Policy]:
         found = [thing() for thing in vars(module).values() if _is_policy_of(module, thing)]
     found = list(found)
     if not found:
-        raise ValueError(f"{path} has neither a class derived from mptcp.Policy nor a list `policies`")
+        raise ValueError(f"{path} must define a class derived from mptcp.Policy or a list `policies`")
     return found
 
 

@@ -1,4 +1,4 @@
-"""A terminal: lines that stay, and below them an area that is redrawn in place."""
+"""A terminal: lines that stay and, below them, an area that is redrawn in place."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ class Screen:
 
     @staticmethod
     def fits(stream: TextIO) -> bool:
-        """Whether the stream is a terminal that can move its cursor."""
+        """Return whether the stream is a terminal that can move its cursor."""
         return stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
     def draw(self, area: Sequence[str], *, above: Sequence[str] = ()) -> None:
-        """Draw the live area in place of the one before, with new lines that stay above it."""
+        """Redraw the live area, with new lines above it that stay."""
         # A line of the area that wraps would take two rows, and the next drawing would start too low.
         width = shutil.get_terminal_size().columns
         lines = [*map(printable, above), *(printable(line)[:width] for line in area)]
         # Carriage return and CUU take the cursor to the first row of the old area, ED erases from there.
         erase = f"\r\x1b[{self._height}A\x1b[J" if self._height else ""
-        # In one piece, or the terminal might show what is erased and not yet drawn.
+        # In one write, or the terminal might show the area erased and not yet redrawn.
         self._terminal.write(erase + "".join(f"{line}\n" for line in lines))
         self._terminal.flush()
         self._height = len(area)

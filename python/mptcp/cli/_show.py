@@ -1,4 +1,4 @@
-"""Printing lines in which there may be what another user has chosen, the name of a process for example."""
+"""Printing lines that may contain text chosen by another user, the name of a process for example."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TextIO
 
 
 def printable(line: str) -> str:
-    r"""Return a line for a terminal: control characters and what else cannot be seen read \xNN or \uNNNN."""
+    r"""Return a line for a terminal, with control and other unprintable characters written \xNN or \uNNNN."""
     return line if line.isprintable() else "".join(map(_printable, line))
 
 
@@ -16,7 +16,7 @@ def _printable(character: str) -> str:
 
 
 def show(*lines: str, file: TextIO | None = None) -> None:
-    """Print lines, and nothing in them that a terminal would obey or that the stream cannot encode."""
+    """Print lines, with everything escaped that a terminal would obey or the stream cannot encode."""
     stream = sys.stdout if file is None else file
     encoding = stream.encoding or "utf-8"
     text = "".join(f"{printable(line)}\n" for line in lines)

@@ -19,7 +19,7 @@ from mptcp._socket import Socket
 from mptcp.cli._screen import Screen
 from mptcp.lab import two_paths
 
-SUMMARY = "open and close subflows of a transfer, on a lab of its own, and show what each carried"
+SUMMARY = "open and close subflows of a transfer, in a lab of its own, and show what each carried"
 
 _RATES = (60, 40)
 """Mbit/s of the two paths."""
@@ -31,9 +31,9 @@ _SERVER_PORT = 5000
 _LOCAL_PORT = 12345
 
 _INTERVAL = 0.2
-"""Seconds from one reading of the subflows to the next."""
+"""Seconds between two readings of the subflows."""
 _CLOSING_INTERVAL = 0.01
-"""The same while one is closing, so that its last reading is as good as final."""
+"""The same while one is closing, so that its last reading is close to its final state."""
 _TIMEOUT = 10.0
 """Seconds without any progress after which the transfer has failed."""
 
@@ -42,6 +42,7 @@ _MBIT = 1_000_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = "Needs no privilege where unprivileged user namespaces are allowed; otherwise run it as root."
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
 
@@ -53,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
         join = (second.address(client), _LOCAL_PORT), (second.address(server), _SERVER_PORT)
         transfer = _Transfer()
         with (
-            # On every address, because a join to an address that nobody listens on is refused.
+            # On every address, because a join to an address without a listener is refused.
             server.create_server(("", _SERVER_PORT)) as listener,
             client.create_connection(remote, _TIMEOUT) as sock,
         ):
@@ -72,33 +73,33 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 class _Flow:
-    """One subflow: its last reading, and in seconds since the start when it was opened and closed."""
+    """One subflow: its last reading, and when it was opened and closed, in seconds since the start."""
 
     def __init__(self, subflow: Subflow, now: float) -> None:
         self.opened = now
         self.closed: float | None = None
         self.subflow = subflow
         self.rate = 0.0
-        """Bits a second over the last interval."""
+        """Bits per second over the last interval."""
         self._rated = now, self.bytes
 
     def read(self, subflow: Subflow, now: float) -> None:
         self.subflow = subflow
         since, before = self._rated
-        # Readings come out of turn too, and a rate over a moment would say nothing.
+        # There are extra readings too, and a rate over a short moment would mean nothing.
         if now - since >= _INTERVAL / 2:
             self.rate = (self.bytes - before) * 8 / (now - since)
             self._rated = now, self.bytes
 
     @property
     def bytes(self) -> int:
-        """Bytes of data that it has sent, each counted once however often it was retransmitted."""
+        """Bytes of data that it has sent, each counted once, however often it was retransmitted."""
         tcp_info = self.subflow.tcp_info
         # The kernel counts both since Linux 4.19, before it had Multipath TCP.
         return (tcp_info.bytes_sent or 0) - (tcp_info.bytes_retrans or 0)
 
     def mean_rate(self, end: float) -> float:
-        """Bits a second from its opening to its closing, or to ``end``."""
+        """Return the bits per second from its opening to its closing, or to ``end``."""
         return self.bytes * 8 / ((self.closed or end) - self.opened)
 
     def __str__(self) -> str:
@@ -106,7 +107,7 @@ class _Flow:
 
 
 class _Transfer:
-    """One connection from the client's side, and all that is learnt of it. Times are seconds since it began."""
+    """One connection from the client's side, with what is observed of it. Times are seconds since it began."""
 
     def __init__(self) -> None:
         self.flows: list[_Flow] = []
@@ -120,11 +121,11 @@ class _Transfer:
         return time.monotonic() - self._start
 
     def run(self, sock: Socket, peer: Socket, join: tuple[tuple[str, int], tuple[str, int]], view: _View) -> None:
-        """Move the data over the initial subflow and a second one, and close the initial one half-way."""
+        """Send the data over the initial subflow and a second one, and close the initial one half-way."""
         self.read(sock)
         (initial,) = self.flows
         view.event(self.now(), f"connected, {initial}")
-        # Further subflows can be opened once the peer has acknowledged data. The size is data that it needs.
+        # Further subflows can be opened once the peer has acknowledged data. The size is data that the peer needs.
         sock.sendall(_SIZE.to_bytes(8, "big"))
         sock.open_subflow(*join, timeout=_TIMEOUT)
         self.read(sock)
@@ -153,7 +154,7 @@ class _Transfer:
         view.end(self)
 
     def read(self, sock: Socket) -> list[_Flow]:
-        """Take a reading of every subflow. One that is gone keeps its last; return those gone since the one before."""
+        """Read every subflow and return those that have disappeared since the last reading, which keep theirs."""
         snapshot = {subflow.id: subflow for subflow in sock.subflows()}
         now = self.now()
         gone = []
@@ -168,17 +169,17 @@ class _Transfer:
         return gone
 
     def failure(self) -> str | None:
-        """What went wrong with a transfer that came to its end."""
+        """Return what was wrong with a transfer that finished, or None."""
         if self.hashes["client"] != self.hashes["server"]:
-            return "what was received is not what was sent: the SHA-256 hashes differ"
+            return "the received data is not the data that was sent: the SHA-256 hashes differ"
         if not all(flow.bytes for flow in self.flows):
             return "not every subflow carried data"
         if self.flows[0].closed is None:
-            return "the first subflow is still there"
+            return "the first subflow was not closed"
         return None
 
     def report(self) -> dict[str, Any]:
-        """The result for programs. ``bytes`` of a subflow are those that it sent, retransmissions left out."""
+        """Return the result as JSON types. A subflow's ``bytes`` are those that it sent, without retransmissions."""
         return {
             "kernel": os.uname().release,
             "bytes": _SIZE,
@@ -199,10 +200,10 @@ class _Transfer:
         }
 
     def _send(self, sock: Socket) -> None:
-        """The client's side: send the data and take the server's hash of it."""
+        """Be the client: send the data and receive the server's hash of it."""
         sent = _HASH()
         for _ in range(_SIZE // _CHUNK):
-            # Never the same bytes twice: pieces that change places must change the hash.
+            # Never the same bytes twice: swapped pieces must change the hash.
             chunk = os.urandom(_CHUNK)
             sent.update(chunk)
             sock.sendall(chunk)
@@ -210,14 +211,14 @@ class _Transfer:
         self.hashes["server"] = _receive_exactly(sock, sent.digest_size).hex()
 
     def _receive(self, peer: Socket) -> None:
-        """The server's side: receive as much as was announced and answer with its hash."""
+        """Be the server: receive as much as was announced and answer with its hash."""
         size = int.from_bytes(_receive_exactly(peer, 8), "big")
         received = _HASH()
         buffer = memoryview(bytearray(_CHUNK))
         while self.received < size:
             count = peer.recv_into(buffer)
             if not count:
-                raise ConnectionResetError("the connection ended too early")
+                raise ConnectionResetError("the connection ended before all data had arrived")
             received.update(buffer[:count])
             self.received += count
         peer.sendall(received.digest())
@@ -225,20 +226,20 @@ class _Transfer:
 
 @contextlib.contextmanager
 def _threads_on(*socks: Socket) -> Iterator[ThreadPoolExecutor]:
-    """Threads that use these sockets, for a block that an error or Ctrl-C does not leave waiting for them."""
+    """Provide threads that use these sockets; an error or Ctrl-C in the block does not have to wait for them."""
     with ThreadPoolExecutor(len(socks)) as pool:
         try:
             yield pool
         except BaseException:
             for sock in socks:
-                # It wakes whoever waits in send() or recv(). Perhaps the connection is gone already.
+                # This wakes threads that wait in send() or recv(). The connection may be gone already.
                 with contextlib.suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
             raise
 
 
 def _still_running(futures: set[Future[None]], seconds: float) -> set[Future[None]]:
-    """Wait so long at most, raise what a thread has raised, and return those that are not done."""
+    """Wait up to ``seconds``, raise what a thread has raised, and return those that are not done."""
     done, running = wait(futures, seconds, FIRST_EXCEPTION)
     for future in done:
         future.result()
@@ -250,29 +251,29 @@ def _receive_exactly(sock: Socket, size: int) -> bytes:
     while len(data) < size:
         piece = sock.recv(size - len(data))
         if not piece:
-            raise ConnectionResetError("the connection ended too early")
+            raise ConnectionResetError("the connection ended before all data had arrived")
         data += piece
     return data
 
 
 class _View:
-    """What the user sees of the transfer. This one shows nothing."""
+    """What the user sees of the transfer: with this class, nothing."""
 
     def begin(self) -> None:
-        """Say what is going to be done."""
+        """Show what is going to be done."""
 
     def event(self, now: float, text: str) -> None:
-        """Something has happened."""
+        """Show what has happened."""
 
     def progress(self, now: float, received: int, flows: Sequence[_Flow]) -> None:
-        """The subflows were read."""
+        """Show the subflows after a reading."""
 
     def end(self, transfer: _Transfer) -> None:
-        """All data has come; say what was done."""
+        """Show the result, once all data has arrived."""
 
 
 class _Lines(_View):
-    """Lines one below the other, for files, pipes and simple terminals."""
+    """Plain lines, for files, pipes and simple terminals."""
 
     def __init__(self) -> None:
         self._quarters = 1
@@ -303,7 +304,7 @@ class _Lines(_View):
 
 
 class _OnScreen(_Lines):
-    """A live table of the subflows on a terminal, below the lines that tell what has happened."""
+    """A live table of the subflows on a terminal, below the lines about what has happened."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -329,7 +330,7 @@ def _bar(now: float, received: int) -> str:
 
 
 def _table(flows: Sequence[_Flow]) -> list[str]:
-    """The subflows at this moment."""
+    """Return the subflows at this moment."""
     lines = [f"{_HEADER}  {'state':11}  rtt ms  cwnd   MiB  Mbit/s"]
     for flow in flows:
         tcp_info = flow.subflow.tcp_info
@@ -343,7 +344,7 @@ def _table(flows: Sequence[_Flow]) -> list[str]:
 
 
 def _result(transfer: _Transfer) -> list[str]:
-    """What each subflow carried, and whether all of it came as it was sent."""
+    """Return what each subflow carried, and whether all data arrived as it was sent."""
     lines = [f"{_HEADER}  opened s  closed s   MiB  Mbit/s"]
     for flow in transfer.flows:
         closed = "-" if flow.closed is None else f"{flow.closed:.2f}"
@@ -351,7 +352,7 @@ def _result(transfer: _Transfer) -> list[str]:
         lines.append(f"{_identity(flow)}  {flow.opened:8.2f}  {closed:>8}  {flow.bytes / _MIB:4.1f}  {rate:6.1f}")
     twice = sum(flow.bytes for flow in transfer.flows) - _SIZE
     if twice >= _MIB / 10:
-        lines.append(f"{twice / _MIB:.1f} MiB went over both: they were under way when the first was closed")
+        lines.append(f"{twice / _MIB:.1f} MiB went over both: they were in flight when the first was closed")
     equal = transfer.hashes["client"] == transfer.hashes["server"]
     return [
         *lines,

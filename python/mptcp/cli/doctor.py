@@ -1,4 +1,4 @@
-"""``mptcp doctor``: what this kernel and these privileges allow, each ability tried, and what to do about each lack."""
+"""``mptcp doctor``: which abilities this kernel and these privileges allow, and how to get the missing ones."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from dataclasses import asdict
 
 from mptcp import _abilities
 
-SUMMARY = "try what this kernel and these privileges allow, and say what to do about each lack"
+SUMMARY = "try what this kernel and your privileges allow, and show how to get what is missing"
 
-# Either of them is enough: it is what the package is for.
+# Either of them is enough for what the package is made for.
 _MAIN_JOB = ("here", "in_lab")
 _ANSWERS = {True: "yes", False: "no", None: "?"}
 _ADVICE_WIDTH = 40
@@ -23,6 +23,7 @@ _NO_TERMINAL = 120
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = "The exit status is 0 if subflows can be opened here or in a lab, otherwise 1. Needs no privilege."
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
 
@@ -43,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(*_table(findings), sep="\n")
         print(f"\n{_verdict(main_job)}")
     if not works:
-        print("mptcp doctor: no subflows can be opened", file=sys.stderr)
+        print("mptcp doctor: subflows cannot be opened", file=sys.stderr)
         return 1
     return 0
 
@@ -55,7 +56,7 @@ def _table(findings: list[_abilities.Finding]) -> list[str]:
     lines = []
     for finding in findings:
         start = f"{finding.what:{wide}}  {_ANSWERS[finding.available]:3}  "
-        # Paths and sysctls are there to be copied, so no word is broken.
+        # Paths and sysctls are meant to be copied, so no word is broken.
         advice = textwrap.fill(
             finding.advice,
             width,

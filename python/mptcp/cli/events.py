@@ -1,4 +1,4 @@
-"""``mptcp events``: what happens to the connections, subflows, links and addresses of the network namespace."""
+"""``mptcp events``: the events of the network namespace's connections, subflows, links and addresses."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ from mptcp._events import Events
 from mptcp.cli._show import show
 from mptcp.cli.list import number
 
-SUMMARY = "print what happens to connections, subflows, links and addresses"
+SUMMARY = "print the events of connections, subflows, links and addresses in this network namespace"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print one JSON object a line and nothing else")
-    parser.add_argument("--token", type=number(0, 2**32 - 1), help="only of the connection with this token")
-    parser.add_argument("--count", type=number(1, 2**63), help="end after so many events")
-    parser.add_argument("--duration", type=seconds, help="end after so many seconds")
+    parser.epilog = "Without CAP_NET_ADMIN it polls, and misses connections and subflows that exist only briefly."
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line and nothing else")
+    parser.add_argument("--token", type=number(0, 2**32 - 1), help="only events of the connection with this token")
+    parser.add_argument("--count", type=number(1, 2**63), help="exit after this many events")
+    parser.add_argument("--duration", type=seconds, help="exit after this many seconds")
 
 
 def run(arguments: argparse.Namespace) -> int:
     with Events(token=arguments.token) as events:
         if events.source == "polling":
             print(
-                "mptcp events: polling, as CAP_NET_ADMIN is missing: short-lived ones are not seen",
+                "mptcp events: polling, because CAP_NET_ADMIN is missing: brief connections and subflows are missed",
                 file=sys.stderr,
             )
         for event in _taken(events, arguments.count, arguments.duration):
@@ -40,10 +41,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def seconds(text: str) -> float:
-    """An argument's type: a number of seconds above 0."""
+    """Convert an argument: a number of seconds above 0."""
     value = float(text)
     if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is no number of seconds above 0")
+        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, not {text}")
     return value
 
 
@@ -51,7 +52,7 @@ def _taken(events: Events, count: int | None, duration: float | None) -> Iterato
     deadline = None if duration is None else time.monotonic() + duration
     while count is None or count > 0:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        # None once the time has passed, or when the one connection has ended.
+        # None when the time has passed, and after the end of the connection that was asked for.
         if (event := events.get(left)) is None:
             return
         count = None if count is None else count - 1
@@ -59,7 +60,7 @@ def _taken(events: Events, count: int | None, duration: float | None) -> Iterato
 
 
 def _report(event: Event) -> dict[str, Any]:
-    """An event for programs. The names are those of the attributes."""
+    """Return an event as JSON types, by the names of the attributes."""
     return {**event.asdict(), "kind": event.kind.name}
 
 

@@ -1,4 +1,4 @@
-"""``mptcp list``: the Multipath TCP connections of the network namespace, and their subflows."""
+"""``mptcp list``: the Multipath TCP connections of the network namespace and their subflows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mptcp._connection import Connection, connections, subflows_of
 from mptcp._core import Subflow
 from mptcp.cli._show import show
 
-SUMMARY = "list the connections of this network namespace, and their subflows"
+SUMMARY = "list the connections of this network namespace and their subflows"
 
 _MIB = 1 << 20
 
@@ -24,19 +24,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_choice(parser: argparse.ArgumentParser) -> None:
-    """Arguments that choose connections."""
+    """Add the arguments that select connections."""
+    parser.epilog = (
+        "Needs no privilege, but CAP_NET_ADMIN before Linux 6.15; --pid of another user's process also needs "
+        "CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH."
+    )
     parser.add_argument("--token", type=number(0, 2**32 - 1), help="only the connection with this token")
-    parser.add_argument("--pid", type=number(1, 2**31 - 1), help="only those that this process holds")
-    parser.add_argument("--port", type=number(0, 65535), help="only those with this local or remote port")
+    parser.add_argument("--pid", type=number(1, 2**31 - 1), help="only connections that this process holds")
+    parser.add_argument("--port", type=number(0, 65535), help="only connections with this local or remote port")
 
 
 Found = list[tuple[Connection, list[Subflow]]]
 
 
 def find(arguments: argparse.Namespace) -> Found:
-    """The connections that are asked for, and their subflows."""
+    """Return the connections that are asked for, with their subflows."""
     listed = connections(token=arguments.token, pid=arguments.pid, port=arguments.port)
-    # Connections end while they are listed.
+    # Without those that ended while they were listed.
     read = zip(listed, subflows_of(listed), strict=True)
     return [(connection, subflows) for connection, subflows in read if subflows is not None]
 
@@ -55,27 +59,27 @@ Holders = Mapping[int, tuple[int, str]]
 
 
 def holders() -> Holders:
-    """By inode number of a socket, the first process that holds it, and its program. In one pass over all processes."""
+    """Return, by a socket's inode number, the first process that holds it and its program: one pass over /proc."""
     found = _proc.holders()
     programs = {pid: _proc.program(pid) for pid in set(found.values())}
-    # Without those that have ended meanwhile.
+    # Without those that have ended in the meantime.
     return {inode: (pid, program) for inode, pid in found.items() if (program := programs[pid]) is not None}
 
 
 def number(lowest: int, highest: int) -> Callable[[str], int]:
-    """An argument's type: a number, in decimal or with 0x, from lowest to highest."""
+    """Return the converter of an argument: an int, decimal or with 0x, from lowest to highest."""
 
     def number(text: str) -> int:
         value = int(text, 0)
         if not lowest <= value <= highest:
-            raise argparse.ArgumentTypeError(f"{text} is not from {lowest} to {highest}")
+            raise argparse.ArgumentTypeError(f"must be from {lowest} to {highest}, not {text}")
         return value
 
     return number
 
 
 def report(connection: Connection, subflows: list[Subflow], holders: Holders) -> dict[str, Any]:
-    """A connection for programs. The names are those of the attributes."""
+    """Return a connection as JSON types, by the names of the attributes."""
     names = ("token", "state", "server_side", "local", "remote", "uid", "inode", "cgroup")
     pid, program = holders.get(connection.inode, (None, None))
     return {
@@ -109,7 +113,7 @@ def _lines(found: Found, holders: Holders) -> list[str]:
 
 
 def table(found: Found, holders: Holders, row: Callable[[Subflow], tuple[str, ...]]) -> list[str]:
-    """A line for each connection, and below it one for each of its subflows, with the cells of ``row``."""
+    """Return a line for each connection and, below it, one for each of its subflows with the cells of ``row``."""
     rows = {subflow: row(subflow) for _, subflows in found for subflow in subflows}
     widths = [max(map(len, column)) for column in zip(*rows.values(), strict=True)]
     lines = []

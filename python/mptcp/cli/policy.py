@@ -1,4 +1,4 @@
-"""``mptcp policy``: policies for every connection of the network namespace, until it is told to end."""
+"""``mptcp policy``: run policies for every connection of the network namespace, until a signal ends it."""
 
 from __future__ import annotations
 
@@ -12,19 +12,23 @@ from pathlib import Path
 from mptcp import _policy, policies
 from mptcp.cli import _policy_file
 
-SUMMARY = "run policies, yours or those that ship, for every connection of this network namespace"
+SUMMARY = "run policies, your own or built-in ones, for every connection of this network namespace"
 
-# fullmesh and the like: the names of the classes, in lower case.
+# The names of the classes in lower case: fullmesh, prefer and so on.
 _BUILTIN = {name.lower(): getattr(policies, name) for name in policies.__all__}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = (
+        "Needs CAP_NET_ADMIN. New sockets get the userspace path manager until the command ends. The exit status is 2 "
+        "for a file or policy that cannot be run."
+    )
     parser.add_argument(
         "file",
         nargs="?",
         type=Path,
         metavar="FILE.py",
-        help="a Python file: it runs `policies`, a list, if it has one, else every class of it that is a Policy",
+        help="a Python file: its list `policies` is run if there is one, otherwise each Policy class that it defines",
     )
     parser.add_argument(
         "--builtin",
@@ -32,8 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=_builtin,
         metavar="NAME[:ARGUMENT,...]",
-        help="a policy that ships, as fullmesh, ndiffports:4, prefer:eth1,eth0 or whenlong:eth1,after_bytes=1e6;"
-        f" may be given again. One of {', '.join(_BUILTIN)}",
+        help="a built-in policy, for example fullmesh, ndiffports:4, prefer:eth1,eth0 or whenlong:eth1,after_bytes=1e6;"
+        f" repeatable. One of {', '.join(_BUILTIN)}",
     )
 
 
@@ -45,9 +49,9 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"mptcp policy: {error}", file=sys.stderr)
         return 2
     if not chosen:
-        print("mptcp policy: give a file, or --builtin", file=sys.stderr)
+        print("mptcp policy: pass a file or --builtin", file=sys.stderr)
         return 2
-    # Blocked before there are threads, so that none of them takes what sigwait() waits for.
+    # Blocked before there are threads, so that none of them receives what sigwait() waits for.
     ends = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
     signal.pthread_sigmask(signal.SIG_BLOCK, ends)
     try:
@@ -57,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 2
     with running:
         names = ", ".join(type(policy).__name__ for policy in chosen)
-        print(f"mptcp policy: {names} at work, until SIGINT or SIGTERM", file=sys.stderr, flush=True)
+        print(f"mptcp policy: running {names} until SIGINT, SIGTERM or SIGHUP", file=sys.stderr, flush=True)
         signal.sigwait(ends)
     return 0
 
@@ -65,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _builtin(text: str) -> _policy.Policy:
     name, _, arguments = text.partition(":")
     if name.lower() not in _BUILTIN:
-        raise argparse.ArgumentTypeError(f"there is no policy {name!r}: one of {', '.join(_BUILTIN)}")
+        raise argparse.ArgumentTypeError(f"the policy must be one of {', '.join(_BUILTIN)}, not {name!r}")
     positional: list[object] = []
     named: dict[str, object] = {}
     for argument in filter(None, arguments.split(",")):

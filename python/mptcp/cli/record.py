@@ -1,4 +1,4 @@
-"""``mptcp record``: what subflows do, to a file, until a time has passed or a signal comes."""
+"""``mptcp record``: record subflows to a file, until a time has passed or a signal arrives."""
 
 from __future__ import annotations
 
@@ -18,21 +18,29 @@ from mptcp._recording import Recorder, _files
 from ._screen import Screen
 from .list import number
 
-SUMMARY = "record subflows to a file, until --duration has passed or SIGINT or SIGTERM comes"
+SUMMARY = "record subflows to a file, until --duration has passed or SIGINT or SIGTERM arrives"
 
 _PROGRESS_SECONDS = 0.2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = "Needs no privilege, but CAP_NET_ADMIN before Linux 6.15. Without it events come from polling."
     parser.add_argument("-o", "--output", type=_file, required=True, help="FILE.npz, FILE.parquet or FILE.arrow")
     parser.add_argument("--token", type=number(0, 2**32 - 1), help="only the connection with this token")
-    parser.add_argument("--pid", type=number(1, 2**31 - 1), help="only those that this process holds now")
-    parser.add_argument("--port", type=number(0, 65535), help="only those with this local or remote port now")
-    parser.add_argument("--duration", type=_seconds(86400 * 365), help="seconds; without, until a signal comes")
+    parser.add_argument("--pid", type=number(1, 2**31 - 1), help="only connections that this process holds now")
     parser.add_argument(
-        "--interval", type=_seconds(86400), default=0.01, help="seconds between two readings (%(default)s)"
+        "--port", type=number(0, 65535), help="only connections that have this local or remote port now"
     )
-    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    parser.add_argument(
+        "--duration", type=_seconds(86400 * 365), help="seconds to record (default: until a signal arrives)"
+    )
+    parser.add_argument(
+        "--interval",
+        type=_seconds(86400),
+        default=0.01,
+        help="seconds between two readings of the subflows (default: %(default)s)",
+    )
+    parser.add_argument("--quiet", action="store_true", help="do not show progress")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -41,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     if any(choice is not None for choice in chosen):
         sources = connections(token=arguments.token, pid=arguments.pid, port=arguments.port)
         if not sources:
-            print("mptcp record: no such connection", file=sys.stderr)
+            print("mptcp record: no connection matches", file=sys.stderr)
             return 1
     output: Path = arguments.output
     has_arrow = importlib.util.find_spec("pyarrow") is not None
@@ -49,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"mptcp record: {output.suffix} files need pyarrow: pip install 'mptcp[arrow]'", file=sys.stderr)
         return 1
     with _signals() as stopped, tempfile.TemporaryDirectory(dir=output.parent) as folder:
-        # In memory that does not grow, whatever form the file has in the end. Without pyarrow it does grow.
+        # Memory does not grow, whatever format the file has in the end. Without pyarrow it does grow.
         streamed = output if output.suffix == ".arrow" else Path(folder) / "recording.arrow"
         with Recorder(sources, arguments.interval, path=streamed if has_arrow else None) as recorder:
             _wait(recorder, arguments.duration, stopped, show=not arguments.quiet)
@@ -60,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 class _signals:
-    """Whether SIGINT or SIGTERM has come: both end a recording, and neither what is written then."""
+    """Whether SIGINT or SIGTERM has arrived. Both end a recording, but do not interrupt the writing that follows."""
 
     def __enter__(self) -> Callable[[], bool]:
         self._come = False
@@ -107,17 +115,17 @@ def _file(text: str) -> Path:
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     if not os.path.isdir(path.parent):
-        raise argparse.ArgumentTypeError(f"{str(path.parent)!r} is no folder")
+        raise argparse.ArgumentTypeError(f"there is no directory {str(path.parent)!r}")
     return path
 
 
 def _seconds(most: float) -> Callable[[str], float]:
-    """An argument's type: a number of seconds."""
+    """Return the converter of an argument: a number of seconds up to ``most``."""
 
     def seconds(text: str) -> float:
         value = float(text)
         if not 1e-5 <= value <= most:
-            raise argparse.ArgumentTypeError(f"{text} is not a number of seconds from 0.00001 to {most}")
+            raise argparse.ArgumentTypeError(f"must be a number of seconds from 0.00001 to {most}, not {text}")
         return value
 
     return seconds

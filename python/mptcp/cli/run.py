@@ -1,4 +1,4 @@
-"""``mptcp run``: a program over Multipath TCP, with the socket options of 2016 served."""
+"""``mptcp run``: run a program over Multipath TCP, with the enhanced socket API of 2016."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from mptcp._path_manager import NAMES, use_path_manager
 from mptcp._policy import run_policy
 from mptcp.cli import _policy_file
 
-SUMMARY = "run a program over Multipath TCP, and serve it the enhanced socket API of 2016"
+SUMMARY = "run a program over Multipath TCP, and give it the enhanced socket API of 2016"
 
-# As shells, env and nohup report a program that could not be executed, and one that is not there.
+# The statuses by which shells, env and nohup report a program that cannot be executed or does not exist.
 _NOT_EXECUTABLE, _NOT_FOUND = 126, 127
-# And one that a signal ended.
+# Added to the number of a signal that ended the program.
 _SIGNALLED = 128
 
-# What a program of another user keeps of our environment, beside LC_*.
+# What a program of another user keeps of our environment, besides LC_*.
 _KEPT = ("TERM", "LANG")
 _PATH = "/usr/local/bin:/usr/bin:/bin"
 _ROOT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -37,12 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--path-manager",
         choices=NAMES,
-        help="who opens subflows: the program by its options (userspace, the default with CAP_NET_ADMIN) or the kernel",
+        help="who opens subflows: the program by the enhanced API (userspace, the default with CAP_NET_ADMIN) or the "
+        "kernel",
     )
     parser.add_argument(
         "--hold-path-manager",
         action="store_true",
-        help="give the whole network namespace that path manager for the run, as a server's accepted connections need",
+        help="set that path manager for the whole network namespace during the run, which a server's accepted "
+        "connections need",
     )
     parser.add_argument(
         "--except",
@@ -50,25 +52,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="PROGRAM",
-        help="leave the sockets of this program TCP: a path, the last part of one, or a process's name; repeatable",
+        help="leave this program's sockets plain TCP: a path, its last component or a process's name; repeatable",
     )
     parser.add_argument(
         "--layout",
         choices=("kernel", "draft"),
         default="kernel",
-        help="the structures of options 66 to 72: their kernel's (the default) or draft-hesmans-mptcp-socket-00's",
+        help="the layout of the structures of options 66 to 72: the original kernel's (the default) or that of "
+        "draft-hesmans-mptcp-socket-00",
     )
     parser.add_argument(
         "--policy",
         type=Path,
         metavar="FILE.py",
-        help="run the policies of this file for the network namespace meanwhile, as `mptcp policy` does",
+        help="meanwhile run the policies of this file for the network namespace, as `mptcp policy` does",
     )
     parser.add_argument(
         "--user",
         type=_user,
-        help="run the program as this user, without privileges, and with nothing of ours but its standard streams; "
-        "needs root",
+        help="run the program as this user, a name or number, without privileges, with a minimal environment and "
+        "only the standard streams open; needs root",
     )
     parser.add_argument(
         "--env",
@@ -76,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME[=VALUE]",
-        help="with --user: a variable that the program is to have too, with our value or this one; repeatable",
+        help="with --user: also pass this environment variable, with its current value or this one; repeatable",
     )
     parser.add_argument(
         "--fd",
@@ -84,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="N",
-        help="with --user: an open descriptor that the program is to have beside 0, 1 and 2; repeatable",
+        help="with --user: also pass this open descriptor, besides 0, 1 and 2; repeatable",
     )
     parser.add_argument("program", metavar="PROGRAM")
     parser.add_argument("arguments", metavar="ARG", nargs=argparse.REMAINDER)
@@ -92,7 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class _User:
-    """Who a program runs as, and what the environment says of that."""
+    """The user that a program runs as, with what the environment says about it."""
 
     uid: int
     gid: int
@@ -102,9 +105,9 @@ class _User:
     shell: str
 
     def environment(self, variables: Sequence[tuple[str, str | None]]) -> dict[str, str]:
-        """Return what a program of this user has of our environment, and what is its own.
+        """Return the environment of a program of this user: part of ours, and what depends on the user.
 
-        ``variables`` are those of --env; the value None is ours.
+        ``variables`` are those of --env; None stands for the value in our environment.
         """
         ours = {name: value for name, value in os.environ.items() if name in _KEPT or name.startswith("LC_")}
         own = {
@@ -123,7 +126,7 @@ class _User:
 
 
 def _user(text: str) -> _User:
-    """An argument's type: a user by name or number."""
+    """Convert an argument: a user by name or number."""
     try:
         entry = pwd.getpwuid(int(text)) if text.isdecimal() else pwd.getpwnam(text)
     except (KeyError, OverflowError):
@@ -133,7 +136,7 @@ def _user(text: str) -> _User:
 
 
 def _variable(text: str) -> tuple[str, str | None]:
-    """An argument's type: NAME, or NAME=VALUE."""
+    """Convert an argument: NAME, or NAME=VALUE."""
     name, equals, value = text.partition("=")
     if not name:
         raise argparse.ArgumentTypeError(f"{text!r} must be NAME or NAME=VALUE")
@@ -141,7 +144,7 @@ def _variable(text: str) -> tuple[str, str | None]:
 
 
 def _descriptor(text: str) -> int:
-    """An argument's type: a descriptor that was given to us."""
+    """Convert an argument: a descriptor that we inherited."""
     try:
         fd = int(text)
         inherited = fd >= 0 and os.get_inheritable(fd)
@@ -149,7 +152,7 @@ def _descriptor(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} must be a descriptor's number") from None
     except OSError:
         inherited = False
-    # Those that this process opened itself are not.
+    # Descriptors that this process opened itself are not inheritable.
     if not inherited:
         raise argparse.ArgumentTypeError(f"descriptor {text} must be open, and not close-on-exec")
     return fd
@@ -159,7 +162,10 @@ def run(arguments: argparse.Namespace) -> int:
     command = [arguments.program, *arguments.arguments]
     user = arguments.user
     if (arguments.env or arguments.fd) and user is None:
-        print("mptcp run: --env and --fd need --user: without it the program has all of ours", file=sys.stderr)
+        print(
+            "mptcp run: --env and --fd need --user: without it the program inherits all variables and descriptors",
+            file=sys.stderr,
+        )
         return 2
     environment = user.environment(arguments.env) if user else os.environ
     try:
@@ -196,7 +202,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _signals_held_back() -> Iterator[list[int]]:
-    """Within the block the supervisor alone takes the signals that it passes on. Gives those held back before."""
+    """Let only the supervisor take the signals that it passes on, within the block; yield those blocked before."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _core.supervised_signals())
     try:
         yield [int(number) for number in before]
@@ -205,12 +211,12 @@ def _signals_held_back() -> Iterator[list[int]]:
 
 
 def _end_by(number: int) -> int:
-    """End as the program did, by a signal, so that whoever waits for us sees that."""
+    """End by the same signal as the program, so that whoever waits for us sees that."""
     sys.stdout.flush()
     with contextlib.suppress(OSError, ValueError):
-        # The program has left its core, if any.
+        # The program has left its core file, if any.
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
-    # It was one that does not end a process after all.
+    # The signal does not end a process after all.
     return _SIGNALLED + number

@@ -1,4 +1,4 @@
-"""``mptcp watch``: the connections of the network namespace and their subflows, live, with their rates."""
+"""``mptcp watch``: the connections of the network namespace and their subflows, live, with rates."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from mptcp.cli._show import show
 from mptcp.cli.events import seconds
 from mptcp.cli.list import Found, add_choice, find, flags, holders, number, or_unknown, report, table
 
-SUMMARY = "watch the connections of this network namespace and their subflows, with rates"
+SUMMARY = "show the connections of this network namespace and their subflows live, with rates"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print one JSON object a line and nothing else")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line and nothing else")
     add_choice(parser)
-    parser.add_argument("--interval", type=seconds, default=1.0, help="seconds between two readings (1)")
-    parser.add_argument("--count", type=number(1, 2**63), help="end after so many readings")
+    parser.add_argument("--interval", type=seconds, default=1.0, help="seconds between two readings (default: 1)")
+    parser.add_argument("--count", type=number(1, 2**63), help="exit after this many readings")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -39,13 +39,13 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             lines = _lines(found, rates)
             if screen is not None:
-                # What does not fit cannot be drawn over.
+                # Lines that do not fit could not be redrawn.
                 screen.draw(lines[: shutil.get_terminal_size().lines - 1])
             else:
                 show(*lines, "")
         if reading == arguments.count:
             return 0
-        # One that is late is not made up for.
+        # A late reading is not made up for.
         now = time.monotonic()
         due = max(due + arguments.interval, now)
         time.sleep(due - now)
@@ -76,12 +76,12 @@ class _Rates:
         self._bytes, self.time_ns = now, time_ns
 
     def of(self, subflow: Subflow) -> tuple[float | None, float | None]:
-        """What it sent, retransmissions too, and what it received; None at its first reading."""
+        """Return the rates sent, retransmissions included, and received; None at its first reading."""
         return (None, None) if subflow.cookie is None else self._rates.get(subflow.cookie, (None, None))
 
 
 def _report(found: Found, rates: _Rates) -> Mapping[str, object]:
-    """One reading for programs. Rates are in bits per second."""
+    """Return one reading as JSON types. Rates are in bits per second."""
     owners = holders() if found else {}
     connections = []
     for connection, subflows in found:
