@@ -8,13 +8,8 @@ from . import _core, _proc
 from ._address import endpoint
 from ._control import Control
 from ._core import Subflow
-from ._ranges import check_optional_range
 from ._subflows import Subflows
 from ._tables import table
-
-_LAST_TOKEN = 2**32 - 1
-_LAST_PORT = 65535
-_LAST_PID = 2**31 - 1
 
 
 class Connection(Control):
@@ -174,16 +169,9 @@ def list_connections(
     fd: int | None, *, token: int | None = None, pid: int | None = None, port: int | None = None
 ) -> list[Connection]:
     """Return connections() of the network namespace that a socket belongs to, or of the caller's."""
-    check_optional_range(token, "token", 0, _LAST_TOKEN)
-    check_optional_range(pid, "pid", 1, _LAST_PID)
-    check_optional_range(port, "port", 0, _LAST_PORT)
+    natives = _core.connections(fd, token, pid, port)
     inodes = None if pid is None else _proc.socket_inodes(pid)
-    return Connections(
-        Connection(native)
-        for native in _core.connections(fd, token)
-        if inodes is None or native.inode in inodes
-        if port is None or port in (native.local[1], native.remote[1])
-    )
+    return Connections(Connection(native) for native in natives if inodes is None or native.inode in inodes)
 
 
 def subflows_of(connections: list[Connection]) -> list[list[Subflow] | None]:

@@ -11,6 +11,7 @@ from ._address import Address
 from ._event_kind import EventKind
 
 __all__ = [
+    "PATH_MANAGERS",
     "ByToken",
     "Event",
     "EventStream",
@@ -27,6 +28,7 @@ __all__ = [
     "Watcher",
     "after_fork",
     "before_fork",
+    "check_path_manager",
     "connections",
     "create_socket",
     "enhanced_getsockopt",
@@ -46,6 +48,8 @@ __all__ = [
     "supervised_signals",
     "take_descriptor",
 ]
+
+PATH_MANAGERS: list[str]
 
 @type_check_only
 class Owner(Protocol):
@@ -925,7 +929,7 @@ class Watcher:
     def close(self) -> None: ...
 
 def create_socket(family: int, type: int, proto: int, path_manager: str | None) -> int: ...
-def connections(fd: int | None, token: int | None) -> list[ByToken]: ...
+def connections(fd: int | None, token: int | None, pid: int | None, port: int | None) -> list[ByToken]: ...
 def subflows_at(
     asked: list[tuple[ByToken, Any, tuple[Any, ...], tuple[Any, ...]]],
 ) -> list[Subflow | None]:
@@ -941,6 +945,7 @@ def probe_path_manager_commands() -> None: ...
 def probe_user_notification() -> int: ...
 def has_interface(fd: int, name: str) -> bool: ...
 def take_descriptor(pid: int, fd: int) -> int: ...
+def check_path_manager(name: object) -> str: ...
 def get_path_manager() -> str: ...
 def set_path_manager(name: str) -> str: ...
 def run_program(

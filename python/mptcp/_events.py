@@ -8,12 +8,9 @@ from typing import TYPE_CHECKING
 
 from . import _core
 from ._core import Event
-from ._ranges import check_optional_range
 
 if TYPE_CHECKING:
     import asyncio
-
-_LAST_TOKEN = 2**32 - 1
 
 
 class Events:
@@ -57,7 +54,6 @@ class Events:
     """
 
     def __init__(self, *, token: int | None = None) -> None:
-        check_optional_range(token, "token", 0, _LAST_TOKEN)
         self._native = _core.EventStream(None, token)
 
     @classmethod

@@ -7,17 +7,6 @@ from contextlib import contextmanager
 
 from . import _core
 
-NAMES = ("kernel", "userspace")
-
-
-def check_path_manager(name: object) -> str:
-    """Return the name of a path manager; raise TypeError or ValueError for anything else."""
-    if not isinstance(name, str):
-        raise TypeError(f"path_manager must be a str, not {type(name).__name__}")
-    if name not in NAMES:
-        raise ValueError(f"path_manager must be 'kernel' or 'userspace', not {name!r}")
-    return name
-
 
 def get_path_manager() -> str:
     """Return the path manager that new sockets of the caller's network namespace latch: "kernel" or "userspace".
@@ -39,7 +28,7 @@ def set_path_manager(name: str) -> str:
     Raises PermissionError without that privilege, OSError (EROFS) where /proc/sys is read-only, as in containers,
     UnsupportedError where the kernel has no such sysctl, TypeError and ValueError for another name.
     """
-    return _core.set_path_manager(check_path_manager(name))
+    return _core.set_path_manager(_core.check_path_manager(name))
 
 
 @contextmanager

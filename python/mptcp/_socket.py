@@ -12,8 +12,6 @@ from typing import Any, TypeAlias, cast
 
 from . import _core
 from ._control import Control
-from ._path_manager import check_path_manager
-from ._ranges import check_range
 
 # What callers of socket.create_connection pass for "not given", http.client for one.
 _DEFAULT_TIMEOUT: object = socket._GLOBAL_DEFAULT_TIMEOUT  # type: ignore[attr-defined]
@@ -56,7 +54,7 @@ class Socket(Control, socket.socket):
         self._native = _core.Handle(-1)
         _tell_multiprocessing()
         if path_manager is not None:
-            check_path_manager(path_manager)
+            _core.check_path_manager(path_manager)
             if fileno is not None:
                 raise ValueError("path_manager cannot be passed with fileno: it is latched when a socket is created")
         if fileno is not None:
@@ -337,8 +335,6 @@ def attach(pid: int, fd: int) -> Socket:
     for a descriptor that the process does not have, (ENOTSOCK) for one that is not a socket, TypeError and ValueError
     for what cannot be a process or a descriptor.
     """
-    check_range(pid, "pid", 1, 2**31 - 1)
-    check_range(fd, "fd", 0, 2**31 - 1)
     taken = _core.take_descriptor(pid, fd)
     try:
         return wrap(taken)

@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
-use crate::abi::bytes;
+use crate::abi::{bytes, ranges};
 use crate::error::{Error, Result};
 
 /// Decodes a `sockaddr_in` or `sockaddr_in6`; `None` for another family or too few bytes.
@@ -100,6 +100,25 @@ impl Endpoint {
         Ok(Endpoint { ip, port, scope })
     }
 
+    /// As the socket APIs give an end: a literal, where '' is any address, a port, and the index of an interface or 0,
+    /// which is for an address that names none itself.
+    pub fn of_parts(host: &str, port: i64, scope_id: i64) -> Result<Endpoint> {
+        let (port, scope_id) = (ranges::port(port)?, ranges::scope_id(scope_id)?);
+        let mut endpoint = Endpoint::parse(if host.is_empty() { "0.0.0.0" } else { host }, port)?;
+        if endpoint.scope.is_none() && scope_id != 0 && endpoint.ip.is_ipv6() {
+            endpoint.scope = Some(Scope::Index(scope_id));
+        }
+        Ok(endpoint)
+    }
+
+    /// Without an interface that is known by its name only.
+    pub fn socket_address(&self) -> SocketAddr {
+        match (self.ip, &self.scope) {
+            (IpAddr::V6(ip), Some(Scope::Index(index))) => SocketAddrV6::new(ip, self.port, 0, *index).into(),
+            _ => SocketAddr::new(self.ip, self.port),
+        }
+    }
+
     pub fn is_unspecified(&self) -> bool {
         self.ip.is_unspecified()
     }
@@ -152,6 +171,21 @@ mod tests {
         assert_eq!(Endpoint::parse("fe80::1%eth0", 1).unwrap().scope, Some(Scope::Name("eth0".into())));
         for bad in ["", "localhost", "10.0.1", "10.0.1.2%eth0", "fe80::1%", "1.2.3.4:80", "[::1]"] {
             assert!(matches!(Endpoint::parse(bad, 1), Err(Error::Value { .. })), "{bad}");
+        }
+    }
+
+    #[test]
+    fn parts_make_an_endpoint() {
+        let of =
+            |host, port, scope| Endpoint::of_parts(host, port, scope).unwrap().socket_address().to_string();
+        assert_eq!(of("", 5, 0), "0.0.0.0:5");
+        assert_eq!(of("fe80::1", 5, 3), "[fe80::1%3]:5");
+        assert_eq!(of("fe80::1%2", 5, 3), "[fe80::1%2]:5");
+        for (host, port, scope) in [("::1", -1, 0), ("::1", 65536, 0), ("::1", 1, -1), ("::1", 1, 1 << 32)] {
+            assert!(
+                matches!(Endpoint::of_parts(host, port, scope), Err(Error::Value { .. })),
+                "{port} {scope}"
+            );
         }
     }
 

@@ -5,5 +5,6 @@ pub mod bytes;
 pub mod fields;
 pub mod full_info;
 pub mod mptcp_info;
+pub mod ranges;
 pub mod tcp_info;
 pub mod uapi;

@@ -189,6 +189,12 @@ impl ByToken {
         self.known.token
     }
 
+    /// Whether this is its own local or remote port.
+    pub fn has_port(&self, port: u16) -> bool {
+        let tuple = self.entry.tuple;
+        port == tuple.local.port() || port == tuple.remote.port()
+    }
+
     /// How old the connection is at least.
     pub fn age(&self) -> Duration {
         self.known.age()

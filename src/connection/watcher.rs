@@ -17,7 +17,7 @@ use crate::abi::uapi::tcp_state;
 use crate::connection::acceptance;
 use crate::connection::by_token::{self, ByToken};
 use crate::connection::{needs_net_admin, Connection, Subflow};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::events::event::{Event, Kind};
 use crate::events::{Events, Taken};
 use crate::namespace::Namespace;
@@ -115,16 +115,27 @@ impl Watcher {
         self.events.end();
     }
 
-    pub fn is_over(&self) -> bool {
-        self.events.is_over()
+    /// The next report, waited for until `deadline`, or for ever; `None` when that has passed and once it was ended. A
+    /// signal is the error EINTR.
+    pub fn next(&self, deadline: Option<Instant>) -> Result<Option<Report>> {
+        loop {
+            if let Some(report) = self.take()? {
+                return Ok(Some(report));
+            }
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            if self.events.is_over() || left.is_some_and(|left| left.is_zero()) {
+                return Ok(None);
+            }
+            self.wait(left).map_err(|error| Error::call("poll", &error))?;
+        }
     }
 
-    /// The next item, if there is one.
-    pub fn take(&self) -> Result<Option<Report>> {
+    /// The next report, if there is one.
+    fn take(&self) -> Result<Option<Report>> {
         let mut ledger = lock(&self.ledger);
         loop {
-            if let Some(item) = ledger.reports.pop_front() {
-                return Ok(Some(item));
+            if let Some(report) = ledger.reports.pop_front() {
+                return Ok(Some(report));
             }
             if ledger.is_stale {
                 self.read_anew(&mut ledger)?;
@@ -141,8 +152,8 @@ impl Watcher {
         }
     }
 
-    /// Waits until there may be an item, for `timeout` at most. A signal is the error Interrupted.
-    pub fn wait(&self, timeout: Option<Duration>) -> io::Result<()> {
+    /// Waits until there may be a report, for `timeout` at most. A signal is the error Interrupted.
+    fn wait(&self, timeout: Option<Duration>) -> io::Result<()> {
         let due = lock(&self.ledger).due.map(|due| due.saturating_duration_since(Instant::now()));
         let timeout = [timeout, due].into_iter().flatten().min();
         self.events.wait(timeout).map(drop)
@@ -342,17 +353,13 @@ mod tests {
     fn report_of(watcher: &Watcher, token: u32) -> Report {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
-            match watcher.take().unwrap() {
+            match watcher.next(Some(deadline)).unwrap() {
                 Some(Report::Connection { connection, .. }) if connection.token() != token => {}
                 Some(Report::Closed { token: other } | Report::Established { token: other })
                     if other != token => {}
                 Some(Report::Other(_)) => {}
                 Some(report) => return report,
-                None => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    assert!(!left.is_zero(), "no report");
-                    let _ = watcher.wait(Some(left));
-                }
+                None => panic!("no report"),
             }
         }
     }

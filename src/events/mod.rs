@@ -11,7 +11,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::events::event::{Event, Kind};
@@ -128,6 +128,18 @@ impl Events {
             known.insert(token);
         }
         known
+    }
+
+    /// The next event, waited for until `deadline`, or for ever; Nothing when that has passed. A signal is the error EINTR.
+    pub fn next(&self, deadline: Option<Instant>) -> Result<Taken> {
+        loop {
+            let taken = self.take()?;
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            if taken != Taken::Nothing || left.is_some_and(|left| left.is_zero()) {
+                return Ok(taken);
+            }
+            self.wait(left).map_err(|error| Error::call("poll", &error))?;
+        }
     }
 
     /// Waits until there may be something to take; false when `timeout` has passed. A signal is the error Interrupted.

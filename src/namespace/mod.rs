@@ -309,6 +309,15 @@ impl Namespace {
         })
     }
 
+    /// Whether this namespace has an interface of this name, whatever its state.
+    pub fn has_interface(&self, name: &str) -> Result<bool> {
+        match self.interface_index(name) {
+            // EINVAL is a name that no interface can have.
+            Err(error) if [libc::ENODEV, libc::EINVAL].contains(&error.errno()) => Ok(false),
+            found => found.map(|_| true),
+        }
+    }
+
     /// A new socket in this namespace, whatever the caller's.
     pub fn socket(&self, family: i32, kind: i32, protocol: i32) -> Result<OwnedFd> {
         if current_cookie()? == self.cookie {

@@ -47,8 +47,16 @@ pub enum PathManager {
 }
 
 impl PathManager {
+    pub const ALL: [PathManager; 2] = [PathManager::Kernel, PathManager::Userspace];
+
     pub fn of_name(name: &str) -> Option<PathManager> {
-        [PathManager::Kernel, PathManager::Userspace].into_iter().find(|known| known.name() == name)
+        PathManager::ALL.into_iter().find(|known| known.name() == name)
+    }
+
+    /// The one with this name; any other name is an error.
+    pub fn parse(name: &str) -> Result<PathManager> {
+        let wrong = || Error::value(format!("path_manager must be 'kernel' or 'userspace', not {name:?}"));
+        PathManager::of_name(name).ok_or_else(wrong)
     }
 
     /// As in the sysctl net.mptcp.path_manager.

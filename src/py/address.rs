@@ -1,13 +1,15 @@
 //! Endpoints to and from what Python's socket module uses.
 
-use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+use std::net::SocketAddr;
 
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyString, PyTuple};
+use pyo3::types::{PyString, PyTuple};
 
 use super::errors::to_py;
-use crate::abi::address::{Endpoint, Scope};
+use super::integer::integer;
+use crate::abi::address::Endpoint;
+use crate::error::Error;
 
 /// `(host, port)`, or `(host, port, flowinfo, scope_id)` for IPv6, as `socket.getsockname()` gives them.
 pub fn to_tuple(py: Python<'_>, address: SocketAddr) -> PyResult<Bound<'_, PyTuple>> {
@@ -21,56 +23,34 @@ pub fn to_tuple(py: Python<'_>, address: SocketAddr) -> PyResult<Bound<'_, PyTup
 
 /// An end as `to_tuple` gives it.
 pub fn from_tuple(tuple: &Bound<'_, PyAny>) -> PyResult<SocketAddr> {
-    let no_end = || PyValueError::new_err(format!("{tuple} is not an endpoint of a subflow"));
-    let Endpoint { ip, port, scope } = from_any("an end", tuple)?.ok_or_else(no_end)?;
-    Ok(match (ip, scope) {
-        (IpAddr::V6(ip), Some(Scope::Index(index))) => SocketAddrV6::new(ip, port, 0, index).into(),
-        _ => SocketAddr::new(ip, port),
-    })
+    endpoint("an end", tuple).map(|endpoint| endpoint.socket_address())
 }
 
-/// A host, or a tuple of host and port (and flowinfo and scope_id), as an endpoint.
+/// A host, a tuple of host and port (and flowinfo and scope_id), or None.
 pub fn from_any(name: &str, value: &Bound<'_, PyAny>) -> PyResult<Option<Endpoint>> {
     if value.is_none() {
         return Ok(None);
     }
-    if let Ok(host) = value.cast::<PyString>() {
-        return parse(name, host, 0).map(Some);
-    }
+    endpoint(name, value).map(Some)
+}
+
+/// A host, or a tuple of host and port (and flowinfo and scope_id).
+pub fn endpoint(name: &str, value: &Bound<'_, PyAny>) -> PyResult<Endpoint> {
     let wrong = || PyTypeError::new_err(format!("{name} must be a host, a tuple (host, port) or None"));
-    let tuple = value.cast::<PyTuple>().map_err(|_| wrong())?;
-    if !(2..=4).contains(&tuple.len()) {
-        return Err(wrong());
-    }
-    let host = tuple.get_item(0)?.cast_into::<PyString>().map_err(|_| wrong())?;
-    let port = integer(&tuple.get_item(1)?).ok_or_else(wrong)?;
-    let port = u16::try_from(port)
-        .map_err(|_| PyValueError::new_err(format!("{name}: port must be in 0..65535, not {port}")))?;
-    let mut endpoint = parse(name, &host, port)?;
-    if tuple.len() == 4 && endpoint.scope.is_none() {
-        let scope = integer(&tuple.get_item(3)?).ok_or_else(wrong)?;
-        let scope = u32::try_from(scope).map_err(|_| {
-            PyValueError::new_err(format!("{name}: scope_id must be the index of an interface, not {scope}"))
-        })?;
-        endpoint.scope = (scope != 0).then_some(Scope::Index(scope));
-    }
-    Ok(Some(endpoint))
-}
-
-/// An int that is not a bool; one too large for i64 is as wrong as any port or scope can be.
-pub fn integer(value: &Bound<'_, PyAny>) -> Option<i64> {
-    if value.is_instance_of::<PyBool>() || !value.is_instance_of::<pyo3::types::PyInt>() {
-        return None;
-    }
-    Some(value.extract().unwrap_or(i64::MAX))
-}
-
-fn parse(name: &str, host: &Bound<'_, PyString>, port: u16) -> PyResult<Endpoint> {
-    let text = host.to_string_lossy();
-    // '' is any address, as for bind().
-    let literal = if text.is_empty() { "0.0.0.0" } else { &text };
-    Endpoint::parse(literal, port).map_err(|error| match error {
-        crate::error::Error::Value { message, .. } => PyValueError::new_err(format!("{name}: {message}")),
+    let (host, port, scope_id) = match value.cast::<PyString>() {
+        Ok(host) => (host.clone(), 0, 0),
+        Err(_) => {
+            let tuple = value.cast::<PyTuple>().map_err(|_| wrong())?;
+            if !(2..=4).contains(&tuple.len()) {
+                return Err(wrong());
+            }
+            let host = tuple.get_item(0)?.cast_into::<PyString>().map_err(|_| wrong())?;
+            let number = |at: usize| integer(&tuple.get_item(at)?).ok_or_else(wrong);
+            (host, number(1)?, if tuple.len() == 4 { number(3)? } else { 0 })
+        }
+    };
+    Endpoint::of_parts(&host.to_string_lossy(), port, scope_id).map_err(|error| match error {
+        Error::Value { message, .. } => PyValueError::new_err(format!("{name}: {message}")),
         error => to_py(host.py(), error),
     })
 }

@@ -8,9 +8,10 @@ use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 
-use super::address::{from_any, integer};
+use super::address::{endpoint, from_any};
 use super::errors::to_py;
 use super::events::EventStream;
+use super::integer::{integer, ranged};
 use super::options as arguments;
 use super::structs::Info;
 use super::subflow::Subflow;
@@ -132,19 +133,16 @@ impl Native {
         if !address.is_instance_of::<PyString>() {
             return Err(PyTypeError::new_err("address must be a str"));
         }
-        let wrong_port = || PyTypeError::new_err("port must be an int or None");
-        let mut endpoint = from_any("address", address)?.ok_or_else(wrong_port)?;
+        let mut endpoint = endpoint("address", address)?;
         if !port.is_none() {
-            let port = integer(port).ok_or_else(wrong_port)?;
-            endpoint.port = announce::check_port(port).map_err(|error| to_py(py, error))?;
+            endpoint.port = ranged("port", port, announce::check_port)?;
         }
         announce::check(&endpoint).map_err(|error| to_py(py, error))?;
         self.call(py, |connection| announce::announce(connection, &endpoint))
     }
 
     fn remove_address(&self, py: Python<'_>, id: &Bound<'_, PyAny>) -> PyResult<()> {
-        let number = integer(id).ok_or_else(|| PyTypeError::new_err("an address id must be an int"))?;
-        let id = announce::check_id(number).map_err(|error| to_py(py, error))?;
+        let id = ranged("id", id, announce::check_id)?;
         self.call(py, |connection| announce::remove(connection, id))
     }
 

@@ -7,24 +7,12 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
 use super::errors::to_py;
+use super::integer::whole;
 use super::timeout::Timeout;
 use crate::emulation::emulator::Emulator;
 use crate::emulation::limits::{Limits, Loss, Pace, Queue, QueueLimit, Wanted};
 use crate::emulation::links::Statistics;
 use crate::emulation::trace::Trace;
-
-/// An int from 0 on.
-fn whole<T: TryFrom<u64>>(name: &str, value: &Bound<'_, PyAny>) -> PyResult<T> {
-    let type_name = || value.get_type().name().map(|name| name.to_string()).unwrap_or_default();
-    let index = value
-        .call_method0("__index__")
-        .map_err(|_| PyTypeError::new_err(format!("{name} must be an int, not {}", type_name())))?;
-    let number = index.extract::<u64>().ok().and_then(|number| T::try_from(number).ok());
-    number.ok_or_else(|| {
-        let most = u64::MAX >> (64 - 8 * size_of::<T>());
-        PyValueError::new_err(format!("{name} must be from 0 to {most}"))
-    })
-}
 
 #[pyclass(frozen, module = "mptcp._core")]
 pub struct LinkTrace(Arc<Trace>);

@@ -6,12 +6,12 @@ use pyo3::types::PyBytes;
 
 use super::errors::to_py;
 use super::handle::Handle;
-use super::options;
+use super::integer::int;
 use crate::enhanced_api::{serve, Call, Layout, ThisProcess};
 
 /// The option's number, and what it means.
 fn call(optname: &Bound<'_, PyAny>, draft: bool) -> PyResult<(i32, Call)> {
-    let optname = options::int("optname", optname)?;
+    let optname = int("optname", optname)?;
     let layout = if draft { Layout::Draft } else { Layout::Kernel };
     let call = Call::of(optname, layout).ok_or_else(|| {
         PyValueError::new_err(format!(

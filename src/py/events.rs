@@ -1,8 +1,6 @@
 //! Events: the Python class `mptcp.Event`, and the native companion of `mptcp.Events`.
 
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
 
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -11,8 +9,9 @@ use pyo3::types::{PyDict, PyTuple};
 
 use super::address::{from_any, to_tuple};
 use super::errors::to_py;
+use super::integer::optional;
 use super::timeout::Timeout;
-use crate::abi::address::{with_scope, Scope};
+use crate::abi::ranges;
 use crate::error::Error;
 use crate::events::event;
 use crate::events::{Events, Taken};
@@ -79,10 +78,7 @@ impl Event {
             .ok_or_else(|| PyValueError::new_err(format!("{name:?} is not a kind of event")))?;
         let end = |name: &str, value: Option<&Bound<'_, PyAny>>| -> PyResult<_> {
             let endpoint = value.map(|value| from_any(name, value)).transpose()?.flatten();
-            Ok(endpoint.map(|endpoint| match endpoint.scope {
-                Some(Scope::Index(index)) => with_scope(SocketAddr::new(endpoint.ip, endpoint.port), index),
-                _ => SocketAddr::new(endpoint.ip, endpoint.port),
-            }))
+            Ok(endpoint.map(|endpoint| endpoint.socket_address()))
         };
         Ok(Event(event::Event {
             kind,
@@ -251,7 +247,8 @@ impl EventStream {
     /// Of the calling thread's network namespace, or of the one that a socket belongs to.
     #[new]
     #[pyo3(signature = (fd, token))]
-    fn make(py: Python<'_>, fd: Option<i32>, token: Option<u32>) -> PyResult<EventStream> {
+    fn make(py: Python<'_>, fd: Option<i32>, token: Option<&Bound<'_, PyAny>>) -> PyResult<EventStream> {
+        let token = optional("token", token, ranges::token)?;
         let make = || {
             let namespace = match fd {
                 Some(fd) => Namespace::of_socket(fd)?,
@@ -286,23 +283,13 @@ impl EventStream {
         }
         let events = self.events(py)?;
         loop {
-            match py.detach(|| events.take()).map_err(|error| to_py(py, error))? {
-                Taken::Event(event) => return Ok(Some(Event(event))),
-                Taken::Over => {
-                    // Perhaps since it was closed meanwhile.
-                    return if iterating { Ok(None) } else { self.events(py).map(|_| None) };
-                }
-                Taken::Nothing => {}
-            }
-            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            if left.is_some_and(|left| left.is_zero()) {
-                return Ok(None);
-            }
-            if let Err(error) = py.detach(|| events.wait(left)) {
-                if error.kind() != std::io::ErrorKind::Interrupted {
-                    return Err(to_py(py, Error::call("poll", &error)));
-                }
-                py.check_signals()?;
+            match py.detach(|| events.next(deadline)) {
+                Ok(Taken::Event(event)) => return Ok(Some(Event(event))),
+                Ok(Taken::Nothing) => return Ok(None),
+                // Perhaps because it was closed meanwhile.
+                Ok(Taken::Over) => return if iterating { Ok(None) } else { self.events(py).map(|_| None) },
+                Err(error) if error.errno() == libc::EINTR => py.check_signals()?,
+                Err(error) => return Err(to_py(py, error)),
             }
         }
     }

@@ -1,41 +1,20 @@
 //! The arguments and results of getsockopt and setsockopt, as Python's socket module has them.
 
 use pyo3::buffer::PyBuffer;
-use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyMapping, PyTuple};
 
 use super::errors::to_py;
+use super::integer::{int, type_name};
 use super::subflow::Subflow;
+use crate::abi::ranges;
 use crate::options::table::SocketOption;
 use crate::options::Change;
-
-/// The longest buffer that socket.getsockopt takes too.
-const MAX_BUFFER: usize = 1024;
 
 /// A Subflow.
 pub fn subflow<'a, 'py>(value: &'a Bound<'py, PyAny>) -> PyResult<&'a Bound<'py, Subflow>> {
     value.cast::<Subflow>().map_err(|_| PyTypeError::new_err("options can be set and read only on a Subflow"))
-}
-
-/// A C int.
-pub fn int(name: &str, value: &Bound<'_, PyAny>) -> PyResult<i32> {
-    // An integer of any size, by __index__: i32 would tell a large one and a wrong type by other errors.
-    let index = value
-        .call_method0("__index__")
-        .map_err(|_| PyTypeError::new_err(format!("{name} must be an int, not {}", type_name(value))))?;
-    index.extract().map_err(|_| {
-        PyValueError::new_err(format!("{name} must be in the range of a C int, not {}", printed(&index)))
-    })
-}
-
-/// An int, which Python refuses to print from some thousands of digits on.
-fn printed(int: &Bound<'_, PyAny>) -> String {
-    int.str().map_or_else(|_| "of so many digits".to_owned(), |text| text.to_string())
-}
-
-fn type_name(value: &Bound<'_, PyAny>) -> String {
-    value.get_type().name().map_or_else(|_| "such an object".to_owned(), |name| name.to_string())
 }
 
 /// A level and a name.
@@ -54,12 +33,11 @@ pub fn room(buflen: &Bound<'_, PyAny>) -> PyResult<Room> {
     if buflen.is_none() {
         return Ok(Room::Int);
     }
-    let length = int("buflen", buflen)?;
-    match usize::try_from(length) {
-        Ok(0) => Ok(Room::Int),
-        Ok(length) if length <= MAX_BUFFER => Ok(Room::Bytes(length)),
-        _ => Err(PyValueError::new_err(format!("buflen must be in 0..{MAX_BUFFER}, not {length}"))),
-    }
+    let length = int("buflen", buflen)?.into();
+    Ok(match ranges::buffer_length(length).map_err(|error| to_py(buflen.py(), error))? {
+        0 => Room::Int,
+        length => Room::Bytes(length),
+    })
 }
 
 impl Room {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use numpy::{IntoPyArray, PyArray1};
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
@@ -44,9 +45,12 @@ impl Sampler {
     ) -> PyResult<Sampler> {
         rows::prepare(py)?;
         let method = Method::of_name(method).map_err(|error| to_py(py, error))?;
+        let seconds = |value| {
+            Duration::try_from_secs_f64(value).map_err(|error| PyValueError::new_err(error.to_string()))
+        };
         let settings = Settings {
-            interval: Duration::from_secs_f64(interval),
-            connection_interval: Duration::from_secs_f64(connection_interval),
+            interval: seconds(interval)?,
+            connection_interval: seconds(connection_interval)?,
             method,
             room,
         };

@@ -1,7 +1,6 @@
 //! The connections of a network namespace, watched: what policies are called for.
 
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
@@ -13,7 +12,6 @@ use super::events::Event;
 use super::subflow::Subflow;
 use super::timeout::Timeout;
 use crate::connection::watcher::{self, Report};
-use crate::error::Error;
 use crate::namespace::Namespace;
 use crate::sys::lock::lock;
 
@@ -47,23 +45,15 @@ impl Watcher {
         let deadline = timeout.deadline();
         let Some(watcher) = self.open() else { return Ok(None) };
         loop {
-            match py.detach(|| watcher.take()).map_err(|error| to_py(py, error))? {
-                Some(report) => match as_tuple(py, report, owners)? {
-                    Some(report) => return Ok(Some(report)),
-                    None => continue,
-                },
-                None if watcher.is_over() => return Ok(None),
-                None => {}
-            }
-            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            if left.is_some_and(|left| left.is_zero()) {
-                return Ok(None);
-            }
-            if let Err(error) = py.detach(|| watcher.wait(left)) {
-                if error.kind() != std::io::ErrorKind::Interrupted {
-                    return Err(to_py(py, Error::call("poll", &error)));
+            match py.detach(|| watcher.next(deadline)) {
+                Ok(Some(report)) => {
+                    if let Some(report) = as_tuple(py, report, owners)? {
+                        return Ok(Some(report));
+                    }
                 }
-                py.check_signals()?;
+                Ok(None) => return Ok(None),
+                Err(error) if error.errno() == libc::EINTR => py.check_signals()?,
+                Err(error) => return Err(to_py(py, error)),
             }
         }
     }

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mptcp import _core
-from mptcp._path_manager import NAMES, use_path_manager
+from mptcp._path_manager import use_path_manager
 from mptcp._policy import run_policy
 from mptcp.cli import _policy_file
 
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "The exit status is the program's, or 126 or 127 if it could not be executed or was not found."
     parser.add_argument(
         "--path-manager",
-        choices=NAMES,
+        choices=_core.PATH_MANAGERS,
         help="who opens subflows: the program by the enhanced API (userspace, the default with CAP_NET_ADMIN) or the "
         "kernel",
     )

@@ -17,7 +17,6 @@ from mptcp import _connection, _core, _proc, _socket
 from mptcp._connection import Connection
 from mptcp._docs import document
 from mptcp._events import Events
-from mptcp._path_manager import check_path_manager
 from mptcp._policy import Policy, RunningPolicies
 from mptcp._ranges import check_optional_range, check_range
 from mptcp._socket import IPPROTO_MPTCP, Socket
@@ -100,7 +99,7 @@ class Host:
         Any family will do: a netlink socket made here speaks to the host's namespace, with its privileges.
         """
         if path_manager is not None:
-            check_path_manager(path_manager)
+            _core.check_path_manager(path_manager)
         _, (descriptor,) = self._request(
             "socket",
             family=_c_int(family, "family"),
@@ -222,7 +221,7 @@ class Host:
 
         Sets the sysctl net.mptcp.path_manager, or net.mptcp.pm_type before Linux 6.15.
         """
-        check_path_manager(name)
+        _core.check_path_manager(name)
         before: str = self._request("set_path_manager", name=name)[0]
         return before
 

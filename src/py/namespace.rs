@@ -1,0 +1,38 @@
+//! A network namespace: its interfaces and its path manager.
+
+use pyo3::exceptions::PyTypeError;
+use pyo3::prelude::*;
+use pyo3::types::PyString;
+
+use super::errors::to_py;
+use super::integer::type_name;
+use crate::namespace::path_manager::PathManager;
+use crate::namespace::Namespace;
+
+/// Whether the network namespace that a socket belongs to has an interface of this name, whatever its state.
+#[pyfunction]
+pub fn has_interface(py: Python<'_>, fd: i32, name: &str) -> PyResult<bool> {
+    py.detach(|| Namespace::of_socket(fd)?.has_interface(name)).map_err(|error| to_py(py, error))
+}
+
+/// Refuses what is not the name of a path manager; returns it.
+#[pyfunction]
+pub fn check_path_manager(py: Python<'_>, name: &Bound<'_, PyAny>) -> PyResult<&'static str> {
+    let text = name
+        .cast::<PyString>()
+        .map_err(|_| PyTypeError::new_err(format!("path_manager must be a str, not {}", type_name(name))))?;
+    let found = PathManager::parse(&text.to_string_lossy()).map_err(|error| to_py(py, error))?;
+    Ok(found.name())
+}
+
+/// The path manager that new sockets of the calling thread's network namespace latch.
+#[pyfunction]
+pub fn get_path_manager(py: Python<'_>) -> PyResult<String> {
+    py.detach(|| Namespace::current()?.path_manager()).map_err(|error| to_py(py, error))
+}
+
+/// Sets it and returns the previous one.
+#[pyfunction]
+pub fn set_path_manager(py: Python<'_>, name: &str) -> PyResult<String> {
+    py.detach(|| Namespace::current()?.set_path_manager(name)).map_err(|error| to_py(py, error))
+}

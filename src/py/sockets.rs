@@ -1,0 +1,36 @@
+//! Descriptors of sockets, which are Python's from then on.
+
+use std::os::fd::IntoRawFd;
+
+use pyo3::prelude::*;
+
+use super::errors::to_py;
+use super::integer::{int, ranged};
+use crate::abi::ranges;
+use crate::connection::attach;
+use crate::namespace::path_manager;
+
+#[pyfunction]
+#[pyo3(signature = (family, r#type, proto, path_manager))]
+pub fn create_socket(
+    py: Python<'_>,
+    family: &Bound<'_, PyAny>,
+    r#type: &Bound<'_, PyAny>,
+    proto: &Bound<'_, PyAny>,
+    path_manager: Option<&str>,
+) -> PyResult<i32> {
+    let (family, r#type) = (int("family", family)?, int("type", r#type)?);
+    let proto = int("proto", proto)?;
+    py.detach(|| path_manager::create_socket(family, r#type, proto, path_manager, None))
+        .map(IntoRawFd::into_raw_fd)
+        .map_err(|error| to_py(py, error))
+}
+
+/// A duplicate of another process's descriptor.
+#[pyfunction]
+pub fn take_descriptor(py: Python<'_>, pid: &Bound<'_, PyAny>, fd: &Bound<'_, PyAny>) -> PyResult<i32> {
+    let (pid, fd) = (ranged("pid", pid, ranges::pid)?, ranged("fd", fd, ranges::descriptor)?);
+    py.detach(|| attach::take_descriptor(pid, fd))
+        .map(IntoRawFd::into_raw_fd)
+        .map_err(|error| to_py(py, error))
+}
