@@ -11,7 +11,8 @@ use crate::abi::uapi::rtnetlink;
 use crate::error::{Error, Result};
 use crate::events::event::{Event, Kind};
 use crate::netlink::codec::{messages, Message};
-use crate::netlink::links::{self, decode, LinkChange};
+use crate::netlink::links::codec::decode;
+use crate::netlink::links::{self, LinkChange};
 use crate::netlink::{Channel, Failure};
 use crate::sys;
 use crate::sys::lock::lock;
@@ -161,7 +162,7 @@ impl Watch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::netlink::links::tests::{address, link};
+    use crate::netlink::links::codec::tests::{address, link};
 
     #[test]
     fn only_transitions_are_told() {

@@ -1,4 +1,4 @@
-//! Links and addresses by rtnetlink, `<linux/rtnetlink.h>`: what its messages say of them, and a dump. No privilege.
+//! What the messages of rtnetlink, `<linux/rtnetlink.h>`, say of links and addresses.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -6,10 +6,9 @@ use std::sync::Arc;
 use crate::abi::bytes;
 use crate::abi::uapi::rtnetlink;
 use crate::netlink::codec::find;
-use crate::netlink::{Channel, Failure};
 
 /// A change that the kernel reported, or one item of a dump. A link is up while it is set up and has a carrier (IFF_UP
-/// and IFF_RUNNING); an address is there once it may be used, so an IPv6 one after the detection of duplicates.
+/// and IFF_RUNNING); an address is present once it may be used, for IPv6 after duplicate address detection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LinkChange {
     Link { index: u32, name: Arc<str>, up: bool },
@@ -18,11 +17,11 @@ pub enum LinkChange {
     AddressGone { index: u32, ip: IpAddr },
 }
 
-/// Decodes a message of rtnetlink; `None` for what says nothing of a link or an address.
+/// Decodes a message of rtnetlink; `None` for one that is not about a link or an address.
 pub fn decode(message_type: u16, payload: &[u8]) -> Option<LinkChange> {
     match message_type {
         rtnetlink::RTM_NEWLINK | rtnetlink::RTM_DELLINK => {
-            // Bridges say with their own family what becomes of their ports.
+            // A bridge reports its ports by the family AF_BRIDGE.
             if i32::from(bytes::u8(payload, 0)?) != libc::AF_UNSPEC {
                 return None;
             }
@@ -58,22 +57,6 @@ pub fn decode(message_type: u16, payload: &[u8]) -> Option<LinkChange> {
         }
         _ => None,
     }
-}
-
-/// Every link, and then every address.
-pub fn dump(channel: &mut Channel, mut on_change: impl FnMut(LinkChange)) -> Result<(), Failure> {
-    let asked = [
-        (rtnetlink::RTM_GETLINK, rtnetlink::RTM_NEWLINK, rtnetlink::IFINFOMSG_SIZE),
-        (rtnetlink::RTM_GETADDR, rtnetlink::RTM_NEWADDR, rtnetlink::IFADDRMSG_SIZE),
-    ];
-    for (request, reply, size) in asked {
-        channel.dump(request, &vec![0; size], |payload| {
-            if let Some(change) = decode(reply, payload) {
-                on_change(change);
-            }
-        })?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,12 +1,10 @@
-//! rtnetlink RTM_GETROUTE, `<linux/rtnetlink.h>`: which source address the kernel would use. No privilege.
+//! The bytes of RTM_GETROUTE, `<linux/rtnetlink.h>`.
 
 use std::net::IpAddr;
 
-use crate::abi::address;
-use crate::abi::bytes;
 use crate::abi::uapi::rtnetlink;
+use crate::abi::{address, bytes};
 use crate::netlink::codec::{attribute, emit, find};
-use crate::netlink::{Channel, Failure};
 
 /// What a route look-up says of a destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,12 +15,7 @@ pub struct Route {
     pub is_local: bool,
 }
 
-/// Looks a route up; `interface` 0 is any. Fails as connect() would, with ENETUNREACH for example.
-pub fn look_up(channel: &mut Channel, destination: IpAddr, interface: u32) -> Result<Route, Failure> {
-    let reply = channel.request(rtnetlink::RTM_GETROUTE, &encode(destination, interface))?;
-    decode(&reply).ok_or(Failure { errno: libc::EBADMSG, text: None })
-}
-
+/// RTM_GETROUTE of one destination; `interface` 0 is any.
 pub fn encode(destination: IpAddr, interface: u32) -> Vec<u8> {
     let mut bytes = vec![0; rtnetlink::RTMSG_SIZE];
     bytes[0] = address::family(destination);
