@@ -59,7 +59,7 @@ def test_the_package_keeps_its_layers(package: Path) -> None:
         # For an annotation alone.
         ("_rows.py", "if TYPE_CHECKING:\n    from .plot._draw import rtt", {"mptcp._rows", "mptcp.plot._draw"}),
         # In a function.
-        ("_ranges.py", "def late() -> None:\n    from . import _socket", {"mptcp._ranges", "mptcp._socket"}),
+        ("_tables.py", "def late() -> None:\n    from . import _connection", {"mptcp._connection", "mptcp._tables"}),
         # Not _panels itself, but the package's __init__ before it.
         ("measures.py", "from .plot import _panels", {"mptcp.measures", "mptcp.plot"}),
         # By the stub of the native module.
