@@ -1,6 +1,6 @@
-"""Measures that papers use, as functions over the arrays of a Recording.
+"""Measures that are common in papers, as functions of the arrays of a Recording.
 
-``samples`` is what Recording.samples gives, or a part of it. Time is in seconds, rates are in bits a second.
+``samples`` is Recording.samples, or a part of it. Times are in seconds, rates in bits per second.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ __all__ = ["goodput", "jain_index", "reinjection_ratio", "share", "time_to_recov
 
 
 def goodput(samples: Rows, *, window: float = 0.1, direction: Direction = "sent") -> tuple[Floats, dict[int, Floats]]:
-    """The goodput of each subflow: the times of windows' ends, and for each subflow's cookie its rate in each window.
+    """Return the goodput of each subflow: the windows' ends in seconds, and by cookie the rates in bits per second.
 
-    Of "sent" it is the growth of ``bytes_acked``, what the peer has acknowledged, over the window's length; of
-    "received" that of ``bytes_received``. What a subflow repeats of its own is in neither; what another subflow had
-    carried already is in both (see reinjection_ratio). ``window`` is in seconds, and the windows start at the first
-    sample; a counter's value at a window's edge is interpolated between the samples round it. Before a subflow's first
-    sample and after its last the rate is 0. Times are seconds of CLOCK_MONOTONIC.
+    For "sent" it is the growth of ``bytes_acked``, the bytes that the peer has acknowledged, over the window's length;
+    for "received" that of ``bytes_received``. Neither counts a subflow's own retransmissions; both count what another
+    subflow had already carried (see reinjection_ratio). ``window`` is in seconds, and windows start at the first
+    sample; a counter's value at a window's edge is interpolated between the neighbouring samples. Before a subflow's
+    first sample and after its last the rate is 0. Times are seconds of CLOCK_MONOTONIC. All arrays are float64, with
+    one value for each window.
 
-    Raises ValueError for another direction, a window that is not positive, and no samples.
+    Raises ValueError for another direction, a window that is not positive, and for no samples.
     """
     name = _counter(direction, {"sent": "bytes_acked", "received": "bytes_received"})
     if not window > 0:
-        raise ValueError(f"a window is a positive number of seconds, not {window}")
+        raise ValueError(f"window must be a number of seconds above 0, not {window}")
     if not len(samples):
-        raise ValueError("there are no samples")
+        raise ValueError("samples must not be empty")
     begin, end = samples["time_ns"].min() / 1e9, samples["time_ns"].max() / 1e9
     edges = begin + window * np.arange(int(np.ceil(max(end - begin, window) / window - 1e-9)) + 1)
     rates = {}
@@ -42,10 +43,10 @@ def goodput(samples: Rows, *, window: float = 0.1, direction: Direction = "sent"
 
 
 def share(samples: Rows, *, direction: Direction = "sent") -> dict[int, float]:
-    """Each subflow's share of the bytes that all of ``samples`` carried, by its cookie; together they are 1.
+    """Return each subflow's share of the bytes that all ``samples`` carried, by its cookie, from 0 to 1.
 
     A subflow's bytes are the growth of ``bytes_sent - bytes_retrans``, or of ``bytes_received``, from its first to its
-    last row. All shares are NaN where nothing was carried.
+    last row. The shares add up to 1; all are NaN if nothing was carried. Raises ValueError for another direction.
     """
     carried = {cookie: _carried(rows, direction) for cookie, rows in _by_subflow(samples)}
     total = sum(carried.values())
@@ -53,15 +54,15 @@ def share(samples: Rows, *, direction: Direction = "sent") -> dict[int, float]:
 
 
 def reinjection_ratio(samples: Rows, connections: Rows) -> float:
-    """How much of what was sent on the subflows went there again, having gone on another already.
+    """Return the fraction of the bytes sent on subflows that had already been sent on another subflow.
 
-    ``(S - C) / S``, where S is the growth of ``bytes_sent - bytes_retrans`` of the subflows, which leaves out what each
-    repeats of its own, and C that of mptcp_info's ``bytes_sent``, which counts each byte of the connection once. NaN
-    where nothing was sent or this kernel has no such counter (before Linux 6.5). Take both over the same time, from a
-    moment when nothing was in flight to another: the two tables are not read at once.
+    It is ``(S - C) / S``, from 0 to 1. S is the growth of ``bytes_sent - bytes_retrans`` of the subflows, which leaves
+    out their own retransmissions; C is that of mptcp_info's ``bytes_sent``, which counts each byte of the connection
+    once. NaN if nothing was sent, and on kernels without that counter (before Linux 6.5). Pass both arrays for the same
+    period, which should begin and end with nothing in flight: the two are not read at the same moment.
 
-    Packets that the host's own queueing discipline drops before the network count as reinjected, since TCP counts them
-    as sent each time and as retransmitted never (docs/measuring.md).
+    Packets that the host's own queueing discipline drops count as reinjected, because TCP counts them as sent each time
+    and never as retransmitted (docs/measuring.md).
     """
     sent = sum(_carried(rows, "sent") for _, rows in _by_subflow(samples))
     once = 0.0
@@ -74,18 +75,19 @@ def reinjection_ratio(samples: Rows, connections: Rows) -> float:
 def time_to_recover(
     samples: Rows, failure_ns: int, *, fraction: float = 0.5, window: float = 0.1, direction: Direction = "sent"
 ) -> float:
-    """Seconds from a failure until the goodput of all subflows together is back.
+    """Return the seconds from a failure until the goodput of all subflows together has recovered.
 
-    It is back at the end of the first window in which it is at least ``fraction`` of its mean before the failure, after
-    one in which it was less; windows begin at ``failure_ns`` (CLOCK_MONOTONIC, as ``time_ns`` of samples and events).
-    0.0 if it never was less, infinity if it does not come back, NaN if nothing was carried before.
+    It has recovered at the end of the first window in which it is at least ``fraction`` of its mean before the failure,
+    after one in which it was less. Windows are ``window`` seconds long and begin at ``failure_ns``, in nanoseconds of
+    CLOCK_MONOTONIC as ``time_ns`` of samples and events. Returns 0.0 if it was never less, infinity if it does not
+    recover, NaN if nothing was carried before.
 
-    Raises ValueError for a failure that is not within the time of the samples, and as goodput().
+    Raises ValueError for a failure outside the time of the samples, and as goodput().
     """
     begins = samples["time_ns"].min()
     if not begins < failure_ns <= samples["time_ns"].max():
-        raise ValueError("the failure is not within the time of the samples")
-    # Windows from the failure on, and the mean of what was before: no window is on both sides.
+        raise ValueError("failure_ns must be within the time of the samples")
+    # Windows begin at the failure, and the mean is of the time before it: no window is on both sides.
     rates = sum(
         np.diff(np.interp(_edges(samples, failure_ns, window), rows["time_ns"], _bytes(rows, direction)))
         for _, rows in _by_subflow(samples)
@@ -105,28 +107,30 @@ def time_to_recover(
 
 
 def jain_index(values: ArrayLike) -> float:
-    """Jain's fairness index of rates or shares: ``sum(x)**2 / (n * sum(x**2))``, from 1/n to 1. NaN if all are 0.
+    """Return Jain's fairness index of rates or shares: ``sum(x)**2 / (n * sum(x**2))``.
+
+    It is from 1/n, where one has everything, to 1, where all are equal; NaN if all are 0.
 
     R. Jain, D. Chiu, W. Hawe: A Quantitative Measure of Fairness and Discrimination, DEC-TR-301, 1984. Raises
-    ValueError for no values and for negative ones.
+    ValueError if there are no values, or negative ones.
     """
     x = np.asarray(values, dtype=float).ravel()
     if not x.size or (x < 0).any():
-        raise ValueError("the index is of one value or more, none of them negative")
+        raise ValueError("values must be one or more numbers, none of them negative")
     squares = x.size * float((x**2).sum())
     return float(x.sum() ** 2) / squares if squares else np.nan
 
 
 def _edges(samples: Rows, failure_ns: int, window: float) -> Floats:
     if not window > 0:
-        raise ValueError(f"a window is a positive number of seconds, not {window}")
+        raise ValueError(f"window must be a number of seconds above 0, not {window}")
     whole = max(1, int((samples["time_ns"].max() - failure_ns) / 1e9 / window))
     edges: Floats = failure_ns + window * 1e9 * np.arange(whole + 1, dtype=np.float64)
     return edges
 
 
 def _by_subflow(samples: Rows) -> list[tuple[int, Rows]]:
-    """Each subflow's cookie and rows, in order of time."""
+    """Return each subflow's cookie and rows, in order of time."""
     found = []
     for cookie in np.unique(samples["cookie"]):
         rows = samples[samples["cookie"] == cookie]
@@ -136,7 +140,7 @@ def _by_subflow(samples: Rows) -> list[tuple[int, Rows]]:
 
 def _counter(direction: str, names: dict[str, str]) -> str:
     if direction not in names:
-        raise ValueError(f"a direction is 'sent' or 'received', not {direction!r}")
+        raise ValueError(f"direction must be 'sent' or 'received', not {direction!r}")
     return names[direction]
 
 

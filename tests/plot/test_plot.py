@@ -217,7 +217,7 @@ def test_wrong_arguments(recording: mptcp.Recording) -> None:
     for wrong in ({"panels": ()}, {"panels": "rtts"}, {"panels": ("rtt", "rtt")}, {"window": 0}, {"direction": "up"}):
         with pytest.raises(ValueError, match=r"panels|window|direction"):
             recording.plot(**wrong)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="no samples of the connection 7"):
+    with pytest.raises(ValueError, match="no samples of connection 7"):
         mptcp.plot.rtt(recording, token=7)
     empty = mptcp.Recording(recording.samples[:0], recording.connections[:0], [], {})
     for name in PANELS:
@@ -247,7 +247,7 @@ def test_command_options(recording: mptcp.Recording, tmp_path: Path, capsys: pyt
     assert plt.imread(image).shape[:2] == (200, 400)
     for wrong, complaint in (
         (["plot", file, "-o", str(tmp_path / "a.xyz")], "xyz"),
-        (["plot", file, "-o", image, "--token", "7"], "no samples of the connection 7"),
+        (["plot", file, "-o", image, "--token", "7"], "no samples of connection 7"),
         (["plot", str(tmp_path / "no.npz"), "-o", image], "No such file"),
         (["plot", str(tmp_path / "no.txt"), "-o", image], "suffix"),
         (["plot", file, "-o", image, "--window", "0"], "window"),

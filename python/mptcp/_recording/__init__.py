@@ -1,4 +1,4 @@
-"""Recordings: what is recorded, the thread that writes it to a file, and the files."""
+"""Recordings: the Recorder, what it recorded, and files of that."""
 
 from ._recorder import Recorder
 from ._recording import Recording, load

@@ -22,14 +22,14 @@ from .._rows import names
 if TYPE_CHECKING:
     from .._rows import Rows
 
-# The first time this imports pandas, where that is installed: seconds, in which a recording would lose rows.
+# The first call imports pandas, if it is installed: that takes seconds, in which a recording would lose rows.
 pa.array(np.empty(0))
 
 KEY = b"mptcp"
-"""Of the metadata, JSON, in the schema and, as it comes, in the batches of a stream."""
+"""The key of the metadata, as JSON, in the schema and, as more becomes known, in the batches of a stream."""
 
 GROWING = ("events", "subflows")
-"""What a batch's metadata adds to. All else it replaces."""
+"""The lists to which a batch's metadata is appended. Everything else it replaces."""
 
 
 def schema(dtype: np.dtype[np.void], metadata: dict[str, Any]) -> pa.Schema:
@@ -49,35 +49,35 @@ def table(rows: Rows, metadata: dict[str, Any]) -> pa.Table:
 
 
 def rows_of(batches: list[pa.RecordBatch], described: pa.Schema) -> Rows:
-    """The structured array, with the C layout that a Recorder's has."""
+    """Return a structured array with the C layout of a Recorder's."""
     dtype = np.dtype([(field.name, field.type.to_pandas_dtype()) for field in described], align=True)
     rows = np.empty(sum(len(each) for each in batches), dtype)
     start = 0
     for each in batches:
-        # What a damaged file says of its buffers' sizes may not be so.
+        # A damaged file may state wrong sizes of its buffers.
         each.validate()
         for name, column in zip(described.names, each.columns, strict=True):
             if column.null_count:
-                raise ValueError(f"the column {name} has gaps")
+                raise ValueError(f"the column {name} has missing values")
             rows[name][start : start + len(each)] = column.to_numpy(zero_copy_only=False)
         start += len(each)
     return rows
 
 
 class Stream:
-    """A file in Arrow's stream format that grows by batches. What was written stays readable whatever comes."""
+    """A file in Arrow's stream format that grows by batches. What was written stays readable, whatever happens."""
 
     def __init__(self, path: Path, dtype: np.dtype[np.void], metadata: dict[str, Any]) -> None:
         self._schema = schema(dtype, metadata)
         self._file = path.open("wb", buffering=0)
-        # Most columns hardly change from row to row.
+        # Compression pays because most columns hardly change from row to row.
         options = pa.ipc.IpcWriteOptions(compression="lz4")
         self._writer = pa.ipc.new_stream(self._file, self._schema, options=options)
-        # The schema is written with the first batch: the file is to be readable before there are rows.
+        # The schema is written with the first batch, so this one makes the file readable before there are rows.
         self._writer.write_batch(batch(np.empty(0, dtype), self._schema))
 
     def write(self, rows: Rows, metadata: dict[str, Any] | None = None) -> None:
-        """Write a batch, with what has become known of the metadata since the one before."""
+        """Write a batch, with the metadata that have become known since the previous one."""
         if metadata:
             self._writer.write_batch(batch(rows, self._schema), custom_metadata={KEY: json.dumps(metadata).encode()})
         elif len(rows):
@@ -97,7 +97,7 @@ class Stream:
 
 
 def read_stream(path: Path) -> tuple[Rows, dict[str, Any]]:
-    """The rows up to the last whole batch, and the metadata."""
+    """Return the rows up to the last whole batch, and the metadata."""
     batches: list[pa.RecordBatch] = []
     with pa.memory_map(str(path)) as file:
         reader = pa.ipc.open_stream(file)
@@ -108,7 +108,7 @@ def read_stream(path: Path) -> tuple[Rows, dict[str, Any]]:
             except StopIteration:
                 break
             except (pa.ArrowInvalid, OSError):
-                break  # the writer was killed in the middle of it
+                break  # the writer was killed while it wrote this batch
             batches.append(each)
             if custom is not None and KEY in custom:
                 more = json.loads(custom[KEY])

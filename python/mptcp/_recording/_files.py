@@ -1,4 +1,4 @@
-"""Recordings in files: one of the three forms by the suffix."""
+"""Recordings in files, in one of three formats, by the suffix."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .._core import Event
 from .._event_kind import EventKind
 
-# json and pathlib are imported where they are needed: they take an eighth of what `import mptcp` takes.
+# json and pathlib are imported where they are needed: they would add an eighth to the time of `import mptcp`.
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -25,15 +25,15 @@ def check(path: str | os.PathLike[str], suffixes: tuple[str, ...] = SUFFIXES) ->
     from pathlib import Path
 
     if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"a path is a str or a PathLike, not {path!r}")
+        raise TypeError(f"path must be a str or a PathLike, not {path!r}")
     path = Path(path)
     if path.suffix not in suffixes:
-        raise ValueError(f"the file's suffix is one of {', '.join(suffixes)}: {str(path)!r}")
+        raise ValueError(f"the file's suffix must be {' or '.join(suffixes)}: {str(path)!r}")
     return path
 
 
 def beside(path: Path) -> Path:
-    """Where the connections are, if the samples are at ``path``."""
+    """Return where the connections are if the samples are at ``path``."""
     return path.with_suffix(f".connections{path.suffix}")
 
 
@@ -60,7 +60,7 @@ def save(recording: Recorded, path: str | os.PathLike[str]) -> None:
 
 
 def metadata_of(recording: Recorded) -> dict[str, Any]:
-    """The metadata and the events, as a file holds them."""
+    """Return the metadata and the events as a file stores them."""
     return {**recording.metadata, "events": [written(event) for event in recording.events]}
 
 
@@ -71,13 +71,13 @@ def written(event: Event) -> dict[str, Any]:
 
 
 def read_event(fields: dict[str, Any]) -> Event:
-    """An event from what a file has of it."""
+    """Return the event of which a file has these fields."""
     ends: dict[str, Any] = {name: tuple(fields[name]) for name in ("local", "remote") if name in fields}
     return Event(**{**fields, **ends, "kind": EventKind(fields["kind"])})
 
 
 def read(path: str | os.PathLike[str]) -> tuple[Rows, Rows, list[Event], dict[str, Any]]:
-    """The samples, connections, events and metadata of a file. Its errors are those of load()."""
+    """Return the samples, connections, events and metadata of a file. Its errors are those of load()."""
     path = check(path)
     try:
         samples, connections, metadata = _READ[path.suffix](path)
@@ -87,8 +87,8 @@ def read(path: str | os.PathLike[str]) -> tuple[Rows, Rows, list[Event], dict[st
     except (OSError, MemoryError, ModuleNotFoundError):
         raise
     except Exception as error:
-        # zipfile, numpy and pyarrow have many words for what is no file of theirs.
-        raise ValueError(f"{str(path)!r} is no recording: {error}") from error
+        # zipfile, numpy and pyarrow raise many exceptions for files that are not theirs.
+        raise ValueError(f"{str(path)!r} is not a recording: {error}") from error
     return samples, connections, events, metadata
 
 
@@ -100,7 +100,7 @@ def _load_npz(path: Path) -> Read:
 
     import numpy as np
 
-    # Opened here, since numpy leaves a damaged one open.
+    # Opened here, because numpy leaves a damaged one open.
     with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
         return file["samples"], file["connections"], json.loads(str(file["metadata"]))
 
@@ -125,7 +125,7 @@ _READ = {".npz": _load_npz, ".arrow": _load_arrow, ".parquet": _load_parquet}
 def _check_rows(what: str, rows: Rows, head: tuple[str, ...]) -> None:
     names = rows.dtype.names or ()
     if rows.ndim != 1 or names[: len(head)] != head:
-        raise ValueError(f"the {what} do not begin with the columns {', '.join(head)}")
+        raise ValueError(f"the {what} must begin with the columns {', '.join(head)}")
     for name in names:
         if rows.dtype[name].kind not in "biuf":
-            raise ValueError(f"{name} of the {what} is no number")
+            raise ValueError(f"{name} of the {what} is not a number")

@@ -1,4 +1,4 @@
-"""The surroundings of a recording, which its numbers depend on."""
+"""The conditions of a recording, on which its numbers depend."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from .. import _core, _topologies
 
 
 def surroundings() -> dict[str, Any]:
-    """All that is known before a recording begins."""
-    # Here, since importing these takes as long as half of this package.
+    """Return what is known before a recording begins."""
+    # Imported here, because importing these takes half as long as the whole package.
     import importlib.metadata
     import platform
 
@@ -24,7 +24,7 @@ def surroundings() -> dict[str, Any]:
 
 
 def namespaces(sampler: _core.Sampler) -> list[dict[str, Any]]:
-    """The network namespaces of the recorded connections, with net.mptcp and some of net.ipv4 at the start."""
+    """Return the network namespaces of the recorded connections, with net.mptcp and some of net.ipv4 at the start."""
     return [
         {"cookie": cookie, "tokens": None if tokens is None else sorted(tokens), "sysctls": sysctls}
         for cookie, tokens, sysctls in sampler.surroundings()
@@ -32,21 +32,21 @@ def namespaces(sampler: _core.Sampler) -> list[dict[str, Any]]:
 
 
 def subflows(sampler: _core.Sampler, start: int = 0) -> list[dict[str, Any]]:
-    """The ends of each subflow that was recorded until now, without the first ``start``."""
+    """Return the ends of each subflow that was recorded so far, without the first ``start``."""
     return [
-        # Lists, as a file gives them back.
+        # Lists, as they are read back from a file.
         {"cookie": cookie, "token": token, "local": list(local), "remote": list(remote)}
         for cookie, token, local, remote in sampler.ends(start)
     ]
 
 
 def choice(sampler: _core.Sampler, asked: str) -> dict[str, Any]:
-    """How subflows are read now, and why so."""
+    """Return how subflows are read now, and why."""
     method, waited, trials = sampler.choice()
     if asked != "auto":
-        reason = "as asked for"
+        reason = "as requested"
     elif not trials:
-        reason = "MPTCP_FULL_INFO would need a descriptor of each connection"
+        reason = "MPTCP_FULL_INFO needs a descriptor of each connection"
     elif waited:
         reason = "MPTCP_FULL_INFO waited for a connection's lock"
     else:
@@ -55,5 +55,5 @@ def choice(sampler: _core.Sampler, asked: str) -> dict[str, Any]:
 
 
 def links() -> list[dict[str, Any]]:
-    """Return what the links of open labs have done until now."""
+    """Return what the links of open labs have done so far."""
     return _topologies.links()

@@ -1,4 +1,4 @@
-"""Recording subflows and connections: what is started and stopped, and where its rows go."""
+"""Recording subflows and connections: starting and stopping it, and where its rows go."""
 
 from __future__ import annotations
 
@@ -28,34 +28,36 @@ _SHORTEST, _LONGEST = 1e-5, 86400.0
 
 
 class Recorder(Recording):
-    """Records what every subflow does, tick by tick, until the with-block ends or close() is called.
+    """Record what every subflow does, tick by tick, until the with-block ends or close() is called.
 
-    ``sources`` is what is recorded: a Socket, a Connection, some of them, or None for every connection of the calling
-    thread's network namespace, those to come too. The Recorder holds no descriptor of them: a connection ends when
-    its owner ends it. ``interval`` and ``connection_interval`` are the seconds between two readings of the subflows and
-    of the connections.
+    ``sources`` is what is recorded: a Socket, a Connection, an iterable of them, or None for every connection of the
+    calling thread's network namespace, future ones included. The Recorder holds no descriptor of them: a connection
+    ends when its owner ends it. ``interval`` and ``connection_interval`` are the seconds between two readings of the
+    subflows and of the connections.
 
-    ``method`` is how subflows are read. "inet_diag": by exact look-ups, several in one message, which wait for no
-    connection's lock, only for the subflow's own; a new subflow is found at its event, or within 0.1 s without the
-    privilege for events. "full_info": by MPTCP_FULL_INFO, all subflows of a connection in one moment, after waiting
-    for its lock, which a sender at full speed may hold for milliseconds; for Sockets alone. "auto" measures, where
-    all sources are Sockets: at the start, and at most once a second when there are twice as many subflows or half as
-    many, everything is read up to five times each way. The way with less processor time is taken, except that one
-    that shows fewer subflows (older kernels tell an ordinary user too little) or fails is not, and that
-    MPTCP_FULL_INFO is never taken again once a reading by it has slept, since somebody held the lock. Other sources
-    "auto" reads by inet_diag. metadata has the measurements, and which way it is now.
+    ``method`` is how subflows are read:
 
-    A native thread reads on an absolute clock and never waits for Python; where CAP_SYS_NICE or RLIMIT_RTPRIO permit it
-    runs under SCHED_FIFO. A second one reads the connections, which waits for their locks whichever way it is done.
+    - "inet_diag": by exact look-ups, several in one message, which do not wait for the connection's lock, only for the
+      subflow's own. A new subflow is found by its event, or within 0.1 s without the privilege for events.
+    - "full_info": by MPTCP_FULL_INFO, all subflows of a connection at one moment, after waiting for its lock, which a
+      sender at full speed may hold for milliseconds. Only for Sockets.
+    - "auto": if all sources are Sockets, by the method that takes less processor time; otherwise by inet_diag. Each
+      method is measured by up to five readings of everything, at the start, and at most once a second when the number
+      of subflows has doubled or halved. A method that fails, or shows fewer subflows than the other (older kernels
+      hide some from an ordinary user), is not used. Nor is MPTCP_FULL_INFO once a reading by it has waited for a lock.
+      metadata has the measurements and the current method.
 
-    ``path`` streams rows and events to a file, ``.arrow``, with memory that does not grow with them: see save() for its
-    form and load() to read it. After a SIGKILL it is readable to its last whole batch, of which one is written every
-    0.1 s. ``samples``, ``connections`` and ``events`` are then read from the file.
+    A native thread reads by an absolute clock and never waits for Python; if CAP_SYS_NICE or RLIMIT_RTPRIO permit it,
+    it runs under SCHED_FIFO. A second one reads the connections, which always waits for their locks.
 
-    Needs no privilege; a Socket of another network namespace than the caller's takes CAP_NET_ADMIN and CAP_SYS_ADMIN
-    over that one, and before Linux 6.15 "inet_diag" takes CAP_NET_ADMIN, else PermissionError. Raises TypeError and
-    ValueError for wrong arguments before any system call, NotMultipathError for plain TCP, OSError (ENOTCONN) for a
-    connection that is not there, UnsupportedError where the kernel cannot do it.
+    ``path`` streams rows and events to a file with the suffix ``.arrow``, so that memory does not grow with them: see
+    save() for its format, and load(), which reads it. A batch is written every 0.1 s; after a SIGKILL the file can be
+    read up to its last whole batch. ``samples``, ``connections`` and ``events`` are then read from the file.
+
+    Needs no privilege, except CAP_NET_ADMIN and CAP_SYS_ADMIN over the network namespace of a Socket that is not in the
+    caller's, and CAP_NET_ADMIN for "inet_diag" before Linux 6.15; without these it raises PermissionError. Raises
+    TypeError and ValueError for wrong arguments before any system call, NotMultipathError for plain TCP, OSError
+    (ENOTCONN) for a connection that has ended, UnsupportedError if the kernel cannot do it.
     """
 
     def __init__(
@@ -74,7 +76,7 @@ class Recorder(Recording):
         _check_interval("connection_interval", connection_interval)
         self._path = None if path is None else _files.check(path, (".arrow",))
         if self._path is not None:
-            # Rather now than when the recording runs: pyarrow may not be there.
+            # Now rather than while the recording runs: pyarrow may not be installed.
             from . import _writer
         _check_method(method, wanted)
         self._asked = method
@@ -122,19 +124,19 @@ class Recorder(Recording):
             warnings.warn(f"unclosed {type(self).__name__}", ResourceWarning, stacklevel=2, source=self)
 
     def close(self) -> None:
-        """Read everything once more and end the recording. What was recorded stays. Again is nothing.
+        """Read everything once more and end the recording, which keeps its rows. Calling it again has no effect.
 
         Raises OSError if the file of ``path`` could not be written. In a forked child it does nothing: the recording
-        is the parent's.
+        belongs to the parent.
         """
         if self._closed or self._owner != os.getpid():
             return
         self._closed = True
-        # Before a lab around the recording is gone.
+        # Before a lab around the recording is closed.
         self._links = _metadata.links()
         self._sampler.stop()
         if self._writer is not None:
-            # The subflows it writes as they come.
+            # It has written the subflows as they appeared.
             self._writer.end({name: value for name, value in self.metadata.items() if name != "subflows"})
 
     @property
@@ -152,7 +154,7 @@ class Recorder(Recording):
         return self._connections
 
     def _from_file(self) -> Recording:
-        """What has been streamed to the file, up to now or, once it is complete, for good."""
+        """Return what has been streamed to the file; once it is complete, always the same object."""
         assert self._path is not None
         if self._read_back is not None:
             return self._read_back
@@ -189,7 +191,7 @@ def _nothing() -> Rows:
 
 
 def _joined(before: Rows, more: Rows) -> Rows:
-    """Both, one behind the other: a copy unless one is empty."""
+    """Return the rows of both, in a new array unless one is empty."""
     import numpy as np
 
     if not len(more):
@@ -203,29 +205,29 @@ def _check_sources(sources: object) -> list[Source] | None:
     if isinstance(sources, Socket | Connection):
         return [sources]
     if not isinstance(sources, Iterable) or isinstance(sources, str | bytes):
-        raise TypeError(f"what is recorded is a Socket, a Connection, some of them or None, not {sources!r}")
+        raise TypeError(f"sources must be a Socket, a Connection, an iterable of them or None, not {sources!r}")
     found: list[Source] = []
     for source in sources:
         if not isinstance(source, Socket | Connection):
-            raise TypeError(f"what is recorded is a Socket or a Connection, not {source!r}")
+            raise TypeError(f"each source must be a Socket or a Connection, not {source!r}")
         found.append(source)
     if not found:
-        raise ValueError("nothing to record: None records the whole network namespace")
+        raise ValueError("sources must not be empty: pass None to record the whole network namespace")
     return found
 
 
 def _check_interval(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} is a number of seconds, not {value!r}")
+        raise TypeError(f"{name} must be a number of seconds, not {value!r}")
     if not (math.isfinite(value) and _SHORTEST <= value <= _LONGEST):
-        raise ValueError(f"{name} is from {_SHORTEST:g} to {_LONGEST:g} seconds, not {value}")
+        raise ValueError(f"{name} must be from {_SHORTEST:g} to {_LONGEST:g} seconds, not {value}")
 
 
 def _check_method(method: object, sources: list[Source] | None) -> None:
     if method not in _METHODS:
-        raise ValueError(f"method is one of {', '.join(map(repr, _METHODS))}, not {method!r}")
+        raise ValueError(f"method must be one of {', '.join(map(repr, _METHODS))}, not {method!r}")
     if method == "full_info" and not (sources and all(isinstance(source, Socket) for source in sources)):
-        raise ValueError("method='full_info' reads through a descriptor: it records Sockets only")
+        raise ValueError("method='full_info' can only record Sockets: it reads through a descriptor")
 
 
 def _native(source: Source) -> int | _core.ByToken:

@@ -1,4 +1,4 @@
-"""What was recorded: arrays, and the ways to other libraries and to files."""
+"""What was recorded: arrays, and their conversion for other libraries and files."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ Table: TypeAlias = Literal["samples", "connections"]
 
 
 class Recording:
-    """What a Recorder recorded, as load() reads it from a file. A Recorder is one itself.
+    """What a Recorder recorded, as load() reads it from a file. A Recorder is one too.
 
-    docs/measuring.md has the arrays field by field.
+    docs/measuring.md describes the arrays field by field.
     """
 
     def __init__(self, samples: Rows, connections: Rows, events: list[Event], metadata: dict[str, Any]) -> None:
@@ -50,62 +50,71 @@ class Recording:
 
     @property
     def samples(self) -> Rows:
-        """A structured array, one row a subflow a tick: ``time_ns, wait_ns, token, subflow, cookie, state, local_id,
-        remote_id, backup, final`` and the fields of struct tcp_info without the prefix.
+        """The samples as a structured numpy array, with one row for each subflow and tick.
 
-        Rows of one tick share ``time_ns`` (CLOCK_MONOTONIC); each was read between that and ``wait_ns`` later. A field
-        that this kernel lacks is NaN. The row where ``final`` is true has a subflow's last counters.
+        Its fields are ``time_ns, wait_ns, token, subflow, cookie, state, local_id, remote_id, backup, final`` and those
+        of struct tcp_info without the prefix. Rows of one tick share ``time_ns``, in nanoseconds of CLOCK_MONOTONIC;
+        each was read at most ``wait_ns`` nanoseconds later. A field that this kernel lacks is NaN. The row in which
+        ``final`` is true has a subflow's last counters.
         """
         return self._samples
 
     @property
     def connections(self) -> Rows:
-        """A structured array, one row a connection a reading: ``time_ns, wait_ns, token`` and the fields of struct
-        mptcp_info without the prefix. A field that this kernel lacks is NaN."""
+        """The connections as a structured numpy array, with one row for each connection and reading.
+
+        Its fields are ``time_ns, wait_ns, token`` and those of struct mptcp_info without the prefix; times are in
+        nanoseconds, as in ``samples``. A field that this kernel lacks is NaN.
+        """
         return self._connections
 
     @property
     def events(self) -> list[Event]:
-        """The events of the recorded connections, and of links and addresses, in the time base of the arrays.
+        """The events of the recorded connections, and of links and addresses, with the clock of the arrays.
 
-        FALLBACK among them: a connection that fell back to TCP is recorded on. Without CAP_NET_ADMIN in the user
-        namespace that owns the network namespace they come by polling, see Events.
+        They include FALLBACK: a connection that fell back to TCP is still recorded. Without CAP_NET_ADMIN in the user
+        namespace that owns the network namespace they come from polling, see Events.
         """
         return self._events
 
     @property
     def missed(self) -> int:
-        """Ticks for which no reading was done, since the one before, or something else, took too long.
+        """The number of ticks without a reading, because the previous one, or something else, took too long.
 
-        Raises ValueError where the file does not say, since the recorder was killed.
+        Raises ValueError if the file lacks it because the recorder was killed.
         """
         missed = self.metadata.get("missed")
         if not isinstance(missed, int):
-            raise ValueError("how many ticks were missed is not known: the recorder was killed before it wrote that")
+            raise ValueError("the number of missed ticks is unknown: the recorder was killed before it wrote that")
         return missed
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What the numbers depend on. All of it can be written as JSON.
+        """The conditions on which the numbers depend, as a dict of JSON types.
 
-        ``kernel``, ``versions``, ``labs``: the surroundings. ``namespaces``: the network namespace of the recorded
-        connections by its cookie, their tokens or None for all, and its ``sysctls``; several if they live in several.
-        ``interval``, ``connection_interval``: seconds. ``method``, ``method_reason``: how subflows are read, or were in
-        the end, and why so. ``method_trials``: what "auto" measured; for each of the two ways the processor time of one
-        reading of everything, the subflows that it showed, and whether it waited for a lock. ``scheduler``: SCHED_FIFO
-        where the thread that reads subflows had that, else SCHED_OTHER. ``realtime_offset_ns``: CLOCK_REALTIME minus
-        CLOCK_MONOTONIC, at the start. ``subflows``: the ends of each, by its cookie. ``links``: what each link
-        of the open labs had done in each direction at the end, as LinkStats: how late frames left, what was dropped.
-        ``missed``, ``ticks``;
-        ``dropped``: rows that were not written in time;
-        ``notices_lost``: whether some subflows may lack their final row; ``failure``: the first reading that failed.
+        - ``kernel``, ``machine``, ``versions``, ``labs``: the host, its software and the open labs.
+        - ``namespaces``: a list of the recorded connections' network namespaces, each with its ``cookie``, the
+          ``tokens`` of its connections, None for all, and its ``sysctls``.
+        - ``interval``, ``connection_interval``: in seconds.
+        - ``method``, ``method_reason``: how subflows are read, or were read last, and why.
+        - ``method_trials``: what "auto" measured for each method: the processor time of one reading of everything, the
+          number of subflows that it showed, and whether it waited for a lock.
+        - ``scheduler``: SCHED_FIFO if the thread that reads subflows runs under it, otherwise SCHED_OTHER.
+        - ``realtime_offset_ns``: CLOCK_REALTIME minus CLOCK_MONOTONIC at the start, in nanoseconds.
+        - ``subflows``: a list of the ends of each subflow, with its cookie and token.
+        - ``links``: what each link of the open labs had done in each direction at the end, as in LinkStats.
+        - ``ticks``, ``missed``: how many readings of the subflows were done, and how many were due but not done.
+        - ``dropped``: how many rows were lost because they could not be written in time.
+        - ``notices_lost``: whether some subflows may lack their final row.
+        - ``failure``: the error of the first reading that failed, or None.
         """
         return self._metadata
 
     def to_pandas(self, table: Table = "samples") -> pandas.DataFrame:
-        """The samples, or the connections, as a data frame whose columns are views of the array.
+        """Return the samples, or the connections, as a pandas DataFrame whose columns are views of the array.
 
-        The metadata is in its ``attrs``. Needs pandas: ``pip install 'mptcp[pandas]'``.
+        The metadata is in its ``attrs``. Needs pandas: ``pip install 'mptcp[pandas]'``. Raises ValueError if ``table``
+        is neither "samples" nor "connections".
         """
         import pandas
 
@@ -115,9 +124,10 @@ class Recording:
         return frame
 
     def to_arrow(self, table: Table = "samples") -> pyarrow.Table:
-        """The samples, or the connections, as an Arrow table. Arrow's columns lie by themselves, so this copies.
+        """Return the samples, or the connections, as a pyarrow Table: a copy, as Arrow stores columns separately.
 
-        The metadata is in its schema. Needs pyarrow: ``pip install 'mptcp[arrow]'``.
+        The metadata is in its schema. Needs pyarrow: ``pip install 'mptcp[arrow]'``. Raises ValueError if ``table`` is
+        neither "samples" nor "connections".
         """
         from . import _arrow
 
@@ -126,8 +136,8 @@ class Recording:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything to a file that load() reads: numpy's ``.npz``, ``.parquet`` or ``.arrow`` by the suffix.
 
-        The last two need pyarrow (``pip install 'mptcp[arrow]'``), and have the connections in a file beside the one of
-        the samples: ``run.connections.parquet`` beside ``run.parquet``. An existing file is replaced.
+        The last two need pyarrow (``pip install 'mptcp[arrow]'``), and have the connections in a second file beside
+        that of the samples: ``run.connections.parquet`` beside ``run.parquet``. An existing file is replaced.
 
         Raises ValueError for another suffix.
         """
@@ -143,10 +153,11 @@ class Recording:
         window: float | None = None,
         events: bool = True,
     ) -> Figure:
-        """The plots of mptcp.plot with these names, one above the other, on a new figure of pyplot's.
+        """Draw plots of mptcp.plot, named by ``panels``, one above the other on a new pyplot figure, and return it.
 
-        ``size`` is its width and height in inches. The rest is as in mptcp.plot. Needs matplotlib: ``pip install
-        'mptcp[plot]'``. Raises ValueError for what is no panel, and for a recording without samples.
+        ``size`` is its width and height in inches, ``window`` is in seconds; the other arguments are as in mptcp.plot.
+        Needs matplotlib: ``pip install 'mptcp[plot]'``. Raises ValueError for an unknown panel, and for a recording
+        without samples.
         """
         from ..plot import _panels
 
@@ -154,24 +165,24 @@ class Recording:
 
     def _table(self, table: Table) -> Rows:
         if table not in ("samples", "connections"):
-            raise ValueError(f"a table is 'samples' or 'connections', not {table!r}")
+            raise ValueError(f"table must be 'samples' or 'connections', not {table!r}")
         return self.samples if table == "samples" else self.connections
 
 
 def load(path: str | os.PathLike[str]) -> Recording:
     """Read a recording that Recorder.save() wrote, or that a Recorder streams or has streamed to its ``path``.
 
-    Of a recorder that was killed this reads what it had written: to the last whole batch, and without what is known
-    only in the end. ``.parquet`` and ``.arrow`` need pyarrow: ``pip install 'mptcp[arrow]'``.
+    If the recorder was killed, this reads what it had written: up to the last whole batch, and without what is known
+    only at the end. ``.parquet`` and ``.arrow`` need pyarrow: ``pip install 'mptcp[arrow]'``.
 
-    Raises ValueError for another suffix and for a file that is no recording or is damaged, OSError, and MemoryError for
-    one that is larger than the memory.
+    Raises ValueError for another suffix and for a file that is not a recording or is damaged, OSError, and MemoryError
+    for one that is larger than the memory.
     """
     return Recording(*_files.read(path))
 
 
 def _table(shown: Recording) -> str:
-    """What was recorded, and how."""
+    """Return an HTML table of what was recorded, and how."""
     metadata, samples, known = shown.metadata, shown.samples, _known
     subflows, connections = (len(set(samples[name].tolist())) for name in ("cookie", "token"))
     seconds = (samples["time_ns"].max() - samples["time_ns"].min()) / 1e9 if len(samples) else 0.0
@@ -189,5 +200,5 @@ def _table(shown: Recording) -> str:
 
 
 def _known(value: object) -> object:
-    """What the metadata has. Of a recorder that was killed they lack what is known only in the end."""
+    """Format a value of the metadata, which lack what is known only at the end if the recorder was killed."""
     return "unknown" if value is None else f"{value:g}" if isinstance(value, float) else value

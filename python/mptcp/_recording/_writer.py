@@ -1,4 +1,4 @@
-"""The thread that takes rows from a native recording and writes them to a file."""
+"""The thread that takes rows from the native sampler and writes them to a file."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from .. import _core
 from . import _arrow, _files, _metadata
 
 SECONDS = 0.1
-"""Between two batches, and so what a kill loses at most."""
+"""Seconds between two batches: a kill loses no more than that."""
 
 ROOM = 1 << 16
-"""Rows that may wait for it, in each array: some 40 MB."""
+"""How many rows of each array may wait to be written: some 40 MB."""
 
 
 class Writer:
-    """Writes until end(). Reading waits for it in nothing: what it cannot take in time is counted and dropped."""
+    """Writes until end(). Reading never waits for it: rows that it cannot take in time are dropped and counted."""
 
     def __init__(self, path: Path, sampler: _core.Sampler, metadata: dict[str, Any]) -> None:
         self._sampler = sampler
@@ -48,14 +48,14 @@ class Writer:
         self._connections.write(self._sampler.take_connections(), metadata)
 
     def _news(self) -> dict[str, Any]:
-        """Events and subflows since the last time."""
+        """Return the events and subflows since the last call."""
         subflows = _metadata.subflows(self._sampler, self._subflows)
         self._subflows += len(subflows)
         news = {"events": [_files.written(event) for event in self._sampler.take_events()], "subflows": subflows}
         return {name: found for name, found in news.items() if found}
 
     def end(self, metadata: dict[str, Any]) -> None:
-        """Write what is left and what is known in the end. Raises what went wrong meanwhile, OSError for one."""
+        """Write the rest, and what is known only now. Raises what went wrong meanwhile, an OSError for instance."""
         self._end.set()
         self._thread.join()
         if self._failure is None:

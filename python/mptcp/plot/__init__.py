@@ -1,15 +1,16 @@
 """Plots of a recording, by matplotlib: ``pip install 'mptcp[plot]'``.
 
-Each function draws one, on new axes or on those given by ``ax=``, and returns them. Recording.plot() draws several, one
-above the other. They are pyplot's figures: show them by ``matplotlib.pyplot.show()``, or save them by ``savefig``.
+Each function draws one plot, on new axes or on those passed as ``ax``, and returns the axes. Recording.plot() draws
+several, one above the other. Their figures belong to pyplot: show them with ``matplotlib.pyplot.show()`` or save them
+with ``savefig``.
 
-What they share: ``token`` keeps one connection of several. Time is seconds since the first sample. A subflow has the
-same colour in all, of Okabe and Ito's set for the colour-blind; of more than seven subflows those that carried least
-are grey and, where they are stacked, one. Values that are missing (NaN) or without limit (infinite) are gaps.
-``direction`` is that of mptcp.measures, "sent" or "received", by default whichever is more. The recording's events are
-marks on the upper edge, in the colour of their subflow; ``events=False`` leaves them out.
+All plots have this in common. ``token`` selects one of several connections. Time is in seconds since the first sample.
+A subflow has the same colour in every plot, from Okabe and Ito's palette for the colour-blind; of more than seven
+subflows those that carried least are grey, and stacked as one. Missing (NaN) and infinite values are gaps.
+``direction`` is "sent" or "received", as in mptcp.measures, by default the one with more bytes. The recording's events
+are marked on the upper edge, in the colour of their subflow; ``events=False`` omits them.
 
-A recording without samples, or without those asked for, raises ValueError.
+A recording without samples, or without samples of the connection, raises ValueError.
 """
 
 from __future__ import annotations

@@ -25,15 +25,16 @@ def goodput(
     window: float | None = None,
     events: bool = True,
 ) -> Axes:
-    """Goodput over time, stacked by subflow: mptcp.measures.goodput, which says what it counts.
+    """Plot the goodput over time, in bit/s, stacked by subflow: see mptcp.measures.goodput() for what it counts.
 
-    ``window`` is in seconds, by default a 30th to a 75th of the time. Raises ValueError for what is no time.
+    ``window`` is in seconds, by default between a 75th and a 30th of the recording. Raises ValueError for a window that
+    is not above 0, another direction, and if there are no samples.
     """
     flows = flows_of(recording, token)
     direction = direction or main_direction(flows)
     window = round_window(end_of(flows)) if window is None else window
     times, rates = measures.goodput(rows_of(flows), window=window, direction=direction)
-    # A window in which the recording ended would show less than there was.
+    # The window in which the recording ended would show less than there was.
     whole = max(1, int(end_of(flows) / window * (1 + 1e-9)))
     edges = window * np.arange(min(whole, len(times)) + 1)
     rates = {cookie: rate[: len(edges) - 1] for cookie, rate in rates.items()}
@@ -54,14 +55,14 @@ def goodput(
 
 
 def rtt(recording: Recorded, *, ax: Axes | None = None, token: int | None = None, events: bool = True) -> Axes:
-    """The smoothed round-trip time of each subflow (``rtt``) over time, in milliseconds.
+    """Plot the smoothed round-trip time of each subflow (tcp_info's ``rtt``) over time, in milliseconds.
 
-    Of more than 1,000 samples of a subflow the line is the median of 500 pieces, with a band from the lowest to the
-    highest of each.
+    If a subflow has more than 1,000 samples, they are divided into up to 500 pieces: the line is their medians, and a band
+    reaches from the minimum to the maximum of each. Raises ValueError if there are no samples.
     """
     flows = flows_of(recording, token)
     with _style.axes(ax) as ax:
-        # 0 is what the kernel has before the first measurement.
+        # The kernel reports 0 before the first measurement.
         _lines(flows, ax, "rtt", 1e3, missing=0)
         _style.finish(ax, flows, recording, "RTT (ms)", events)
     return ax
@@ -75,9 +76,10 @@ def cwnd(
     ssthresh: bool = False,
     events: bool = True,
 ) -> Axes:
-    """The congestion window of each subflow (``snd_cwnd``) over time, in segments. Many samples are drawn as by rtt().
+    """Plot the congestion window of each subflow (tcp_info's ``snd_cwnd``) over time, in segments.
 
-    ``ssthresh`` adds the slow start threshold (``snd_ssthresh``), dotted; while it is infinite there is none.
+    ``ssthresh`` adds the slow start threshold (``snd_ssthresh``) as a dotted line, with gaps while it is infinite. Many
+    samples are drawn as by rtt(). Raises ValueError if there are no samples.
     """
     flows = flows_of(recording, token)
     with _style.axes(ax) as ax:
@@ -91,7 +93,10 @@ def cwnd(
 def share(
     recording: Recorded, *, ax: Axes | None = None, token: int | None = None, direction: Direction | None = None
 ) -> Axes:
-    """The share of each subflow in its connection's bytes, in percent: mptcp.measures.share, a bar a connection."""
+    """Plot each subflow's share of its connection's bytes, in percent: mptcp.measures.share(), one bar per connection.
+
+    Raises ValueError for another direction, and if there are no samples.
+    """
     flows = flows_of(recording, token)
     direction = direction or main_direction(flows)
     tokens = list(dict.fromkeys(flow.token for flow in flows))
@@ -127,7 +132,7 @@ def _lines(
     missing: float | None = None,
     dotted: bool = False,
 ) -> None:
-    """A field of tcp_info, a line a subflow; of those that have no colour of their own behind the others."""
+    """Draw a field of tcp_info as one line per subflow, those without a colour of their own behind the others."""
     shown, others = _style.split(flows)
     looks = _style.looks(shown, others)
     lines = [(flow, *looks[-1]) for flow in others] + list(zip(shown, *zip(*looks, strict=True), strict=False))

@@ -1,4 +1,4 @@
-"""From a recording's rows to what is drawn of each subflow. No matplotlib here."""
+"""What the plots draw of each subflow, from a recording's rows. This does not use matplotlib."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import numpy as np
 if TYPE_CHECKING:
     from .._rows import Direction, Floats, Recorded, Rows
 
-# Lines of more points than this show nothing more on paper.
+# More points than this in a line would not be visible on paper.
 _POINTS = 1000
 _SYN_SENT = 2
 
 
 @dataclass(frozen=True, eq=False)
 class Flow:
-    """One subflow: its rows in order, and when each tick was, in seconds since the recording's first."""
+    """One subflow: its rows in order, and the time of each in seconds since the recording's first."""
 
     label: str
     token: int
@@ -29,25 +29,25 @@ class Flow:
     time: Floats
 
     def carried(self, direction: Direction) -> float:
-        """The bytes that it carried within the recording."""
+        """Return the bytes that it carried during the recording."""
         count = self.rows["bytes_acked" if direction == "sent" else "bytes_received"]
         return float(count[-1] - count[0])
 
     def values(self, name: str) -> Floats:
-        """A field of tcp_info over time: NaN where it is missing or infinite, and in the final row, of a closed one."""
+        """Return a field of tcp_info over time, NaN where it is missing or infinite and in the final row."""
         values = self.rows[name].astype(float)
         values[~np.isfinite(values) | self.rows["final"]] = np.nan
         return values
 
 
 def flows_of(recording: Recorded, token: int | None = None) -> list[Flow]:
-    """The subflows that were ever more than an attempt, in the order in which they appeared."""
+    """Return the subflows that got beyond SYN_SENT, or all if none did, in the order in which they appeared."""
     rows = recording.samples
     if token is not None:
         rows = rows[rows["token"] == token]
     if not len(rows):
-        of = "" if token is None else f" of the connection {token}"
-        raise ValueError(f"nothing to draw: the recording has no samples{of}")
+        of = "" if token is None else f" of connection {token}"
+        raise ValueError(f"cannot plot: the recording has no samples{of}")
     rows = rows[np.lexsort((rows["time_ns"], rows["cookie"]))]
     each = np.split(rows, np.flatnonzero(np.diff(rows["cookie"])) + 1)
     each = [one for one in each if np.any(one["state"] != _SYN_SENT)] or each
@@ -69,17 +69,17 @@ def rows_of(flows: list[Flow]) -> Rows:
 
 
 def end_of(flows: list[Flow]) -> float:
-    """When the last row was, in seconds since the first."""
+    """Return the time of the last row, in seconds since the first."""
     return max(float(flow.time[-1]) for flow in flows)
 
 
 def main_direction(flows: list[Flow]) -> Direction:
-    """The one in which more bytes went."""
+    """Return the direction in which more bytes went."""
     return "received" if sum(f.carried("received") for f in flows) > sum(f.carried("sent") for f in flows) else "sent"
 
 
 def round_window(seconds: float) -> float:
-    """A 30th to a 75th of a time: 1, 2 or 5 times a power of ten."""
+    """Return 1, 2 or 5 times a power of ten, between a 75th and a 30th of ``seconds``."""
     if not seconds:
         return 1.0
     power = 10.0 ** np.floor(np.log10(seconds / 75))
@@ -87,7 +87,7 @@ def round_window(seconds: float) -> float:
 
 
 def thinned(time: Floats, values: Floats) -> tuple[Floats, Floats, Floats | None, Floats | None]:
-    """Times and values; of more than can be seen, the medians of equal pieces, with their minima and maxima."""
+    """Return times and values; if there are too many to see, the medians of equal pieces, their minima and maxima."""
     if len(time) <= _POINTS:
         return time, values, None, None
     size = -(-len(time) // (_POINTS // 2))
@@ -102,9 +102,9 @@ def thinned(time: Floats, values: Floats) -> tuple[Floats, Floats, Floats | None
 
 
 def _links(recording: Recorded) -> dict[str, str]:
-    """Return the names of the links that were given one, by the addresses of their first hosts.
+    """Return the names of the links that have one, by the addresses of their first hosts.
 
-    Several labs have the same addresses, so then none is known.
+    Labs have the same addresses, so with several of them the result is empty.
     """
     labs = recording.metadata.get("labs", ())
     if len(labs) != 1:
@@ -120,8 +120,8 @@ def _link_of(entry: dict[str, Any], links: dict[str, str]) -> Iterator[str]:
 
 
 def _labels(each: list[Rows], locals_: list[tuple[Any, ...] | None], names: list[str | None]) -> list[str]:
-    """By the link's name or the local address, and where that is several subflows' by what tells them apart."""
-    # Ids are the connection's.
+    """Return the link's name or the local address of each subflow, with its id or port if several share that."""
+    # Ids are unique only within a connection.
     ids = [int(one["subflow"][-1]) for one in each]
     if len({int(one["token"][0]) for one in each}) > 1:
         ids = [-1] * len(each)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Panel: TypeAlias = Literal["goodput", "rtt", "cwnd", "share"]
 
 PANELS: tuple[Panel, ...] = ("goodput", "rtt", "cwnd", "share")
-# In inches: a panel over time, a bar, and what lies round them.
+# Heights in inches: of a panel over time, of a bar, and of everything around them.
 _TIME, _BAR, _REST = 1.35, 0.3, 0.55
 
 
@@ -33,7 +33,9 @@ def plot(
 
     panels = (panels,) if isinstance(panels, str) else tuple(panels)
     if not panels or not set(panels) <= set(PANELS) or len(set(panels)) != len(panels):
-        raise ValueError(f"panels are some of {', '.join(map(repr, PANELS))}, each once, not {panels!r}")
+        raise ValueError(
+            f"panels must be one or more of {', '.join(map(repr, PANELS))}, each at most once, not {panels!r}"
+        )
     bars = 1 if token is not None else len(set(recording.samples["token"].tolist()))
     heights = [0.35 + _BAR * bars if panel == "share" else _TIME for panel in panels]
     size = size or (_style.WIDTH, _REST + sum(heights))
@@ -43,7 +45,7 @@ def plot(
         try:
             drawn = figure.subplots(len(panels), squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
             axes = dict(zip(panels, drawn, strict=True))
-            # Markers of events stand above the uppermost panel that has any.
+            # Markers of events are above the uppermost panel over time.
             if "goodput" in axes:
                 ax, marked = axes["goodput"], events and over_time[0] == "goodput"
                 _draw.goodput(recording, ax=ax, token=token, direction=direction, window=window, events=marked)

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
     from .._rows import Recorded
 
-# Okabe and Ito, without the yellow, which is faint on white, and the black, which is the text's.
+# The palette of Okabe and Ito without yellow, which is faint on white.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 _GREY = "#999999"
 _TEXT = "#333333"
 
-# By the event's kind.
+# The markers of events, by kind.
 _MARKERS = {
     "CREATED": "o",
     "ESTABLISHED": "o",
@@ -35,12 +35,12 @@ _MARKERS = {
     "LINK_DOWN": "<",
 }
 _OTHER_MARKER = "*"
-# What tells of no subflow, and addresses that come and go with their link.
+# Events that are about no subflow, and addresses, which appear and disappear with their link.
 _UNDRAWN = ("LISTENER_CREATED", "LISTENER_CLOSED", "ADDRESS_ADDED", "ADDRESS_REMOVED")
-# More lines than this would hide what is under them: then there are markers alone.
+# More lines than this would hide the data: then there are only markers.
 _EVENT_LINES = 40
 
-# For a column of a paper at the size of its text; text in vector files stays text.
+# For one column of a paper, with text of the usual size. Text in vector files stays text.
 STYLE: Any = {
     "font.size": 8,
     "axes.labelsize": 8,
@@ -58,22 +58,22 @@ STYLE: Any = {
     "pdf.fonttype": 42,
     "svg.fonttype": "none",
 }
-# What an entry of a legend takes, in inches.
+# The width of a legend's entry, in inches.
 _ENTRY = 1.15
 _DPI = 120
 WIDTH, HEIGHT = 6.0, 2.2
-"""Of a plot by itself, in inches."""
+"""The size of a single plot, in inches."""
 
 
 def style() -> contextlib.AbstractContextManager[None]:
-    """The block's axes are made, or its figures written, in our style."""
+    """Create the axes, or write the figures, of the block in our style."""
     import matplotlib
 
     return matplotlib.rc_context(STYLE)
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """A figure of pyplot's, made outside of style(): the first one loads a backend, and what that sets has to stay."""
+    """Return a new pyplot figure. Call it outside style(): the first one loads a backend, whose settings must stay."""
     import matplotlib.pyplot as plt
 
     return plt.figure(figsize=(width, height), dpi=_DPI, layout="constrained")
@@ -81,7 +81,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 @contextlib.contextmanager
 def axes(ax: Axes | None, height: float = HEIGHT) -> Iterator[Axes]:
-    """Those given, as they are, or new ones in our style."""
+    """Yield ``ax`` unchanged, or new axes in our style."""
     if ax is not None:
         yield ax
         return
@@ -91,7 +91,7 @@ def axes(ax: Axes | None, height: float = HEIGHT) -> Iterator[Axes]:
 
 
 def split(flows: list[Flow]) -> tuple[list[Flow], list[Flow]]:
-    """Those that get a colour of their own, and the rest, of those that carried least; each in order."""
+    """Return the subflows with a colour of their own, and the rest, which carried least; each in order."""
     if len(flows) <= len(_COLOURS):
         return flows, []
     carried = {flow: flow.carried("sent") + flow.carried("received") for flow in flows}
@@ -100,13 +100,13 @@ def split(flows: list[Flow]) -> tuple[list[Flow], list[Flow]]:
 
 
 def looks(shown: Sequence[Flow], others: Sequence[Flow]) -> list[tuple[str, str]]:
-    """Colour and label of each of the first, and one for all others."""
+    """Return the colour and label of each of ``shown``, and one for all ``others``."""
     found = [(colour, flow.label) for colour, flow in zip(_COLOURS, shown, strict=False)]
     return [*found, (_GREY, f"{len(others)} others")] if others else found
 
 
 def scale(largest: float, units: Sequence[str]) -> tuple[float, str]:
-    """What to divide by so that the largest value is below 1,000 where it can be, and the unit then."""
+    """Return a divisor that makes the largest value less than 1,000, if there is one, and its unit."""
     step = 0
     while step < len(units) - 1 and largest >= 1000.0 ** (step + 1):
         step += 1
@@ -114,7 +114,7 @@ def scale(largest: float, units: Sequence[str]) -> tuple[float, str]:
 
 
 def bar(ax: Axes, row: int, width: float, left: float, colour: str, label: str) -> None:
-    """A piece of a bar, with its percentage where that has room."""
+    """Draw a part of a bar, with its percentage if there is room for it."""
     ax.barh(row, width, left=left, height=0.7, color=colour, label=label, linewidth=0)
     if width >= 7:
         text = "black" if _is_light(colour) else "white"
@@ -122,7 +122,7 @@ def bar(ax: Axes, row: int, width: float, left: float, colour: str, label: str) 
 
 
 def finish(ax: Axes, flows: list[Flow], recording: Recorded, title: str, events: bool) -> None:
-    """What all plots over time have."""
+    """Add to a plot over time what all of them have: axis, title, grid, events and legend."""
     end = end_of(flows)
     ax.set_xlim(0, end or 1.0)
     ax.set_xlabel("Time (s)")
@@ -134,7 +134,7 @@ def finish(ax: Axes, flows: list[Flow], recording: Recorded, title: str, events:
 
 
 def mark(ax: Axes, flows: list[Flow], recording: Recorded, *, markers: bool = True) -> None:
-    """Events: a line behind the data, and a marker on the upper edge, above others of the same moment."""
+    """Mark events by a line behind the data and a marker on the upper edge, above others of the same moment."""
     from matplotlib.transforms import ScaledTranslation
 
     marks = _marks(flows, recording)
@@ -150,14 +150,14 @@ def mark(ax: Axes, flows: list[Flow], recording: Recorded, *, markers: bool = Tr
             edge = ax.get_xaxis_transform() + raised
             shape = _MARKERS.get(kind, _OTHER_MARKER)
             ax.scatter(time, 1, s=18, c=colour, marker=shape, transform=edge, clip_on=False, zorder=4, linewidths=0)
-    # The legend's markers are of no subflow.
+    # The legend's markers belong to no subflow.
     for kind in dict.fromkeys(kind for _, kind, _ in marks) if markers else ():
         shape = _MARKERS.get(kind, _OTHER_MARKER)
         ax.plot([], [], marker=shape, markersize=4, color=_TEXT, linestyle="none", markeredgewidth=0, label=kind)
 
 
 def _marks(flows: list[Flow], recording: Recorded) -> list[tuple[float, str, str]]:
-    """When, what and in which colour, of the events of these subflows' connections and of links."""
+    """Return time, kind and colour of each event of these subflows' connections and of links."""
     start, end = int(flows[0].rows["time_ns"][0]), end_of(flows)
     tokens = {None, *(flow.token for flow in flows)}
     shown, others = split(flows)
@@ -171,7 +171,7 @@ def _marks(flows: list[Flow], recording: Recorded) -> list[tuple[float, str, str
 
 
 def legend(ax: Axes) -> None:
-    """Above the axes, so that it hides nothing."""
+    """Put the legend above the axes, where it hides nothing."""
     handles, labels = ax.get_legend_handles_labels()
     if handles:
         columns = _columns(ax.figure)
@@ -179,7 +179,7 @@ def legend(ax: Axes) -> None:
 
 
 def shared_legend(figure: Figure, panels: Sequence[Axes]) -> None:
-    """One of all panels, in the place of theirs."""
+    """Replace the legends of all panels by one."""
     known: dict[str, Any] = {}
     for ax in panels:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
@@ -190,7 +190,7 @@ def shared_legend(figure: Figure, panels: Sequence[Axes]) -> None:
 
 
 def _columns(figure: Any) -> int:
-    """How many entries of a legend fit beside each other."""
+    """Return how many entries of a legend fit beside each other."""
     return max(1, int(figure.get_figwidth() / _ENTRY))
 
 
