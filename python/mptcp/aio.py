@@ -34,13 +34,13 @@ async def open_connection(
     flags: int = 0,
     **options: Any,
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """As asyncio.open_connection, over Multipath TCP; ``path_manager`` as for Socket.
+    """Connect like asyncio.open_connection, over Multipath TCP; ``path_manager`` is as for Socket.
 
-    The addresses of ``host`` are tried one after the other. TCP_NODELAY is set, as asyncio does for TCP. ``options``
-    are those of loop.create_connection for a socket that is connected: ``server_hostname``, ``ssl_handshake_timeout``
-    and ``ssl_shutdown_timeout``. The connection may fall back to TCP: see Socket.is_mptcp.
+    The addresses of ``host`` are tried one after another. TCP_NODELAY is set, as asyncio does for TCP. ``limit`` is in
+    bytes. ``options`` are those of loop.create_connection for a connected socket: ``server_hostname``,
+    ``ssl_handshake_timeout`` and ``ssl_shutdown_timeout``. The connection may fall back to TCP: see Socket.is_mptcp.
 
-    Raises what asyncio.open_connection and Socket raise. Cancelled, it leaves nothing behind.
+    Raises what asyncio.open_connection and Socket raise. If it is cancelled, it closes the socket.
     """
     sock = await _connect(host, port, path_manager, local_addr, family, flags)
     try:
@@ -81,7 +81,7 @@ async def _connect(
 
 
 async def _connected(sock: Socket, address: Any) -> None:
-    """loop.sock_connect, which would ask getaddrinfo for a protocol that it does not know."""
+    """Connect like loop.sock_connect, which would ask getaddrinfo for a protocol that it does not know."""
     try:
         sock.connect(address)
         return
@@ -109,12 +109,12 @@ async def start_server(
     reuse_port: bool = False,
     **options: Any,
 ) -> asyncio.Server:
-    """As asyncio.start_server, over Multipath TCP, with one listener. Clients without it are accepted as plain TCP.
+    """Serve like asyncio.start_server, over Multipath TCP, with one listener. Clients without it are accepted as TCP.
 
-    Without ``host`` it listens on every address, IPv6 ones where there are any; of a name on its first address.
-    ``options`` are those of loop.create_server for a socket: ``ssl``, ``ssl_handshake_timeout``, ``start_serving`` and
-    so on. Accepted connections latch the network namespace's path manager at each handshake: hold
-    ``mptcp.use_path_manager("userspace")`` for the server's life to open subflows on them.
+    Without ``host`` it listens on every address, including IPv6 if the host has it; for a name, on its first address.
+    ``limit`` is in bytes. ``options`` are those of loop.create_server for a socket: ``ssl``, ``ssl_handshake_timeout``,
+    ``start_serving`` and so on. Accepted connections latch the network namespace's path manager at each handshake: to
+    open subflows on them, stay in ``mptcp.use_path_manager("userspace")`` for the server's life.
 
     Raises what asyncio.start_server and create_server raise.
     """
@@ -130,7 +130,7 @@ async def start_server(
             ("", port), family=family, backlog=backlog, reuse_port=reuse_port, dualstack_ipv6=dualstack
         )
     try:
-        # Whatever is accepted has it too.
+        # Accepted sockets inherit it.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return await asyncio.start_server(client_connected_cb, sock=listener, limit=limit, backlog=backlog, **options)
     except BaseException:
@@ -147,14 +147,14 @@ async def open_subflow(
     interface: str | None = None,
     timeout: float | None = 5.0,
 ) -> Subflow | None:
-    """Socket.open_subflow of ``sock``, while the loop goes on.
+    """Open a subflow as Socket.open_subflow() does, without blocking the loop.
 
-    ``sock`` is a Socket, a Connection, a StreamWriter or a transport, of TLS too, or a transport's socket. It takes
-    no thread: it waits for the connection's events and, once the peer has answered, looks for its acceptance by
-    inet_diag at intervals of up to 5 ms. Cancelled, it closes what is on its way; nothing is left of it.
+    ``sock`` is a Socket, a Connection, a StreamWriter or a transport, also of TLS, or a transport's socket. No thread
+    is used: this waits for the connection's events and, once the peer has answered, looks for its acceptance by
+    inet_diag at intervals of up to 5 ms. If it is cancelled, it closes the subflow that it was opening.
 
-    Returns the Subflow that the peer has accepted, None at once with ``timeout=0``. Its errors and its privilege are
-    those of Socket.open_subflow.
+    ``timeout`` is in seconds. Returns the Subflow that the peer has accepted, or None at once with ``timeout=0``.
+    Errors and privilege are those of Socket.open_subflow().
     """
     target = _target(sock)
     if timeout == 0:
@@ -182,28 +182,31 @@ async def open_subflow(
 
 
 async def close_subflow(sock: Reachable, subflow: Subflow | int, *, force: bool = False) -> None:
-    """Socket.close_subflow of ``sock``, which is as for open_subflow. It is one command to the kernel and does not
-    wait."""
+    """Close a subflow as Socket.close_subflow() does; ``sock`` is as for open_subflow().
+
+    This is a single command to the kernel and does not wait. Errors and privilege are those of Socket.close_subflow();
+    raises TypeError for an id if ``sock`` is a Connection or belongs to another loop's transport.
+    """
     target = _target(sock)
     if isinstance(target, Connection):
         if isinstance(subflow, int):
-            raise TypeError("a Connection's subflow is named by a Subflow, not by an id")
+            raise TypeError("subflow must be a Subflow, not an id, for a Connection")
         target.close_subflow(subflow, force=force)
     else:
         target.close_subflow(subflow, force=force)
 
 
 def _target(sock: Reachable) -> Socket | Connection:
-    """What a connection is reached by, in whatever form asyncio gives it."""
+    """Return the Socket or Connection of whatever asyncio uses for a connection."""
     if isinstance(sock, (Socket, Connection)):
         return sock
     get_extra_info = getattr(sock, "get_extra_info", None)
     inner = get_extra_info("socket") if get_extra_info is not None else sock
-    # asyncio wraps the socket that it was given.
+    # asyncio wraps the socket that is passed to it.
     inner = getattr(inner, "_sock", inner)
     if isinstance(inner, Socket):
         return inner
-    # Of another loop: by a handle that holds no descriptor.
+    # The socket of another class, as another loop has: by a Connection, which holds no descriptor.
     with wrap(inner) as wrapped:
         found = list_connections(wrapped.fileno(), token=wrapped.token)
     if not found:

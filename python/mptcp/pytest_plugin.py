@@ -1,6 +1,6 @@
-"""The pytest plugin: fixtures for tests that need several hosts, and a marker for what a test needs of the kernel.
+"""The pytest plugin: fixtures for tests that need several hosts, and a marker for abilities that a test needs.
 
-pytest loads it in every project in whose environment this package is installed: docs/testing.md.
+pytest loads it wherever this package is installed. See docs/testing.md.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _stop(config: pytest.Config, reason: str) -> NoReturn:
     """Skip the running test, or fail it where nothing may be missing."""
     if config.getoption(_INI) or config.getini(_INI):
         pytest.fail(f"{reason} ({_OPTION})", pytrace=False)
-    # The summary shows where the test is, as with pytest's own marks, and not this line.
+    # The summary shows the test's location, as with pytest's own marks, rather than this line's.
     raise pytest.skip.Exception(reason, _use_item_location=True)
 
 
@@ -85,10 +85,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     names = [ability.name for ability in ABILITIES]
     for item, mark in marked:
         if not mark.args or mark.kwargs:
-            raise pytest.UsageError(f'{item.nodeid}: {_MARKER} takes names of abilities: {_MARKER}("links")')
+            raise pytest.UsageError(
+                f'{item.nodeid}: {_MARKER} must have names of abilities as arguments, like {_MARKER}("links")'
+            )
         for name in mark.args:
             if name not in names:
-                raise pytest.UsageError(f"{item.nodeid}: {_MARKER}({name!r}): an ability is one of {', '.join(names)}")
+                raise pytest.UsageError(
+                    f"{item.nodeid}: {_MARKER}({name!r}): an ability must be one of {', '.join(names)}"
+                )
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -70,5 +70,5 @@ def test_jain_index() -> None:
     assert measures.jain_index([1, 0, 0, 0]) == pytest.approx(1 / 4)
     assert np.isnan(measures.jain_index([0, 0]))
     for wrong in ([], [-1, 2]):
-        with pytest.raises(ValueError, match="index"):
+        with pytest.raises(ValueError, match="values must be"):
             measures.jain_index(wrong)

@@ -532,7 +532,7 @@ def test_saved_and_loaded_is_the_same(connection: Connection, tmp_path: Path) ->
     with pytest.raises(ValueError, match="suffix"):
         recorder.save(tmp_path / "run.csv")
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
-    with pytest.raises(ValueError, match="no recording"):
+    with pytest.raises(ValueError, match="not a recording"):
         mptcp.load(tmp_path / "other.npz")
 
 

@@ -155,10 +155,10 @@ def test_namespaces_that_are_denied(tmp_path: Path) -> None:
     [
         (
             'mptcp_needs("lab", "link")',
-            r"mptcp_needs\('link'\): an ability is one of multipath, mptcp_info, .*, links, ",
+            r"mptcp_needs\('link'\): an ability must be one of multipath, mptcp_info, .*, links, ",
         ),
-        ("mptcp_needs", "mptcp_needs takes names of abilities"),
-        ("mptcp_needs(3)", r"mptcp_needs\(3\): an ability is one of "),
+        ("mptcp_needs", "mptcp_needs must have names of abilities"),
+        ("mptcp_needs(3)", r"mptcp_needs\(3\): an ability must be one of "),
     ],
 )
 def test_what_is_no_ability_is_an_error_of_the_collection(tmp_path: Path, mark: str, complaint: str) -> None:

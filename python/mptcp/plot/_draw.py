@@ -57,8 +57,8 @@ def goodput(
 def rtt(recording: Recorded, *, ax: Axes | None = None, token: int | None = None, events: bool = True) -> Axes:
     """Plot the smoothed round-trip time of each subflow (tcp_info's ``rtt``) over time, in milliseconds.
 
-    If a subflow has more than 1,000 samples, they are divided into up to 500 pieces: the line is their medians, and a band
-    reaches from the minimum to the maximum of each. Raises ValueError if there are no samples.
+    If a subflow has more than 1,000 samples, they are divided into up to 500 pieces: the line is their medians, and a
+    band reaches from the minimum to the maximum of each. Raises ValueError if there are no samples.
     """
     flows = flows_of(recording, token)
     with _style.axes(ax) as ax:
