@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import re
 import shutil
 import signal
 import socket
@@ -20,7 +21,7 @@ from pathlib import Path
 import mptcp
 import pytest
 from mptcp.lab import GilbertElliott, Host, Lab, Link, two_paths
-from support import PATIENCE, PORT, connected, eventually, exchange, has_joined
+from support import PATIENCE, PORT, ROOT, connected, eventually, exchange, has_joined, needs
 
 DEADLINE = 20.0 * PATIENCE
 HEADERS = 14 + 20 + 8
@@ -562,39 +563,33 @@ def test_frames_that_left_late_are_told_at_the_end() -> None:
 # Seen from outside
 
 
-@pytest.mark.skipif(shutil.which("tcpdump") is None, reason="not installed: tcpdump")
-@pytest.mark.skipif(
-    os.geteuid() != 0, reason="needs root: tcpdump changes its user, which is denied in a user namespace"
+needs_root = pytest.mark.skipif(
+    not ROOT, reason="needs root: tcpdump changes its user, which is denied in a user namespace"
 )
-def test_tcpdump_sees_the_same(pair: tuple[Host, Host], mptcp_lab: Lab) -> None:
-    """Delay and loss of a link by what tcpdump prints at its two ends."""
+
+
+def tcpdump(host: Host, stack: ExitStack, *arguments: str) -> subprocess.Popen[str]:
+    """Start tcpdump on the host's first interface, and return when it listens."""
+    command = ["tcpdump", "-n", "-s", "96", "-i", "eth1", *arguments]
+    dump: subprocess.Popen[str] = host.popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    stack.enter_context(dump)
+    assert dump.stderr is not None
+    while "listening on" not in dump.stderr.readline():
+        assert dump.poll() is None
+    return dump
+
+
+@needs("tcpdump")
+@needs_root
+def test_tcpdump_sees_the_same_delay(pair: tuple[Host, Host], mptcp_lab: Lab) -> None:
+    """Of each datagram that arrives, by what tcpdump prints at the link's two ends."""
     a, b = pair
     link = mptcp_lab.link(a, b, delay="25ms", loss=("10%", None))
     seen: dict[str, dict[str, float]] = {}
     with ExitStack() as stack:
         near, _ = datagrams(a, b, link, stack)
-        command = [
-            "tcpdump",
-            "-tt",
-            "-n",
-            "-l",
-            "--immediate-mode",
-            "-s",
-            "96",
-            "-i",
-            "eth1",
-            "udp",
-            "and",
-            "src",
-            link.address(a),
-        ]
-        dumps = {}
-        for host in pair:
-            dump = host.popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-            dumps[host.name] = stack.enter_context(dump)
-            assert dump.stderr is not None
-            while "listening on" not in dump.stderr.readline():
-                assert dump.poll() is None
+        options = ("-tt", "-l", "--immediate-mode", "udp", "and", "src", link.address(a))
+        dumps = {host.name: tcpdump(host, stack, *options) for host in pair}
         for number in range(200):
             near.send(bytes(number + 1))
         # One of these arrives.
@@ -609,6 +604,28 @@ def test_tcpdump_sees_the_same(pair: tuple[Host, Host], mptcp_lab: Lab) -> None:
     assert 150 < len(seen["b"]) < 200
     delays = [seen["b"][length] - seen["a"][length] for length in seen["b"]]
     assert 0.025 <= min(delays) <= sorted(delays)[len(delays) // 2] <= 0.026 * PATIENCE
+
+
+@needs("tcpdump")
+@needs_root
+def test_tcpdump_counts_the_losses(pair: tuple[Host, Host], mptcp_lab: Lab) -> None:
+    """20,000 datagrams at the sender, and at the receiver as many as the loss leaves, within 3 standard errors."""
+    frames, loss = 20_000, 0.05
+    a, b = pair
+    link = mptcp_lab.link(a, b, loss=(loss, None))
+    counted = {}
+    with ExitStack() as stack:
+        options = ("-B", "32768", "-w", os.devnull, "udp", "and", "src", link.address(a))
+        dumps = {host.name: tcpdump(host, stack, *options) for host in pair}
+        missed = sum(lost(a, b, link, frames))
+        for name, dump in dumps.items():
+            dump.send_signal(signal.SIGINT)
+            _, report = dump.communicate(timeout=DEADLINE)
+            assert re.search(r"^0 packets dropped by kernel", report, re.MULTILINE), report
+            counted[name] = int(re.findall(r"^(\d+) packets? received by filter", report, re.MULTILINE)[0])
+    assert counted["a"] == frames
+    assert counted["b"] == frames - missed
+    assert abs(counted["b"] - frames * (1 - loss)) <= 3 * math.sqrt(frames * loss * (1 - loss))
 
 
 def test_without_privilege() -> None:
