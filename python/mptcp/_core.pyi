@@ -787,8 +787,12 @@ class LinkEmulator:
     def attach(self, link: int, a_to_b: bool, b_to_a: bool) -> None:
         """Say which directions are emulated; the frames of the others are left to the kernel. At first both are."""
 
-    def wait_empty(self, link: int, timeout: float | None) -> bool:
-        """Wait until the link holds nothing, and return whether it does. ``timeout`` in seconds, None for ever."""
+    def wait_passed(self, link: int, direction: int, timeout: float | None) -> bool:
+        """Wait until all has left that one direction holds now, and return whether it has.
+
+        ``direction`` is 0 for what comes from the link's first interface, 1 for the other; ``timeout`` is in seconds,
+        None for ever. Frames that come meanwhile do not matter.
+        """
 
     def cut(self, link: int) -> None:
         """Drop what the link holds, as a cable does that is cut."""
@@ -801,7 +805,10 @@ class LinkEmulator:
 
         A frame of several TCP segments counts as so many, and its bytes with a header each, as on the wire. ``frames``
         and ``bytes`` have left; ``dropped`` by the queue; ``lost`` by ``loss``; ``cut``; ``failed``: the interface was
-        down, or the receiver's backlog full. ``waiting_frames`` and ``waiting_bytes`` are in the queue now,
+        down, or the receiver's backlog full; ``refused``: larger than 64 KiB, or all memory was used. ``late`` left
+        later than a tenth of the delay and than 1 ms. Frames by which hosts find each other (ARP, IGMP, neighbour and
+        multicast listener discovery) pass after the delay and are counted nowhere else than in ``taken``: frames as the
+        kernel handed them over. ``waiting_frames`` and ``waiting_bytes`` are in the queue now,
         ``flying_frames`` and ``flying_bytes`` in the delay. ``late_p50_ns``, ``late_p99_ns`` and ``late_max_ns``: how
         late frames left, from the start on.
         """

@@ -92,6 +92,11 @@ impl<F> Line<F> {
         self.frames.front().map(|held| held.due)
     }
 
+    /// Returns when the last frame is due.
+    pub fn last(&self) -> Option<u64> {
+        self.frames.back().map(|held| held.due)
+    }
+
     /// Takes the first frame if it is due.
     pub fn pop(&mut self, now: u64) -> Option<Held<F>> {
         self.frames.front().filter(|held| held.due <= now)?;

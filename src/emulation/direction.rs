@@ -16,6 +16,8 @@ const SMALLEST: Size = Size { bytes: 42, segments: 1 };
 /// What has happened to frames. A frame counts as its segments, and bytes are those on the wire.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
+    /// Frames as the kernel handed them over, each once, those by which hosts find each other included.
+    pub taken: u64,
     pub arrived: u64,
     /// Frames that have left, and their bytes.
     pub frames: u64,
@@ -27,6 +29,10 @@ pub struct Counts {
     pub cut: u64,
     /// Not accepted by the interface that was to send them.
     pub failed: u64,
+    /// Too large, or all the memory of links was in use.
+    pub refused: u64,
+    /// Left later than [`Limits::tolerated`].
+    pub late: u64,
 }
 
 /// Its frames are of any type `F`.
@@ -100,6 +106,13 @@ impl<F> Direction<F> {
         self.advance(at);
     }
 
+    /// Takes a frame that arrived at `at` and by which hosts find each other. It is delayed and nothing else: it uses up
+    /// neither a draw nor the rate, so that losses, jitter and what is counted depend on what programs send.
+    pub fn arrive_uncounted(&mut self, at: u64, frame: F) {
+        self.advance(at);
+        self.line.push(frame, Size::NOTHING, self.now + self.limits.delay());
+    }
+
     /// Does everything that happens until `now`.
     pub fn advance(&mut self, now: u64) {
         self.now = self.now.max(now);
@@ -140,7 +153,13 @@ impl<F> Direction<F> {
         let held = self.line.pop(now)?;
         self.counts.frames += u64::from(held.size.segments);
         self.counts.bytes += u64::from(held.size.bytes);
-        self.lateness.record(now - held.due);
+        if held.size != Size::NOTHING {
+            let late = now - held.due;
+            self.lateness.record(late);
+            if late > self.limits.tolerated() {
+                self.counts.late += u64::from(held.size.segments);
+            }
+        }
         Some(held)
     }
 
@@ -188,8 +207,13 @@ impl<F> Direction<F> {
         }
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.waiting() == (0, 0) && self.flying() == (0, 0)
+    /// Returns when the last frame is due that is held now; for one that waits in the queue that is never yet.
+    pub fn last_due(&self) -> Option<u64> {
+        if self.queue.head().is_some() {
+            Some(u64::MAX)
+        } else {
+            self.line.last()
+        }
     }
 
     /// Frames and bytes in the queue.
@@ -245,6 +269,49 @@ mod tests {
     }
 
     #[test]
+    fn a_frame_that_hosts_send_by_themselves_is_delayed_and_nothing_else() {
+        let run = |at: Option<u64>| {
+            let mut direction = direction(Wanted {
+                delay: 5 * MS,
+                jitter: 5 * MS,
+                loss: Some(Loss::Bernoulli(0.5)),
+                queue: Some(Wait::Packets(50)),
+                ..at_rate()
+            });
+            for ms in 0..100 {
+                if at == Some(ms) {
+                    direction.arrive_uncounted(ms * MS, 1000);
+                }
+                arrive(&mut direction, ms * MS, ms as u32..ms as u32 + 1);
+            }
+            let departed = departures(&mut direction, 1000 * MS);
+            (departed, direction.counts, direction.lateness.max())
+        };
+        let without = run(None);
+        assert!((20..80).contains(&without.1.lost));
+        for at in 0..100 {
+            let (mut departed, counts, latest) = run(Some(at));
+            let place = departed.iter().position(|(frame, _)| *frame == 1000).unwrap();
+            assert_eq!(departed.remove(place), (1000, (at + 5) * MS));
+            assert_eq!((departed, counts, latest), without);
+        }
+    }
+
+    #[test]
+    fn frames_that_left_much_later_than_their_delay_are_counted() {
+        for (delay, tolerated) in [(0, MS), (5 * MS, MS), (50 * MS, 5 * MS)] {
+            let mut direction = direction(Wanted { delay, ..Wanted::default() });
+            for late in [tolerated, tolerated + 1] {
+                direction.arrive(MS, Size { bytes: 3000, segments: 2 }, || 1);
+                direction.advance(MS + delay + late);
+                assert!(direction.depart(MS + delay + late).is_some());
+                direction = Direction { now: 0, ..direction };
+            }
+            assert_eq!((direction.counts.frames, direction.counts.late), (4, 2), "{delay}");
+        }
+    }
+
+    #[test]
     fn late_looks_change_no_time() {
         // Looked at each time that something happens, or once at the end.
         let run = |each: bool| {
@@ -258,7 +325,8 @@ mod tests {
                 }
             }
             departed.extend(departures(&mut direction, 1000 * MS));
-            (departed, direction.counts)
+            // The looks themselves are late, not what they find.
+            (departed, Counts { late: 0, ..direction.counts })
         };
         let (departed, counts) = run(true);
         assert_eq!((departed.clone(), counts), run(false));
@@ -348,7 +416,7 @@ mod tests {
         let mut direction = direction(Wanted { delay: 5 * MS, ..at_rate() });
         arrive(&mut direction, 0, 0..10);
         direction.cut(3 * MS);
-        assert!(direction.is_empty());
+        assert_eq!((direction.last_due(), direction.waiting(), direction.flying()), (None, (0, 0), (0, 0)));
         assert_eq!((direction.counts.cut, direction.discarded.len()), (10, 10));
         assert_eq!(direction.next(), None);
         arrive(&mut direction, 4 * MS, 10..11);
@@ -445,7 +513,7 @@ mod tests {
                 looks += 1;
                 prop_assert!(looks < 10_000);
             }
-            prop_assert!(direction.is_empty());
+            prop_assert_eq!(direction.last_due(), None);
             let counts = direction.counts;
             prop_assert_eq!(counts.arrived, u64::from(number));
             prop_assert_eq!(counts.frames + counts.dropped + counts.lost, counts.arrived);

@@ -149,12 +149,14 @@ impl Emulator {
         })
     }
 
-    /// Waits until a link holds nothing. Returns whether that was before the deadline.
-    pub fn wait_empty(&self, number: u16, deadline: Option<Instant>) -> Result<bool> {
+    /// Waits until all has left that one direction of a link holds now, 0 for that from its first interface. Returns
+    /// whether that was before the deadline. Frames that come meanwhile do not matter.
+    pub fn wait_passed(&self, number: u16, from: usize, deadline: Option<Instant>) -> Result<bool> {
         /// There is no event for it, so it is polled.
         const STEP: Duration = Duration::from_millis(1);
+        let Some(last) = self.ask(move |links| links.last_due(number, from))?? else { return Ok(true) };
         loop {
-            if self.ask(move |links| links.is_empty(number))?? {
+            if self.ask(move |links| links.has_passed(number, from, last))?? {
                 return Ok(true);
             }
             let left = deadline.map_or(STEP, |deadline| deadline.saturating_duration_since(Instant::now()));

@@ -22,6 +22,42 @@ const TCP_DATA_OFFSET: usize = 12;
 const UDP_HEADER: usize = 8;
 pub const VLAN_TAG: usize = 4;
 
+const ETHERTYPE: usize = 12;
+const ARP: u16 = 0x0806;
+const IPV4: u16 = 0x0800;
+const IPV4_PROTOCOL: usize = 9;
+const IGMP: u8 = 2;
+const IPV6: u16 = 0x86dd;
+const IPV6_NEXT_HEADER: usize = 6;
+const IPV6_HEADER: usize = 40;
+const HOP_BY_HOP: u8 = 0;
+const ICMPV6: u8 = 58;
+
+/// Whether a frame that has a virtio header is one by which hosts find each other and tell of their multicast groups:
+/// ARP, IGMP, and ICMPv6 of multicast listener discovery (RFC 2710, RFC 3810) and neighbour discovery (RFC 4861).
+/// Kernels send them by themselves, at random moments.
+pub fn is_control(frame: &[u8]) -> bool {
+    let Some(frame) = frame.get(HEADER..) else { return false };
+    let byte = |offset: usize| frame.get(offset).copied();
+    let (Some(high), Some(low)) = (byte(ETHERTYPE), byte(ETHERTYPE + 1)) else { return false };
+    let packet = ETHERNET as usize;
+    match u16::from_be_bytes([high, low]) {
+        ARP => true,
+        IPV4 => byte(packet + IPV4_PROTOCOL) == Some(IGMP),
+        IPV6 => {
+            let mut next = byte(packet + IPV6_NEXT_HEADER);
+            let mut payload = packet + IPV6_HEADER;
+            if next == Some(HOP_BY_HOP) {
+                // A report has the router alert option. The length does not count the first eight bytes.
+                next = byte(payload);
+                payload += 8 + 8 * usize::from(byte(payload + 1).unwrap_or(0));
+            }
+            next == Some(ICMPV6) && matches!(byte(payload), Some(130..=137 | 143))
+        }
+        _ => false,
+    }
+}
+
 /// The size of one frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Size {
@@ -31,6 +67,9 @@ pub struct Size {
 }
 
 impl Size {
+    /// Of a frame that is not counted.
+    pub const NOTHING: Size = Size { bytes: 0, segments: 0 };
+
     /// Without the Ethernet headers.
     pub fn packet_bytes(self) -> u64 {
         u64::from(self.bytes).saturating_sub(ETHERNET * u64::from(self.segments)).max(1)
@@ -138,10 +177,44 @@ mod tests {
         assert_eq!((u16_at(&frame, HDR_LEN), u16_at(&frame, CSUM_START)), (Some(70), Some(38)));
     }
 
+    /// An Ethernet frame of this type with a virtio header.
+    fn packet(ethertype: u16, packet: &[u8]) -> Vec<u8> {
+        [&[0; HEADER + ADDRESSES], ethertype.to_be_bytes().as_slice(), packet].concat()
+    }
+
+    /// An IPv6 packet.
+    fn ipv6(next_header: u8, payload: &[u8]) -> Vec<u8> {
+        let mut header = [0; IPV6_HEADER];
+        header[IPV6_NEXT_HEADER] = next_header;
+        packet(IPV6, &[&header, payload].concat())
+    }
+
+    #[test]
+    fn frames_by_which_hosts_find_each_other_are_known() {
+        let ipv4 = |protocol| {
+            let mut header = [0; 20];
+            header[IPV4_PROTOCOL] = protocol;
+            packet(IPV4, &header)
+        };
+        assert!(is_control(&packet(ARP, &[0; 28])));
+        assert!(is_control(&ipv4(IGMP)));
+        // A report as Linux sends it: router alert, and two bytes of padding.
+        assert!(is_control(&ipv6(HOP_BY_HOP, &[ICMPV6, 0, 5, 2, 0, 0, 1, 0, 143, 0])));
+        assert!((130..=137).all(|kind| is_control(&ipv6(ICMPV6, &[kind, 0]))));
+        // What programs send: TCP, UDP, echo requests and replies; and errors that answer it.
+        for protocol in [1, 6, 17] {
+            assert!(!is_control(&ipv4(protocol)) && !is_control(&ipv6(protocol, &[135, 0])));
+        }
+        assert!([1, 2, 3, 4, 128, 129].iter().all(|kind| !is_control(&ipv6(ICMPV6, &[*kind, 0]))));
+        assert!(!is_control(&ipv6(HOP_BY_HOP, &[17, 0, 5, 2, 0, 0, 1, 0, 143, 0])));
+        assert!(!is_control(&[]) && !is_control(&ipv6(ICMPV6, &[])) && !is_control(&ipv6(HOP_BY_HOP, &[58])));
+    }
+
     proptest! {
         #[test]
         fn any_bytes_have_a_size(mut frame in prop::collection::vec(any::<u8>(), 0..200)) {
             let size = Size::of(&frame);
+            is_control(&frame);
             prop_assert!(size.segments >= 1);
             prop_assert!(size.packet_bytes() >= 1);
             insert_vlan(&mut frame, [0; 4]);

@@ -136,6 +136,12 @@ impl Limits {
         self.0.delay
     }
 
+    /// Returns how late a frame may leave before it counts as late: by a tenth of the delay, or by what a wake-up of a
+    /// thread may well take.
+    pub fn tolerated(&self) -> u64 {
+        (self.0.delay / 10).max(MILLISECOND)
+    }
+
     pub fn jitter(&self) -> u64 {
         self.0.jitter
     }

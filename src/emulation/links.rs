@@ -222,9 +222,20 @@ impl Links {
         Ok(self.link(number)?.ends.each_mut().map(of))
     }
 
-    /// Whether a link holds nothing.
-    pub fn is_empty(&mut self, number: u16) -> Result<bool> {
-        Ok(self.link(number)?.ends.iter().all(|end| end.direction.is_empty()))
+    /// Returns when the last frame is due that one direction of a link holds; `None` if it holds none.
+    pub fn last_due(&mut self, number: u16, from: usize) -> Result<Option<u64>> {
+        self.direction(number, from).map(|direction| direction.last_due())
+    }
+
+    /// Whether one direction of a link holds no frame that is due until `last`.
+    pub fn has_passed(&mut self, number: u16, from: usize, last: u64) -> Result<bool> {
+        let direction = self.direction(number, from)?;
+        Ok(direction.next().is_none_or(|next| next > last))
+    }
+
+    fn direction(&mut self, number: u16, from: usize) -> Result<&Direction<Frame>> {
+        let end = self.link(number)?.ends.get(from);
+        end.map(|end| &end.direction).ok_or_else(|| Error::value("a direction must be 0 or 1"))
     }
 
     /// Frames that were lost because the rings were full, frames that were too large or for which no memory was left,
@@ -252,22 +263,25 @@ impl Links {
             let Some((number, end)) = ends.get(&received.interface) else { return };
             let Some(Link { ends }) = links.get_mut(number) else { return };
             let direction = &mut ends[*end].direction;
+            direction.counts.taken += 1;
             let tag_length = received.vlan_tag.map_or(0, |tag| tag.len());
-            if !received.is_whole {
-                pool.refused += 1;
+            pool.refused += u64::from(!received.is_whole);
+            if !received.is_whole || !pool.has_room(received.frame.len() + tag_length) {
+                direction.counts.refused += u64::from(Size::of(received.frame).segments);
                 return;
             }
-            if !pool.has_room(received.frame.len() + tag_length) {
-                return;
-            }
-            let make = || {
+            let mut make = || {
                 let mut frame = pool.copy(received.frame);
                 if let Some(tag) = received.vlan_tag {
                     frame::insert_vlan(&mut frame, tag);
                 }
                 frame
             };
-            direction.arrive(at, Size::of(received.frame), make);
+            if frame::is_control(received.frame) {
+                direction.arrive_uncounted(at, make());
+            } else {
+                direction.arrive(at, Size::of(received.frame), &mut make);
+            }
         });
         (count > 0, count == FRAMES_AT_ONCE)
     }

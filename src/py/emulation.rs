@@ -172,15 +172,16 @@ impl LinkEmulator {
         py.detach(|| self.0.attach(link, [a_to_b, b_to_a])).map_err(|error| to_py(py, error))
     }
 
-    fn wait_empty(
+    fn wait_passed(
         &self,
         py: Python<'_>,
         link: &Bound<'_, PyAny>,
+        direction: &Bound<'_, PyAny>,
         timeout: &Bound<'_, PyAny>,
     ) -> PyResult<bool> {
-        let link = whole("link", link)?;
+        let (link, direction) = (whole("link", link)?, whole::<u64>("direction", direction)? as usize);
         let deadline = Timeout::extract(timeout)?.deadline();
-        py.detach(|| self.0.wait_empty(link, deadline)).map_err(|error| to_py(py, error))
+        py.detach(|| self.0.wait_passed(link, direction, deadline)).map_err(|error| to_py(py, error))
     }
 
     fn cut(&self, py: Python<'_>, link: &Bound<'_, PyAny>) -> PyResult<()> {
@@ -229,6 +230,9 @@ fn statistics<'py>(py: Python<'py>, statistics: &Statistics) -> PyResult<Bound<'
         ("lost", counts.lost),
         ("cut", counts.cut),
         ("failed", counts.failed),
+        ("refused", counts.refused),
+        ("late", counts.late),
+        ("taken", counts.taken),
         ("waiting_frames", statistics.waiting.0),
         ("waiting_bytes", statistics.waiting.1),
         ("flying_frames", statistics.flying.0),

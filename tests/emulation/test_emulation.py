@@ -265,7 +265,7 @@ def test_a_change_under_traffic_loses_and_reorders_nothing(wire: Wire) -> None:
             received += receive(other)
         sender.join()
         wire.emulator.set(LINK, UNLIMITED, UNLIMITED)
-        assert wire.emulator.wait_empty(LINK, 10)
+        assert wire.emulator.wait_passed(LINK, 0, 10)
         assert eventually(lambda: bool(received.extend(receive(other))) or len(received) >= count)
     assert received == list(range(count))
 
@@ -283,9 +283,9 @@ def test_a_cut_link_loses_what_it_holds(wire: Wire) -> None:
             return stats["waiting_frames"] + stats["flying_frames"]
 
         assert eventually(lambda: held_frames() == 10)
-        assert not wire.emulator.wait_empty(LINK, 0.01)
+        assert not wire.emulator.wait_passed(LINK, 0, 0.01)
         wire.emulator.cut(LINK)
-        assert wire.emulator.wait_empty(LINK, 0)
+        assert wire.emulator.wait_passed(LINK, 0, 0)
         assert wire.emulator.stats(LINK)[0]["cut"] == 10
         # It goes on as if nothing had been.
         wire.set()
@@ -374,7 +374,7 @@ def test_the_kernel_takes_over_and_gives_back(wire: Wire) -> None:
                 redirect(wire, True)
                 wire.emulator.attach(LINK, False, True)
                 # What had come before is still forwarded.
-                assert wire.emulator.wait_empty(LINK, 10)
+                assert wire.emulator.wait_passed(LINK, 0, 10)
                 frames, seen = wire.emulator.stats(LINK)[0]["frames"], count
                 assert eventually(lambda seen=seen: count > seen + 100)
                 assert wire.emulator.stats(LINK)[0]["frames"] == frames

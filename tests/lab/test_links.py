@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import math
 import os
@@ -13,9 +14,9 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import mptcp
@@ -25,6 +26,8 @@ from support import PATIENCE, PORT, ROOT, connected, eventually, exchange, has_j
 
 DEADLINE = 20.0 * PATIENCE
 HEADERS = 14 + 20 + 8
+
+needs_ipv6 = pytest.mark.skipif(not os.path.exists("/proc/sys/net/ipv6"), reason="this kernel has no IPv6")
 
 
 @pytest.fixture
@@ -336,21 +339,74 @@ def test_losses_in_bursts(pair: tuple[Host, Host], mptcp_lab: Lab) -> None:
     assert sum(which) / bursts == pytest.approx(4, rel=0.25)
 
 
-def test_a_seed_makes_losses_the_same() -> None:
-    def run(seed: int) -> list[bool]:
-        with Lab(seed=seed) as lab:
+def join_groups(host: Host, stack: ExitStack, first: int, count: int) -> None:
+    """Join IPv6 multicast groups on eth1: the kernel sends reports by itself, one at once and one a little later."""
+    sock = stack.enter_context(host.socket(socket.AF_INET6, socket.SOCK_DGRAM, 0))
+    with host.socket(socket.AF_INET, socket.SOCK_DGRAM, 0) as asking:
+        # struct ifreq; SIOCGIFINDEX
+        (index,) = struct.unpack_from("=16xi", fcntl.ioctl(asking.fileno(), 0x8933, struct.pack("=16s24x", b"eth1")))
+    for number in range(first, first + count):
+        group = socket.inet_pton(socket.AF_INET6, f"ff02::1:{number:x}")
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, group + struct.pack("=i", index))
+
+
+@needs_ipv6
+def test_a_seed_makes_losses_the_same(tmp_path: Path) -> None:
+    """To the datagram, whatever the hosts' kernels send by themselves."""
+
+    def run(seed: int, groups: int) -> list[bool]:
+        which: list[bool] = []
+        with Lab(seed=seed) as lab, ExitStack() as stack:
             assert lab.seed == seed
             a, b = lab.host("a"), lab.host("b")
-            return lost(a, b, lab.link(a, b, loss=("20%", None)), 300)
+            link = lab.link(a, b, loss=("20%", None))
+            with link.capture(tmp_path / "sent", host=a):
+                for number in range(6):
+                    join_groups(a, stack, number * groups, groups)
+                    which += lost(a, b, link, 50)
+            assert link.stats()[0].frames + link.stats()[0].lost == 300
+        reports = [frame for _, frame in packets(tmp_path / "sent") if frame[12:14] == b"\x86\xdd"]
+        assert reports or not groups
+        return which
 
-    def same(one: list[bool], another: list[bool]) -> bool:
-        # The kernel's own frames, for IPv6, are drawn for, too, and may come in between.
-        runs = {tuple(another[start : start + 60]) for start in range(len(another) - 60)}
-        return any(tuple(one[start : start + 60]) in runs for start in range(len(one) - 60))
+    first = run(1, 1)
+    assert 30 <= sum(first) <= 90
+    assert run(1, 0) == run(1, 5) == first
+    assert run(2, 1) != first
 
-    first = run(1)
-    assert same(first, run(1))
-    assert not same(first, run(2))
+
+def test_a_seed_makes_jitter_the_same() -> None:
+    def run(seed: int) -> list[int]:
+        with Lab(seed=seed) as lab, ExitStack() as stack:
+            a, b = lab.host("a"), lab.host("b")
+            link = lab.link(a, b, delay="300ms", jitter="300ms", reorder=True)
+            near, far = datagrams(a, b, link, stack)
+            # All at nearly the same time, so that their order is that of the draws.
+            for number in range(20):
+                near.send(bytes([number]))
+            return [far.recv(10)[0] for _ in range(20)]
+
+    first, second, other = run(1), run(1), run(2)
+    near = [abs(first.index(number) - second.index(number)) for number in range(20)]
+    assert sum(near) <= 20 * PATIENCE, (first, second)
+    assert other != first
+
+
+@needs_ipv6
+def test_what_hosts_send_by_themselves_takes_no_rate(pair: tuple[Host, Host], mptcp_lab: Lab, tmp_path: Path) -> None:
+    """At 1 kbit/s a report of 90 bytes would take 0.7 seconds, and a queue of two packets hold two of them."""
+    a, b = pair
+    link = mptcp_lab.link(a, b, rate="1kbit", queue="2p")
+    with ExitStack() as stack, link.capture(tmp_path / "received", host=b):
+        near, far = datagrams(a, b, link, stack)
+        join_groups(a, stack, 0, 30)
+        near.send(b"x")
+        start = time.monotonic()
+        assert far.recv(10) == b"x"
+        assert time.monotonic() - start < 2 * PATIENCE
+        stats = link.stats()[0]
+    assert (stats.frames, stats.bytes, stats.dropped) == (1, HEADERS + 1, 0)
+    assert sum(frame[12:14] == b"\x86\xdd" for _, frame in packets(tmp_path / "received")) >= 3
 
 
 def test_loss_of_all(pair: tuple[Host, Host], mptcp_lab: Lab) -> None:
@@ -537,27 +593,124 @@ def test_lateness_is_told(pair: tuple[Host, Host], mptcp_lab: Lab) -> None:
         assert direction.late_p50_ns < 1e6 * PATIENCE
 
 
-def test_frames_that_left_late_are_told_at_the_end() -> None:
-    """An emulator that was stopped for a while."""
-    lab = Lab()
-    a, b = lab.host("a"), lab.host("b")
-    link = lab.link(a, b, name="slow", delay="10ms")
-    with ExitStack() as stack:
-        near, far = datagrams(a, b, link, stack)
-        near.send(b"x")
-        far.recv(1)
-        middle = os.pidfd_open(lab._middle_pid)
-        signal.pidfd_send_signal(middle, signal.SIGSTOP)
-        near.send(b"x")
-        far.settimeout(0.1)
-        with pytest.raises(TimeoutError):
-            far.recv(1)
+@contextmanager
+def stopped(lab: Lab) -> Iterator[None]:
+    """The process of the emulator does not run meanwhile."""
+    middle = os.pidfd_open(lab._middle_pid)
+    signal.pidfd_send_signal(middle, signal.SIGSTOP)
+    try:
+        tasks = list(Path(f"/proc/{lab._middle_pid}/task").glob("*/stat"))
+        assert eventually(lambda: all(task.read_text().rpartition(") ")[2].startswith("T") for task in tasks))
+        yield
+    finally:
         signal.pidfd_send_signal(middle, signal.SIGCONT)
         os.close(middle)
+
+
+def late_lab(stack: ExitStack, delay: str) -> tuple[Lab, Link, Callable[[int, float], None]]:
+    """Return a lab, a link and what sends so many datagrams and lets them leave so many seconds late."""
+    lab = Lab()
+    stack.callback(lab.close)
+    a, b = lab.host("a"), lab.host("b")
+    link = lab.link(a, b, name="slow", delay=delay)
+    near, far = datagrams(a, b, link, stack)
+
+    def send(count: int, late: float) -> None:
+        with ExitStack() as pause:
+            if late:
+                pause.enter_context(stopped(lab))
+            for _ in range(count):
+                near.send(b"x")
+            if late:
+                far.settimeout(link.delay + late)
+                with pytest.raises(TimeoutError):
+                    far.recv(1)
         far.settimeout(DEADLINE)
-        far.recv(1)
-    with pytest.warns(RuntimeWarning, match=r"frames left up to \d+ ms late \(links slow\): results are suspect"):
+        for _ in range(count):
+            far.recv(1)
+
+    return lab, link, send
+
+
+TOLD = r"frames left up to \d+ ms late \(links slow\): results are suspect"
+
+
+def test_frames_that_left_very_late_are_told_at_the_end() -> None:
+    """One is enough, if it left later than its delay, and than 50 ms."""
+    with ExitStack() as stack:
+        lab, link, send = late_lab(stack, "10ms")
+        for _ in range(10):
+            send(50, 0)
+        send(1, 0.1)
+        assert link.stats()[0].late_max_ns > 80e6
+        with pytest.warns(RuntimeWarning, match=TOLD):
+            lab.close()
+
+
+@pytest.mark.filterwarnings("error:frames left")
+def test_a_few_frames_that_left_a_little_late_are_not_told() -> None:
+    """By less than the delay; they are counted."""
+    with ExitStack() as stack:
+        lab, link, send = late_lab(stack, "500ms")
+        send(1, 0.1)
+        stats = link.stats()[0]
+        assert (stats.late, stats.frames) == (1, 1)
+        assert stats.late_max_ns > 80e6
         lab.close()
+
+
+def test_many_frames_that_left_a_little_late_are_told() -> None:
+    """More than one in a hundred, later than a tenth of the delay, and than 1 ms."""
+    with ExitStack() as stack:
+        lab, link, send = late_lab(stack, "500ms")
+        send(20, 0.1)
+        assert link.stats()[0].late == 20
+        with pytest.warns(RuntimeWarning, match=TOLD):
+            lab.close()
+
+
+def test_frames_for_which_there_was_no_room_are_counted_by_link() -> None:
+    lab = Lab()
+    a, b = lab.host("a"), lab.host("b")
+    busy, quiet = lab.link(a, b, delay="5ms", name="busy"), lab.link(a, b, delay="5ms", name="quiet")
+    with ExitStack() as stack:
+        stack.callback(lab.close)
+        near, _ = datagrams(a, b, busy, stack)
+        with stopped(lab):
+            for _ in range(6000):
+                near.send(b"x")
+        assert eventually(lambda: busy.stats()[0].frames >= 1)
+        assert eventually(lambda: busy.stats()[0].flying_frames == 0)
+        stats = busy.stats()[0]
+        # The ring holds 4,096 of this length.
+        assert 1900 <= stats.overruns <= 6000 - 4000
+        assert stats.frames + stats.overruns == 6000
+        assert busy.stats()[1].overruns == 0
+        assert [each.overruns for each in quiet.stats()] == [0, 0]
+        # They are remembered by a link that the kernel forwards now, and by one that it forwarded meanwhile.
+        for limits in ({"delay": None}, {"delay": "5ms"}):
+            busy.set(**limits)
+            near.send(b"x")
+            assert busy.stats()[0].overruns == stats.overruns
+        with pytest.warns(RuntimeWarning, match=rf"had no room for {stats.overruns} frames \(links busy\)"):
+            lab.close()
+
+
+def test_limits_are_taken_off_at_once_in_a_flood(pair: tuple[Host, Host], mptcp_lab: Lab) -> None:
+    """Only what was held before is waited for, and only in the direction that the kernel takes over."""
+    a, b = pair
+    link = mptcp_lab.link(a, b, delay=("20ms", "150ms"))
+    flood = "import socket, sys; s = socket.socket(type=socket.SOCK_DGRAM); s.connect((sys.argv[1], 9))\n" + (
+        "while True:\n  try: s.send(bytes(1000))\n  except OSError: pass"
+    )
+    for sender, receiver in (pair, pair[::-1]):
+        sender.popen([sys.executable, "-c", flood, link.address(receiver)])
+    assert eventually(lambda: all(each.frames > 100 for each in link.stats()), 10)
+    start = time.perf_counter()
+    link.set(delay=(None, "150ms"))
+    took = time.perf_counter() - start
+    assert took < 0.2 * PATIENCE
+    assert link.delay == (None, 0.15)
 
 
 # Seen from outside

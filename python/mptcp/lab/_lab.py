@@ -25,9 +25,6 @@ _LAST_LINK = 0xFFFF
 # The emulator knows so many wires.
 _LAST_WIRE = 0xFFFF
 
-# Above this, what a link does is not what was asked of it.
-_LATE_NS = 10_000_000
-
 # The helper gives programs that will not end 10 seconds; then there is nothing more that it could do.
 _END_SECONDS = 30.0
 
@@ -57,8 +54,9 @@ class Lab(State):
 
     Every link passes a namespace of the lab's own, where a thread takes its frames, holds them and sends them on as the
     link's limits want it (AF_PACKET). ``seed``, an int of 64 bits, makes its draws of losses and jitter the same each
-    time; without one it is drawn, and ``lab.seed`` tells. If frames left late when the lab is closed, because the
-    machine was too slow for what was asked, a RuntimeWarning says by how much: see docs/lab.md.
+    time; without one it is drawn, and ``lab.seed`` tells. If the machine was too slow for what was asked, a
+    RuntimeWarning says so when the lab is closed: if more than one frame in a hundred left later than a tenth of its
+    link's delay, if one left very late, or if frames were lost because the emulator had no room. See docs/lab.md.
 
     Raises PermissionError, naming the sysctls, where namespaces are denied.
     """
@@ -259,15 +257,17 @@ class Lab(State):
             return ""
         try:
             status = self._middle_client.request("status")[0]
-            late = {link.name: [each.late_max_ns for each in link.stats()] for link in self._links}
+            stats = {link: link.stats() for link in self._links}
         except OSError as error:
             return f"the emulator of links ended early ({error.strerror}): results are suspect"
         said = []
-        worst = {name: most for name, each in late.items() if (most := max(each)) > _LATE_NS}
-        if worst:
-            said.append(f"frames left up to {max(worst.values()) / 1e6:.0f} ms late (links {', '.join(worst)})")
+        late = {link.name: most for link, directions in stats.items() if (most := link._too_late(directions))}
+        if late:
+            said.append(f"frames left up to {max(late.values()) / 1e6:.0f} ms late (links {', '.join(late)})")
         if lost := status["overruns"] + status["refused"]:
-            said.append(f"the emulator of links had no room for {lost} frames")
+            where = [link.name for link, directions in stats.items() if any(each.overruns for each in directions)]
+            links = f" (links {', '.join(where)})" if where else ""
+            said.append(f"the emulator of links had no room for {lost} frames{links}")
         return f"{'; '.join(said)}: results are suspect" if said else ""
 
     def _end(self) -> None:

@@ -28,6 +28,11 @@ PARALLEL = 1, 32
 # The routing tables of links: above those that have names (253 to 255), in the order of the links.
 _FIRST_TABLE = 1000
 
+# What makes results suspect: more late frames than this in a direction, and more than this share of them; or one later
+# than its delay, and than so many nanoseconds: then TCP may well have taken it for lost.
+_LATE_FRAMES, _LATE_SHARE = 10, 0.01
+_LATEST_NS = 50_000_000
+
 _DESCRIBED = (
     *("rate", "trace", "queue", "aqm", "loss", "delay", "jitter", "reorder"),
     *("mtu", "parallel", "congestion_control", "is_up"),
@@ -60,12 +65,17 @@ class LinkStats:
     cut: int
     #: Frames that the receiving host's interface did not take.
     failed: int
+    #: Frames that were lost because the emulator had no room for them: they came faster than it could take them, or
+    #: links held all the memory that they may. Here a frame is what a host hands over as one, of several segments even.
+    overruns: int
     #: What waits in the queue now.
     waiting_frames: int
     waiting_bytes: int
     #: What is on its way now, behind the queue.
     flying_frames: int
     flying_bytes: int
+    #: Frames that left later than a tenth of the delay, and than 1 ms.
+    late: int
     #: How late frames left, beyond what they were to take: the median, the 99th percentile and the most. 0 where the
     #: emulator has forwarded none.
     late_p50_ns: int
@@ -287,9 +297,18 @@ class Link:
             each = [self._state._middle.request("stats", wire=wire)[0] for wire in self._wires]
         directions = []
         for found in zip(*each, strict=True):
-            merge = {name: max if name.startswith("late") else sum for name in LinkStats.__dataclass_fields__}
+            merge = {name: max if name.startswith("late_") else sum for name in LinkStats.__dataclass_fields__}
             directions.append(LinkStats(**{name: how(one[name] for one in found) for name, how in merge.items()}))
         return directions[0], directions[1]
+
+    def _too_late(self, directions: Sequence[LinkStats]) -> int:
+        """Return by how many nanoseconds frames left late at most if that makes results suspect, else 0."""
+        found = 0
+        for each, limits in zip(directions, self._limits, strict=True):
+            many = each.late > max(_LATE_FRAMES, _LATE_SHARE * each.frames)
+            if many or each.late_max_ns > max(_LATEST_NS, (limits.delay or 0) * 1e9):
+                found = max(found, each.late_max_ns)
+        return found
 
     def capture(self, path: str | os.PathLike[str], *, host: Host | None = None) -> Capture:
         """Write every packet that passes the link's end at ``host`` (the first by default) to a pcap file.

@@ -19,8 +19,8 @@ from mptcp import _core
 from mptcp.lab import _channel, _namespaces, _rtnetlink, _sysctls
 from mptcp.lab._netlink import Netlink
 
-# Seconds for what a link holds to leave before the kernel takes over from the emulator; else it may be overtaken.
-_EMPTY_SECONDS = 0.25
+# Seconds for what a direction holds to leave before the kernel takes over from the emulator; else it may be overtaken.
+_PASSED_SECONDS = 0.25
 
 
 def main(channel: socket.socket, lifeline: socket.socket, seed: int) -> None:
@@ -70,6 +70,11 @@ class _Direction:
     # What was redirected before.
     packets: int = 0
     bytes: int = 0
+    # While it is emulated: how many frames the interface had received and the emulator taken when that began, and how
+    # many were missing before.
+    received: int = 0
+    taken: int = 0
+    missing: int = 0
 
 
 class _Middle:
@@ -150,11 +155,15 @@ class _Middle:
 
     def stats(self, wire: int) -> _channel.Reply:
         """Return the emulator's statistics of both directions, with what was redirected."""
+        directions = self._wires[wire]
+        missing = self._missing(wire, directions)
         found = [dict(direction) for direction in self._emulator.stats(wire)]
-        for statistics, direction in zip(found, self._wires[wire], strict=True):
+        for statistics, direction, overruns in zip(found, directions, missing, strict=True):
             packets, size = self._redirected(direction)
             statistics["frames"] += packets
             statistics["bytes"] += size
+            statistics["overruns"] = overruns + statistics.pop("refused")
+            del statistics["taken"]
         return found, []
 
     def status(self) -> _channel.Reply:
@@ -167,14 +176,17 @@ class _Middle:
         # after one has begun: a frame of the moment between is doubled, and none is lost.
         emulated = [not (direction.redirected and later) for direction, later in zip(directions, wanted, strict=True)]
         self._emulator.attach(wire, *emulated)
-        for direction, later in zip(directions, wanted, strict=True):
+        for place, (direction, later) in enumerate(zip(directions, wanted, strict=True)):
             if later and not direction.redirected:
-                self._emulator.wait_empty(wire, _EMPTY_SECONDS)
+                self._emulator.wait_passed(wire, place, _PASSED_SECONDS)
+                direction.missing = self._missing(wire, directions)[place]
                 self._redirect(direction)
             elif direction.redirected and not later:
                 direction.packets, direction.bytes = self._redirected(direction)
                 self._netlink.do([_rtnetlink.delete_redirect(direction.index, direction.name)])
                 direction.redirected = False
+                direction.received = self._received(direction)[0]
+                direction.taken = self._emulator.stats(wire)[place]["taken"]
         self._emulator.attach(wire, *(not direction.redirected for direction in directions))
 
     def _redirect(self, direction: _Direction) -> None:
@@ -188,6 +200,24 @@ class _Middle:
             self._can_redirect = False
             return
         direction.redirected, direction.start = True, start
+
+    def _missing(self, wire: int, directions: tuple[_Direction, _Direction]) -> list[int]:
+        """Return how many frames of each direction the emulator has not taken because its rings were full.
+
+        The kernel counts them for all links together. Of one link they are what its interface has received and the
+        emulator not taken; in the moment of a change between the emulator and a redirection nobody can tell.
+        """
+        received = [self._received(direction)[0] for direction in directions]
+        taken = [statistics["taken"] for statistics in self._emulator.stats(wire)]
+        overruns = self._emulator.status()["overruns"]
+        if not overruns:
+            return [0, 0]
+        return [
+            direction.missing
+            if direction.redirected
+            else direction.missing + max(0, min(overruns, came - direction.received - (took - direction.taken)))
+            for direction, came, took in zip(directions, received, taken, strict=True)
+        ]
 
     def _redirected(self, direction: _Direction) -> tuple[int, int]:
         """Return how many packets and bytes were redirected."""
