@@ -81,7 +81,7 @@ pub fn announce(connection: &dyn Connection, address: &Endpoint) -> Result<u8> {
 
     let mut ids = lock(&known.opening);
     let subflows = connection.subflows()?;
-    // ADD_ADDR travels on a subflow that is fully established; without one it would be lost without a word.
+    // ADD_ADDR travels on a subflow that is fully established; without one the kernel silently drops it.
     let established = |subflow: &Subflow| {
         subflow.entry.and_then(|entry| entry.subflow).is_some_and(|subflow| subflow.fully_established())
     };

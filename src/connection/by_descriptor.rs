@@ -71,8 +71,8 @@ impl Connection for ByDescriptor {
         read_with_closed(self.fd()).map(|read| (read.info.token(), read.subflows))
     }
 
-    /// Before 6.5 the ids are ours, and a subflow that was gone when inet_diag was asked has none: the next reading is
-    /// without it.
+    /// Before 6.5 the ids are our own, and a subflow that was gone by the inet_diag look-up has none: the next reading
+    /// does not have it.
     fn subflows(&self) -> Result<Vec<Subflow>> {
         for _ in 1..READINGS {
             let subflows = self.snapshot()?;
@@ -168,7 +168,7 @@ impl ByDescriptor {
     }
 }
 
-/// Why a socket has no token: no connection yet, or none any more.
+/// Why a socket has no token: it is not connected yet, or not any more.
 fn no_token(info: &Info) -> Error {
     let flags = mptcp_info::field::flags.read(info.bytes()).unwrap_or(0);
     let was_connected = flags & u64::from(uapi::MPTCP_INFO_FLAG_REMOTE_KEY_RECEIVED) != 0;
@@ -322,7 +322,7 @@ fn entries(namespace: &Namespace, known: &Known, readings: &[Reading]) -> Result
     };
     let mut channel = lock(&namespace.diag);
     let mut entries = diag::look_up(&mut channel, &tuples).map_err(diag::failed)?;
-    // The same tuple may by now belong to another connection; where the kernel tells no token, its cookie is not ours
+    // The same tuple may by now belong to another connection; where the kernel hides the token, its cookie is not ours
     // in the next snapshot.
     let is_ours = |entry: &Entry| entry.subflow.is_none_or(|subflow| subflow.token == known.token);
     for entry in &mut entries {

@@ -33,7 +33,7 @@ pub struct ByToken {
     pub server_side: Option<bool>,
 }
 
-/// What a connection's subflows tell of it.
+/// What is known of a connection from its subflows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Seen {
     initial: Option<Entry>,
@@ -53,9 +53,9 @@ impl Seen {
     }
 }
 
-/// How old a subflow is at least. The kernel keeps no time of birth, but some times since and durations.
+/// The least age of a subflow. The kernel does not keep when it was created, but some durations and times since events.
 fn at_least(tcp_info: &TcpInfo) -> Duration {
-    // Before the handshake is over the kernel's "since" counts from a boot.
+    // Before the handshake is over the kernel counts these times from boot.
     if [tcp_state::SYN_SENT, tcp_state::SYN_RECV].contains(&tcp_info.state()) {
         return Duration::ZERO;
     }
@@ -126,7 +126,7 @@ pub fn subflows_at(asked: &[(&ByToken, SocketAddr, SocketAddr)]) -> Result<Vec<O
     Ok(asked.iter().zip(read).map(subflow).collect())
 }
 
-/// Two dumps: of the subflows, which tell tokens, and of the connections, without their locks and so without tokens.
+/// Two dumps: of the subflows, which have tokens, and of the connections, without their locks and so without tokens.
 /// A connection has the ends and the inode of its initial subflow; one whose initial subflow is gone is looked up.
 fn find_all(channel: &mut Channel) -> Result<Vec<(u32, Entry, Seen)>> {
     let mut by_token: HashMap<u32, Seen> = HashMap::new();
@@ -161,7 +161,7 @@ fn find_all(channel: &mut Channel) -> Result<Vec<(u32, Entry, Seen)>> {
 
 fn find_one(channel: &mut Channel, token: u32) -> Result<Option<(u32, Entry, Seen)>> {
     let Some(entry) = diag::look_up_tokens(channel, &[token]).map_err(diag::failed)?.pop().flatten() else {
-        // Where inet_diag knows no connections, each of them is ENOENT too.
+        // Where inet_diag does not know connections, each look-up is ENOENT too.
         diag::dump_connections(channel, |_| {}).map_err(connections_failed)?;
         return Ok(None);
     };
@@ -195,7 +195,7 @@ impl ByToken {
         port == tuple.local.port() || port == tuple.remote.port()
     }
 
-    /// How old the connection is at least.
+    /// The least age of the connection.
     pub fn age(&self) -> Duration {
         self.known.age()
     }
@@ -254,8 +254,8 @@ impl ByToken {
         self.still_multipath(subflows)
     }
 
-    /// What was read of its subflows, unless they say that it fell back. Takes note of their interfaces.
-    /// Those that were closed are left out, but of a connection whose owner is gone, which sends what it has on them.
+    /// Its subflows as read, or an error if they show that it fell back. Remembers their interfaces. Closed ones are left
+    /// out, except those of a connection without an owner, which still sends its data on them.
     fn still_multipath(&self, mut subflows: Vec<(Entry, TcpInfo)>) -> Result<Vec<(Entry, TcpInfo)>> {
         let owned = subflows.iter().any(|(entry, _)| entry.inode != 0);
         subflows.retain(|(entry, _)| !(owned && entry.is_orphan()));

@@ -69,7 +69,7 @@ pub trait Connection: fmt::Debug + Send + Sync {
     /// The path manager that the connection latched, asked of the connection itself.
     fn path_manager(&self) -> Result<PathManager>;
 
-    /// Reading its subflows takes a dump of all connections', which costs the more the more there are.
+    /// Reading its subflows takes a dump of all connections' subflows, whose cost grows with their number.
     fn reads_by_dump(&self) -> bool {
         false
     }

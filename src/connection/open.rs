@@ -38,7 +38,7 @@ const CAUSE: Duration = Duration::from_millis(500);
 const SHORTEST: Duration = Duration::from_micros(20);
 const LONGEST: Duration = Duration::from_millis(5);
 
-/// How long one who waits for many does without a look, if no event comes.
+/// The longest time between two looks for a caller that waits for many subflows, if no event comes.
 const PATIENCE: Duration = Duration::from_millis(100);
 
 /// How long to look without a pause: a wait takes the kernel's timer slack of 50 us at least, which is longer than
@@ -116,18 +116,18 @@ pub struct Opening {
     _reader: Arc<Reader>,
     events: Arc<Subscription>,
     ends: Ends,
-    /// What was asked for, in the words of the errors.
+    /// The request, as error messages name it.
     name: String,
     state: State,
     /// The four-tuple that the kernel gave. Absent if the subflow was gone before it could be seen.
     tuple: Option<Tuple>,
-    /// What the look-up that showed the acceptance told.
+    /// The result of the look-up that showed the acceptance.
     accepted: Option<diag::Entry>,
     started: Instant,
     /// The SYN/ACK has come.
     answered: bool,
     closed: Option<Event>,
-    /// Since when it is not there any more, while it is not known why.
+    /// When the subflow was first missing, while the cause is not known.
     gone: Option<Instant>,
 }
 
@@ -137,7 +137,7 @@ impl Opening {
         Opening::with_events(connection, request, None)
     }
 
-    /// The same with a descriptor for events, by which others may wait in `advance`'s place.
+    /// The same with a descriptor for events, which a caller may wait on instead of in `advance`.
     pub fn with_descriptor(connection: &dyn Connection, request: &Request) -> Result<Opening> {
         let descriptor = EventFd::new().map_err(|error| Error::call("eventfd", &error))?;
         Opening::with_events(connection, request, Some(descriptor))
@@ -184,7 +184,7 @@ impl Opening {
                 State::NotSent if self.closed.is_some() => Err(self.cause()),
                 State::NotSent => match self.send(connection) {
                     Ok(()) => self.look(),
-                    // That may come.
+                    // It may become fully established before the deadline.
                     Err(error) if error == not_fully_established() => Ok(false),
                     Err(error) => Err(error),
                 },
@@ -221,7 +221,7 @@ impl Opening {
         acceptance::pause(self.started.elapsed(), SHORTEST..=LONGEST)
     }
 
-    /// The same for one who waits for many at once: the answer is an event, only what follows has to be looked for.
+    /// The same for a caller that waits for many at once: the SYN/ACK is an event, only the acceptance has to be looked for.
     pub fn patient_pause(&self) -> Duration {
         match self.state {
             State::Sent if !self.answered && self.gone.is_none() => PATIENCE,
@@ -250,7 +250,7 @@ impl Opening {
     }
 
     /// A subflow that is left to itself is a backup as it was asked, or it is closed and an error says so: where the
-    /// kernel leaves the flag aside, MP_PRIO would have to follow the handshake, and nobody waits for that.
+    /// kernel ignores the flag, MP_PRIO would have to follow the handshake, and nobody waits for that.
     fn check_backup(&mut self) -> Result<()> {
         let Some(tuple) = self.tuple.filter(|_| self.ends.backup) else { return Ok(()) };
         match self.subflow(&tuple)?.and_then(|entry| entry.subflow) {
@@ -425,11 +425,11 @@ impl Opening {
         if self.accepted.is_some() {
             return Ok(true);
         }
-        // Not before: the thread that reads them is about to bring one, and holds their lock for that.
+        // Only now: the reader thread may be about to deliver an event, and holds the lock while it does.
         while let Some(event) = self.events.next(Instant::now()) {
             self.take(event);
         }
-        // Gone. The event that says why may still be on its way from the kernel's worker.
+        // Gone. The event with the cause may not have arrived yet: a worker of the kernel sends it.
         if !is_there
             && (self.closed.is_some() || self.gone.get_or_insert_with(Instant::now).elapsed() > CAUSE)
         {
@@ -447,7 +447,7 @@ impl Opening {
         }
         if let Some(subflow) = entry.subflow.filter(diag::Ulp::fully_established) {
             if self.ends.backup && !subflow.backup() {
-                self.ask_for_backup(&tuple)?; // the next look tells
+                self.ask_for_backup(&tuple)?; // the next look shows whether it worked
             } else {
                 self.accepted = Some(entry);
             }
@@ -455,13 +455,13 @@ impl Opening {
         Ok(true)
     }
 
-    /// What inet_diag tells of the subflow of this connection with a four-tuple, if there is one that is not closed.
+    /// The inet_diag entry of this connection's subflow with a four-tuple, if there is one that is not closed.
     fn subflow(&self, tuple: &Tuple) -> Result<Option<diag::Entry>> {
         let found = acceptance::look(&self.namespace, &[(self.known.token, *tuple)])?.pop().flatten();
         Ok(found.map(|(entry, _)| entry))
     }
 
-    /// Older kernels (6.1) leave the backup flag of SUBFLOW_CREATE aside without a word: MP_PRIO says it, once.
+    /// Older kernels (6.1) silently ignore the backup flag of SUBFLOW_CREATE, so MP_PRIO is sent, once.
     fn ask_for_backup(&mut self, tuple: &Tuple) -> Result<()> {
         self.ends.backup = false;
         let local = pm::Address { flags: uapi::pm::FLAG_BACKUP, ..pm::Address::new(tuple.local) };
@@ -535,7 +535,7 @@ impl Opening {
             let (local, remote) = (pm::Address::new(tuple.local), pm::Address::new(tuple.remote));
             let destroyed =
                 self.namespace.pm.command(&pm::codec::encode_destroy(self.known.token, &local, &remote));
-            // Its event is taken here, lest it be mistaken for the end of another one from the same port.
+            // Its event is taken here so that it is not mistaken for the end of a later subflow from the same port.
             let deadline = Instant::now() + CAUSE;
             while matches!(destroyed, Ok(Ok(()))) && self.closed.is_none() {
                 match self.events.next(deadline) {
@@ -635,7 +635,7 @@ pub fn local_address(connection: &dyn Connection, request: &Request) -> Result<I
     Ok(ends(&*connection.namespace()?, request, connection.ends()?.1)?.local.ip())
 }
 
-/// Older kernels (6.1) leave MPTCP_PM_ADDR_ATTR_IF_IDX aside without a word.
+/// Older kernels (6.1) silently ignore MPTCP_PM_ADDR_ATTR_IF_IDX.
 fn cannot_bind() -> Error {
     Error::unsupported("this kernel cannot bind a subflow to an interface under the userspace path manager")
 }

@@ -18,7 +18,7 @@ fn under_kernel_path_manager() -> Error {
     .because(Cause::KernelPathManager)
 }
 
-/// Errors that hide behind EINVAL, which the kernel says to nearly everything.
+/// The errors that EINVAL may stand for: the kernel answers nearly every mistake with it.
 pub fn explain_einval(namespace: &Namespace, token: u32, local: IpAddr, interface: u32) -> Result<()> {
     if latched_of_token(namespace, token)? == PathManager::Kernel {
         return Err(under_kernel_path_manager());
@@ -30,13 +30,13 @@ pub fn explain_einval(namespace: &Namespace, token: u32, local: IpAddr, interfac
     }
 }
 
-/// Which path manager a connection latched. Nothing says so directly: a command that names a subflow which cannot
+/// Which path manager a connection latched. No interface reports it: a command that names a subflow which cannot
 /// exist fails with ESRCH under the userspace path manager and with EINVAL under any other, and changes nothing.
 pub fn latched(namespace: &Namespace, token: u32) -> Result<PathManager> {
     match latched_of_token(namespace, token) {
         Err(error) if error.errno() == libc::EPERM => {
-            // Without privilege: GET_ADDR minds the token since 6.10, and refuses one that is not under the userspace
-            // path manager as it refuses 0, which is nobody's.
+            // Without privilege: since 6.10 GET_ADDR uses the token, and refuses one that is not under the userspace
+            // path manager just as it refuses 0, which no connection has.
             let tells = |token| namespace.pm.local_addresses(token).map(|addresses| addresses.is_ok());
             match (tells(token)?, tells(0)?) {
                 (_, true) => Err(error),
@@ -57,7 +57,7 @@ pub fn latched_of_token(namespace: &Namespace, token: u32) -> Result<PathManager
         .command(&pm::codec::encode_destroy(token, &nobody, &nobody))?
         .map_err(|failure| failure.errno)
     {
-        // What it says of a token that is nobody's any more, too.
+        // The answer for a token that no connection has any more, too.
         Err(libc::EINVAL) if has_ended(namespace, token)? => Err(ended(token)),
         Err(libc::EINVAL) => Ok(PathManager::Kernel),
         Err(libc::EPERM) => Err(needs_net_admin("reading a connection's path manager on this kernel")),
@@ -65,7 +65,7 @@ pub fn latched_of_token(namespace: &Namespace, token: u32) -> Result<PathManager
     }
 }
 
-/// Whether no connection has this token. False where inet_diag knows no connections and nobody tells.
+/// Whether no connection has this token. False where inet_diag does not know connections, so that it cannot be told.
 pub fn has_ended(namespace: &Namespace, token: u32) -> Result<bool> {
     let mut channel = lock(&namespace.diag);
     let found = diag::look_up_tokens(&mut channel, &[token]).map_err(diag::failed)?.pop().flatten();
@@ -93,7 +93,7 @@ mod tests {
             return;
         }
         assert!(before.is_ok());
-        // The connection is gone at once.
+        // An abort ends the connection at once.
         client.set_linger(Some(std::time::Duration::ZERO)).unwrap();
         drop((client, server));
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);

@@ -6,7 +6,7 @@ use crate::connection::{find, needs_net_admin, wait_for_lock, Connection, Which}
 use crate::error::{Error, Result};
 use crate::netlink::pm;
 
-/// Changes one subflow's priority by MP_PRIO. Needs CAP_NET_ADMIN and the userspace path manager.
+/// Changes the priority of one subflow by MP_PRIO. Needs CAP_NET_ADMIN and the userspace path manager.
 pub fn set_backup(connection: &dyn Connection, which: Which, backup: bool) -> Result<()> {
     let (subflow, _) = find(connection, which)?;
     let namespace = connection.namespace()?;

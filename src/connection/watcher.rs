@@ -2,8 +2,8 @@
 //! accepted, which were lost, and, after a loss of events, what changed meanwhile.
 //!
 //! An event reports the SYN/ACK of a subflow, not its acceptance, so that is looked for (see
-//! [`crate::connection::acceptance`]). After a loss the connections and subflows are read anew and compared with what was
-//! known. All ends are told as IPv4 ones where they are IPv4-mapped.
+//! [`crate::connection::acceptance`]). After a loss the connections and subflows are read again and compared with what was
+//! known. IPv4-mapped ends are reported as IPv4 ones.
 
 use std::collections::hash_map::Entry as Place;
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -36,7 +36,7 @@ pub type Ends = (SocketAddr, SocketAddr);
 pub enum Report {
     /// A connection that is fully established, or existed when the watcher began, and its accepted subflows.
     Connection { connection: ByToken, accepted: Vec<Ends> },
-    /// One that is known has become fully established.
+    /// A connection that was reported before has become fully established.
     Established { token: u32 },
     /// A connection has ended or fallen back.
     Closed { token: u32 },
@@ -46,9 +46,9 @@ pub enum Report {
     Accepted(Box<Subflow>),
     /// An accepted subflow was closed.
     Lost(Event),
-    /// One was closed that was not accepted.
+    /// A subflow that had not been accepted was closed.
     Failed(Event),
-    /// What else happened: to links, addresses, announced addresses, or a loss of events.
+    /// Anything else: links, addresses, announced addresses, or a loss of events.
     Other(Event),
 }
 
@@ -57,12 +57,12 @@ pub enum Report {
 struct Watched {
     connection: Arc<ByToken>,
     accepted: HashSet<Ends>,
-    /// Those whose SYN/ACK has come and that are not accepted yet.
+    /// Subflows whose SYN/ACK has arrived and that are not accepted yet.
     answered: HashSet<Ends>,
 }
 
 impl Watched {
-    /// An event that nobody sent, in the form of one.
+    /// An event for what the kernel sent no event for.
     fn event(&self, kind: Kind, (local, remote): Ends) -> Event {
         Event {
             token: Some(self.connection.token()),
@@ -105,12 +105,12 @@ impl Watcher {
         Ok(watcher)
     }
 
-    /// The links that are up and the addresses there are, as events.
+    /// The links that are up and the present addresses, as events.
     pub fn links(&self) -> Vec<Event> {
         self.events.links()
     }
 
-    /// Ends it: who waits goes on.
+    /// Ends it: a waiting thread returns.
     pub fn end(&self) {
         self.events.end();
     }
@@ -205,7 +205,7 @@ impl Watcher {
         Ok(())
     }
 
-    /// Of every subflow whose SYN/ACK has come, whether the fourth ACK has come too.
+    /// Looks whether the fourth ACK has arrived for the subflows whose SYN/ACK has.
     fn look(&self, ledger: &mut Ledger) -> Result<()> {
         let asked: Vec<(Arc<ByToken>, Ends)> = ledger
             .watched
@@ -227,7 +227,7 @@ impl Watcher {
         Ok(())
     }
 
-    /// Reads all connections and subflows, and tells what is not as it was known.
+    /// Reads all connections and subflows, and reports what differs from what was known.
     fn read_anew(&self, ledger: &mut Ledger) -> Result<()> {
         let mut found = by_token::list(&self.namespace, None)?;
         // One that its owner has closed lives on for its last segments. Its end was reported, or lost, before.
@@ -274,7 +274,7 @@ fn find_in_dump(connection: &ByToken, ends: Ends) -> Option<Subflow> {
     connection.subflows().ok()?.into_iter().find(|subflow| ends_of(subflow) == ends)
 }
 
-/// What became of the subflows of a connection that is known, by a reading.
+/// What a reading shows to have happened to the subflows of a known connection.
 fn compare(watched: &mut Watched, subflows: &[Subflow]) -> Vec<Report> {
     let there: HashSet<Ends> = subflows.iter().map(ends_of).collect();
     let lost =
@@ -288,7 +288,7 @@ fn compare(watched: &mut Watched, subflows: &[Subflow]) -> Vec<Report> {
     reports
 }
 
-/// The subflows of a reading whose SYN/ACK has come without an event that reported it.
+/// The subflows of a reading whose SYN/ACK arrived without an event.
 fn newly_answered(watched: &mut Watched, subflows: &[Subflow]) -> Vec<Report> {
     let mut reports = Vec::new();
     for subflow in subflows.iter().filter(|subflow| subflow.tcp_info.state() == tcp_state::ESTABLISHED) {

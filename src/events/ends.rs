@@ -1,9 +1,9 @@
 //! The ends of connections that the kernel sends no event for.
 //!
 //! A connection that its peer aborts (MP_FASTCLOSE, RFC 8684, section 3.5) loses its token before its sockets are closed,
-//! and the kernel names connections in events by their tokens: so it sends none. No notice of sock_diag comes either
-//! while the owner keeps the socket, since that keeps the initial subflow. What tells is that the token is nobody's any
-//! more: the connections that somebody wants to know of are looked up by it at intervals.
+//! and the kernel sends no event for a connection without a token. Nor is there a notice of sock_diag while the owner
+//! keeps the socket, because that keeps the initial subflow. The only sign is that no connection has the token any more,
+//! so the connections that subscribers follow are looked up by it at intervals.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, Weak};
@@ -15,13 +15,13 @@ use crate::events::Sockets;
 use crate::netlink::diag;
 use crate::sys::lock::lock;
 
-/// From one round of look-ups to the next, at least.
+/// The shortest time from one round of look-ups to the next.
 const INTERVAL: Duration = Duration::from_millis(50);
 
-/// And at least so many times as long as the last round took.
+/// The same as a multiple of what the last round took.
 const IDLE: u32 = 20;
 
-/// Look-ups at once: events that come meanwhile wait for them.
+/// How many look-ups are made at once: events that arrive meanwhile wait for them.
 const BATCH: usize = 64;
 
 /// A listener that is closed at the end of the connection that it was opened for.
@@ -41,36 +41,36 @@ impl Listener {
 /// The connections whose ends are watched, by their tokens.
 #[derive(Debug, Default)]
 struct Watched {
-    /// When the event of each one's begin was taken, in nanoseconds of CLOCK_MONOTONIC; 0 for one that was there before.
-    /// Absent while nobody wants to know.
+    /// When the event of each one's beginning was taken, in nanoseconds of CLOCK_MONOTONIC; 0 for one that existed before.
+    /// Absent while nobody follows them.
     tokens: Option<HashMap<u32, u64>>,
     /// All of the namespace are among them.
     complete: bool,
 }
 
-/// What is known of the connections of one network namespace, and who is told of their ends.
+/// The connections of one network namespace whose ends are watched.
 #[derive(Debug, Default)]
 pub struct Ends {
     watched: Mutex<Watched>,
-    /// For the look-ups. Absent before the first watch, and where inet_diag knows no connections.
+    /// For the look-ups. Absent before the first watch, and where inet_diag does not know connections.
     sockets: Mutex<Option<Arc<dyn Sockets>>>,
     listeners: Mutex<HashMap<u32, Vec<Weak<Listener>>>>,
 }
 
 impl Ends {
-    /// Watches one connection, or all that there are and will be.
+    /// Watches one connection, or all present and future ones.
     pub fn watch(&self, token: Option<u32>, sockets: &Arc<dyn Sockets>) -> Result<()> {
         let mut requests = lock(sockets.diag());
         let mut known = lock(&self.sockets);
         if known.is_none() {
-            // Where it knows none, each token would seem to be nobody's.
+            // Where it does not know connections, every token would seem to be unused.
             if diag::dump_connections(&mut requests, |_| {}).is_err() {
                 return Ok(());
             }
             *known = Some(Arc::clone(sockets));
         }
         drop(known);
-        // Locked meanwhile, so that the end of one which is found is not taken note of before.
+        // Locked meanwhile, so that the end of a connection found here is not recorded before the connection is.
         let mut watched = lock(&self.watched);
         let Watched { tokens, complete } = &mut *watched;
         let tokens = tokens.get_or_insert_default();
@@ -103,14 +103,14 @@ impl Ends {
         listeners.entry(token).or_default().push(Arc::downgrade(listener));
     }
 
-    /// Takes note of a connection that begins.
+    /// Records the beginning of a connection.
     pub fn note_begin(&self, token: u32, time_ns: u64) {
         if let Some(tokens) = &mut lock(&self.watched).tokens {
             tokens.insert(token, time_ns);
         }
     }
 
-    /// Takes note of the end of a connection; false if it was known before, or not watched.
+    /// Records the end of a connection; false if it was known before, or not watched.
     pub fn note_end(&self, token: u32) -> bool {
         let was_watched =
             lock(&self.watched).tokens.as_mut().is_some_and(|tokens| tokens.remove(&token).is_some());
@@ -125,7 +125,7 @@ impl Ends {
         lock(&self.watched).tokens.iter().flat_map(HashMap::keys).copied().collect()
     }
 
-    /// What there was after events were lost: those that are not there need not be watched any more.
+    /// Takes a reading made after a loss of events: connections that it lacks need not be watched any more.
     pub fn read_back(&self, snapshot: &Snapshot) {
         if let Some(tokens) = &mut lock(&self.watched).tokens {
             let live: HashSet<u32> = snapshot.tokens().collect();
@@ -136,12 +136,12 @@ impl Ends {
         }
     }
 
-    /// Which connections to look up: of those that `wanted` says, or of all. Absent if nobody wants to know of any, nor
-    /// will before `watch` is called again.
+    /// Which connections to look up: of the `wanted` ones, or of all. Absent if nobody follows any, nor will before
+    /// `watch` is called again.
     fn to_look_up(&self, wanted: impl FnOnce() -> Option<HashSet<u32>>) -> Option<Vec<u32>> {
         let mut watched = lock(&self.watched);
         let Watched { tokens, complete } = &mut *watched;
-        // Asked for with the lock held, so that nobody who begins to watch is missed.
+        // Asked with the lock held, so that no new watcher is missed.
         if let Some(mut wanted) = wanted() {
             let mut listeners = lock(&self.listeners);
             listeners.retain(|_, list| list.iter().any(|listener| listener.strong_count() > 0));
@@ -155,7 +155,7 @@ impl Ends {
         tokens.as_ref().map(|tokens| tokens.keys().copied().collect())
     }
 
-    /// Those of these tokens that are nobody's; absent if that cannot be said now. Waits for nobody, since events would
+    /// Those of these tokens that no connection has; absent if that cannot be told now. Never waits, because events would
     /// wait with it.
     fn look_up(&self, tokens: &[u32]) -> Option<Vec<u32>> {
         let sockets = lock(&self.sockets).clone()?;
@@ -169,7 +169,7 @@ impl Ends {
 /// The rounds of look-ups, for the thread that reads events.
 #[derive(Debug, Default)]
 pub struct Rounds {
-    /// Of this round.
+    /// Those left in this round.
     left: Vec<u32>,
     began: Option<Instant>,
     /// When the next begins; absent while nothing is watched.
@@ -177,7 +177,7 @@ pub struct Rounds {
 }
 
 impl Rounds {
-    /// How long there is nothing to do.
+    /// The time until there is something to do.
     pub fn timeout(&self) -> Option<Duration> {
         if !self.left.is_empty() {
             return Some(Duration::ZERO);
@@ -185,7 +185,7 @@ impl Rounds {
         self.due.map(|due| due.saturating_duration_since(Instant::now()))
     }
 
-    /// Looks some connections up if it is time, and returns the tokens that are nobody's.
+    /// Looks some connections up if it is time, and returns the tokens that no connection has.
     pub fn go_on(&mut self, ends: &Ends, wanted: impl FnOnce() -> Option<HashSet<u32>>) -> Vec<u32> {
         let now = Instant::now();
         if self.left.is_empty() {
@@ -211,7 +211,7 @@ impl Rounds {
             batch => ends.look_up(batch),
         };
         if gone.is_none() {
-            self.left.clear(); // the next round tells
+            self.left.clear(); // the next round reports them
         }
         if self.left.is_empty() {
             let end = Instant::now();

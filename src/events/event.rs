@@ -1,5 +1,5 @@
 //! Events: those of the multicast group `mptcp_pm_events`, `<linux/mptcp_pm.h>`, as the kernel sends them, and the form
-//! that they share with what other interfaces tell.
+//! that they share with events from other interfaces.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -26,9 +26,9 @@ pub enum Kind {
     LinkDown,
     AddressAdded,
     AddressRemoved,
-    /// Events were lost: what is known has to be read anew.
+    /// Events were lost: discard cached state.
     Overrun,
-    /// A connection fell back to TCP: no event of the kernel's, but of a recording.
+    /// A connection fell back to TCP. A recording has this event, the kernel does not.
     Fallback,
 }
 
@@ -73,7 +73,7 @@ impl Kind {
         Kind::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
-    /// Of a link or an address, not of a connection.
+    /// Whether it is about a link or an address, not a connection.
     pub fn is_of_link(self) -> bool {
         matches!(self, Kind::LinkUp | Kind::LinkDown | Kind::AddressAdded | Kind::AddressRemoved)
     }
@@ -141,8 +141,8 @@ impl Event {
     }
 }
 
-/// Decodes `struct genlmsghdr` and attributes; `None` for what is no event, or one of a kind that this crate does not
-/// know. `interface_name` tells the name of an interface by its index.
+/// Decodes `struct genlmsghdr` and attributes; `None` for what is not an event, or one of a kind that this crate does
+/// not know. `interface_name` returns the name of an interface by its index.
 pub fn decode(
     payload: &[u8],
     time_ns: u64,
@@ -174,11 +174,11 @@ pub fn decode(
     }
     decoded.local = local_ip.map(|ip| SocketAddr::new(ip, local_port));
     decoded.remote = remote_ip.map(|ip| SocketAddr::new(ip, remote_port));
-    // Newer kernels say so only of a server.
+    // Newer kernels send this attribute for a server only.
     if matches!(decoded.kind, Kind::Created | Kind::Established) {
         decoded.server_side = decoded.server_side.or(Some(false));
     }
-    // The end of an initial subflow that was closed long before may come once more, without its ends: kernel issue 603.
+    // The end of an initial subflow that was closed long before may be reported again, without its ends: kernel issue 603.
     let is_nowhere = |end: SocketAddr| end.ip().is_unspecified() && end.port() == 0;
     if decoded.kind == Kind::SubClosed && decoded.local.is_some_and(is_nowhere) {
         return None;

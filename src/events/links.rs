@@ -24,12 +24,12 @@ struct Link {
     addresses: Vec<IpAddr>,
 }
 
-/// What there is.
+/// The links and addresses.
 #[derive(Debug, Default)]
 struct Links(HashMap<u32, Link>);
 
 impl Links {
-    /// Takes note of a change; what changed goes to `on_event`.
+    /// Records a change; what changed goes to `on_event`.
     fn apply(&mut self, change: LinkChange, time_ns: u64, mut on_event: impl FnMut(Event)) {
         match change {
             LinkChange::Link { index, name, up } => {
@@ -121,7 +121,7 @@ impl Watch {
         &self.socket
     }
 
-    /// Takes note of what a datagram tells.
+    /// Records the changes in a datagram.
     pub fn take(&self, datagram: &[u8], time_ns: u64, mut on_event: impl FnMut(Event)) {
         let mut links = lock(&self.links);
         for message in messages(datagram) {
@@ -133,7 +133,7 @@ impl Watch {
         }
     }
 
-    /// Reads what there is, in place of what was known.
+    /// Reads all links and addresses, in place of what was known.
     pub fn read_back(&self) -> std::result::Result<(), Failure> {
         let mut requests = lock(&self.requests);
         let mut read = Links::default();
@@ -142,7 +142,7 @@ impl Watch {
         Ok(())
     }
 
-    /// What there is, as the events by which it came about: links that are up, and addresses.
+    /// The current state as events: links that are up, and addresses.
     pub fn state(&self, time_ns: u64) -> Vec<Event> {
         let links = lock(&self.links);
         let mut events = Vec::new();

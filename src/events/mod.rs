@@ -1,4 +1,4 @@
-//! The events of a network namespace or of one connection, for one who waits for them.
+//! The events of a network namespace or of one connection, as a stream to take them from.
 
 pub mod ends;
 pub mod event;
@@ -24,8 +24,8 @@ use crate::netlink::Channel;
 use crate::sys::lock::lock;
 use crate::sys::{self, wait};
 
-/// The sockets of one network namespace that events are read with. Whoever takes events holds them, so that all who do
-/// share one reader.
+/// The sockets of one network namespace that events are read with. Every stream of events holds them, so that all share
+/// one reader.
 pub trait Sockets: fmt::Debug + Send + Sync {
     /// For requests by inet_diag.
     fn diag(&self) -> &Mutex<Channel>;
@@ -52,9 +52,9 @@ pub enum Taken {
 pub struct Events {
     sockets: Arc<dyn Sockets>,
     subscription: Arc<Subscription>,
-    /// Held over one taking, in which a loss may be dealt with.
+    /// Held while an event is taken, which may include reading back after a loss.
     taking: Mutex<()>,
-    /// Links, of a whole namespace.
+    /// The links, in a stream of a whole namespace.
     watch: Option<Arc<Watch>>,
     reader: Arc<Reader>,
 }
@@ -117,7 +117,7 @@ impl Events {
         Ok(events)
     }
 
-    /// The links that are up and the addresses there are, as the events by which they came about; of a namespace.
+    /// The links that are up and the present addresses, as events; in a stream of a whole namespace.
     pub fn links(&self) -> Vec<Event> {
         self.watch.iter().flat_map(|watch| watch.state(sys::monotonic_ns())).collect()
     }
@@ -157,7 +157,7 @@ impl Events {
         self.subscription.is_over()
     }
 
-    /// Ends it: who waits goes on.
+    /// Ends it: a waiting thread returns.
     pub fn end(&self) {
         self.subscription.end();
     }
@@ -185,7 +185,7 @@ impl Drop for Events {
     }
 }
 
-/// After subscribing: a connection that has ended by now may never be heard of.
+/// To be called after subscribing: of a connection that has ended by now no event may ever come.
 fn check_there(diag: &Mutex<Channel>, token: u32, polling: bool) -> Result<()> {
     let mut channel = lock(diag);
     let found = diag::look_up_tokens(&mut channel, &[token]).map_err(diag::failed)?.pop().flatten();

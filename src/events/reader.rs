@@ -1,10 +1,10 @@
-//! The thread that hands the events of one network namespace to whoever subscribed: one a namespace and process, however
-//! many subscribers.
+//! The thread that passes the events of one network namespace to its subscribers: one for each namespace and process,
+//! however many subscribers there are.
 //!
-//! It reads `mptcp_pm_events`, which needs CAP_NET_ADMIN. That subscription itself matters as much as what is read: under
-//! the userspace path manager the kernel accepts joins only while somebody is subscribed, and overrun is lost events, never
-//! a lost subscription. Without the privilege it compares readings of the sockets instead, at intervals and whenever a
-//! subflow dies. In both cases it reads links and addresses too as long as somebody wants them.
+//! It reads `mptcp_pm_events`, which needs CAP_NET_ADMIN. The subscription matters as much as the events: under the
+//! userspace path manager the kernel accepts joins only while a process is subscribed. An overrun loses events, never the
+//! subscription. Without the privilege it compares readings of the sockets instead, at intervals and whenever a
+//! subflow dies. In both cases it also reads links and addresses while a subscriber wants them.
 
 use std::collections::{HashMap, HashSet};
 use std::io::Read;
@@ -31,13 +31,13 @@ use crate::sys::{self, wait, wait::EventFd};
 /// Bytes of events that the kernel may queue for us, if it lets us choose; else net.core.rmem_max.
 const RECEIVE_BUFFER: i32 = 4 << 20;
 
-/// How long the sockets are not read again, without privilege, at least.
+/// The shortest time between two readings of the sockets, without privilege.
 const INTERVAL: Duration = Duration::from_millis(50);
 
-/// And at least so many times as long as the last reading took.
+/// The same as a multiple of what the last reading took.
 const IDLE: u32 = 20;
 
-/// Datagrams read before the other sockets have their turn.
+/// How many datagrams are read from one socket before the others.
 const TURN: usize = 256;
 
 /// Where events come from.
@@ -64,7 +64,7 @@ impl Subscribers {
         let is_live = |subscriber: &Weak<Subscription>| subscriber.strong_count() > 0;
         let list = match subscription.filter {
             Filter::Token(token) => {
-                // Make room only when the table is about to grow, so that the cost a subscriber stays constant.
+                // Make room only when the table is about to grow, so that the cost of each subscriber stays constant.
                 if self.by_token.len() == self.by_token.capacity() {
                     self.by_token.retain(|_, list| list.iter().any(is_live));
                 }
@@ -85,7 +85,7 @@ impl Subscribers {
         self.of_all.iter().chain(self.by_token.values().flatten()).filter_map(Weak::upgrade)
     }
 
-    /// The tokens of which somebody wants to know; `None` for all.
+    /// The tokens that subscribers want events of; `None` for all.
     fn wanted(&self) -> Option<HashSet<u32>> {
         if self.of_all.iter().any(|subscriber| subscriber.strong_count() > 0) {
             return None;
@@ -99,14 +99,14 @@ impl Subscribers {
 #[derive(Debug)]
 struct Inner {
     origin: Origin,
-    /// Of the origin.
+    /// Descriptors of the origin's sockets.
     socket: Arc<socket2::Socket>,
     wake: EventFd,
     stop: AtomicBool,
     subscribers: Mutex<Subscribers>,
-    /// Links, while somebody wants to know of them.
+    /// Links, while a subscriber wants their events.
     watch: Mutex<Weak<Watch>>,
-    /// Of connections under the kernel's events.
+    /// The ends of connections, where events come from the kernel.
     ends: Ends,
 }
 
@@ -121,7 +121,7 @@ pub struct Reader {
 impl Reader {
     /// Reads the multicast group on a bound socket of generic netlink. Needs CAP_NET_ADMIN.
     pub fn of_netlink(socket: Arc<socket2::Socket>, group: u32) -> Result<Reader> {
-        // What an earlier reader left in the queue is old news.
+        // Events that an earlier reader left in the queue are outdated.
         while (&*socket).read(&mut [0; 16]).is_ok() {}
         membership(&socket, libc::NETLINK_ADD_MEMBERSHIP, group)
             .map_err(|error| Error::call("joining mptcp_pm_events (CAP_NET_ADMIN)", &error))?;
@@ -164,14 +164,14 @@ impl Reader {
         Ok(Reader { inner, thread: Some(thread), process: std::process::id() })
     }
 
-    /// Subscribes to the events of one connection, for one who waits by `Subscription::next` or by its descriptor.
+    /// Subscribes to the events of one connection, to be taken by `Subscription::next` or by its descriptor.
     pub fn subscribe(&self, token: u32, descriptor: Option<EventFd>) -> Arc<Subscription> {
         let subscription = Arc::new(Subscription::new(Filter::Token(token), descriptor));
         lock(&self.inner.subscribers).add(&subscription);
         subscription
     }
 
-    /// Subscribes for one who takes events by a descriptor.
+    /// Subscribes with a descriptor to wait on.
     pub fn subscribe_to_stream(
         &self,
         filter: Filter,
@@ -189,7 +189,7 @@ impl Reader {
             self.inner.wake.set(); // the interval begins
             return Ok(subscription);
         };
-        // It is told what changes from now on, so what there is must be known first.
+        // Events are changes from now on, so the present state must be known first.
         let mut snapshot = lock(snapshot);
         let wanted = match (lock(&self.inner.subscribers).wanted(), filter) {
             (Some(mut wanted), Filter::Token(token)) => {
@@ -222,7 +222,7 @@ impl Reader {
         Ok(started)
     }
 
-    /// Lets the thread look anew at what is wanted.
+    /// Has the thread look again at what is wanted.
     pub fn wake(&self) {
         if self.process == std::process::id() {
             self.inner.wake.set();
@@ -233,7 +233,7 @@ impl Reader {
         matches!(self.inner.origin, Origin::Polling { .. })
     }
 
-    /// What is known of connections by the kernel's events: one without any subflow is found by its token only.
+    /// The connections known from the kernel's events: one without any subflow is found by its token only.
     pub fn ends(&self) -> &Ends {
         &self.inner.ends
     }
@@ -308,7 +308,7 @@ fn run(inner: &Inner, mut buffer: Vec<u8>) {
                 watch.take(datagram, now, |event| inner.dispatch(&event));
             });
             if drained.lost {
-                // What cannot be read now is told by later changes.
+                // What cannot be read now is reported with later changes.
                 let _ = watch.read_back();
                 inner.lost(|filter| filter == Filter::Namespace);
             }
@@ -326,11 +326,11 @@ fn run(inner: &Inner, mut buffer: Vec<u8>) {
 }
 
 impl Inner {
-    /// Tells of connections that ended without an event of the kernel's.
+    /// Reports connections that ended without an event from the kernel.
     fn look_for_ends(&self, rounds: &mut Rounds, buffer: &mut [u8]) {
         let gone = rounds.go_on(&self.ends, || lock(&self.subscribers).wanted());
-        // If there was an event after all, it waits in the socket by now. If not all of them could be read the next round
-        // tells.
+        // If there was an event after all, it is in the socket by now. If not all of them could be read, the next round
+        // reports the rest.
         if gone.is_empty() || !self.read_events(buffer) {
             return;
         }
@@ -344,7 +344,7 @@ impl Inner {
         }
     }
 
-    /// True if all that waited were read.
+    /// True if the sockets are empty.
     fn read_events(&self, buffer: &mut [u8]) -> bool {
         let interface_name = |index| sys::interface_name(self.socket.as_raw_fd(), index).ok().map(Arc::from);
         let drained = drain(self, &self.socket, buffer, |datagram, now| {
@@ -363,7 +363,7 @@ impl Inner {
         drained.all
     }
 
-    /// Reads the sockets, and tells what has changed since the last time of the connections that are wanted, or of all.
+    /// Reads the sockets, and reports what has changed since the last reading: of the wanted connections, or of all.
     fn compare(
         &self,
         requests: &mut Channel,
@@ -388,7 +388,7 @@ impl Inner {
         Ok(())
     }
 
-    /// False for the end of a connection that is not watched, or that was told before.
+    /// False for the end of a connection that is not watched, or that was reported before.
     fn note(&self, event: &Event) -> bool {
         match event.token {
             Some(token) if event.kind == Kind::Closed => self.ends.note_end(token),
@@ -414,16 +414,15 @@ impl Inner {
     }
 }
 
-/// What came of reading a socket.
+/// The result of reading a socket.
 struct Drained {
     /// The kernel dropped some.
     lost: bool,
-    /// Nothing more waited at the end.
+    /// The socket is empty.
     all: bool,
 }
 
-/// Reads the datagrams that wait in a socket. If the kernel dropped some it takes no more before all that wait are read, so
-/// they are.
+/// Reads the datagrams in a socket: all of them if the kernel dropped some, because it queues no more until they are read.
 fn drain(
     inner: &Inner,
     mut socket: &socket2::Socket,
@@ -449,9 +448,9 @@ struct Polling<'a> {
     inner: &'a Inner,
     requests: &'a Mutex<Channel>,
     snapshot: &'a Mutex<Snapshot>,
-    /// Not to be read again before.
+    /// The earliest time of the next reading.
     earliest: Instant,
-    /// When to read again; absent while nobody wants to know.
+    /// When to read again; absent while nobody is subscribed.
     due: Option<Instant>,
 }
 
@@ -460,7 +459,7 @@ impl Polling<'_> {
         self.due.map(|due| due.saturating_duration_since(Instant::now()))
     }
 
-    /// What there is to do now. `notices` says that sockets have died.
+    /// What to do now. `notices`: sockets have been destroyed.
     fn go_on(&mut self, notices: bool, buffer: &mut [u8]) {
         if notices {
             let mut concerned = false;
@@ -481,7 +480,7 @@ impl Polling<'_> {
         if self.due.is_some_and(|due| now < due) {
             return;
         }
-        // Locked first, as who subscribes does, so that nobody is added between.
+        // Locked first, as a subscriber does, so that none is added in between.
         let mut snapshot = lock(self.snapshot);
         let wanted = lock(&self.inner.subscribers).wanted();
         if wanted.as_ref().is_some_and(HashSet::is_empty) {
@@ -489,7 +488,7 @@ impl Polling<'_> {
             self.due = None;
             return;
         }
-        // A reading that fails is tried again when the next is due.
+        // A reading that failed is repeated when the next is due.
         let _ = self.inner.compare(&mut lock(self.requests), &mut snapshot, wanted.as_ref());
         let end = Instant::now();
         self.earliest = end + (end - now) * IDLE;

@@ -138,15 +138,15 @@ impl Snapshot {
     }
 }
 
-/// The handshake is over, as far as SUB_ESTABLISHED tells it, and the end has not come.
+/// The handshake is over, as far as SUB_ESTABLISHED reports it, and the subflow is not closed.
 pub fn is_connected(entry: &Entry) -> bool {
     let not_yet_or_no_more = [tcp_state::SYN_SENT, tcp_state::SYN_RECV, tcp_state::CLOSE];
     !not_yet_or_no_more.contains(&entry.state) && !entry.is_orphan()
 }
 
 impl ConnectionState {
-    /// `None` for a connection of which nobody is told: its owner has closed it, which it may outlive for its last
-    /// segments, or it fell back to TCP.
+    /// `None` for a connection that is not reported: its owner has closed it and it lives on for its last segments, or it
+    /// fell back to TCP.
     fn of(entry: Entry, mut subflows: Vec<Entry>) -> Option<ConnectionState> {
         let fell_back = |entry: &Entry| entry.subflow.is_some_and(|subflow| subflow.fell_back());
         if entry.is_orphan() || entry.state == tcp_state::CLOSE || subflows.iter().any(fell_back) {
@@ -165,7 +165,7 @@ impl ConnectionState {
         self.subflows.iter().find(|entry| entry.cookie == cookie)
     }
 
-    /// Absent if the initial subflow, which tells it, is gone.
+    /// Absent if the initial subflow, which shows it, is gone.
     fn server_side(&self) -> Option<bool> {
         Some(!self.initial()?.subflow?.opened_here())
     }
@@ -213,7 +213,7 @@ impl ConnectionState {
             match self.subflow(entry.cookie) {
                 None if is_initial(entry) => {}
                 None => events.push(of_subflow(Kind::SubEstablished, token, entry, time_ns)),
-                // The kernel's event tells of the peer's choice only.
+                // The kernel's event has the peer's choice only.
                 Some(before) if peer_backup(before) != peer_backup(entry) => {
                     let backup = peer_backup(entry);
                     events.push(Event { backup, ..of_subflow(Kind::SubPriority, token, entry, time_ns) });
@@ -330,7 +330,7 @@ mod tests {
         }
         assert!(ConnectionState::of(Entry { state: tcp_state::CLOSE, ..socket(9) }, initial).is_none());
         assert!(ConnectionState::of(socket(9), vec![entry(1, 1, Some(FALLEN_BACK))]).is_none());
-        // Before the SYN-ACK nobody knows.
+        // Before the SYN/ACK it is not known.
         let connecting = Entry { state: tcp_state::SYN_SENT, ..entry(1, 1, Some(CONNECTING)) };
         assert!(ConnectionState::of(socket(9), vec![connecting]).is_some());
     }
@@ -495,8 +495,8 @@ mod tests {
         );
     }
 
-    /// What one who keeps account of events believes of a connection: whether it is fully established, and its
-    /// subflows by their ends.
+    /// A connection as a subscriber that follows the events knows it: whether it is fully established, and its subflows
+    /// by their ends.
     type Account = (bool, BTreeSet<(SocketAddr, SocketAddr)>);
 
     fn account(events: impl IntoIterator<Item = Event>) -> BTreeMap<u32, Account> {
@@ -526,7 +526,7 @@ mod tests {
         all
     }
 
-    /// Whoever joins late and whoever was told of every change believe the same.
+    /// A late subscriber and one that received every change know the same.
     #[test]
     fn changes_lead_from_each_snapshot_to_each_later_one() {
         let initial = entry(1, 1, Some(INITIAL));
@@ -547,7 +547,7 @@ mod tests {
             Some(connection(10, [full, second])),
         ];
         let read = |known: &Option<ConnectionState>| snapshot(0, known.clone().map(|known| (TOKEN, known)));
-        // Of a connection that goes on no subflow comes back, and it stays established.
+        // In a connection that continues no subflow comes back, and it stays established.
         let possible =
             |before: &Option<ConnectionState>, after: &Option<ConnectionState>| match (before, after) {
                 (Some(before), Some(after)) if before.entry.cookie == after.entry.cookie => {

@@ -1,6 +1,6 @@
-//! The queue of events between the thread that reads them and one who takes them.
+//! The queue of events between the thread that reads them and a subscriber.
 //!
-//! It is bounded: one who does not take its events loses them, and finds the loss in their place.
+//! It is bounded: a subscriber that does not take its events loses them, and finds the loss in their place.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
@@ -11,11 +11,11 @@ use crate::events::snapshot::Snapshot;
 use crate::sys::lock::lock;
 use crate::sys::{self, wait::EventFd};
 
-/// So many events wait for one subscriber at most; one more, and all of them are lost to it.
+/// How many events may wait for one subscriber; with one more, all of them are lost to it.
 pub const CAPACITY: usize = 16_384;
 
-/// Events that were lost, to one subscriber or, where the kernel dropped them, to all. What there is was then read back
-/// from the sockets, once for all that lost the same.
+/// Events that were lost, to one subscriber or, where the kernel dropped them, to all. The current state is then read back
+/// from the sockets, once for all subscribers with the same loss.
 #[derive(Debug, Default)]
 pub struct Loss {
     pub snapshot: OnceLock<Snapshot>,
@@ -34,7 +34,7 @@ pub enum Filter {
     Token(u32),
     /// Of all connections and listeners.
     Connections,
-    /// And of links and addresses.
+    /// The same, and of links and addresses.
     Namespace,
 }
 
@@ -53,7 +53,7 @@ struct Queue {
     /// What was read back after a loss. It comes before the rest, and its length is the kernel's.
     read_back: VecDeque<Event>,
     items: VecDeque<Item>,
-    /// Nothing comes any more.
+    /// No more will come.
     over: bool,
 }
 
@@ -69,7 +69,7 @@ pub struct Subscription {
     pub filter: Filter,
     queue: Mutex<Queue>,
     ready: Condvar,
-    /// Readable while there is something to take, and when all is over. Absent for one who waits by `next` alone.
+    /// Readable while there is something to take, and at the end. Absent for a subscriber that waits by `next` alone.
     descriptor: Option<EventFd>,
 }
 
@@ -82,7 +82,7 @@ impl Subscription {
         self.descriptor.as_ref()
     }
 
-    /// The next event, waiting for it until `deadline`. A loss is an event of the kind Overrun.
+    /// The next event, waited for until `deadline`. A loss is an event of the kind Overrun.
     pub fn next(&self, deadline: Instant) -> Option<Event> {
         let mut queue = lock(&self.queue);
         loop {
@@ -96,7 +96,7 @@ impl Subscription {
         }
     }
 
-    /// The next item, if there is one and it is not all over.
+    /// The next item, if there is one.
     pub fn take(&self) -> Option<Item> {
         self.pop(&mut lock(&self.queue))
     }
@@ -122,7 +122,7 @@ impl Subscription {
         lock(&self.queue).over
     }
 
-    /// Ends it: nothing more is taken, and who waits goes on.
+    /// Ends it: nothing more is taken, and a waiting thread returns.
     pub fn end(&self) {
         let mut queue = lock(&self.queue);
         *queue = Queue { over: true, ..Queue::default() };
@@ -138,7 +138,7 @@ impl Subscription {
         }
     }
 
-    /// Puts a loss back that could not be dealt with.
+    /// Puts back a loss that could not be handled.
     pub fn put_back(&self, loss: Arc<Loss>) {
         let mut queue = lock(&self.queue);
         if !queue.over {
@@ -174,7 +174,7 @@ impl Subscription {
         }
     }
 
-    /// With the queue locked, so that the descriptor is readable just as long as there is something.
+    /// With the queue locked, so that the descriptor is readable exactly while there is something to take.
     fn wake(&self) {
         if let Some(descriptor) = &self.descriptor {
             descriptor.set();

@@ -1,8 +1,8 @@
 //! The address ids of a connection: the one place that chooses them, for subflows and for announced addresses.
 //!
-//! The kernel keeps a list of (address, port) and id a connection, one to one: a pair that is in it works with its
-//! own id only, and a new pair with an id that is not. Kernels from 6.10 tell the list (GET_ADDR); on older ones
-//! what this process used before saves most of the search.
+//! The kernel keeps a list of (address, port) and id for each connection, one to one: a listed pair works with its own
+//! id only, and a new pair with an unlisted id. Kernels since 6.10 report the list (GET_ADDR); on older ones the ids that
+//! this process used before save most of the search.
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -23,7 +23,7 @@ pub type Pair = (IpAddr, u16);
 #[derive(Debug, Default)]
 pub struct AddressIds {
     by_pair: HashMap<Pair, u8>,
-    /// Those of live subflows, by the kernel's subflow id: neither ever changes.
+    /// Those of live subflows, by the kernel's subflow id, neither of which ever changes.
     pub by_subflow: HashMap<u32, u8>,
     /// The one that we used last.
     last: u8,
@@ -35,9 +35,9 @@ pub struct AddressIds {
 #[derive(Debug)]
 pub struct Announced {
     pub address: pm::Address,
-    /// Listens there, where nobody else did.
+    /// Listens there, if no other socket did.
     pub _listener: Option<Arc<Listener>>,
-    /// The peer's subflows are accepted only while somebody is subscribed.
+    /// The kernel accepts the peer's subflows only while a process is subscribed.
     pub _reader: Arc<Reader>,
 }
 
@@ -57,8 +57,8 @@ impl AddressIds {
     /// Gives `command` address ids for a pair until the kernel takes one, and returns that. `live` are the addresses
     /// and ids of the live subflows.
     ///
-    /// Usually EINVAL is an id in use, but the kernel says it to nearly everything: `explain` returns the error, if it
-    /// is another, and is asked once. `refused` makes the error of any other failure.
+    /// Usually EINVAL means an id in use, but the kernel answers nearly every mistake with it: `explain` returns the error
+    /// if it is another one, and is called once. `refused` makes the error of any other failure.
     pub fn choose(
         &mut self,
         (socket, token): (&PmSocket, u32),
@@ -93,7 +93,7 @@ impl AddressIds {
                     Err(failure) => return Err(refused(&failure)),
                 }
             }
-            // All ids are taken, by pairs whose subflows failed or were lost, which the kernel keeps.
+            // All ids are taken: the kernel keeps those of pairs whose subflows failed or were lost.
             if round == 1 {
                 self.reclaim((socket, token), &listed, live);
             }
@@ -103,7 +103,7 @@ impl AddressIds {
     }
 
     /// The id to try before the kernel's list is read: the pair's own, else the next that no live subflow has.
-    /// Nearly always right, and where it is not the kernel refuses it.
+    /// It is nearly always right, and otherwise the kernel refuses it.
     fn guess(&self, pair: Pair, live: &[(IpAddr, u8)]) -> Option<u8> {
         let own = self.by_pair.get(&pair).copied();
         let own = own.filter(|id| live.iter().all(|(ip, live)| live != id || *ip == pair.0));
@@ -156,7 +156,7 @@ fn candidates(pair: Pair, listed: &[pm::Address], ids: &AddressIds, live: &[(IpA
     if !listed.is_empty() {
         return free.collect();
     }
-    // An empty list may be a kernel that does not tell. The pair may then have any id, first of all that of a
+    // An empty list may mean a kernel that does not report it. The pair may then have any id, first of all that of a
     // subflow from the same address, so all are tried.
     let mut order: Vec<u8> = announced.into_iter().chain(ids.by_pair.get(&pair).copied()).collect();
     if pair.1 == 0 {

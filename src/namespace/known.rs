@@ -10,11 +10,11 @@ use crate::namespace::sub_ids::SubIds;
 use crate::netlink::diag::{Entry, Tuple};
 use crate::sys::lock::lock;
 
-/// What this process knows of one connection beyond what the kernel tells.
+/// What this process knows of one connection beyond what the kernel reports.
 #[derive(Debug)]
 pub struct Known {
     pub token: u32,
-    /// Since when it has been there, by what this process knows.
+    /// When it was created at the latest, as far as this process knows.
     since: Mutex<Instant>,
     /// Held while a subflow is created, and while its place in the list is found.
     pub opening: Mutex<AddressIds>,
@@ -44,7 +44,7 @@ impl Known {
         }
     }
 
-    /// It is at least as old, by what the kernel tells now.
+    /// Raises its least age to what the kernel reports now.
     pub fn is_as_old_as(&self, age: Duration) {
         let mut since = lock(&self.since);
         if let Some(earlier) = Instant::now().checked_sub(age) {
@@ -52,7 +52,7 @@ impl Known {
         }
     }
 
-    /// How old it is at least: by what the kernel told, and since this process knows it.
+    /// Its least age: what the kernel reported, or the time since this process has known it.
     pub fn age(&self) -> Duration {
         lock(&self.since).elapsed()
     }

@@ -1,7 +1,7 @@
 //! One network namespace: the netlink sockets that this process keeps in it, and its path manager.
 //!
-//! A socket belongs to the namespace that it was made in, whatever namespace its user is in, and so must the
-//! netlink sockets that serve it. They are made once a namespace and live as long as somebody uses them.
+//! A socket belongs to the namespace that it was created in, whatever namespace its user is in, and so must the netlink
+//! sockets that serve it. They are created once for each namespace and live as long as they are in use.
 
 pub mod address_ids;
 pub mod known;
@@ -50,7 +50,7 @@ pub struct Namespace {
     pub cookie: u64,
     process: u32,
     pub diag: Mutex<Channel>,
-    /// For what waits for a connection's lock, which nobody else shall wait for.
+    /// For requests that wait for a connection's lock, so that no other request waits with them.
     pub diag_of_connections: Pool,
     pub pm: PmSocket,
     pub route: Mutex<Channel>,
@@ -72,7 +72,7 @@ type Registry = Option<HashMap<u64, Weak<Namespace>>>;
 static REGISTRY: Mutex<Registry> = Mutex::new(None);
 
 thread_local! {
-    /// Held over a fork, so that the child does not find the registry locked by a thread that it lacks.
+    /// Held during a fork, so that the child does not find the registry locked by a thread that it does not have.
     static FORKING: RefCell<Option<MutexGuard<'static, Registry>>> = const { RefCell::new(None) };
 }
 
@@ -97,7 +97,7 @@ fn cookie_of(fd: RawFd) -> io::Result<u64> {
     Ok(u64::from_ne_bytes(bytes))
 }
 
-/// socket() asks for no privilege for these: what denies them is a sandbox.
+/// socket() needs no privilege for these: if they are denied, a sandbox does it.
 fn no_netlink(error: &io::Error) -> Error {
     match error.raw_os_error() {
         Some(errno @ (libc::EPERM | libc::EACCES | libc::EAFNOSUPPORT | libc::EPROTONOSUPPORT)) => Error::os(
@@ -149,8 +149,8 @@ impl Namespace {
         }
     }
 
-    /// The namespace that a socket belongs to. Another one than the thread's is entered for a moment by a process
-    /// of its own, which needs CAP_NET_ADMIN and CAP_SYS_ADMIN over it.
+    /// The namespace that a socket belongs to. If it is not the thread's own, a child process enters it for a
+    /// moment, which needs CAP_NET_ADMIN and CAP_SYS_ADMIN over it.
     pub fn of_socket(fd: RawFd) -> Result<Arc<Namespace>> {
         let cookie = match cookie_of(fd) {
             Ok(cookie) => cookie,
@@ -163,7 +163,7 @@ impl Namespace {
         let here = sys::open_here(&WANTED);
         let is_here = match &here[0] {
             Ok(probe) => cookie_of(probe.as_raw_fd()).map_err(no_cookie)? == cookie,
-            Err(_) => true, // whatever stopped us is told by `assemble`
+            Err(_) => true, // `assemble` reports the cause
         };
         if is_here {
             return Namespace::register(cookie, here);
@@ -188,7 +188,7 @@ impl Namespace {
         cookie_of(fd).is_ok_and(|cookie| cookie == self.cookie)
     }
 
-    /// What another thread enters this namespace by; `None` for a calling thread that is inside.
+    /// The file by which another thread enters this namespace; `None` if the calling thread is inside.
     pub fn elsewhere(&self) -> Result<Option<BorrowedFd<'_>>> {
         let [probe] = sys::open_here(&[NETLINK]);
         let here = probe.and_then(|probe| cookie_of(probe.as_raw_fd()));
@@ -204,7 +204,7 @@ impl Namespace {
         let mut registry = lock(&REGISTRY);
         let namespaces = registry.get_or_insert_default();
         namespaces.retain(|_, namespace| namespace.strong_count() > 0);
-        // Another thread may have been faster; its sockets are as good.
+        // Another thread may have been faster; then its sockets are used.
         if let Some(other) = namespaces.get(&cookie).and_then(Weak::upgrade).filter(|other| other.is_ours()) {
             return Ok(other);
         }
@@ -248,7 +248,7 @@ impl Namespace {
         self.process == std::process::id()
     }
 
-    /// The subscription to this namespace's events: one a process, kept while somebody holds it.
+    /// The subscription to this namespace's events: one for each process, kept while it is held.
     pub fn reader(&self) -> Result<Arc<Reader>> {
         let group = self.pm.family()?.event_group;
         let mut reader = lock(&self.reader);
@@ -292,7 +292,7 @@ impl Namespace {
         if let Some(known) = connections.get(&token).and_then(Weak::upgrade) {
             return known;
         }
-        // Make room only when the table is about to grow, so that the cost a connection stays constant.
+        // Make room only when the table is about to grow, so that the cost of each connection stays constant.
         if connections.len() == connections.capacity() {
             connections.retain(|_, known| known.strong_count() > 0);
         }

@@ -14,10 +14,10 @@ use crate::sys::credentials::Owner;
 use crate::sys::lock::lock;
 use crate::sys::program::{pending, ENDING};
 
-/// How long to wait for whoever changes the path manager, which takes them microseconds.
+/// How long to wait for another process to change the path manager, which takes microseconds.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Not waiting for a lock for some time once that was in vain, however short-lived those who ask for it are.
+/// After a wait for the lock has failed, callers do not wait for it for some time.
 mod impatience {
     use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -25,7 +25,7 @@ mod impatience {
 
     const NS: u64 = 10_000_000_000;
 
-    /// In which namespace, by cookie. The last one is enough: a process has to do with one, as a rule.
+    /// In which namespace, by cookie. The last one is enough: most processes use only one.
     static WHERE: AtomicU64 = AtomicU64::new(0);
     static END_NS: AtomicU64 = AtomicU64::new(0);
 
@@ -81,10 +81,10 @@ impl Namespace {
         })
     }
 
-    /// Sets it, and returns the one before. Needs CAP_NET_ADMIN in the user namespace that owns this namespace.
+    /// Sets it, and returns the previous one. Needs CAP_NET_ADMIN in the user namespace that owns this namespace.
     pub fn set_path_manager(&self, name: &str) -> Result<String> {
         let _locked = match self.lock() {
-            // Whoever holds the lock for so long changes nothing: those that do hold it for microseconds.
+            // A process that holds the lock this long is not changing the path manager, which takes microseconds.
             Err(error) if matches!(error.errno(), libc::EBUSY | libc::EINTR) => None,
             locked => Some(locked?),
         };
@@ -102,8 +102,8 @@ impl Namespace {
 
     /// Excludes all others that change the path manager through this package, until the guard is dropped.
     ///
-    /// Any process may hold this lock, for ever too: EBUSY after [`PATIENCE`], and at once for some time from then on.
-    /// EINTR where a signal is pending that the caller holds back and that would end it.
+    /// Any process may hold this lock, even for ever: EBUSY after [`PATIENCE`], and at once for some time from then on.
+    /// EINTR where a signal is pending that the caller has blocked and that would end it.
     fn lock(&self) -> Result<Locked<'_>> {
         let failed = |error: &io::Error| Error::call("flock of the network namespace", error);
         let file = self.file.as_ref().as_ref().map_err(failed)?;
@@ -129,7 +129,7 @@ impl Namespace {
             if pending(&ENDING).is_some() {
                 return Err(Error::os(libc::EINTR, "waiting for the lock of the network namespace"));
             }
-            // Nobody tells when it is let go.
+            // Nothing reports when it is released.
             std::thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(5));
         }
@@ -139,7 +139,7 @@ impl Namespace {
     fn latched_socket(&self, name: &str, make: impl FnOnce() -> Result<OwnedFd>) -> Result<OwnedFd> {
         let _locked = match self.lock() {
             Ok(locked) => locked,
-            // As long as others cannot have the lock, either, nobody changes what is right already.
+            // While nobody else can take the lock either, a value that is right already stays.
             Err(error) if error.errno() == libc::EBUSY && self.path_manager()? == name => {
                 let socket = make()?;
                 return if self.path_manager()? == name { Ok(socket) } else { Err(error) };
@@ -165,7 +165,7 @@ impl Drop for Locked<'_> {
     }
 }
 
-/// The error of a lock that somebody does not let go.
+/// The error of a lock that another process does not release.
 fn is_held(file: &File) -> Error {
     let holder = match holder(file) {
         Some(process) => format!("process {process} holds"),
@@ -175,7 +175,7 @@ fn is_held(file: &File) -> Error {
         libc::EBUSY,
         format!(
             "{holder} the lock (flock of the network namespace's file) that processes take to change \
-             net.mptcp.path_manager for a moment, and does not let it go: end that process, or set \
+             net.mptcp.path_manager for a moment, and does not release it: end that process, or set \
              net.mptcp.path_manager itself"
         ),
     )
@@ -186,7 +186,7 @@ fn holder(file: &File) -> Option<u32> {
     let inode = file.metadata().ok()?.ino();
     let locks = std::fs::read_to_string("/proc/locks").ok()?;
     locks.lines().find_map(|line| {
-        // "1: FLOCK ADVISORY WRITE 1234 00:04:4026531833 0 EOF"; who waits for one has an arrow behind the number.
+        // "1: FLOCK ADVISORY WRITE 1234 00:04:4026531833 0 EOF"; a waiting process has an arrow after the number.
         let mut words = line.split_ascii_whitespace().skip(1);
         let is_flock = words.next() == Some("FLOCK");
         let (process, file) = (words.nth(2)?, words.next()?);
@@ -219,7 +219,7 @@ fn write_path_manager(file: &File, name: &str) -> Result<()> {
     };
     let mut result = file.write_at(value.as_bytes(), 0).map(drop);
     if result.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EBADF)) {
-        // It could only be opened for reading: ask the kernel why.
+        // It was opened for reading only: opening it for writing gives the cause.
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         result = File::options()
             .write(true)

@@ -1,5 +1,5 @@
-//! What the kernel has in the calling thread's network namespace, tried one interface at a time: without the sockets of
-//! the others, so that one that is missing does not hide what is there.
+//! Which interfaces the kernel has in the calling thread's network namespace, tried one at a time, so that a missing one
+//! does not hide the others.
 
 use std::os::fd::RawFd;
 
@@ -33,7 +33,7 @@ pub fn path_manager_commands() -> Result<()> {
         Err(failure) if [libc::EPERM, libc::EOPNOTSUPP].contains(&failure.errno) => {
             Err(Error::os(failure.errno, format!("SUBFLOW_DESTROY: {}", failure.describe())))
         }
-        // It names no subflow, and the kernel looks at the privilege before that.
+        // It names no subflow, and the kernel checks the privilege first.
         _ => Ok(()),
     }
 }

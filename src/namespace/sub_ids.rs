@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-/// The ids of one connection: 1 to 255, each a subflow's for its life, and not given again before all others were.
+/// The ids of one connection: 1 to 255, each belongs to a subflow for its life, and is reused only after all others were used.
 #[derive(Debug, Default)]
 pub struct SubIds {
     last: u8,
@@ -25,13 +25,13 @@ impl SubIds {
         ids
     }
 
-    /// The id of a subflow that is gone before it could be listed: nobody's from now on.
+    /// The id of a subflow that was gone before it could be listed: unused from now on.
     pub fn pass(&mut self, live: &[u64]) -> Option<u8> {
         self.free(live)
     }
 
-    /// The next id that no subflow has. What is gone is forgotten only when all ids are taken, so that one which
-    /// a reading missed keeps its own.
+    /// The next id that no subflow has. Subflows that are gone are forgotten only when all ids are taken, so that
+    /// one that a reading missed keeps its id.
     fn free(&mut self, live: &[u64]) -> Option<u8> {
         if self.by_cookie.len() == usize::from(u8::MAX) {
             let live: HashSet<&u64> = live.iter().collect();

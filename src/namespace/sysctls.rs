@@ -1,4 +1,4 @@
-//! The sysctls that what Multipath TCP does depends on, of any network namespace.
+//! The sysctls of a network namespace that Multipath TCP depends on.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::namespace::Namespace;
 use crate::sys::Wanted;
 
-/// Directories of /proc/sys/net: an open one is its namespace's, whoever reads in it.
+/// Directories of /proc/sys/net: an open one belongs to its namespace, whichever process reads in it.
 const PLACES: [Wanted; 2] = [Wanted::File(&[c"/proc/sys/net/mptcp"]), Wanted::File(&[c"/proc/sys/net/ipv4"])];
 
 const IPV4: [&str; 9] = [

@@ -15,7 +15,7 @@ const NLA_F_NESTED: u16 = 1 << 15;
 const NLA_TYPE_MASK: u16 = 0x3fff;
 
 /// A request that the kernel refused, with the sentence of its extended acknowledgement where there is one.
-/// The sentence is for people: it changes between kernels, and nothing may be decided by it.
+/// The sentence is for people: it differs between kernels, so no code may depend on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     pub errno: i32,
@@ -125,7 +125,7 @@ fn first_message(datagram: &[u8]) -> Option<(usize, Message<'_>)> {
     let payload = datagram.get(HEADER..length)?;
     let message = match buffer.message_type() {
         NLMSG_DONE => match bytes::u32(payload, 0).map(|code| code as i32) {
-            // A dump that failed on its way says so in its last message.
+            // A dump that failed half-way has the error in its last message.
             Some(code) if code < 0 => {
                 Message::Failed { sequence, failure: Failure { errno: errno(code), text: None } }
             }
@@ -143,7 +143,7 @@ fn first_message(datagram: &[u8]) -> Option<(usize, Message<'_>)> {
     Some((length, message))
 }
 
-/// The errno in a code of the kernel's, which is its negative; EBADMSG for what is no such code.
+/// The errno in a code from the kernel, which is its negative; EBADMSG for anything else.
 fn errno(code: i32) -> i32 {
     code.checked_neg().filter(|errno| *errno > 0).unwrap_or(libc::EBADMSG)
 }

@@ -17,7 +17,7 @@ pub use crate::netlink::codec::Failure;
 use crate::netlink::codec::{messages, push_request, Message, Prepared, HEADER};
 use crate::sys;
 
-/// Room for one datagram. ENOMEM where there is none: what is this large is the first that memory does not suffice for.
+/// A buffer for one datagram. ENOMEM where there is no memory: an allocation this large is the first to fail.
 pub fn receive_buffer() -> io::Result<Vec<u8>> {
     const SIZE: usize = 64 * 1024;
     let mut buffer = Vec::new();
@@ -42,7 +42,7 @@ impl Channel {
         for option in [libc::NETLINK_CAP_ACK, libc::NETLINK_EXT_ACK] {
             sys::setsockopt_i32(socket.as_raw_fd(), libc::SOL_NETLINK, option, 1)?;
         }
-        // A reply that the kernel could not queue never comes: rather an error than a wait without end.
+        // A reply that the kernel could not queue never comes: an error is better than waiting for ever.
         socket.set_read_timeout(Some(Duration::from_secs(2)))?;
         Ok(Channel { socket, sequence: 0, buffer: receive_buffer()? })
     }
@@ -75,7 +75,7 @@ impl Channel {
                 if index >= payloads.len() {
                     continue; // the late reply to a request that was given up
                 }
-                // A second message for one request is none that we wait for.
+                // A second message for one request is not waited for.
                 missing = missing.saturating_sub(1);
                 match message {
                     Message::Data { payload, .. } => on_reply(index, Ok(payload)),
@@ -87,8 +87,8 @@ impl Channel {
         Ok(())
     }
 
-    /// Sends requests that were made once, in one system call, and takes a reply to each; `on_reply` gets the payload
-    /// or the failure with the request's own sequence number. After an error nothing of it is left in the socket.
+    /// Sends requests that were encoded once, in one system call, and takes a reply to each; `on_reply` gets the payload
+    /// or the failure with the request's own sequence number. After an error no reply is left in the socket.
     pub fn exchange_prepared(
         &mut self,
         requests: &Prepared,
@@ -116,7 +116,7 @@ impl Channel {
         Ok(())
     }
 
-    /// Reads what nobody waits for any more.
+    /// Discards replies that nobody waits for any more.
     fn drain(&mut self) {
         if self.socket.set_nonblocking(true).is_ok() {
             while (&self.socket).read(&mut self.buffer).is_ok() {}

@@ -1,5 +1,5 @@
-//! Channels for requests that may wait for a connection's lock, which its owner may hold for as long as he likes: each is
-//! sent on a channel that nobody else waits for.
+//! Channels for requests that may wait for a connection's lock, which its owner may hold for any length of time: each
+//! is sent on a channel of its own.
 
 use std::fmt;
 use std::io;

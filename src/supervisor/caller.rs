@@ -61,7 +61,7 @@ const SETTABLE: [(i32, i32); 27] = {
 pub struct NamespaceFile(u64, u64);
 
 impl NamespaceFile {
-    /// Of a thread, or of the calling one; `kind` as in /proc/PID/ns. Of another it needs ptrace access to it.
+    /// The namespace of a thread, or of the calling one; `kind` as in /proc/PID/ns. Another thread's needs ptrace access.
     pub fn of(thread: Option<i32>, kind: &str) -> io::Result<NamespaceFile> {
         let thread = thread.map_or("thread-self".to_owned(), |thread| thread.to_string());
         let metadata = fs::metadata(format!("/proc/{thread}/ns/{kind}"))?;
@@ -69,14 +69,14 @@ impl NamespaceFile {
     }
 }
 
-/// The thread behind a notification. What /proc tells by its id is of that thread as long as the call waits, so
-/// whatever is done on the ground of it is done only after [`Caller::check`].
+/// The thread behind a notification. What /proc has under its id belongs to that thread as long as the call
+/// waits, so it is acted on only after [`Caller::check`].
 pub struct Caller<'a> {
     supervisor: &'a Supervisor<'a>,
     id: u64,
     thread: i32,
     process: i32,
-    /// Whom its files, and so its sockets, belong to.
+    /// The owner of its files, and so of its sockets.
     pub owner: Owner,
     /// The effective user.
     uid: u32,
@@ -123,7 +123,7 @@ impl<'a> Caller<'a> {
         }
     }
 
-    /// Whether it is in our own network namespace. Not if that cannot be told.
+    /// Whether it is known to be in our own network namespace.
     pub fn shares_network(&self) -> bool {
         self.shares("net") && self.check().is_ok()
     }
@@ -146,7 +146,7 @@ impl<'a> Caller<'a> {
         Ok(Rights { uid: self.uid, capabilities: self.capabilities, user_namespace: namespace })
     }
 
-    /// What it had if it made a TCP socket, and did this with it. `step` makes system calls only.
+    /// What `step`, which makes system calls only, returns for a TCP socket created with the caller's rights.
     fn tried(
         &self,
         what: &str,
@@ -168,10 +168,10 @@ impl<'a> Caller<'a> {
         tried.map_err(|error| Error::call(&format!("{what} on a TCP socket of the caller's"), &error))
     }
 
-    /// How many descriptors its process has, and how many it may have.
+    /// The number of descriptors of its process, and the limit.
     fn descriptors(&self) -> io::Result<(usize, usize)> {
         let process = self.process;
-        // Linux 6.2 tells their number as the size of the directory.
+        // Since Linux 6.2 their number is the size of the directory.
         let open = match fs::metadata(format!("/proc/{process}/fd"))?.len() {
             0 => fs::read_dir(format!("/proc/{process}/fd"))?.count(),
             size => size as usize,
@@ -216,7 +216,7 @@ impl enhanced_api::Caller for Caller<'_> {
     }
 
     fn write(&self, address: u64, bytes: &[u8]) -> io::Result<()> {
-        // What is held is the caller's for good if the call still waits after it was opened.
+        // The descriptor is certainly the caller's if the call still waits after it was opened.
         let memory = sys::memory::Memory::of_thread(self.thread)?;
         self.check()?;
         memory.write(address, bytes)
@@ -247,7 +247,7 @@ impl enhanced_api::Caller for Caller<'_> {
         let bound = self.tried("bind", address::family(local.ip()), |_| Ok(()), |fd| sys::bind(fd, local));
         match bound {
             Err(error) if matches!(error.errno(), libc::EACCES | libc::EPERM) => Err(error),
-            // Anything else, a port in use above all, is for the subflow to say.
+            // Anything else, such as a port in use, is reported by the subflow.
             _ => Ok(()),
         }
     }
@@ -275,11 +275,11 @@ impl enhanced_api::Caller for Caller<'_> {
                 let SocketOption { level, number } = SO_BINDTOIFINDEX;
                 sys::setsockopt(fd, level, number, &interface.to_ne_bytes())?;
             }
-            // What it has already may be set again, restricted or not.
+            // The present value may be set again, restricted or not.
             congestion.as_ref().map_or(Ok(()), |name| sys::setsockopt(fd, option.level, option.number, name))
         };
         let call = format!("setsockopt({option})");
-        // The answer is the caller's, whatever it is: a value that setsockopt refuses BPF may take.
+        // The result is the caller's, whatever it is: BPF may accept a value that setsockopt refuses.
         self.tried(&call, family, prepare, |fd| sys::setsockopt(fd, option.level, option.number, value))
     }
 }

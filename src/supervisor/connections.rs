@@ -1,5 +1,5 @@
 //! The connections that the program has used an option on. What this process knows of a connection, the ids of its
-//! subflows above all, is kept by whoever holds it, and between two calls nobody else does.
+//! subflows above all, is kept only while something holds it, and between two calls nothing else does.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -9,16 +9,16 @@ use crate::namespace::Namespace;
 use crate::netlink::diag;
 use crate::sys::lock::lock;
 
-/// How many are kept before it is first asked which of them have ended.
+/// How many are kept before the first look at which of them have ended.
 const ROOM: usize = 64;
 
 #[derive(Debug, Default)]
 pub struct Connections(Mutex<Kept<Used>>);
 
-/// What the program uses options on.
+/// A connection that the program uses options on.
 #[derive(Debug)]
 struct Used {
-    /// Held, so that it stays.
+    /// Held so that it is kept.
     _known: Arc<Known>,
     /// The process that opened a subflow of it last, and how many there are at most that were opened here.
     opener: i32,
@@ -64,7 +64,7 @@ impl Connections {
 }
 
 impl Kept<Used> {
-    /// Counts the subflows that were opened here. If they cannot be told the number stays.
+    /// Counts the subflows that were opened here. If they cannot be read, the number stays.
     fn recount(&mut self, namespace: &Namespace) {
         let mut opened: HashMap<u32, usize> = HashMap::new();
         let dumped = diag::dump(&mut lock(&namespace.diag), |entry, _| {
@@ -84,7 +84,7 @@ impl Kept<Used> {
 #[derive(Debug)]
 struct Kept<T> {
     by_token: HashMap<u32, T>,
-    /// How many there may be before it is asked which have ended.
+    /// How many there may be before the next look at which of them have ended.
     room: usize,
 }
 
@@ -95,7 +95,7 @@ impl<T> Default for Kept<T> {
 }
 
 impl<T> Kept<T> {
-    /// `are_live` says of tokens which of them are still a connection's, or nothing if that cannot be told. It is asked
+    /// `are_live` returns which tokens still belong to a connection, or nothing if that cannot be read. It is called
     /// once for as many new connections as there were live ones, so that the cost of a call stays constant.
     fn keep(&mut self, token: u32, value: T, are_live: impl FnOnce(&[u32]) -> Option<Vec<bool>>) {
         if self.by_token.len() >= self.room && !self.by_token.contains_key(&token) {

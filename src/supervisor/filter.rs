@@ -30,7 +30,7 @@ struct Condition {
     values: &'static [i32],
 }
 
-/// A call that the supervisor hears of where all conditions hold.
+/// A call that the supervisor is notified of if all conditions hold.
 struct Rule {
     number: libc::c_long,
     conditions: [Condition; 3],
@@ -98,9 +98,9 @@ pub fn pass_all() -> [libc::sock_filter; 1] {
     [do_return(libc::SECCOMP_RET_ALLOW)]
 }
 
-/// Goes on behind the instruction that follows them where one does not hold.
+/// Skips the instruction that follows them if one does not hold.
 fn conditions(conditions: &[Condition]) -> Vec<libc::sock_filter> {
-    // From the last to the first, since a jump leads forward and counts what it skips.
+    // From the last to the first, because a jump leads forward and counts what it skips.
     let mut program: Vec<libc::sock_filter> = Vec::new();
     for condition in conditions.iter().rev() {
         let mut block = vec![load(argument(condition.argument)), and(condition.mask as u32)];
@@ -147,7 +147,7 @@ mod tests {
         data[0..4].copy_from_slice(&(number as u32).to_ne_bytes());
         data[4..8].copy_from_slice(&arch.to_ne_bytes());
         for (index, value) in arguments.into_iter().enumerate() {
-            // The upper half is whatever the caller's register held.
+            // The upper half of the register is undefined.
             let register = u64::from(value as u32) | 0xdead_beef << 32;
             data[16 + 8 * index..24 + 8 * index].copy_from_slice(&register.to_ne_bytes());
         }

@@ -29,8 +29,8 @@ use crate::sys::program::{self, Child, Signal, SignalReader, Signals, Step, User
 use crate::sys::seccomp::{Listener, Notification, Wait};
 use crate::sys::wait::EventFd;
 
-/// What is passed on to the program. The rest ends the supervisor as any program, or, like the terminal's SIGTTIN, is
-/// sent to the program anyway.
+/// Signals that are passed on to the program. Others end the supervisor like any program or, like the terminal's SIGTTIN,
+/// reach the program anyway.
 pub const SIGNALS: [i32; 9] = [
     libc::SIGHUP,
     libc::SIGINT,
@@ -43,7 +43,7 @@ pub const SIGNALS: [i32; 9] = [
     libc::SIGWINCH,
 ];
 
-/// What all threads of a process that supervises hold back.
+/// The signals that all threads of a supervising process block.
 pub fn held_back() -> Vec<i32> {
     [SIGNALS.as_slice(), &[libc::SIGCHLD]].concat()
 }
@@ -69,7 +69,7 @@ pub struct Settings {
     /// Of options 66 to 72.
     pub layout: Layout,
     pub user: Option<User>,
-    /// Signals that the program starts with held back.
+    /// Signals that are blocked when the program starts.
     pub blocked: Vec<i32>,
 }
 
@@ -79,13 +79,13 @@ pub enum End {
     Exited(i32),
     /// By a signal.
     Killed(i32),
-    /// It did not even start: the errno of execve.
+    /// It was not executed: the errno of execve.
     NotExecuted(i32),
 }
 
-/// What became of a call.
+/// How a call is answered.
 enum Outcome {
-    /// The kernel does it, as without a supervisor.
+    /// The kernel runs it, as without a supervisor.
     Pass,
     Succeed,
     /// An errno.
@@ -109,12 +109,12 @@ struct Supervisor<'a> {
     options: AtomicUsize,
     /// Readable when the threads are to end.
     stop: EventFd,
-    /// Under the userspace path manager joins are accepted only while somebody is subscribed.
+    /// Under the userspace path manager the kernel accepts joins only while a process is subscribed.
     _events: Option<Arc<Reader>>,
 }
 
 /// Runs a program to its end, and serves it and all that it starts until the last of them has ended. All threads of this
-/// process are to hold [`held_back`] back; the calling one does from now on.
+/// process must block [`held_back`]; the calling one does from now on.
 pub fn run(settings: &Settings) -> Result<End> {
     check_proc()?;
     let filter = filter::program().ok_or_else(|| {
@@ -143,7 +143,7 @@ pub fn run(settings: &Settings) -> Result<End> {
     let started = program::start(&settings.arguments, &settings.environment, &filter, user, &blocked)
         .map_err(failed("starting the program"))?;
     let has_session = session.is_some();
-    // Or the program's terminal would never be closed.
+    // Otherwise the program's terminal would never be closed.
     drop(session);
     let (process, listener) = match started {
         Ok(started) => started,
@@ -180,13 +180,13 @@ pub fn run(settings: &Settings) -> Result<End> {
     })
 }
 
-/// Tries what `run` needs of seccomp: puts the calling thread under a filter that lets every call pass. There is no way
-/// back, so this is for a process that ends at once.
+/// Tries the part of seccomp that `run` needs: puts the calling thread under a filter that lets every call pass. This
+/// cannot be undone, so it is for a process that ends at once.
 pub fn probe() -> Result<std::os::fd::OwnedFd> {
     program::install_here(&filter::pass_all()).map_err(|(step, error)| explain(step, &error))
 }
 
-/// Who called is looked up in /proc by the ids that the kernel tells us.
+/// The caller is looked up in /proc by the ids in the notification.
 fn check_proc() -> Result<()> {
     let told = std::fs::read_link("/proc/self");
     if told.is_ok_and(|told| told.as_os_str() == std::process::id().to_string().as_str()) {
@@ -213,7 +213,7 @@ fn choose_path_manager(namespace: &Namespace, wanted: Option<PathManager>) -> Re
             let name = PathManager::Userspace.name();
             // The subscription shows that the privilege to open subflows is there.
             let allowed = match namespace.reader().and_then(|_| attempt(Some(name))) {
-                // Somebody holds the lock that this takes. As long as he does the sockets are TCP.
+                // Another process holds the lock that this takes. While it does, the sockets are TCP.
                 Err(error) if error.errno() == libc::EBUSY => true,
                 Err(error) if error.errno() == libc::EINTR => return Err(error),
                 result => result.is_ok(),
@@ -252,7 +252,7 @@ fn explain(step: Step, error: &io::Error) -> Error {
     }
 }
 
-/// What was started.
+/// The program that was started.
 struct Program<'a> {
     process: i32,
     /// It has a session of its own, where our terminal's keys do not reach it.
@@ -261,7 +261,7 @@ struct Program<'a> {
 }
 
 impl Program<'_> {
-    /// Passes a signal on that was sent to us.
+    /// Passes on a signal that was sent to us.
     fn signal(&self, signal: Signal) {
         let Signal { number, sender } = signal;
         match (self.terminal, number) {
@@ -272,10 +272,10 @@ impl Program<'_> {
         match sender {
             // A program that sends to its process group sends to us too.
             Some(sender) if sender == self.process => {}
-            // The shell goes on with a job that Ctrl-Z has stopped.
+            // The shell continues a job that Ctrl-Z has stopped.
             Some(_) if self.has_session && number == libc::SIGCONT => program::kill(-self.process, number),
             Some(_) => program::kill(self.process, number),
-            // Our terminal. What is not in its session is stopped by SIGSTOP alone: nobody there could go on with it.
+            // Our terminal. A program outside its session is stopped by SIGSTOP only: no shell there could continue it.
             None if self.has_session && number == libc::SIGTSTP => {
                 program::kill(-self.process, libc::SIGSTOP)
             }
@@ -346,8 +346,8 @@ impl Supervisor<'_> {
     fn serve<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>) {
         while let Some(call) = self.next() {
             let Some(call) = call else { continue };
-            // Somebody waits for the next call while this one is served. Where no thread can be had, it waits for those
-            // that there are.
+            // Another thread waits for the next call while this one is served. If none can be created, it waits for
+            // the existing ones.
             if self.waiting.fetch_sub(1, Ordering::Relaxed) == 1 {
                 let _ = self.start_thread(scope);
             }
@@ -366,7 +366,7 @@ impl Supervisor<'_> {
         }
     }
 
-    /// The next call, or nothing if it went; `None` when there will be no more.
+    /// The next call, or nothing if its caller is gone; `None` when there will be no more.
     fn next(&self) -> Option<Option<Notification>> {
         let _turn = lock(&self.turn);
         match self.listener.wait(&self.stop) {
@@ -380,7 +380,7 @@ impl Supervisor<'_> {
         match call.number {
             libc::SYS_socket => socket::serve(self, &caller, call),
             libc::SYS_getsockopt | libc::SYS_setsockopt => {
-                // Those of connections whose locks are not let go must not take all threads that there can be.
+                // Calls that wait for connections' locks must not take all threads.
                 match Counted::one_more(&self.options, MOST) {
                     Some(_counted) => options::serve(self, &caller, call),
                     None => Outcome::Fail(libc::ENOBUFS),
@@ -391,7 +391,7 @@ impl Supervisor<'_> {
     }
 }
 
-/// One of those that are counted, until it is dropped.
+/// One call that is counted until this is dropped.
 struct Counted<'a>(&'a AtomicUsize);
 
 impl<'a> Counted<'a> {

@@ -23,7 +23,7 @@ pub fn serve(supervisor: &Supervisor, caller: &Caller<'_>, call: &Notification) 
     let [fd, _, optname, optval, optlen, _] = call.arguments;
     let Some(named) = Call::of(optname as i32, supervisor.settings.layout) else { return Outcome::Pass };
     let arguments = Arguments { fd: fd as i32, call: named, optval, optlen };
-    // Of what is not ours, no open descriptor at all for one, the kernel tells what is wrong.
+    // For other descriptors, closed ones for example, the kernel gives the error.
     let Ok(descriptor) = caller.descriptor(arguments.fd) else { return Outcome::Pass };
     let fd = descriptor.as_raw_fd();
     if !enhanced_api::serve::is_tcp(fd).unwrap_or(false) || !supervisor.namespace.has_socket(fd) {
@@ -58,20 +58,20 @@ fn get(connection: &ByDescriptor, caller: &Caller<'_>, arguments: &Arguments) ->
     caller.read(arguments.optval, &mut input).map_err(|error| errno(&error))?;
     let Call { name, layout } = arguments.call;
     if name == Name::OpenSubTuple && layout != Layout::Kernel {
-        // The id is to be written when the subflow is there already: what cannot be written is refused before.
+        // The id is written when the subflow exists already, so a buffer that cannot be written is refused before.
         let place = &input[..input.len().min(1)];
         caller.write(arguments.optval, place).map_err(|error| errno(&error))?;
     }
     let reply = enhanced_api::serve_get(connection, caller, arguments.call, &input, length)
         .map_err(|error| error.errno())?;
     match write(caller, arguments, &reply, length) {
-        // Programs of the kernel's interface, which wrote nothing here, may have the tuple in memory that is read-only.
+        // Programs for the kernel's interface, which wrote nothing here, may have the tuple in read-only memory.
         Err(_) if name == Name::OpenSubTuple && layout == Layout::Kernel => Ok(()),
         written => written.map_err(|error| errno(&error)),
     }
 }
 
-/// All of the reply, or nothing.
+/// Writes all of the reply, or nothing.
 fn write(
     caller: &Caller<'_>,
     arguments: &Arguments,

@@ -1,4 +1,4 @@
-//! socket(): a Multipath TCP socket where the program asked for one of TCP.
+//! socket(): creates a Multipath TCP socket where the program asked for a TCP one.
 
 use std::os::fd::AsFd;
 
@@ -8,7 +8,7 @@ use super::{Outcome, Supervisor};
 use crate::namespace::path_manager::create_socket;
 use crate::sys::seccomp::Notification;
 
-/// Whatever stands in the way, the kernel makes the socket that was asked for.
+/// If anything fails, the kernel creates the socket that was asked for.
 pub fn serve(supervisor: &Supervisor, caller: &Caller<'_>, call: &Notification) -> Outcome {
     let [family, kind, ..] = call.arguments.map(|argument| argument as i32);
     let known = SOCK_TYPE_MASK | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;

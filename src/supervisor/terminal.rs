@@ -1,4 +1,4 @@
-//! A terminal of its own for a program that runs as another user. With ours it could type into the shell that started us
+//! A separate terminal for a program that runs as another user. In ours it could type into the shell that started us
 //! (TIOCSTI), read what is typed there, and change its modes.
 //!
 //! What is typed is passed on byte by byte: the keys that send signals do so in the program's terminal. Where standard
@@ -15,10 +15,10 @@ use crate::sys::program::Session;
 use crate::sys::terminal::{self, Modes};
 use crate::sys::wait::{self, EventFd};
 
-/// Bytes passed on at a time. So many typed ones wait for the program at most.
+/// Bytes passed on at a time, and the most typed bytes that wait for the program.
 const ROOM: usize = 4096;
 
-/// How long to wait in the background of our terminal before looking whether we still are. Nothing tells.
+/// How long to wait in the background of our terminal before looking whether we still are. Nothing reports a change.
 const BACKGROUND: Duration = Duration::from_millis(300);
 
 /// Our terminal and the program's.
@@ -31,7 +31,7 @@ pub struct Terminal {
     /// The modes of ours.
     before: Modes,
     wake: EventFd,
-    /// Ours may have other modes by now than we set.
+    /// Ours may have modes by now that we did not set.
     was_stopped: AtomicBool,
     stop: AtomicBool,
 }
@@ -81,7 +81,7 @@ impl Terminal {
         let mut typed: Vec<u8> = Vec::new();
         loop {
             if self.stop.load(Ordering::Relaxed) {
-                // What there is to show by now.
+                // Show what the program has written so far.
                 while self.show() {}
                 return;
             }
@@ -127,7 +127,7 @@ impl Terminal {
         let mut bytes = [0; ROOM];
         match (&self.master).read(&mut bytes) {
             Ok(count @ 1..) => {
-                // Our terminal may be gone. The program need not wait for that.
+                // Our terminal may be gone, which need not keep the program waiting.
                 let _ = (&self.screen).write_all(&bytes[..count]);
                 true
             }
@@ -141,13 +141,13 @@ impl Terminal {
         terminal::copy_size(self.screen.as_fd(), self.master.as_fd());
     }
 
-    /// We go on after a stop, during which a shell has set the modes that it likes.
+    /// To be called when we continue after a stop, during which a shell has set modes of its own.
     pub fn go_on(&self) {
         self.was_stopped.store(true, Ordering::Relaxed);
         self.wake.set();
     }
 
-    /// Ends `relay`, after what the program has shown by now.
+    /// Ends `relay` after it has shown what the program has written so far.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
         self.wake.set();

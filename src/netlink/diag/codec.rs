@@ -10,7 +10,7 @@ use crate::netlink::codec::{attribute, attributes, emit, find};
 /// The bit of idiag_ext that asks for INET_DIAG_INFO.
 pub const INFO: u8 = 1 << (diag::INET_DIAG_INFO - 1);
 
-/// idiag_states: all but those in which a socket is no subflow, or none yet.
+/// idiag_states: all but those in which a socket is not a subflow, or not yet.
 const CONNECTED: u32 = !(1 << tcp_state::TIME_WAIT
     | 1 << tcp_state::CLOSE
     | 1 << tcp_state::LISTEN
@@ -34,7 +34,7 @@ impl Tuple {
     }
 }
 
-/// What inet_diag tells of one socket: a subflow, or a connection itself.
+/// The inet_diag entry of one socket: a subflow, or a connection itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry {
     pub tuple: Tuple,
@@ -50,8 +50,8 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// A subflow that was closed while its connection goes on: it has no owner any more, and waits for the other end's
-    /// last segments. Of a connection that has no owner itself this says nothing.
+    /// A subflow that was closed while its connection continues: it has no owner any more, and waits for the other end's
+    /// last segments. Meaningless for a connection that has no owner itself.
     pub fn is_orphan(&self) -> bool {
         self.inode == 0 && tcp_state::FIN_SENT.contains(&self.state)
     }
@@ -72,7 +72,7 @@ impl Ulp {
         self.flags & (ulp::FLAG_JOIN_LOC | ulp::FLAG_JOIN_REM) == 0
     }
 
-    /// A subflow that joined by our choice.
+    /// A subflow that this side joined.
     pub fn joined_here(&self) -> bool {
         self.flags & ulp::FLAG_JOIN_LOC != 0
     }
@@ -88,12 +88,12 @@ impl Ulp {
         self.initial() && self.flags & met == ulp::FLAG_CONNECTED
     }
 
-    /// Backup by our choice.
+    /// Backup, as set by this side.
     pub fn backup(&self) -> bool {
         self.flags & ulp::FLAG_BKUP_LOC != 0
     }
 
-    /// Backup by the peer's choice.
+    /// Backup, as requested by the peer.
     pub fn peer_backup(&self) -> bool {
         self.flags & ulp::FLAG_BKUP_REM != 0
     }
@@ -161,7 +161,7 @@ pub fn encode_dump_of_all_families() -> [u8; diag::OLD_REQUEST_SIZE] {
 }
 
 /// `struct inet_diag_req_v2` for the connections of the namespace: the one with this token, or, as a dump, all of a
-/// family, which plays no part otherwise.
+/// family, which a look-up by token ignores.
 pub fn encode_mptcp(family: i32, token: u32, extensions: u8) -> Vec<u8> {
     let mut bytes = vec![0; diag::REQUEST_SIZE];
     bytes[0] = family as u8;
@@ -208,7 +208,7 @@ pub fn decode_info(payload: &[u8]) -> &[u8] {
         .unwrap_or_default()
 }
 
-/// An entry and, as bytes, its `tcp_info`, which a socket in TIME_WAIT has none of.
+/// An entry and, as bytes, its `tcp_info`, which is empty for a socket in TIME_WAIT.
 pub fn decode_with_info(payload: &[u8]) -> Option<(Entry, &[u8])> {
     decode(payload).map(|entry| (entry, decode_info(payload)))
 }
@@ -235,13 +235,13 @@ fn decode_ulp(bytes: &[u8]) -> Option<Ulp> {
     Some(Ulp { token: token?, local_id, remote_id, flags })
 }
 
-/// What inet_diag tells of one subflow's socket options, each value as its getsockopt has it.
+/// The socket options of one subflow that inet_diag reports, each value as getsockopt returns it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attributes {
     pub entry: Entry,
     /// `struct tcp_info`, as long as this kernel has it.
     pub tcp_info: Vec<u8>,
-    /// Empty where the congestion control tells nothing of itself.
+    /// Empty where the congestion control reports nothing.
     pub cc_info: Vec<u8>,
     /// Without its NUL.
     pub congestion: Vec<u8>,
@@ -250,7 +250,7 @@ pub struct Attributes {
     pub tclass: Option<u8>,
     /// SK_MEMINFO_*.
     pub meminfo: Vec<u8>,
-    /// Told to those with CAP_NET_ADMIN in the user namespace that owns the network namespace.
+    /// Only reported to processes with CAP_NET_ADMIN in the user namespace that owns the network namespace.
     pub mark: Option<u32>,
 }
 

@@ -41,8 +41,8 @@ pub fn look_up_attributes(
 }
 
 /// Looks subflows up by their exact four-tuples. One that does not exist, or whose tuple belongs to a listener
-/// or to a socket in TIME_WAIT, is `None`. Kernels before 6.15 tell the MPTCP part to CAP_NET_ADMIN only: without,
-/// the entries lack it.
+/// or to a socket in TIME_WAIT, is `None`. Kernels before 6.15 report the MPTCP part only with CAP_NET_ADMIN: without it
+/// the entries lack that part.
 pub fn look_up(channel: &mut Channel, tuples: &[Tuple]) -> Result<Vec<Option<Entry>>, Failure> {
     look_up_all(
         channel,
@@ -144,7 +144,7 @@ pub fn read_info(channel: &mut Channel, token: u32) -> Result<Option<Info>, Fail
     }
 }
 
-/// Every connection of the namespace, without its lock, and without its token, which only the lock would tell. ENOENT
+/// Every connection of the namespace, without its lock, and without its token, which needs the lock. ENOENT
 /// where the kernel has no inet_diag for connections.
 pub fn dump_connections(channel: &mut Channel, mut on_entry: impl FnMut(Entry)) -> Result<(), Failure> {
     for family in [libc::AF_INET, libc::AF_INET6] {
@@ -158,8 +158,8 @@ pub fn dump_connections(channel: &mut Channel, mut on_entry: impl FnMut(Entry)) 
     Ok(())
 }
 
-/// An error where the kernel tells nothing of subflows, lest there seem to be none: before 6.15 it does so without
-/// CAP_NET_ADMIN. It is seen by an established subflow that one of these connections has at its own ends.
+/// An error where the kernel hides subflows, so that none seem to exist: before 6.15 it does without CAP_NET_ADMIN. The
+/// sign is an established subflow between the ends of one of these connections.
 pub fn check_told(channel: &mut Channel, connections: &[Entry]) -> Result<(), Error> {
     let tuples: Vec<Tuple> = connections.iter().map(|connection| connection.tuple).collect();
     let found = look_up(channel, &tuples).map_err(failed)?;
@@ -179,7 +179,7 @@ pub fn check_told(channel: &mut Channel, connections: &[Entry]) -> Result<(), Er
     Ok(())
 }
 
-/// The same where no subflow of any connection was found. Without inet_diag for connections nothing can be said.
+/// The same where no subflow of any connection was found. Cannot be told without inet_diag for connections.
 pub fn check_tells(channel: &mut Channel) -> Result<(), Error> {
     let mut some = Vec::new();
     let listed = dump_connections(channel, |entry| {

@@ -102,30 +102,30 @@ fn with_token(command: u8, token: u32, mut rest: Vec<DefaultNla>) -> Vec<u8> {
     message(command, pm::VERSION, &rest)
 }
 
-/// SUBFLOW_CREATE: sends the SYN of a new subflow. OK says no more than that.
+/// SUBFLOW_CREATE: sends the SYN of a new subflow. Success means no more than that.
 pub fn encode_create(token: u32, local: &Address, remote: &Address) -> Vec<u8> {
     let addresses = vec![local.encode(pm::ATTR_ADDR), remote.encode(pm::ATTR_ADDR_REMOTE)];
     with_token(pm::CMD_SUBFLOW_CREATE, token, addresses)
 }
 
-/// SUBFLOW_DESTROY: closes a subflow, the initial one by a FIN, any other at once. Wants both ports.
+/// SUBFLOW_DESTROY: closes a subflow, the initial one by a FIN, any other at once. Needs both ports.
 pub fn encode_destroy(token: u32, local: &Address, remote: &Address) -> Vec<u8> {
     let addresses = vec![local.encode(pm::ATTR_ADDR), remote.encode(pm::ATTR_ADDR_REMOTE)];
     with_token(pm::CMD_SUBFLOW_DESTROY, token, addresses)
 }
 
-/// SUBFLOW_DESTROY of nothing. The kernel refuses it, after a look at the privilege.
+/// SUBFLOW_DESTROY of nothing. The kernel refuses it after checking the privilege.
 pub fn encode_destroy_nothing() -> Vec<u8> {
     message(pm::CMD_SUBFLOW_DESTROY, pm::VERSION, &[])
 }
 
-/// SET_FLAGS of one subflow: MP_PRIO by the backup flag of `local`. Wants both ports.
+/// SET_FLAGS of one subflow: MP_PRIO by the backup flag of `local`. Needs both ports.
 pub fn encode_set_flags(token: u32, local: &Address, remote: &Address) -> Vec<u8> {
     let addresses = vec![local.encode(pm::ATTR_ADDR), remote.encode(pm::ATTR_ADDR_REMOTE)];
     with_token(pm::CMD_SET_FLAGS, token, addresses)
 }
 
-/// ANNOUNCE: sends ADD_ADDR. Wants an address id and the flag SIGNAL.
+/// ANNOUNCE: sends ADD_ADDR. Needs an address id and the flag SIGNAL.
 pub fn encode_announce(token: u32, address: &Address) -> Vec<u8> {
     with_token(pm::CMD_ANNOUNCE, token, vec![address.encode(pm::ATTR_ADDR)])
 }

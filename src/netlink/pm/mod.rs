@@ -47,20 +47,20 @@ impl PmSocket {
         }
     }
 
-    /// Sends a command; what the kernel refuses is the inner error.
+    /// Sends a command; a refusal by the kernel is the inner error.
     pub fn command(&self, payload: &[u8]) -> Result<std::result::Result<(), Failure>> {
         let family = self.family()?;
         self.with(|channel| channel.command(family.id, payload))
     }
 
-    /// GET_ADDR: a connection's list of local addresses. Empty on kernels that cannot tell (before 6.10); refused, where
-    /// it can, under the in-kernel path manager.
+    /// GET_ADDR: a connection's list of local addresses. Empty on kernels that cannot list them (before 6.10); on others
+    /// refused under the in-kernel path manager.
     pub fn local_addresses(&self, token: u32) -> Result<std::result::Result<Vec<Address>, Failure>> {
         let family = self.family()?;
         let mut listed = Vec::new();
         let dumped = self.with(|channel| {
             channel.dump(family.id, &encode_get_addr(token), |payload| {
-                // The kernel takes an IPv4 address and its IPv4-mapped form for the same.
+                // To the kernel an IPv4 address and its IPv4-mapped form are the same.
                 listed.extend(decode_get_addr(payload).map(|a| Address { ip: a.ip.to_canonical(), ..a }));
             })
         })?;
