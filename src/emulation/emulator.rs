@@ -25,6 +25,9 @@ const MARGIN: u64 = 300_000;
 /// does all that has come to be done, nanoseconds; a few times it may wake up at once, whatever it does.
 const TURN: u64 = 100_000;
 const TURNS_AT_ONCE: u64 = 32;
+/// A turn that keeps the thread busy for more than this part of its time makes the next one longer, up to `LONGEST_TURN`.
+const BUSY_PART: u64 = 4;
+const LONGEST_TURN: u64 = 300_000;
 
 /// The kernel wakes the thread some time after a timer expires, so the timer is set earlier by what that takes nearly
 /// always: at most by this, nanoseconds.
@@ -85,6 +88,7 @@ impl Emulator {
             timer_at: 0,
             turns: Turns::default(),
             turn: 0,
+            began: 0,
             lead: Lead::default(),
             condition: Arc::clone(&condition),
         };
@@ -215,6 +219,8 @@ struct Thread {
     turns: Turns,
     /// When the next turn may begin.
     turn: u64,
+    /// When the thread woke up, or when it had done a round without sleeping.
+    began: u64,
     lead: Lead,
     condition: Arc<Condition>,
 }
@@ -227,9 +233,10 @@ struct Turns {
 }
 
 impl Turns {
-    /// Counts a turn, and returns when it may begin.
-    fn begin(&mut self, now: u64) -> u64 {
-        self.due = self.due.max(now.saturating_sub(TURNS_AT_ONCE * TURN)) + TURN;
+    /// Counts a turn that took so long, and returns when the next one may begin.
+    fn count(&mut self, now: u64, took: u64) -> u64 {
+        let turn = (BUSY_PART * took).clamp(TURN, LONGEST_TURN);
+        self.due = self.due.max(now.saturating_sub(TURNS_AT_ONCE * TURN)) + turn;
         self.due.max(now)
     }
 }
@@ -274,7 +281,9 @@ impl Thread {
             let (received, more) = self.links.receive();
             let (sent, next) = self.links.forward();
             if received || sent {
-                self.turn = self.turns.begin(sys::monotonic_ns());
+                let now = sys::monotonic_ns();
+                self.turn = self.turns.count(now, now - self.began);
+                self.began = now;
             }
             if more || next.is_some_and(|next| next <= sys::monotonic_ns()) {
                 if !self.obey() {
@@ -323,8 +332,9 @@ impl Thread {
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => [false; 4],
                 ready => ready.map_err(failed)?,
             };
+        self.began = sys::monotonic_ns();
         if expired {
-            self.lead.learn(sys::monotonic_ns().saturating_sub(at));
+            self.lead.learn(self.began.saturating_sub(at));
         }
         Ok(if request { Woken::ByRequest } else { Woken::Otherwise })
     }
@@ -360,18 +370,32 @@ mod tests {
         let begin = 1_000_000_000;
         let mut turns = Turns::default();
         for _ in 0..TURNS_AT_ONCE {
-            assert_eq!(turns.begin(begin), begin);
+            assert_eq!(turns.count(begin, 0), begin);
         }
         // From then on one in TURN, whenever it is asked for.
         for turn in 1..10 {
-            assert_eq!(turns.begin(begin + turn), begin + turn * TURN);
+            assert_eq!(turns.count(begin + turn, 0), begin + turn * TURN);
         }
         // A pause gives back what it took.
         let later = begin + 1000 * TURN;
         for _ in 0..TURNS_AT_ONCE {
-            assert_eq!(turns.begin(later), later);
+            assert_eq!(turns.count(later, 0), later);
         }
-        assert!(turns.begin(later) > later);
+        assert!(turns.count(later, 0) > later);
+    }
+
+    #[test]
+    fn a_busy_thread_takes_longer_turns() {
+        let begin = 1_000_000_000;
+        let mut turns = Turns::default();
+        (0..TURNS_AT_ONCE).for_each(|_| drop(turns.count(begin, 0)));
+        let mut next = |took| {
+            let before = turns.due;
+            turns.count(begin, took) - before
+        };
+        assert_eq!(next(TURN / BUSY_PART), TURN);
+        assert_eq!(next(LONGEST_TURN / BUSY_PART - 1), LONGEST_TURN - BUSY_PART);
+        assert_eq!(next(LONGEST_TURN), LONGEST_TURN);
     }
 
     #[test]
@@ -392,7 +416,7 @@ mod tests {
     fn one_turn_in_a_while_never_waits() {
         let mut turns = Turns::default();
         for now in (1..1000).map(|turn| 1_000_000_000 + turn * TURN) {
-            assert_eq!(turns.begin(now), now);
+            assert_eq!(turns.count(now, 0), now);
         }
     }
 }

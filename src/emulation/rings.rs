@@ -94,8 +94,8 @@ impl Rings {
     /// Hands over the frames that are there, in order, at most `most`. Returns how many; fewer than `most` if that was
     /// all.
     pub fn receive(&mut self, most: usize, mut take: impl FnMut(Arrival<'_>)) -> usize {
-        let (monotonic, realtime) = sys::clock::both_ns();
-        self.stamps.check(monotonic, realtime);
+        let (mut now, realtime) = sys::clock::both_ns();
+        self.stamps.check(now, realtime);
         for count in 0..most {
             let mut large = self.large.head();
             let small = self.small.head();
@@ -103,8 +103,13 @@ impl Rings {
                 // A large frame that came before this small one is visible by now.
                 large = self.large.head();
             }
-            let now = sys::monotonic_ns();
-            let arrived = |received: &Received<'_>| self.stamps.arrival(received.stamp_ns, now);
+            let mut arrived = |received: &Received<'_>| {
+                if self.stamps.is_later(received.stamp_ns, now) {
+                    // It came while earlier ones were received.
+                    now = sys::monotonic_ns();
+                }
+                self.stamps.arrival(received.stamp_ns, now)
+            };
             let is_small = match (&small, &large) {
                 (Some(small), Some(large)) => arrived(small) <= arrived(large),
                 (small, _) => small.is_some(),

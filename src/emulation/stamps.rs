@@ -34,6 +34,11 @@ impl Stamps {
         self.earliest = self.checked;
     }
 
+    /// Whether a frame seems to have arrived after `now`.
+    pub fn is_later(&self, stamp: u64, now: u64) -> bool {
+        (stamp as i64).saturating_sub(self.now) > now as i64
+    }
+
     /// Returns when a frame arrived, by CLOCK_MONOTONIC: after the rings were last empty, and not after `now`.
     pub fn arrival(&self, stamp: u64, now: u64) -> u64 {
         let earliest = self.earliest.saturating_sub(GRACE);
