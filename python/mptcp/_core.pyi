@@ -40,6 +40,7 @@ __all__ = [
     "probe_path_manager_commands",
     "probe_path_manager_family",
     "probe_user_notification",
+    "protocol_of",
     "realtime_offset_ns",
     "run_program",
     "set_path_manager",
@@ -936,6 +937,7 @@ class Watcher:
     def close(self) -> None: ...
 
 def create_socket(family: int, type: int, proto: int, path_manager: str | None) -> int: ...
+def protocol_of(fd: int) -> int: ...
 def connections(fd: int | None, token: int | None, pid: int | None, port: int | None) -> list[ByToken]: ...
 def subflows_at(
     asked: list[tuple[ByToken, Any, tuple[Any, ...], tuple[Any, ...]]],

@@ -36,6 +36,11 @@ class Socket(Control, socket.socket):
     Threads can share it, a forked child inherits it, and multiprocessing can send it like a socket.socket. It cannot be
     pickled otherwise, and subinterpreters cannot import this package.
 
+    Arguments that are not given are AF_INET, SOCK_STREAM and IPPROTO_MPTCP. With ``fileno`` they are read from the
+    descriptor, and those that are given overrule it, as with socket.socket. The protocols 0 and IPPROTO_TCP, which
+    programs pass for TCP, make Multipath TCP too. ``proto`` is IPPROTO_TCP for a Multipath TCP socket, because asyncio
+    and other libraries recognize a TCP socket by it; SO_PROTOCOL is 262.
+
     Raises UnsupportedError where the kernel has no Multipath TCP or net.mptcp.enabled is 0, PermissionError where
     ``path_manager`` cannot be set, TypeError and ValueError for what is not a path manager.
     """
@@ -44,30 +49,34 @@ class Socket(Control, socket.socket):
 
     def __init__(
         self,
-        family: int = socket.AF_INET,
-        type: int = socket.SOCK_STREAM,
-        proto: int = IPPROTO_MPTCP,
+        family: int = -1,
+        type: int = -1,
+        proto: int = -1,
         fileno: int | None = None,
         *,
         path_manager: str | None = None,
     ) -> None:
         self._native = _core.Handle(-1)
+        if not isinstance(family, int) and hasattr(family, "fileno"):
+            # Where eventlet has replaced socket.socket, its accept() passes the socket that it accepted.
+            super().__init__(family)
+            self._native.attach(self.fileno())
+            return
         _tell_multiprocessing()
         if path_manager is not None:
             _core.check_path_manager(path_manager)
             if fileno is not None:
                 raise ValueError("path_manager cannot be passed with fileno: it is latched when a socket is created")
         if fileno is not None:
-            # Like socket.socket, this reads from the descriptor what is not given.
-            super().__init__(-1, type if type & socket.SOCK_NONBLOCK else -1, -1, fileno)
+            super().__init__(family, type, _shown_protocol(proto, fileno), fileno)
         else:
             # -1 is what socket.socket itself takes for an argument that is not given.
             family = socket.AF_INET if family == -1 else family
             type = socket.SOCK_STREAM if type == -1 else type
-            proto = IPPROTO_MPTCP if proto == -1 else proto
+            proto = IPPROTO_MPTCP if proto == -1 or is_tcp_stream(family, type, proto) else proto
             fd = _core.create_socket(family, type, proto, path_manager)
             try:
-                super().__init__(family, type, proto, fd)
+                super().__init__(family, type, socket.IPPROTO_TCP if proto == IPPROTO_MPTCP else proto, fd)
             except BaseException:
                 os.close(fd)
                 raise
@@ -84,22 +93,41 @@ class Socket(Control, socket.socket):
 
     def accept(self) -> tuple[Socket, Any]:
         """Accept a connection as socket.socket.accept does, as a Socket. It may have fallen back: see is_mptcp."""
-        fd, address = cast("tuple[int, Any]", self._accept())  # type: ignore[attr-defined]
-        # Not type(self): a subclass may have an __init__ of its own, as one of socket.socket may.
-        accepted = Socket(fileno=fd)
-        # As socket.socket.accept does.
-        if socket.getdefaulttimeout() is None and self.gettimeout():
-            accepted.setblocking(True)
-        return accepted, address
+        # The base class waits in gevent's or eventlet's way where they have replaced socket.socket.
+        accepted, address = super().accept()
+        if isinstance(accepted, Socket):
+            return accepted, address
+        timeout = accepted.gettimeout()
+        fd = accepted.detach()
+        try:
+            # Not type(self): a subclass may have an __init__ of its own, as one of socket.socket may.
+            sock = Socket(self.family, self.type, self.proto, fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        sock.settimeout(timeout)
+        return sock, address
 
-    def listen(self, backlog: int | None = None, /) -> None:
+    def listen(self, *backlog: int) -> None:
         """Listen for connections, as socket.socket.listen does."""
-        if backlog is None:
-            super().listen()
-        else:
-            super().listen(backlog)
+        super().listen(*backlog)
         # The namespace's path manager may have changed after the socket was created.
         self._hold_events(None)
+
+    def close(self) -> None:
+        """Close the descriptor, as socket.socket.close does."""
+        super().close()
+        # Where gevent has replaced socket.socket, close() does not call _real_close().
+        if self.fileno() == -1:
+            self._native.release()
+
+    def __reduce_ex__(self, protocol: Any, /) -> str | tuple[Any, ...]:
+        # A Socket created before the program imported multiprocessing: the reducer is registered for the next time. Any
+        # other pickling raises TypeError, as for a socket.socket.
+        if type(self) is Socket and sys._getframe(1).f_globals.get("__name__") == "multiprocessing.reduction":
+            _tell_multiprocessing()
+            return _reduce_for_process(self)
+        return super().__reduce_ex__(protocol)
 
     def _real_close(self, *args: Any) -> None:
         # First, because another thread's socket may get the number of the descriptor once it is closed.
@@ -144,6 +172,21 @@ class Socket(Control, socket.socket):
         with _none_but_of_a_closed_socket():
             return self._native.path_manager()
         return None
+
+
+def is_tcp_stream(family: int, type: int, proto: int) -> bool:
+    """Whether these arguments of socket.socket, all of them given, ask for a TCP socket, Multipath or not."""
+    return (
+        family in (socket.AF_INET, socket.AF_INET6)
+        and type & ~(socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) == socket.SOCK_STREAM
+        and proto in (0, socket.IPPROTO_TCP, IPPROTO_MPTCP)
+    )
+
+
+def _shown_protocol(proto: int, fileno: int) -> int:
+    """Return the protocol that a socket of this descriptor shows: IPPROTO_TCP for 262, otherwise ``proto`` itself."""
+    given = proto if proto != -1 or not isinstance(fileno, int) else _core.protocol_of(fileno)
+    return socket.IPPROTO_TCP if given == IPPROTO_MPTCP else proto
 
 
 @contextlib.contextmanager
@@ -283,7 +326,10 @@ def _listen(
             sock.bind(address)
         except OSError as error:
             raise OSError(error.errno, f"{error.strerror} (while attempting to bind on address {address!r})") from None
-        sock.listen(backlog)
+        if backlog is None:
+            sock.listen()
+        else:
+            sock.listen(backlog)
         return sock
     except BaseException:
         sock.close()

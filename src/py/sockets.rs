@@ -9,6 +9,7 @@ use super::integer::{int, ranged};
 use crate::abi::ranges;
 use crate::connection::attach;
 use crate::namespace::path_manager;
+use crate::sys;
 
 #[pyfunction]
 #[pyo3(signature = (family, r#type, proto, path_manager))]
@@ -33,4 +34,11 @@ pub fn take_descriptor(py: Python<'_>, pid: &Bound<'_, PyAny>, fd: &Bound<'_, Py
     py.detach(|| attach::take_descriptor(pid, fd))
         .map(IntoRawFd::into_raw_fd)
         .map_err(|error| to_py(py, error))
+}
+
+/// SO_PROTOCOL of a socket; -1 for anything else, which the next use of the descriptor will report.
+#[pyfunction]
+pub fn protocol_of(fd: &Bound<'_, PyAny>) -> i32 {
+    let read = |fd| sys::getsockopt_i32(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL).ok();
+    fd.extract().ok().and_then(read).unwrap_or(-1)
 }

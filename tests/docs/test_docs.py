@@ -89,7 +89,6 @@ def test_every_public_name_has_its_interface_and_privilege() -> None:
         }
         for section in sections()
     }
-    named["mptcp"] -= {"Socket.close"}
     assert named == public_names()
 
 

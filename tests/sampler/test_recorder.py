@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -447,7 +448,7 @@ def test_wrong_choices_are_refused(pair: tuple[mptcp.Socket, mptcp.Socket], tmp_
         mptcp.Recorder(None, path=3)  # type: ignore[arg-type]
     with pytest.raises(FileNotFoundError):
         mptcp.Recorder(pair[0], path=tmp_path / "missing" / "run.arrow")
-    with pytest.raises(mptcp.NotMultipathError), mptcp.Socket(proto=6) as plain:
+    with pytest.raises(mptcp.NotMultipathError), socket.socket() as tcp, mptcp.wrap(tcp) as plain:
         mptcp.Recorder(plain)
     with pytest.raises(OSError, match="not connected"), mptcp.Socket() as idle:
         mptcp.Recorder(idle)

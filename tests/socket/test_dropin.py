@@ -9,6 +9,7 @@ import copy
 import errno
 import http.client
 import http.server
+import inspect
 import io
 import multiprocessing
 import os
@@ -24,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import unittest.mock
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -353,7 +355,74 @@ def test_a_descriptor_that_is_none() -> None:
 
 def test_arguments_that_are_not_given() -> None:
     with mptcp.Socket(-1, -1, -1) as sock:
-        assert (sock.family, sock.type, sock.proto) == (socket.AF_INET, socket.SOCK_STREAM, 262)
+        assert (sock.family, sock.type, sock.proto) == (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+
+
+@pytest.mark.parametrize("proto", [0, socket.IPPROTO_TCP, 262])
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_every_protocol_of_a_tcp_stream(family: int, proto: int) -> None:
+    with mptcp.Socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, proto) as sock:
+        assert (sock.family, sock.type, sock.proto) == (family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL) == 262
+        assert sock.is_mptcp
+        assert sock.gettimeout() == 0
+
+
+def test_what_is_given_with_a_descriptor_overrules_it(pair: Pair) -> None:
+    """As with socket.socket."""
+    for given in ((socket.AF_UNIX,), (-1, socket.SOCK_RAW), (-1, -1, 17), (socket.AF_INET6, socket.SOCK_DGRAM, 0)):
+        seen = []
+        for make in (socket.socket, mptcp.Socket):
+            made = make(*given, fileno=os.dup(pair[0].fileno()))
+            seen.append((made.family, made.type, made.proto))
+            made.close()
+        if given[2:] == ():
+            assert (seen[0][2], seen[1][2]) == (262, socket.IPPROTO_TCP)
+        assert seen[0][:2] == seen[1][:2]
+        assert seen[1][2] in (seen[0][2], socket.IPPROTO_TCP)
+    with mptcp.Socket(proto=262, fileno=os.dup(pair[0].fileno())) as made:
+        assert made.proto == socket.IPPROTO_TCP
+
+
+def test_listening_takes_what_socket_takes() -> None:
+    with mptcp.Socket() as sock:
+        for wrong in ((None,), ("1",), (1, 2)):
+            with pytest.raises(TypeError):
+                sock.listen(*wrong)  # type: ignore[arg-type]
+        sock.listen(-1)
+        sock.listen()
+
+
+def test_attributes_never_raise(connection: Connection) -> None:
+    """So that mock, inspect and debuggers can look at any open Socket."""
+    listener = mptcp.create_server(("127.0.0.1", 0))
+    plain = socket.create_server(("127.0.0.1", 0))
+    fallen_back = mptcp.create_connection(plain.getsockname())
+    aborted = mptcp.create_connection(listener.getsockname())
+    peer, _ = listener.accept()
+    exchange(aborted, peer)
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    peer.close()
+    assert eventually(lambda: aborted.token is None)
+    others = [mptcp.wrap(plain)]
+    for family, kind in (
+        (socket.AF_INET, socket.SOCK_DGRAM),
+        (socket.AF_UNIX, socket.SOCK_STREAM),
+        (socket.AF_NETLINK, socket.SOCK_RAW),
+    ):
+        with socket.socket(family, kind) as other:
+            others.append(mptcp.wrap(other))
+    everything = [connection.sock, mptcp.Socket(), listener, fallen_back, aborted, *others]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(plain)
+        for sock in everything[1:]:
+            stack.enter_context(sock)
+        for sock in everything:
+            assert {"token", "path_manager", "is_mptcp", "proto"} <= dict(inspect.getmembers(sock)).keys()
+            assert all(hasattr(sock, name) for name in dir(sock))
+            unittest.mock.Mock(spec=sock)
+            unittest.mock.create_autospec(sock)
+    unittest.mock.create_autospec(mptcp.Socket)
 
 
 def test_closing(pair: Pair) -> None:
@@ -378,7 +447,7 @@ def test_closing(pair: Pair) -> None:
 def test_how_it_shows_itself(pair: Pair) -> None:
     sock, _ = pair
     assert re.fullmatch(
-        r"<mptcp\.Socket fd=\d+, family=\S+, type=\S+, proto=262, laddr=\('127\.0\.0\.1', \d+\), raddr=.*>", repr(sock)
+        r"<mptcp\.Socket fd=\d+, family=\S+, type=\S+, proto=6, laddr=\('127\.0\.0\.1', \d+\), raddr=.*>", repr(sock)
     )
 
 
@@ -517,6 +586,82 @@ def test_multiprocessing(pair: Pair, method: str) -> None:
     from multiprocessing import resource_sharer
 
     resource_sharer.stop(DEADLINE)
+
+
+def test_multiprocessing_that_is_imported_later() -> None:
+    """By which the Socket goes although nothing has told multiprocessing of it; a subclass does not, as of socket's."""
+    program = """
+import mptcp, pickle, sys
+listener = mptcp.create_server(("127.0.0.1", 0))
+sock = mptcp.create_connection(listener.getsockname())
+class Own(mptcp.Socket):
+    pass
+assert "multiprocessing.reduction" not in sys.modules
+import multiprocessing, multiprocessing.reduction
+ours, theirs = multiprocessing.Pipe()
+ours.send({"nested": [sock]})
+received = theirs.recv()["nested"][0]
+print(type(received), received.token == sock.token)
+for refused in (lambda: pickle.dumps(sock), lambda: ours.send(Own())):
+    try:
+        refused()
+    except TypeError as error:
+        print(error)
+"""
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE)
+    assert result.stdout.splitlines() == [
+        "<class 'mptcp.Socket'> True",
+        "cannot pickle 'Socket' object",
+        "cannot pickle 'Own' object",
+    ], result.stderr
+
+
+@pytest.mark.parametrize(
+    "patch", ["import gevent.monkey; gevent.monkey.patch_all()", "import eventlet; eventlet.monkey_patch()"]
+)
+def test_under_a_monkey_patch(patch: str) -> None:
+    """accept() and recv() wait in the library's way, so that the other side runs meanwhile, in the same thread."""
+    pytest.importorskip(patch.split()[1].split(".")[0].rstrip(";"))
+    program = f"""
+{patch}
+import mptcp, socket, threading
+listener = mptcp.create_server(("127.0.0.1", 0))
+before = threading.Event()
+def serve():
+    before.set()
+    peer, _ = listener.accept()
+    with peer:
+        print(type(peer), peer.is_mptcp, peer.recv(5))
+        peer.sendall(b"answer")
+thread = threading.Thread(target=serve)
+thread.start()
+before.wait()
+with mptcp.create_connection(listener.getsockname(), timeout=20) as sock:
+    sock.sendall(b"hello")
+    print(sock.recv(6), sock.proto, sock.gettimeout() == 20)
+    thread.join()
+listener.close()
+listener = mptcp.create_server(("127.0.0.1", 0))
+listener.settimeout(0.01)
+try:
+    listener.accept()
+except TimeoutError:
+    print("timed out")
+listener.setblocking(False)
+try:
+    listener.accept()
+except BlockingIOError:
+    print("would block")
+"""
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE)
+    assert result.stdout.splitlines() == [
+        "<class 'mptcp.Socket'> True b'hello'",
+        "b'answer' 6 True",
+        "timed out",
+        "would block",
+    ], result.stderr
 
 
 def test_passing_the_descriptor(pair: Pair) -> None:

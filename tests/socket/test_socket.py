@@ -35,7 +35,9 @@ def test_everything_is_a_socket(pair: tuple[mptcp.Socket, mptcp.Socket]) -> None
             assert made.type == socket.SOCK_STREAM
             assert made.family == socket.AF_INET
         assert sock.token == duplicate.token == wrapped.token
-        assert sock.proto == 262
+        for made in (sock, peer, duplicate, wrapped):
+            assert made.proto == socket.IPPROTO_TCP
+            assert made.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL) == 262
 
 
 def test_info_carries_the_kernels_fields(pair: tuple[mptcp.Socket, mptcp.Socket]) -> None:
