@@ -152,6 +152,8 @@ pub fn run(settings: &Settings) -> Result<End> {
         }
         Err((step, error)) => return Err(explain(step, &error)),
     };
+    // Each call that waits for a connection's lock has some. The program has its own limit.
+    program::raise_descriptor_limit();
     let supervisor = Supervisor {
         settings,
         listener,
@@ -376,7 +378,13 @@ impl Supervisor<'_> {
     }
 
     fn serve_one(&self, call: &Notification) -> Outcome {
-        let Ok(caller) = Caller::of(self, call) else { return Outcome::Pass };
+        let caller = match Caller::of(self, call) {
+            Ok(caller) => caller,
+            Err(error) if call.number != libc::SYS_socket && is_short_of_descriptors(&error) => {
+                return Outcome::Fail(libc::ENOBUFS)
+            }
+            Err(_) => return Outcome::Pass,
+        };
         match call.number {
             libc::SYS_socket => socket::serve(self, &caller, call),
             libc::SYS_getsockopt | libc::SYS_setsockopt => {
@@ -389,6 +397,11 @@ impl Supervisor<'_> {
             _ => Outcome::Pass,
         }
     }
+}
+
+/// Whether we, and not the caller, have too many open.
+fn is_short_of_descriptors(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
 /// One call that is counted until this is dropped.

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 
 use super::caller::Caller;
-use super::{Outcome, Supervisor};
+use super::{is_short_of_descriptors, Outcome, Supervisor};
 use crate::connection::by_descriptor::ByDescriptor;
 use crate::connection::Connection;
 use crate::enhanced_api::{self, Call, Caller as _, Layout, Name};
@@ -24,7 +24,11 @@ pub fn serve(supervisor: &Supervisor, caller: &Caller<'_>, call: &Notification) 
     let Some(named) = Call::of(optname as i32, supervisor.settings.layout) else { return Outcome::Pass };
     let arguments = Arguments { fd: fd as i32, call: named, optval, optlen };
     // For other descriptors, closed ones for example, the kernel gives the error.
-    let Ok(descriptor) = caller.descriptor(arguments.fd) else { return Outcome::Pass };
+    let descriptor = match caller.descriptor(arguments.fd) {
+        Ok(descriptor) => descriptor,
+        Err(error) if is_short_of_descriptors(&error) => return Outcome::Fail(libc::ENOBUFS),
+        Err(_) => return Outcome::Pass,
+    };
     let fd = descriptor.as_raw_fd();
     if !enhanced_api::serve::is_tcp(fd).unwrap_or(false) || !supervisor.namespace.has_socket(fd) {
         return Outcome::Pass;

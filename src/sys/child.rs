@@ -5,7 +5,8 @@ use std::io;
 use super::check;
 
 /// Runs `step` in a new process and returns the status that it exits with. The process is a fork, with further `flags`
-/// of clone(). It raises no SIGCHLD, and no wait() of the program sees it.
+/// of clone(). It raises no SIGCHLD, and no wait() of the program sees it. Whoever may send it signals can end it, which is
+/// the error ECHILD, but not stop it.
 ///
 /// `step` makes system calls only: it allocates nothing, and takes no lock that another thread may have held at this
 /// moment.
@@ -32,18 +33,23 @@ pub fn in_a_process(flags: libc::c_int, step: impl FnOnce() -> u8) -> io::Result
     if process < 0 {
         return Err(clone_error);
     }
+    let process = process as i32;
     let mut status = 0;
-    // __WALL finds a child that raises no SIGCHLD.
-    // SAFETY: `status` outlives the call.
-    while let Err(error) = check(unsafe { libc::waitpid(process as i32, &raw mut status, libc::__WALL) }) {
-        if error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
+    loop {
+        // __WALL finds a child that raises no SIGCHLD.
+        // SAFETY: `status` outlives the call.
+        match check(unsafe { libc::waitpid(process, &raw mut status, libc::__WALL | libc::WUNTRACED) }) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+            // Nobody might ever go on with it.
+            // SAFETY: no pointers.
+            Ok(_) if libc::WIFSTOPPED(status) => unsafe {
+                libc::kill(process, libc::SIGKILL);
+            },
+            Ok(_) if libc::WIFEXITED(status) => return Ok(libc::WEXITSTATUS(status) as u8),
+            Ok(_) => return Err(io::Error::from_raw_os_error(libc::ECHILD)),
         }
     }
-    if !libc::WIFEXITED(status) {
-        return Err(io::Error::from_raw_os_error(libc::ECHILD));
-    }
-    Ok(libc::WEXITSTATUS(status) as u8)
 }
 
 #[cfg(test)]
@@ -53,12 +59,14 @@ mod tests {
     #[test]
     fn a_process_exits_with_a_status_and_is_not_left_behind() {
         assert_eq!(in_a_process(0, || 7).unwrap(), 7);
-        let killed = in_a_process(0, || {
-            // SAFETY: no pointers.
-            unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
-            0
-        });
-        assert_eq!(killed.unwrap_err().raw_os_error(), Some(libc::ECHILD));
+        for signal in [libc::SIGKILL, libc::SIGSTOP] {
+            let killed = in_a_process(0, || {
+                // SAFETY: no pointers.
+                unsafe { libc::kill(libc::getpid(), signal) };
+                0
+            });
+            assert_eq!(killed.unwrap_err().raw_os_error(), Some(libc::ECHILD));
+        }
         // SAFETY: no pointers; there must be no child left, of the kind that raises no SIGCHLD either.
         let left = check(unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::__WCLONE | libc::WNOHANG) });
         assert_eq!(left.unwrap_err().raw_os_error(), Some(libc::ECHILD));

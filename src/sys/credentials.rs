@@ -76,6 +76,7 @@ impl Rights {
 
     /// Takes these rights for good.
     fn take(&self) -> io::Result<()> {
+        hide()?;
         // SAFETY: no pointers. By syscall() where the C library would look after threads, of which there is one.
         unsafe {
             if libc::geteuid() != self.uid {
@@ -95,8 +96,16 @@ impl Rights {
             let allowed = data.permitted & allowed;
             *data = Data { effective: allowed, permitted: allowed, inheritable: 0 };
         }
-        check(set(&data) as libc::c_int).map(drop)
+        check(set(&data) as libc::c_int)?;
+        // Other credentials have made it again what the sysctl fs.suid_dumpable says.
+        hide()
     }
+}
+
+/// Keeps those with the same rights from our memory and descriptors, which are a copy of a more privileged process's.
+fn hide() -> io::Result<()> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) }).map(drop)
 }
 
 /// A user and a group that own what is made.
@@ -202,6 +211,12 @@ mod tests {
         };
         assert!(rights(uid, 0).tried(has([0, 0])).is_ok());
         assert!(rights(uid, u64::MAX).tried(has(before.0)).is_ok());
+        // SAFETY: no pointers.
+        let is_hidden = || match unsafe { libc::prctl(libc::PR_GET_DUMPABLE, 0, 0, 0, 0) } {
+            0 => Ok(()),
+            _ => Err(io::Error::from_raw_os_error(libc::EDOM)),
+        };
+        assert!(rights(uid, 0).tried(is_hidden).is_ok());
         let one = ours & ours.wrapping_neg();
         assert!(rights(uid, one).tried(has([one as u32, (one >> 32) as u32])).is_ok());
         assert_eq!(rights(uid, 0).tried(has([1, 1])).unwrap_err().raw_os_error(), Some(libc::EDOM));

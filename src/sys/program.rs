@@ -120,7 +120,10 @@ pub fn start(
     if !matches!(outcome, Ok(Ok(_))) {
         let _ = wait(process, true);
     }
-    Ok(outcome?.map(|listener| (process, Listener::new(listener))))
+    match outcome? {
+        Ok(listener) => Ok(Ok((process, Listener::new(listener)?))),
+        Err(failure) => Ok(Err(failure)),
+    }
 }
 
 /// The listener, once the program runs.
@@ -359,6 +362,20 @@ pub fn wait(process: i32, to_the_end: bool) -> io::Result<Child> {
 pub fn kill(process: i32, signal: i32) {
     // SAFETY: no pointers.
     unsafe { libc::kill(process, signal) };
+}
+
+/// Takes as many descriptors as this process may have: RLIMIT_NOFILE up to its hard limit. What it starts afterwards has
+/// that limit too.
+pub fn raise_descriptor_limit() {
+    let mut limit = MaybeUninit::<libc::rlimit>::uninit();
+    // SAFETY: both calls take a pointer to the structure, which is used only if the kernel has filled it.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, limit.as_mut_ptr()) == 0 {
+            let mut limit = limit.assume_init();
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+        }
+    }
 }
 
 /// Gives a signal its default meaning.

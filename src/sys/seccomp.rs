@@ -1,6 +1,7 @@
 //! seccomp user notification: the listener of a filter, and what it is asked.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use super::check;
@@ -28,19 +29,48 @@ pub enum Wait {
 
 /// The listener of a filter. When its last descriptor is closed, calls that the filter catches fail with ENOSYS.
 #[derive(Debug)]
-pub struct Listener(OwnedFd);
+pub struct Listener {
+    descriptor: OwnedFd,
+    sizes: Sizes,
+}
+
+/// How large the kernel's structures are, which newer kernels may have extended.
+#[derive(Debug, Clone, Copy)]
+struct Sizes {
+    notification: usize,
+    response: usize,
+}
+
+impl Sizes {
+    fn of_the_kernel() -> io::Result<Sizes> {
+        let mut sizes = MaybeUninit::<libc::seccomp_notif_sizes>::uninit();
+        let operation = libc::SECCOMP_GET_NOTIF_SIZES;
+        // SAFETY: the kernel fills the structure, which is read only if it did.
+        let sizes = unsafe {
+            check(libc::syscall(libc::SYS_seccomp, operation, 0, sizes.as_mut_ptr()) as libc::c_int)?;
+            sizes.assume_init()
+        };
+        Ok(Sizes { notification: sizes.seccomp_notif.into(), response: sizes.seccomp_notif_resp.into() })
+    }
+}
+
+/// Zeros with room for a `T` and for so many bytes, aligned as the kernel's structures.
+fn zeros<T>(bytes: usize) -> Vec<u64> {
+    const { assert!(align_of::<T>() <= align_of::<u64>()) };
+    vec![0; bytes.max(size_of::<T>()).div_ceil(size_of::<u64>())]
+}
 
 impl Listener {
-    pub fn new(descriptor: OwnedFd) -> Listener {
-        let listener = Listener(descriptor);
+    pub fn new(descriptor: OwnedFd) -> io::Result<Listener> {
+        let listener = Listener { descriptor, sizes: Sizes::of_the_kernel()? };
         // Linux 6.6: answer and caller change places on one processor. Older kernels say EINVAL, and are slower.
         // SAFETY: the flags are the argument itself.
         unsafe { libc::ioctl(listener.fd(), libc::SECCOMP_IOCTL_NOTIF_SET_FLAGS as _, 1u64) };
-        listener
+        Ok(listener)
     }
 
     fn fd(&self) -> RawFd {
-        self.0.as_raw_fd()
+        self.descriptor.as_raw_fd()
     }
 
     /// Waits for a call, or until `other` is readable.
@@ -72,12 +102,14 @@ impl Listener {
 
     /// Takes the next call, waiting for one. `None` if it has gone: its thread was killed.
     pub fn receive(&self) -> io::Result<Option<Notification>> {
-        // SAFETY: plain data for which all zeros are valid, and the kernel wants zeros.
-        let mut received: libc::seccomp_notif = unsafe { std::mem::zeroed() };
-        // SAFETY: the kernel writes one such structure, whose size is part of the request's number.
-        let result =
-            unsafe { libc::ioctl(self.fd(), libc::SECCOMP_IOCTL_NOTIF_RECV as _, &raw mut received) };
-        match check(result) {
+        let mut room = zeros::<libc::seccomp_notif>(self.sizes.notification);
+        // SAFETY: the kernel writes one such structure, of the size that it told, into zeros, as it wants. Any bytes are
+        // valid for what is read.
+        let (result, received) = unsafe {
+            let result = libc::ioctl(self.fd(), libc::SECCOMP_IOCTL_NOTIF_RECV as _, room.as_mut_ptr());
+            (check(result), room.as_ptr().cast::<libc::seccomp_notif>().read())
+        };
+        match result {
             Ok(_) => Ok(Some(Notification {
                 id: received.id,
                 thread: received.pid as i32,
@@ -107,9 +139,13 @@ impl Listener {
 
     fn send(&self, id: u64, error: i32, flags: u32) {
         let response = libc::seccomp_notif_resp { id, val: 0, error, flags };
+        let mut room = zeros::<libc::seccomp_notif_resp>(self.sizes.response);
         // It fails only if the caller has been killed, and then nobody waits for the answer.
-        // SAFETY: the kernel reads one such structure.
-        unsafe { libc::ioctl(self.fd(), libc::SECCOMP_IOCTL_NOTIF_SEND as _, &raw const response) };
+        // SAFETY: there is room for the structure, and the kernel reads one of the size that it told.
+        unsafe {
+            room.as_mut_ptr().cast::<libc::seccomp_notif_resp>().write(response);
+            libc::ioctl(self.fd(), libc::SECCOMP_IOCTL_NOTIF_SEND as _, room.as_ptr());
+        }
     }
 
     /// The call returns a new descriptor of the caller's, a duplicate of `descriptor`. Fails, the call still waiting,
@@ -125,5 +161,19 @@ impl Listener {
         // SAFETY: the kernel reads one such structure.
         check(unsafe { libc::ioctl(self.fd(), libc::SECCOMP_IOCTL_NOTIF_ADDFD as _, &raw const request) })
             .map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_s_structures_are_ours_or_longer() {
+        let sizes = Sizes::of_the_kernel().unwrap();
+        assert!(sizes.notification >= size_of::<libc::seccomp_notif>(), "{sizes:?}");
+        assert!(sizes.response >= size_of::<libc::seccomp_notif_resp>(), "{sizes:?}");
+        assert_eq!(zeros::<libc::seccomp_notif_resp>(0), [0; 3]);
+        assert_eq!(zeros::<libc::seccomp_notif>(81).len(), 11);
     }
 }

@@ -15,15 +15,14 @@ import socket
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import mptcp
 import mptcp.lab
 import pytest
 from mptcp import enhanced_api
-from mptcp.lab import Host, Link
+from programs import PRELUDE, SET, Echo, Paths, Program, ask, needs_bpf
 from support import (
     NO_CAPABILITIES,
     PATIENCE,
@@ -45,125 +44,7 @@ PROGRAMS = Path(__file__).parents[1] / "enhanced_api"
 
 needs_root = pytest.mark.skipif(not ROOT, reason="needs root")
 
-Paths = tuple[Host, Host, tuple[Link, Link]]
 Build = Callable[[Path], list[str]]
-
-#: What a program in Python needs to make the calls, which its socket module cannot: they read the buffer.
-PRELUDE = r"""
-import ctypes, os, socket, struct, sys, threading
-libc = ctypes.CDLL(None, use_errno=True)
-def call(function, fd, option, buffer, length):
-    result = function(fd, socket.IPPROTO_TCP, option, buffer, length)
-    return ctypes.get_errno() if result < 0 else 0
-def get(fd, option, data, length=None):
-    "The error, and what getsockopt left in a buffer that held these bytes."
-    buffer = ctypes.create_string_buffer(bytes(data), len(data))
-    size = ctypes.c_uint32(len(data) if length is None else length)
-    error = call(libc.getsockopt, fd, option, buffer, ctypes.byref(size))
-    return error, buffer.raw[:min(size.value, len(data))]
-def ids(fd):
-    error, reply = get(fd, 66, bytes(512))
-    assert error == 0, error
-    return list(reply[2::2])
-def end(host, port):
-    return struct.pack("=HHL8x", socket.AF_INET, socket.htons(port), *struct.unpack("=L", socket.inet_aton(host)))
-def open_subflow(fd, local, local_port, remote, remote_port):
-    return get(fd, 69, b"\0" + end(local, local_port) + end(remote, remote_port))[0]
-def connect(host, port):
-    sock = socket.create_connection((host, int(port)), 30)
-    sock.settimeout(None)
-    sock.sendall(b"x")
-    sock.recv(1)
-    return sock
-"""
-
-
-class Echo:
-    """A server that sends back the first byte of each connection and keeps it."""
-
-    def __init__(self, host: Host) -> None:
-        self.listener = host.create_server(("", PORT))
-        self.peers: list[mptcp.Socket] = []
-        self._thread = threading.Thread(target=self._serve)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                peer, _ = self.listener.accept()
-            except OSError:
-                return
-            self.peers.append(peer)
-            peer.sendall(peer.recv(1))
-
-    def close(self) -> None:
-        # This wakes accept().
-        with contextlib.suppress(OSError):
-            self.listener.shutdown(2)
-        self._thread.join()
-        for sock in (self.listener, *self.peers):
-            sock.close()
-
-
-@pytest.fixture
-def echo(mptcp_two_paths: Paths) -> Iterator[Echo]:
-    server = Echo(mptcp_two_paths[1])
-    yield server
-    server.close()
-
-
-class Program:
-    """A program under mptcp run in the client's host, that waits for a line between its stages."""
-
-    def __init__(
-        self, paths: Paths, *command: str, options: tuple[str, ...] = (), prefix: tuple[str, ...] = ()
-    ) -> None:
-        self.process: subprocess.Popen[str] = paths[0].popen(
-            [*prefix, *RUN, *options, *command],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def until(self, stage: str) -> list[str]:
-        """The lines up to ``-- stage``."""
-        lines = []
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line == f"-- {stage}\n":
-                return lines
-            lines.append(line.rstrip("\n"))
-        assert self.process.stderr is not None
-        raise AssertionError(f"{lines} {self.process.stderr.read()}")
-
-    def go_on(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-
-    def finish(self) -> str:
-        """Wait for its end; what it said."""
-        output, errors = self.process.communicate(timeout=60 * PATIENCE)
-        assert self.process.returncode == 0, errors
-        assert errors == ""
-        return output
-
-    def __enter__(self) -> Program:
-        return self
-
-    def __exit__(self, *unused: object) -> None:
-        self.process.kill()
-        self.process.communicate()
-
-
-def ask(paths: Paths, program: str, *arguments: str, **options: Any) -> list[str]:
-    """Run a program in Python with a connection ``sock`` of its own; the lines that it prints."""
-    server = paths[2][0].address(paths[1])
-    start = f"{PRELUDE}\nsock = connect({server!r}, {PORT})\nfd = sock.fileno()\n"
-    with Program(paths, PYTHON, "-c", start + program, *arguments, **options) as running:
-        return running.finish().splitlines()
-
 
 # Programs of 2016.
 
@@ -630,29 +511,6 @@ print(len(ids(fd)))
 
 # What a program may not do on a socket of its own it may not do on a subflow.
 
-#: Sets an option on one subflow, and on a new TCP socket; the errors' names, or "set".
-SET = r"""
-import errno
-def name(error):
-    return errno.errorcode.get(error, "set")
-def on_subflow(level, option, value, id=1):
-    data = ctypes.create_string_buffer(value, len(value))
-    request = struct.pack("=BxxxiixxxxQIxxxx", id, level, option, ctypes.addressof(data), len(value))
-    return name(call(libc.setsockopt, fd, 72, request, len(request)))
-def on_socket(level, option, value, device=None):
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, 6) as own:
-        if device:
-            own.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device)
-        try:
-            own.setsockopt(level, option, value)
-        except OSError as error:
-            return name(error.errno)
-    return "set"
-INT = lambda value: struct.pack("i", value)
-"""
-
-needs_bpf = pytest.mark.skipif(not has_bpf(), reason="needs CAP_BPF and CAP_PERFMON in the initial user namespace")
-
 
 @needs_bpf
 @needs_python
@@ -912,14 +770,19 @@ print(open(one, other), open(without(one), without(other)), len(ids(fd)))
 @needs_root
 @needs_python
 def test_connections_whose_locks_are_held_hold_up_no_other(mptcp_two_paths: Paths, echo: Echo) -> None:
-    """A sender that waits for a page of its buffer has the connection's lock, for as long as its owner likes."""
+    """A sender that waits for a page of its buffer has the connection's lock, for as long as its owner likes.
+    The calls that wait take descriptors, of which the supervisor has more than its own limit at the start.
+    """
     if not has_userfaultfd():
         pytest.skip("needs userfaultfd for system calls")
     client, server, links = mptcp_two_paths
     local, remote = links[1].address(client), links[1].address(server)
     program = rf"""
 {STUCK_MEMORY}
-import time
+import resource, time
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 stuck, threads = [], []
 def start(call):
     threads.append(threading.Thread(target=call))
@@ -952,4 +815,5 @@ for thread in threads:
     thread.join()
 print(len(ids(fd)))
 """
-    assert ask(mptcp_two_paths, program) == ["262 1", "0 2", "True True", "2"]
+    few = ("sh", "-c", 'ulimit -S -n 32; exec "$@"', "sh")
+    assert ask(mptcp_two_paths, program, prefix=few) == ["32", "262 1", "0 2", "True True", "2"]

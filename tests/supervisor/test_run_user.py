@@ -233,11 +233,10 @@ def test_the_terminal_s_size_follows(shell: Shell, tmp_path: Path) -> None:
         tmp_path,
         r"""
 import os, signal
-def say(*words):
-    # Not print(), which must not be interrupted by itself.
-    os.write(1, " ".join(map(str, words)).encode() + b"\n")
-signal.signal(signal.SIGWINCH, lambda *_: say("changed", *os.get_terminal_size(0)))
-say("began", *os.get_terminal_size(0))
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGWINCH])
+print("began", *os.get_terminal_size(0), flush=True)
+signal.sigwait([signal.SIGWINCH])
+print("changed", *os.get_terminal_size(0), flush=True)
 while input() != "end":
     pass
 """,
