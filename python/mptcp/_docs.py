@@ -1,4 +1,4 @@
-"""Docstrings for what has no place for one: the fields of named tuples, the members of enumerations."""
+"""Docstrings for what cannot have one in its source: the fields of named tuples, the members of enumerations."""
 
 from __future__ import annotations
 

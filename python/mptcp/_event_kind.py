@@ -42,8 +42,8 @@ document(
     ESTABLISHED="The connection is fully established, and can have further subflows.",
     CLOSED="""The connection has ended for its owner, who closed it; its last bytes may still be in flight.
 
-    If the peer aborted it (MP_FASTCLOSE), ``error`` is ECONNRESET; by polling that cannot be told. The kernel sends no
-    event then: the connections that somebody follows are looked up by their tokens, every 50 ms. Its subflows end with
+    If the peer aborted it (MP_FASTCLOSE), ``error`` is ECONNRESET; polling cannot detect that. The kernel sends no
+    event then: the connections that are watched are looked up by their tokens every 50 ms. Its subflows end with
     it, without events of their own.""",
     ANNOUNCED="The peer announced the address ``remote`` with the id ``remote_id``, by ADD_ADDR.",
     REMOVED="The peer withdrew the address with the id ``remote_id``, by RM_ADDR.",

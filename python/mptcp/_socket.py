@@ -13,7 +13,7 @@ from typing import Any, TypeAlias, cast
 from . import _core
 from ._control import Control
 
-# What callers of socket.create_connection pass for "not given", http.client for one.
+# What callers of socket.create_connection pass for "not given", http.client for instance.
 _DEFAULT_TIMEOUT: object = socket._GLOBAL_DEFAULT_TIMEOUT  # type: ignore[attr-defined]
 
 IPPROTO_MPTCP = 262

@@ -86,7 +86,7 @@ def test_a_program_whose_name_is_any_bytes(connection: Connection, comm: Path, n
     [found] = client.connections()
     assert (found.pid, found.program) == (os.getpid(), read)
     if not ROOT:
-        pytest.skip("needs root: a command in a host's user namespace may not look at processes outside")
+        pytest.skip("needs root: a command in a host's user namespace cannot read processes outside")
     [reported] = listed(client)
     assert (reported["pid"], reported["program"]) == (os.getpid(), read)
     for command in ("list", "watch"):

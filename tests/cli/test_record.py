@@ -16,7 +16,7 @@ COMMAND = [sys.executable, "-W", "ignore", "-m", "mptcp", "record"]
 
 @pytest.mark.parametrize("suffix", [".npz", ".arrow", ".parquet"])
 def test_a_duration(pair: tuple[mptcp.Socket, mptcp.Socket], tmp_path: Path, suffix: str) -> None:
-    pytest.importorskip("pyarrow", reason="pyarrow is missing")
+    pytest.importorskip("pyarrow", reason="needs pyarrow")
     path = tmp_path / f"run{suffix}"
     options = ["--token", str(pair[0].token), "--duration", "0.2", "--interval", "0.01", "-o", str(path)]
     result = subprocess.run([*COMMAND, *options], capture_output=True, text=True, timeout=60)
@@ -31,7 +31,7 @@ def test_a_duration(pair: tuple[mptcp.Socket, mptcp.Socket], tmp_path: Path, suf
 def test_a_signal_ends_it_cleanly(
     pair: tuple[mptcp.Socket, mptcp.Socket], tmp_path: Path, number: signal.Signals
 ) -> None:
-    pytest.importorskip("pyarrow", reason="pyarrow is missing")
+    pytest.importorskip("pyarrow", reason="needs pyarrow")
     path = tmp_path / "run.arrow"
     port = str(pair[0].getsockname()[1])
     command = [*COMMAND, "--port", port, "-o", str(path)]

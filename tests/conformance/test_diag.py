@@ -94,7 +94,7 @@ def test_the_times_since_data_and_acknowledgements(host: Host, family: int) -> N
     names = ("last_data_sent", "last_data_recv", "last_ack_recv")
     with host.create_server((loopback(family), 10000), family=family) as listener, connected(host, listener) as ends:
         if ends[0].info().last_data_sent is None:
-            pytest.skip("this kernel's struct mptcp_info has no last_data_sent (6.10)")
+            pytest.skip("needs last_data_sent in struct mptcp_info (Linux 6.10)")
 
         def times() -> list[int]:
             return [getattr(info, name) for info in [end.info() for end in ends] for name in names]
@@ -157,4 +157,4 @@ def test_many_listeners(host: Host, family: int) -> None:
 def enough_descriptors() -> None:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < 5 * MANY:
-        pytest.skip(f"RLIMIT_NOFILE is below {5 * MANY}")
+        pytest.skip(f"needs an RLIMIT_NOFILE of {5 * MANY}")

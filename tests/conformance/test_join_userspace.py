@@ -114,12 +114,12 @@ def subscribers_of_the_machine() -> int:
 @contextmanager
 def without_subscribers() -> Iterator[None]:
     if os.geteuid() != 0:
-        pytest.skip("needs root, who sees whether somebody on this machine is subscribed to path manager events")
+        pytest.skip("needs root, to see whether a process on this machine is subscribed to path manager events")
     if subscribers_of_the_machine():
-        pytest.skip("needs a machine on which nobody is subscribed to path manager events")
+        pytest.skip("needs a machine on which no process is subscribed to path manager events")
     yield
     if subscribers_of_the_machine():
-        pytest.skip("needs a machine on which nobody subscribes to path manager events meanwhile")
+        pytest.skip("needs a machine on which no process subscribes to path manager events meanwhile")
 
 
 @contextmanager

@@ -55,7 +55,7 @@ def test_announce_an_ipv6_address_with_a_port_beside_timestamps(mptcp_lab: Lab, 
     """The option has no room: kernels drop it and count that, or leave the timestamps out."""
     network = Network(mptcp_lab, socket.AF_INET6)
     if "AddAddrTxDrop" not in network.client.counters():
-        pytest.skip("this kernel does not count what it drops: no MPTcpExtAddAddrTxDrop")
+        pytest.skip("needs the kernel's counter MPTcpExtAddAddrTxDrop")
     for host in (network.client, network.server):
         host.sysctl("net.ipv4.tcp_timestamps", 1)
     with network.connection(side) as pair:
@@ -184,7 +184,7 @@ def test_priority(pair: Pair) -> None:
     assert [subflow.peer_backup for subflow in pair.there.sock.subflows()] == [True]
 
 
-@pytest.mark.skipif(KERNEL < (6, 2), reason="this kernel tells of no listeners (Linux 6.2)")
+@pytest.mark.skipif(KERNEL < (6, 2), reason="needs events of listeners (Linux 6.2)")
 def test_listener(network: Network, pair: Pair) -> None:
     """One at an announced address, closed while a subflow that came by it lives on."""
     local, remote = second(network, pair)

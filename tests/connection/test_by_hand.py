@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="`ip netns add` needs root")
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for `ip netns add`")
 
 SERVER = """
 import socket, sys
@@ -97,7 +97,7 @@ class Pair:
 @pytest.fixture
 def pair(tmp_path: Path) -> Iterator[Pair]:
     if shutil.which("ip") is None:
-        pytest.skip("iproute2 is not installed")
+        pytest.skip("needs iproute2")
     made = Pair(tmp_path)
     try:
         yield made

@@ -425,7 +425,7 @@ def ptrace_scope() -> int:
 
 def test_attach() -> None:
     if ptrace_scope() > 1:
-        pytest.skip("kernel.yama.ptrace_scope is above 1: no process may attach to its children")
+        pytest.skip("needs kernel.yama.ptrace_scope of 0 or 1: above that no process may attach to its children")
     with owner() as (pid, (fd, token, peer_fd, plain_fd)):
         before = descriptors()
         with mptcp.attach(pid, fd) as sock, mptcp.attach(pid, peer_fd) as peer:
@@ -510,7 +510,7 @@ for ask in (mptcp.connections, lambda: mptcp.connections(token=token)[0].subflow
 def test_what_is_not_told_is_no_empty_list(connection: Connection) -> None:
     """Before 6.15 the kernel tells of subflows to CAP_NET_ADMIN alone."""
     if shutil.which("setpriv") is None:
-        pytest.skip("setpriv (util-linux) is missing")
+        pytest.skip("needs setpriv of util-linux")
     command = [*NO_CAPABILITIES, sys.executable, "-W", "error", "-c", SILENT, str(connection.sock.token)]
     said = connection.client.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
     if KERNEL < (6, 15) and said != ["1"] * 5:
@@ -529,7 +529,7 @@ def test_another_users_process() -> None:
         else:
             command, foreign = ["unshare", "--user"], (1, 0)
             if os.stat("/proc/1").st_uid == os.geteuid():
-                pytest.skip("needs a process of another user: process 1 is our own")
+                pytest.skip("needs a process of another user, but process 1 is our own")
         command += [sys.executable, "-W", "error", "-c", STRANGER, *map(str, (*foreign, token))]
         said = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         if KERNEL < (6, 15) and "untold" in said:

@@ -13,7 +13,7 @@ FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
 if not NOTEBOOKS:
-    pytest.skip("the notebooks are not beside the tests", allow_module_level=True)
+    pytest.skip("needs the notebooks beside the tests", allow_module_level=True)
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)

@@ -521,7 +521,7 @@ def test_it_needs_privileges(prefix: list[str]) -> None:
 def test_an_ordinary_user_has_it_all(prefix: list[str]) -> None:
     """Runs the tests of this file in a user namespace of our own."""
     if ROOT and not prefix:
-        pytest.skip("root has them run already")
+        pytest.skip("needs a user without privileges: root already runs them")
     command = [*prefix, "unshare", "-Urn", sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
     done = subprocess.run([*command, "-k", "not ordinary_user and not privileges"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -174,7 +174,7 @@ def test_nothing_is_reinjected_in_a_plain_transfer(several: bool) -> None:
         infos = [subflow.tcp_info for subflow in sock.subflows()]
         once = sock.info().bytes_sent
         if once is None:
-            pytest.skip("this kernel's struct mptcp_info has no bytes_sent (6.5)")
+            pytest.skip("needs bytes_sent in struct mptcp_info (Linux 6.5)")
         return sum((info.bytes_sent or 0) - (info.bytes_retrans or 0) for info in infos), once
 
     with (
@@ -795,9 +795,9 @@ def test_without_privilege() -> None:
         "round_trip or own_rate",
     ]
     if os.geteuid() != 0:
-        pytest.skip("all of these tests are run by an ordinary user already")
+        pytest.skip("needs root: an ordinary user already runs all of these tests")
     if shutil.which("setpriv") is None:
-        pytest.skip("not installed: setpriv")
+        pytest.skip("needs setpriv of util-linux")
     prefix = ["setpriv", "--bounding-set=-all,+setfcap", "--inh-caps=-all", "--ambient-caps=-all"]
     done = subprocess.run([*prefix, *command], capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stdout

@@ -119,7 +119,7 @@ def test_a_short_buffer_for_the_cookie(pair: Pair) -> None:
     assert caught.value.errno == errno.EINVAL
 
 
-@pytest.mark.skipif(has_bpf(), reason="privileged: nothing is refused")
+@pytest.mark.skipif(has_bpf(), reason="needs a user without CAP_BPF: otherwise nothing is refused")
 def test_without_the_privilege(pair: Pair) -> None:
     """What BPF would do is refused with what is missing and what still works, which does."""
     for attempt in (
@@ -161,7 +161,7 @@ print(json.dumps(told))
 def test_root_without_the_capabilities(pair: Pair) -> None:
     """The same for a process that gave its capabilities away."""
     if shutil.which("setpriv") is None:
-        pytest.skip("setpriv (util-linux) is missing")
+        pytest.skip("needs setpriv of util-linux")
     fd = pair.sock.fileno()
     command = [*NO_CAPABILITIES, sys.executable, "-c", UNPRIVILEGED, str(fd)]
     output = pair.made.client.run(command, pass_fds=[fd], capture_output=True, text=True, check=True).stdout
@@ -332,7 +332,7 @@ def pass_over_both(pair: Pair, size: int = 100_000) -> None:
 @pytest.mark.mptcp_needs("bpf")
 def test_a_mark_counted_by_nftables(mptcp_two_paths: TwoPaths) -> None:
     if shutil.which("nft") is None:
-        pytest.skip("nft (Debian's nftables) is missing")
+        pytest.skip("needs nft of nftables")
     client, _, links = mptcp_two_paths
     names = ("first", "second")
     rules = [
@@ -349,7 +349,7 @@ def test_a_mark_counted_by_nftables(mptcp_two_paths: TwoPaths) -> None:
 
     made = client.run(["nft", table], capture_output=True, text=True)
     if made.returncode:
-        pytest.skip(f"nftables of this kernel: {made.stderr.splitlines()[0]}")
+        pytest.skip(f"needs nftables in the kernel: {made.stderr.splitlines()[0]}")
     with pair_of(mptcp_two_paths) as pair:
         pass_before = counted(client)
         assert pass_before == {"first": 0, "second": 0}
@@ -597,7 +597,7 @@ def test_from_other_network_namespaces(mptcp_two_paths: TwoPaths) -> None:
 def test_among_two_thousand_others(pair: Pair) -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     if before[1] < 5000:
-        pytest.skip("RLIMIT_NOFILE below 5000")
+        pytest.skip("needs an RLIMIT_NOFILE of 5000")
     resource.setrlimit(resource.RLIMIT_NOFILE, (5000, before[1]))
     default = pair.first.getsockopt(TCP, socket.TCP_CONGESTION, 16)
     other = another(default)
@@ -731,7 +731,7 @@ def loaded_programs() -> set[int]:
     """The ids of our programs that the kernel has, of whatever process: each of its programs is asked for its name."""
     number = {"x86_64": 321, "aarch64": 280}.get(os.uname().machine)
     if number is None:
-        pytest.skip("the number of bpf(2) on this machine is not known here")
+        pytest.skip("needs a machine whose number of bpf(2) this test knows")
     libc = ctypes.CDLL(None, use_errno=True)
     get_next, get_descriptor, get_info = 11, 13, 15  # enum bpf_cmd
     ours, current = set(), 0

@@ -463,7 +463,7 @@ def test_a_signal_puts_the_path_manager_back(mptcp_lab: Lab, number: signal.Sign
 
 def test_without_privilege() -> None:
     if os.geteuid() == 0:
-        pytest.skip("root has CAP_NET_ADMIN")
+        pytest.skip("needs a user without CAP_NET_ADMIN")
     with pytest.raises(PermissionError, match="CAP_NET_ADMIN"):
         mptcp.run_policy(Recorded())
 

@@ -39,7 +39,7 @@ class Files(dict[str, bytes]):
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Files:
     """A short recording in every form, by the names of its files."""
-    pytest.importorskip("pyarrow", reason="pyarrow is missing")
+    pytest.importorskip("pyarrow", reason="needs pyarrow")
     folder = tmp_path_factory.mktemp("recorded")
     with (
         mptcp.create_server(("127.0.0.1", 0)) as listener,

@@ -234,13 +234,13 @@ def counters(host: Host) -> dict[str, dict[str, int]]:
 def nft(host: Host, *lines: str) -> None:
     made = host.run(["nft", "\n".join(lines)], capture_output=True, text=True)
     if made.returncode:
-        pytest.skip(f"nftables of this kernel: {made.stderr.splitlines()[0]}")
+        pytest.skip(f"needs nftables in the kernel: {made.stderr.splitlines()[0]}")
 
 
 def test_the_bytes_of_subflows_add_up_with_a_forced_reinjection() -> None:
     """What the subflows carried is what the connection sent and sent again, and nftables counted it on its way."""
     if shutil.which("nft") is None:
-        pytest.skip("nft (Debian's nftables) is missing")
+        pytest.skip("needs nft of nftables")
     with Lab() as lab:
         client, server = lab.host("client"), lab.host("server")
         # Queues that lose nothing: what the host's own queue refuses, TCP counts as sent, and not as retransmitted.
@@ -267,7 +267,7 @@ def test_the_bytes_of_subflows_add_up_with_a_forced_reinjection() -> None:
         with connected(client, server, (links[0], links[1])) as made:
             sock, peer = made.sock, made.peer
             if KERNEL < (6, 5) and sock.info().bytes_retrans is None:
-                pytest.skip("this kernel's struct mptcp_info has no bytes_retrans (6.5)")
+                pytest.skip("needs bytes_retrans in struct mptcp_info (Linux 6.5)")
             with receiving(peer), mptcp.Recorder(sock, 0.01) as recorder:
                 short = sock.open_subflow((made.second[0], 20001), made.second[1])
                 sock.sendall(bytes(200_000))
@@ -318,7 +318,7 @@ def test_the_bytes_of_subflows_add_up_with_a_forced_reinjection() -> None:
 def test_after_a_fallback_the_recording_goes_on(connection: Connection, method: Method) -> None:
     """A middlebox that takes Multipath TCP's options from segments makes a connection fall back."""
     if shutil.which("nft") is None:
-        pytest.skip("nft (Debian's nftables) is missing")
+        pytest.skip("needs nft of nftables")
     ends = connection.sock, connection.peer
     tokens = {sock.token for sock in ends}
     with contextlib.ExitStack() as stack:
@@ -359,7 +359,7 @@ def test_events_are_in_the_time_of_the_rows(connection: Connection, tmp_path: Pa
 
 
 def test_events_are_in_the_stream(connection: Connection, tmp_path: Path) -> None:
-    pytest.importorskip("pyarrow", reason="pyarrow is missing")
+    pytest.importorskip("pyarrow", reason="needs pyarrow")
     path = tmp_path / "run.arrow"
     with mptcp.Recorder(connection.sock, 0.01, path=path) as recorder:
         opened = connection.sock.open_subflow(*connection.second)
@@ -461,7 +461,7 @@ def test_wrong_choices_are_refused(pair: tuple[mptcp.Socket, mptcp.Socket], tmp_
 
 
 def test_nothing_is_left_behind(pair: tuple[mptcp.Socket, mptcp.Socket], tmp_path: Path) -> None:
-    pytest.importorskip("pyarrow", reason="pyarrow is missing")
+    pytest.importorskip("pyarrow", reason="needs pyarrow")
     with mptcp.Recorder(pair, 0.01, path=tmp_path / "first.arrow"):
         pass
     before = held()
@@ -519,7 +519,7 @@ def test_saved_and_loaded_is_the_same(connection: Connection, tmp_path: Path) ->
         assert eventually(lambda: recorder.metadata["ticks"] > 5)
     for suffix in (".npz", ".parquet", ".arrow"):
         if suffix != ".npz":
-            pytest.importorskip("pyarrow", reason="pyarrow is missing")
+            pytest.importorskip("pyarrow", reason="needs pyarrow")
         path = tmp_path / f"run{suffix}"
         recorder.save(path)
         loaded = mptcp.load(path)
@@ -538,7 +538,7 @@ def test_saved_and_loaded_is_the_same(connection: Connection, tmp_path: Path) ->
 
 
 def test_a_stream_has_every_row(connection: Connection, tmp_path: Path) -> None:
-    pytest.importorskip("pyarrow", reason="pyarrow is missing")
+    pytest.importorskip("pyarrow", reason="needs pyarrow")
     path = tmp_path / "run.arrow"
     with mptcp.Recorder(connection.sock, 0.001, path=path) as recorder:
         assert eventually(lambda: path.stat().st_size > 0 and len(mptcp.load(path).samples) > 100, 30)
@@ -562,7 +562,7 @@ sys.stdin.read()
 
 
 def test_a_killed_recorder_leaves_a_readable_file(tmp_path: Path) -> None:
-    pytest.importorskip("pyarrow", reason="pyarrow is missing")
+    pytest.importorskip("pyarrow", reason="needs pyarrow")
     path = tmp_path / "run.arrow"
     command = [sys.executable, "-W", "ignore", "-c", KILLED, str(path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -606,7 +606,7 @@ print(*peaks, recorder.metadata["dropped"])
 
 
 def test_memory_does_not_grow_with_a_path(tmp_path: Path) -> None:
-    pytest.importorskip("pyarrow", reason="pyarrow is missing")
+    pytest.importorskip("pyarrow", reason="needs pyarrow")
     command = [sys.executable, "-W", "ignore", "-c", GROWING, str(tmp_path / "run.arrow")]
     result = subprocess.run(command, capture_output=True, text=True, timeout=110)
     assert result.stderr == ""
@@ -616,8 +616,8 @@ def test_memory_does_not_grow_with_a_path(tmp_path: Path) -> None:
 
 
 def test_to_pandas_and_arrow(connection: Connection) -> None:
-    pytest.importorskip("pandas", reason="pandas is missing")
-    pytest.importorskip("pyarrow", reason="pyarrow is missing")
+    pytest.importorskip("pandas", reason="needs pandas")
+    pytest.importorskip("pyarrow", reason="needs pyarrow")
     with mptcp.Recorder(connection.sock) as recorder:
         assert eventually(lambda: recorder.metadata["ticks"] > 2)
     samples = recorder.samples

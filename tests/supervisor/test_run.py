@@ -235,7 +235,7 @@ def test_an_ordinary_user_s_sockets_are_multipath_tcp_too(host: Host) -> None:
     if ROOT:
         prefix = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
         if shutil.which("setpriv") is None or not readable_by_all(sys.executable):
-            pytest.skip("another user may not execute this Python, or setpriv is missing")
+            pytest.skip("needs setpriv of util-linux, and a Python that another user may execute")
     else:
         prefix = NO_CAPABILITIES
     done = host.run([*prefix, *RUN, *python(PROTOCOL)], capture_output=True, text=True, timeout=60)
@@ -348,7 +348,7 @@ def test_landlock_s_rules_hold_for_what_is_excepted(host: Host) -> None:
     host.run(["ip", "link", "set", "lo", "up"], check=True)
     bare = host.run(python(LANDLOCK), capture_output=True, text=True, check=True).stdout
     if bare.startswith("no Landlock"):
-        pytest.skip("this kernel has no Landlock for TCP (6.7)")
+        pytest.skip("needs Landlock for TCP (Linux 6.7)")
     name = os.path.basename(os.path.realpath(PYTHON))
     assert run(host, "--except", name, *python(LANDLOCK)).stdout == bare == "6 13\n"
 
@@ -690,7 +690,7 @@ print(os.getresuid(), os.getresgid(), os.getgroups(), status["CapEff"].strip(), 
 
 def test_another_user_needs_privilege(host: Host, prefix: list[str]) -> None:
     if ROOT and not prefix:
-        pytest.skip("this user may")
+        pytest.skip("needs a user without the privilege")
     done = host.run([*prefix, *RUN, "--user", "nobody", "true"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert done.stderr.startswith("mptcp run: "), done.stderr

@@ -497,7 +497,7 @@ def test_without_privilege_subflows_are_listed_and_not_opened(
     mptcp_two_paths: Paths, echo: Echo, prefix: list[str]
 ) -> None:
     if ROOT and not prefix:
-        pytest.skip("this user may")
+        pytest.skip("needs a user without the privilege")
     if shutil.which("setpriv") is None:
         pytest.skip("needs setpriv of util-linux")
     client, server, links = mptcp_two_paths

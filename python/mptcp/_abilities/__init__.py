@@ -1,6 +1,6 @@
-"""What this kernel and these privileges allow, each ability tried by using it.
+"""Which abilities this kernel and these privileges allow, found by using each.
 
-Nothing is changed outside of a lab of the probes' own and of child processes that end. ``lack`` serves skip reasons::
+The probes change nothing outside a lab of their own and child processes that end. ``lack`` returns reasons to skip::
 
     if reason := lack("links"):
         pytest.skip(reason)
@@ -51,7 +51,7 @@ def find(names: Iterable[str] | None = None) -> list[Finding]:
 
 @functools.cache
 def lack(name: str) -> str | None:
-    """What is lacking for an ability, as a reason to skip a test; None if nothing is. Tried once a process."""
+    """Return what an ability lacks, as a reason to skip a test, or None. Each ability is tried once per process."""
     if name not in _BY_NAME:
         raise ValueError(f"name must be one of {', '.join(_BY_NAME)}, not {name!r}")
     [finding] = find([name])

@@ -1,4 +1,4 @@
-"""What is tried in a process of its own, because there is no way back: python -m mptcp._abilities._child NAME"""
+"""Probes that need a process of their own, because they cannot be undone: python -m mptcp._abilities._child NAME"""
 
 from __future__ import annotations
 

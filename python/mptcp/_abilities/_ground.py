@@ -1,4 +1,4 @@
-"""What an ability is, and what probes share."""
+"""Abilities, their findings, and what probes share."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ DEADLINE = 10.0
 
 @dataclass(frozen=True)
 class Ability:
-    """Something that a kernel and the caller's privileges allow or not."""
+    """Something that depends on the kernel and the caller's privileges."""
 
     name: str
-    """What programs ask for it by."""
+    """Its name for programs."""
     what: str
-    """What it is, in a line."""
+    """A description of less than a line."""
     probe: Callable[[Ground], None]
-    """Uses it. Raises Lack, or an OSError whose text says what is lacking."""
+    """Uses it. Raises Lack, or an OSError whose text says what is missing."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What came of a probe."""
+    """The result of a probe."""
 
     name: str
     what: str
     available: bool | None
-    """None: it could not be tried."""
+    """Whether the ability is there; None if it could not be tried."""
     advice: str
-    """What is lacking and what to do about it; empty where nothing is."""
+    """What is missing and how to get it; empty if nothing is."""
 
 
 class Lack(Exception):
-    """What is lacking, and what to do about it."""
+    """What is missing, and how to get it."""
 
 
 class UntriedError(Exception):
@@ -51,7 +51,7 @@ class UntriedError(Exception):
 
 
 class Ground:
-    """What probes share: a connection over loopback and a lab, made when first asked for. The findings so far."""
+    """What probes share: a connection over loopback and a lab, created on first use, and the findings so far."""
 
     def __init__(self, abilities: Mapping[str, Ability]) -> None:
         self._abilities = abilities
@@ -70,7 +70,7 @@ class Ground:
         return all(self.find(name).available for name in names)
 
     def find(self, name: str) -> Finding:
-        """The finding of an ability, which is tried once."""
+        """Return the finding of an ability, which is tried once."""
         if name not in self.found:
             self.found[name] = self._try(self._abilities[name])
         return self.found[name]
@@ -90,7 +90,7 @@ class Ground:
         return Finding(ability.name, ability.what, available, advice)
 
     def connection(self) -> Socket:
-        """A connection over loopback in the caller's network namespace, fully established."""
+        """Return a fully established connection over loopback in the caller's network namespace."""
         if self._connection is None:
             enter = self._stack.enter_context
             try:
@@ -112,7 +112,7 @@ class Ground:
         return self.connection()
 
     def link(self) -> Link:
-        """A link, without limits, between two hosts of a lab. Raises the same OSError each time if there is none."""
+        """Return a link without limits between two hosts of a lab. Raises the same OSError each time if it failed."""
         if self._link is None:
             try:
                 lab = self._stack.enter_context(Lab())
@@ -124,7 +124,7 @@ class Ground:
         return self._link
 
     def needed_link(self) -> Link:
-        """The same for what cannot be tried without a lab."""
+        """Do the same for what cannot be tried without a lab."""
         if not self.has("lab"):
             raise UntriedError("needs a lab")
         return self.link()
@@ -132,7 +132,7 @@ class Ground:
 
 @contextlib.contextmanager
 def absent(advice: str, *numbers: int) -> Iterator[None]:
-    """Turn the errors by which a kernel says that it lacks something into advice."""
+    """Turn errors that mean that the kernel lacks something into advice."""
     try:
         yield
     except OSError as error:
@@ -143,7 +143,7 @@ def absent(advice: str, *numbers: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def connected(link: Link) -> Iterator[tuple[Socket, Socket]]:
-    """A connection between the ends of a link, fully established."""
+    """Yield both ends of a fully established connection over a link."""
     client, server = link.hosts
     with (
         server.create_server((link.address(server), 0)) as listener,
@@ -157,7 +157,7 @@ def connected(link: Link) -> Iterator[tuple[Socket, Socket]]:
 
 
 def exchange(sock: Socket, peer: Socket) -> None:
-    """A byte in each direction, after which both ends are fully established."""
+    """Send a byte in each direction, after which both ends are fully established."""
     peer.settimeout(DEADLINE)
     for sender, receiver in ((sock, peer), (peer, sock)):
         sender.sendall(b"x")
@@ -165,7 +165,7 @@ def exchange(sock: Socket, peer: Socket) -> None:
 
 
 def in_child(name: str) -> None:
-    """Run a function of _child in a new process, as there is no way back from it, and raise the OSError that it met."""
+    """Run a function of _child in a new process, because it cannot be undone, and raise the OSError that it caused."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
     command = [sys.executable, "-P", "-m", "mptcp._abilities._child", name]
     done = subprocess.run(

@@ -21,7 +21,7 @@ def btf(ground: Ground) -> None:
 
 
 def bpf(ground: Ground) -> None:
-    # The default of every socket, so that nothing changes; it is read by BPF alone.
+    # This is every socket's default, so nothing changes; only BPF can set it on one subflow.
     [subflow] = ground.multipath_connection().subflows()
     try:
         subflow.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 9)
@@ -48,7 +48,7 @@ def sched_fifo(ground: Ground) -> None:
 
     def try_it() -> None:
         try:
-            # Of this thread alone, which ends here.
+            # This affects only this thread, which ends here.
             os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
         except OSError as error:
             failures.append(error)

@@ -1,4 +1,4 @@
-"""The lab, and what its links and programs need."""
+"""Labs, and what their links and programs need."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def user_namespaces(ground: Ground) -> None:
 
 
 def _knobs() -> str:
-    """The sysctls that deny namespaces, with what to set them to; empty if none does."""
+    """Return the sysctls that deny namespaces, with the values to set; empty if none does."""
     wrong = [
         f"{sysctl} is {value}: set it to {wanted}"
         for sysctl, denying, wanted in _KNOBS
@@ -53,7 +53,7 @@ def lab(ground: Ground) -> None:
 def in_lab(ground: Ground) -> None:
     link = ground.needed_link()
     with connected(link) as (sock, _):
-        # Over the same addresses once more: it is the second subflow all the same.
+        # Between the same addresses: it is a second subflow nevertheless.
         opened = sock.open_subflow(timeout=DEADLINE)
         assert opened is not None
         opened.close()

@@ -1,4 +1,4 @@
-"""Who manages paths: the commands of mptcp_pm, and the path manager of this network namespace."""
+"""Path managers: the commands of mptcp_pm, and the path manager of this network namespace."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def userspace(ground: Ground) -> None:
 def path_manager(ground: Ground) -> None:
     path = next((path for path in _PATH_MANAGERS if path.exists()), None)
     if path is None:
-        # Raises the error that the kernel has none.
+        # This raises the error that the kernel has none.
         get_path_manager()
         return
     try:
-        # Opening asks the kernel, and only writing would change something.
+        # Opening it asks the kernel; only writing would change something.
         os.close(os.open(path, os.O_WRONLY))
     except OSError as error:
         sysctl = str(path.relative_to(_PROC)).replace("/", ".")
@@ -73,7 +73,7 @@ def net_admin(ground: Ground) -> None:
 
 
 def here(ground: Ground) -> None:
-    """The parts of opening a subflow. Doing it would take the path manager of this namespace for a moment."""
+    """Try the parts of opening a subflow. Opening one would change this namespace's path manager for a moment."""
     for name in ("multipath", "mptcp_info", "mptcp_pm", "userspace", "net_admin"):
         if not ground.has(name):
             raise Lack(f"missing: {ground.find(name).what}")

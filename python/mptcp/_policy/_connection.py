@@ -21,7 +21,7 @@ _MAPPED = "::ffff:"
 
 
 def plain_host(host: str) -> str:
-    """An address, as IPv4 if it is IPv4-mapped: as IPv6 sockets see IPv4 ones, those of Java for one."""
+    """Return an address, as IPv4 if it is IPv4-mapped: IPv6 sockets, Java's for instance, see IPv4 that way."""
     return host[len(_MAPPED) :] if host.lower().startswith(_MAPPED) and "." in host else host
 
 

@@ -32,7 +32,7 @@ document(
 )
 document(
     Opening,
-    local='The local end, (host, port): "" and 0 where the kernel chooses and no event has told its choice yet.',
+    local='The local end, (host, port): "" and 0 where the kernel chooses and no event has reported its choice yet.',
     remote="The remote end, (host, port).",
     backup="Whether the subflow was requested with the backup flag.",
 )
@@ -43,11 +43,11 @@ class Runtime(Protocol):
 
     @property
     def lock(self) -> threading.RLock:
-        """Held for a moment, round what is known of connections and their subflows."""
+        """Held briefly while what is known of connections and their subflows is read or changed."""
 
     @property
     def deciding(self) -> threading.RLock:
-        """Held by a policy of paths from its look at a connection until it has opened what was missing."""
+        """Held by a policy of paths from when it reads a connection until it has opened what is missing."""
 
     # For policies: the methods of Policy with these names
 
@@ -59,10 +59,10 @@ class Runtime(Protocol):
     # For a policy of paths, when it starts
 
     def has_interface(self, name: str) -> bool:
-        """Whether the network namespace has an interface of this name, up or down."""
+        """Return whether the network namespace has an interface of this name, up or down."""
 
     def known_addresses(self) -> Sequence[LocalAddress]:
-        """Every address of the network namespace, of interfaces that are down too."""
+        """Return every address of the network namespace, including those of interfaces that are down."""
 
     # For the connections that policies get
 
@@ -70,7 +70,7 @@ class Runtime(Protocol):
         """Open a subflow if every policy allows it."""
 
     def look_up(self, asked: Iterable[tuple[Any, Any, Any]]) -> list[Any]:
-        """Subflows by their connections and ends, None for one that is not there."""
+        """Return the subflows with these connections and ends, None for each that does not exist."""
 
     def holder(self, conn: Any) -> int | None:
-        """The process that holds a connection."""
+        """Return the process that holds a connection."""

@@ -1,4 +1,4 @@
-"""Starting and ending policies: what is held meanwhile, and put back."""
+"""Starting and ending policies: what is held while they run, and what is restored."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class RunningPolicies:
         open_socket: Callable[[int, int], socket.socket],
         set_path_manager: Callable[[str], str],
     ) -> None:
-        # Here, since importing it, and logging with it, takes as long as half of this package.
+        # Imported here, because it and logging take half as long as the whole package.
         from ._checks import check
         from ._runtime import Runtime
 
@@ -35,13 +35,13 @@ class RunningPolicies:
         self._held = contextlib.ExitStack()
         with _interrupts.put_off(), contextlib.ExitStack() as stack:
             stack.enter_context(take(open_socket))
-            # What belongs to the namespace is reached by this.
+            # This socket gives access to the namespace.
             place = stack.enter_context(open_socket(socket.AF_INET, socket.SOCK_DGRAM))
             before = set_path_manager("userspace")
             stack.callback(set_path_manager, before)
             runtime = Runtime(policies, place.fileno(), _core.Watcher(place.fileno()))
             stack.callback(runtime.stop)
-            # By a weak reference, so that policies which nobody holds end.
+            # A weak reference, so that policies end when nothing holds them.
             stack.enter_context(_ended_by_sigterm(weakref.WeakMethod(self.close)))
             runtime.start()
             self._held = stack.pop_all()
@@ -61,7 +61,7 @@ class RunningPolicies:
             self._held.close()
 
     def __del__(self) -> None:
-        # An interrupt may come when they have been started and before anybody holds them.
+        # An interrupt may arrive after they have been started and before anything holds them.
         if hasattr(self, "_held"):
             self._held.close()
 

@@ -1,4 +1,4 @@
-"""What policies are told: the state of a namespace's connections, as the watcher reports it."""
+"""The runtime of policies: it passes on what the watcher reports of a namespace's connections."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Runtime:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the threads, those too that a start which failed did not come to. What policies opened stays."""
+        """End the threads, after a failed start those that it had started. What policies opened stays open."""
         self._stopping = True
         self._watcher.close()
         if self._thread.ident is not None and threading.current_thread() is not self._thread:
@@ -104,7 +104,7 @@ class Runtime:
         return _core.has_interface(self._fd, name)
 
     def known_addresses(self) -> list[LocalAddress]:
-        """Every address of the network namespace, of interfaces that are down and of loopback too."""
+        """Return every address of the network namespace, including loopback and interfaces that are down."""
         with self.lock:
             return [LocalAddress(*known) for known in self._interfaces.items()]
 
@@ -176,7 +176,7 @@ class Runtime:
             try:
                 report = self._watcher.get(max(0.0, due - time.monotonic()), self._connections)
                 if report is not None:
-                    # Then back at once to wait, without the GIL: a policy's thread has been woken and wants it.
+                    # Then wait again at once, without the GIL: a policy's thread has been woken and needs it.
                     self._handle(report)
                 now = time.monotonic()
                 if now >= due:
@@ -195,7 +195,7 @@ class Runtime:
         return min([*self._next_tick.values(), (now if oldest is None else oldest.since) + self._open_timeout])
 
     def _catch_up(self) -> None:
-        """Handle what the watcher has to report by now."""
+        """Handle what the watcher has to report so far."""
         while (report := self._watcher.get(0, self._connections)) is not None:
             self._handle(report)
 
@@ -273,7 +273,7 @@ class Runtime:
         ends = (event.local, event.remote)
         with self.lock:
             attempt = next((one for one in conn.attempts if one.answered is None and one.matches(*ends)), None)
-            if attempt is None:  # asked for by somebody else
+            if attempt is None:  # requested by another process
                 attempt = Attempt(event.local, event.remote, bool(event.backup))
                 self._begin(conn, attempt)
             attempt.answered = ends
@@ -311,7 +311,7 @@ class Runtime:
             self._tell("on_subflow_failed", conn, Event(**{**event.asdict(), "remote": attempt.remote}))
 
     def _give_up(self, now: float) -> None:
-        """Close what the peer has not accepted in time. The event of that ends the attempt."""
+        """Close what the peer has not accepted in time. The event of the closing ends the attempt."""
         late: dict[PolicyConnection, list[Attempt]] = {}
         with self.lock:
             for attempt, conn in self._attempts.items():
@@ -344,7 +344,7 @@ class Runtime:
         if event.kind in (EventKind.LINK_UP, EventKind.ADDRESS_ADDED):
             self._read_addresses()
             return
-        # What is gone is known at once: listing what is left takes longer than all the rest.
+        # What is gone is known at once, because listing what is left would take longer than everything else.
         address = None if event.local is None else event.local[0]
         with self.lock:
             self._addresses = [
@@ -377,7 +377,7 @@ class Runtime:
 
 
 def _split(end: Any) -> tuple[str, int]:
-    """Return the host and the port of an argument of open_subflow, "" and 0 for what is left open."""
+    """Return the host and the port of an argument of open_subflow(), "" and 0 for what it does not give."""
     if end is None:
         return "", 0
     if isinstance(end, str):
@@ -391,7 +391,7 @@ def _failure(conn: PolicyConnection, attempt: Attempt, error: int | None) -> Eve
 
 
 def _event(kind: EventKind, conn: PolicyConnection, local: Any, remote: Any, error: int | None) -> Event:
-    """Make an event of what no event reported. An end that is not known is None."""
+    """Return an event for what no event reported. An unknown end is None."""
     return Event(
         kind, time.monotonic_ns(), token=conn.token, local=local if local[0] else None, remote=remote, error=error
     )

@@ -1,4 +1,4 @@
-"""Test hosts in network namespaces, with or without root."""
+"""Test hosts in network namespaces and links between them, with or without root."""
 
 from mptcp.lab._capture import Capture
 from mptcp.lab._host import Endpoint, Host, Limits

@@ -1,4 +1,4 @@
-"""Captures of a link: the handle that the user holds, and the process in the host that writes the file."""
+"""Captures of a link: the object that the user holds, and the process in the host that writes the file."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _TPACKET_V3 = 2
 _TP_STATUS_USER = 1
 _ETH_P_ALL = 3
 
-# A ring, because an ordinary user's socket buffer is too small for what comes while we wait for the processor.
+# A ring, because an ordinary user's socket buffer is too small for what arrives while we wait for the processor.
 _BLOCK_SIZE = 1 << 20
 _BLOCKS = 32
-# Nothing is as long as this, but the kernel wants a number that divides the blocks.
+# No frame needs this much, but the kernel requires a number that divides the blocks.
 _FRAME_SIZE = 1 << 11
 # The kernel hands over a block that is not full after this time.
 _RETIRE_MS = 20
@@ -44,14 +44,14 @@ _PCAP_PACKET = struct.Struct("=4I")
 
 
 class Capture:
-    """A capture under way. Made by :meth:`Link.capture`; it ends, and the file is complete, with :meth:`close`."""
+    """A running capture, returned by :meth:`Link.capture`. :meth:`close` ends it and completes the file."""
 
     def __init__(
         self, request: Callable[..., tuple[Any, list[int]]], interface: str, path: str | os.PathLike[str]
     ) -> None:
-        #: The packets in the file, known once the capture is closed.
+        #: The number of packets in the file, known once the capture is closed.
         self.packets: int | None = None
-        #: The packets that were lost because the file could not be written fast enough, known likewise.
+        #: The number of packets lost because the file could not be written fast enough, known then too.
         self.dropped: int | None = None
         self._client: _channel.Client | None = None
         with open(path, "wb") as file:
@@ -59,9 +59,9 @@ class Capture:
         self._client = _channel.Client(socket.socket(fileno=channel), "the capture")
 
     def close(self) -> None:
-        """Write what has passed until now and end. Raises OSError if the file could not be written.
+        """Write what has passed so far and end the capture. Calling it again has no effect.
 
-        Does nothing the second time.
+        Raises OSError if the file could not be written.
         """
         client, self._client = self._client, None
         if client is None:
@@ -106,7 +106,7 @@ class Recorder:
         self._socket.close()
 
     def write_until_told(self, file: IO[bytes], channel: socket.socket) -> None:
-        """Write packets to ``file`` until ``channel`` asks for the end, or its other end is gone."""
+        """Write packets to ``file`` until ``channel`` asks for the end or its other end is closed."""
 
         def finish() -> _channel.Reply:
             self._drain(file)
@@ -153,7 +153,7 @@ class Recorder:
             self._next_block = (self._next_block + 1) % _BLOCKS
 
     def _drain(self, file: IO[bytes]) -> None:
-        """Write all that has passed until now, also what is in a block that the kernel has yet to hand over."""
+        """Write all that has passed so far, including what is in a block that the kernel has not handed over yet."""
         # The count is of all that passed, dropped ones too, since it was last read: read once, it is the total.
         total, self._dropped, _ = _STATISTICS.unpack(
             self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, _STATISTICS.size)

@@ -18,12 +18,12 @@ from typing import Any
 
 from mptcp._errors import UnsupportedError
 
-# A request or a reply is at most a few kilobytes; this is what the kernel lets one packet hold by default.
+# A request or a reply has at most a few kilobytes; this is the largest packet that the kernel allows by default.
 _MAX_MESSAGE = 1 << 18
 # SCM_MAX_FD of the kernel is 253; no message of ours carries more than a few.
 _MAX_DESCRIPTORS = 16
 
-#: What a handler returns: a result that JSON can carry, and descriptors that are closed here once sent.
+#: What a handler returns: a result in types of JSON, and descriptors that are closed here once they are sent.
 Reply = tuple[Any, list[int]]
 Handler = Callable[..., Reply]
 
@@ -46,7 +46,10 @@ def send(sock: socket.socket, message: dict[str, Any], descriptors: Sequence[int
 
 
 def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
-    """Wait for one message and return it with its descriptors, which are close-on-exec. None: the other end is gone."""
+    """Wait for a message and return it with its descriptors, which are close-on-exec.
+
+    Returns None if the other end is closed.
+    """
     room = socket.CMSG_SPACE(_MAX_DESCRIPTORS * 4)
     try:
         data, ancillary, flags, _ = sock.recvmsg(_MAX_MESSAGE, room, socket.MSG_CMSG_CLOEXEC)
@@ -62,9 +65,9 @@ def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
     if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
         close_all(descriptors)
         if flags & socket.MSG_CTRUNC:
-            # The room for them is enough for all that is ever sent.
-            raise OSError(errno.EMFILE, "no descriptor is left for what the lab hands over: raise RLIMIT_NOFILE")
-        raise OSError(errno.EMSGSIZE, "a message of the lab was cut short")
+            # There is room for all that are ever sent, so it was this process that could not take them.
+            raise OSError(errno.EMFILE, "too many open files to receive the lab's descriptors: raise RLIMIT_NOFILE")
+        raise OSError(errno.EMSGSIZE, "a message of the lab was truncated")
     return json.loads(data), list(descriptors)
 
 
@@ -74,7 +77,7 @@ def close_all(descriptors: Sequence[int]) -> None:
 
 
 def call(handler: Handler, arguments: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
-    """Run a handler and return the reply to send: its result, or the exception in a form that JSON carries."""
+    """Run a handler and return the reply to send: its result, or the exception, in types of JSON."""
     try:
         result, descriptors = handler(**arguments)
     except Exception as error:
@@ -86,12 +89,12 @@ def _described(error: BaseException) -> dict[str, Any]:
     if isinstance(error, OSError):
         number = error.errno or errno.EIO
         return {"errno": number, "text": error.strerror or str(error), "file": error.filename}
-    # A mistake of our own: the caller sees where it happened.
+    # A bug of this package: the caller sees where it happened.
     return {"defect": "".join(traceback.format_exception(error))}
 
 
 def send_last(sock: socket.socket, error: BaseException) -> None:
-    """Tell the asking end why this process ends: its next request, or the one under way, raises that."""
+    """Tell the client why this process ends: its current or next request raises that error."""
     with contextlib.suppress(OSError):
         send(sock, {"id": None, **_described(error)})
 
@@ -109,7 +112,7 @@ def result_of(reply: dict[str, Any]) -> Any:
 
 
 def serve_one(sock: socket.socket, handlers: dict[str, Handler]) -> bool:
-    """Answer one request. False: the other end is gone."""
+    """Answer one request; return False if the other end is closed."""
     received = receive(sock)
     if received is None:
         return False
@@ -128,7 +131,7 @@ def serve_one(sock: socket.socket, handlers: dict[str, Handler]) -> bool:
 
 
 class Client:
-    """The asking end of a channel. Threads may share it: one request is under way at a time."""
+    """The end of a channel that sends requests. Threads can share it: it sends one request at a time."""
 
     def __init__(self, sock: socket.socket, name: str) -> None:
         sock.settimeout(None)
@@ -138,7 +141,7 @@ class Client:
         self._last_id = 0
 
     def request(self, call: str, descriptors: Sequence[int] = (), **arguments: Any) -> tuple[Any, list[int]]:
-        """Send a request and return its result and descriptors, or raise the error it met there."""
+        """Send a request and return its result and descriptors, or raise the error that it caused."""
         with self._lock:
             if self._socket.fileno() < 0:
                 raise OSError(errno.EBADF, f"{self._name} is closed")
@@ -149,9 +152,9 @@ class Client:
             while True:
                 received = receive(self._socket)
                 if received is None:
-                    raise OSError(errno.EPIPE, f"the process of {self._name} is gone")
+                    raise OSError(errno.EPIPE, f"the process of {self._name} has ended")
                 reply, received_descriptors = received
-                # None: the process ends, and says why.
+                # An id of None: the process ends, and says why.
                 if reply["id"] in (self._last_id, None):
                     break
                 # The reply to a request whose wait was cut short, by KeyboardInterrupt for instance.
@@ -159,7 +162,7 @@ class Client:
         return result_of(reply), received_descriptors
 
     def hang_up(self) -> None:
-        """Let the other end see that this is over, even if a forked child of ours has a copy of the socket."""
+        """Make the other end see the end, even if a forked child of ours has a copy of the socket."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 

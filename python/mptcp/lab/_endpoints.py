@@ -71,7 +71,7 @@ def endpoints() -> list[dict[str, Any]]:
 
 
 def set_limits(subflows: int | None, add_addr_accepted: int | None) -> dict[str, int]:
-    """Set the limits that are given and return those before."""
+    """Set those limits that are not None, and return the previous ones."""
     with _path_manager() as path_manager:
         (answer,) = path_manager.get(_GET_LIMITS, "limits")
         before = {

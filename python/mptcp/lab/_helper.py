@@ -1,4 +1,4 @@
-"""The helper process of a lab: it makes the namespaces and sees to it that nothing outlives the lab.
+"""The helper process of a lab: it creates the namespaces and ensures that nothing outlives the lab.
 
 Started by mptcp.lab._lab with its end of the channel and the process it belongs to.
 """
@@ -21,13 +21,13 @@ from mptcp.lab import _channel, _namespaces
 class _Process:
     pid: int
     lifeline: socket.socket
-    # Held open until the end: a namespace's identity stays its own for as long as somebody has it open.
+    # Held open until the end: a namespace's identity stays its own for as long as some process has it open.
     namespace: int
 
 
 @dataclass(frozen=True)
 class _Started:
-    """A process that has yet to tell how it is."""
+    """A process that has not reported its state yet."""
 
     pid: int
     lifeline: socket.socket
@@ -41,7 +41,7 @@ class _Helper:
         self._starting: list[_Started] = []
 
     def start(self, seed: int) -> _channel.Reply:
-        """Get into the position to make namespaces; return whether that took a user namespace."""
+        """Obtain the right to create namespaces; return whether that took a user namespace."""
         self._seed = seed
         own_user_namespace = not _namespaces.may_make_network_namespaces()
         if own_user_namespace:
@@ -98,7 +98,7 @@ class _Helper:
         """Wait until a process has its namespace; return the caller's end of its channel and its namespaces."""
         received = _channel.receive(started.lifeline)
         if received is None:
-            received = {"defect": f"the process of {name}, {started.pid}, ended at once"}, []
+            received = {"defect": f"the process of {name}, {started.pid}, ended immediately"}, []
         reply, namespaces = received
         self._starting.remove(started)
         try:
@@ -118,7 +118,7 @@ class _Helper:
         lifeline: socket.socket,
         other_end: socket.socket,
     ) -> NoReturn:
-        """In the forked process: let go of what is the helper's alone and run to the end."""
+        """In the forked process: close what belongs only to the helper, and run to the end."""
         status = 1
         try:
             # A copy of any lifeline's other end would keep that process alive when the helper is gone.
@@ -140,7 +140,7 @@ class _Helper:
     def end(self) -> None:
         """End every program of the lab, and its hosts last."""
         identities = {_namespaces.identity(process.namespace) for process in self._processes}
-        # The lab's user may have moved himself into a host; he is not ours to end.
+        # The lab's user may have moved itself into a host, and must not be killed.
         ours = [*(process.pid for process in self._processes), *(started.pid for started in self._starting)]
         spare = {os.getpid(), os.getppid(), *ours}
         if identities:
@@ -161,7 +161,7 @@ def main(descriptor: int, parent: int) -> None:
 
 
 def _serve(channel: socket.socket, parent: int) -> None:
-    # Before anything that needs it, so that it is this that is reported.
+    # Before anything that needs it, so that this is what is reported.
     _namespaces.check_host()
     # The end of the channel is not enough to know that the parent is gone: a process that it forked has a copy.
     try:

@@ -1,4 +1,4 @@
-"""A host of a lab, as its user holds it: sockets, programs, sysctls and the in-kernel path manager there."""
+"""The Host class: sockets, programs, sysctls and the in-kernel path manager of a lab's host."""
 
 from __future__ import annotations
 
@@ -40,14 +40,18 @@ class Limits(NamedTuple):
 
 document(
     Limits,
-    subflows="How many additional subflows a connection may have, the initial one not counted.",
-    add_addr_accepted="How many announced addresses (ADD_ADDR) of the peer are accepted.",
+    subflows="How many subflows a connection may have in addition to the initial one.",
+    add_addr_accepted="How many addresses that the peer announces (ADD_ADDR) are accepted.",
 )
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """An endpoint of a host's in-kernel path manager: see :meth:`Host.add_endpoint`."""
+    """An endpoint of a host's in-kernel path manager: see :meth:`Host.add_endpoint`.
+
+    ``address`` is its IPv4 or IPv6 address, ``id`` its address id, from 1 to 255, ``flags`` the names of its flags, and
+    ``port`` the port that it announces, or None.
+    """
 
     address: str
     id: int
@@ -56,7 +60,7 @@ class Endpoint:
 
 
 class Host:
-    """One host of a lab: a network namespace, held by the process ``pid``. Made by :meth:`Lab.host`."""
+    """A host of a lab, returned by :meth:`Lab.host`: a network namespace, held by the process ``pid``."""
 
     def __init__(
         self, state: State, name: str, forwarding: bool, facts: dict[str, Any], descriptors: list[int]
@@ -94,9 +98,10 @@ class Host:
         *,
         path_manager: str | None = None,
     ) -> Socket:
-        """Make a socket in this host, for use in the caller's own process. The arguments are those of mptcp.Socket.
+        """Create a socket in this host, for use in the caller's process. The arguments are those of mptcp.Socket.
 
-        Any family will do: a netlink socket made here speaks to the host's namespace, with its privileges.
+        It can be of any family: a netlink socket belongs to the host's namespace, with the privileges there. Raises
+        OSError (EBADF) once the lab is closed, and what mptcp.Socket raises.
         """
         if path_manager is not None:
             _core.check_path_manager(path_manager)
@@ -138,14 +143,15 @@ class Host:
         reuse_port: bool = False,
         dualstack_ipv6: bool = False,
     ) -> Socket:
-        """Listen in this host, as mptcp.create_server does."""
+        """Listen in this host, as mptcp.create_server() does."""
         return _socket._listen(self.socket, address, family, backlog, reuse_port, dualstack_ipv6)
 
     def run(self, args: _programs.Command, **options: Any) -> subprocess.CompletedProcess[Any]:
-        """Run a program in this host and wait for it: subprocess.run with its keyword arguments.
+        """Run a program in this host and wait for it, like subprocess.run() and with its keyword arguments.
 
         ``preexec_fn`` runs before the program enters the host. With ``executable`` the program sees that as its name.
-        For what the kernel then refuses to execute, a file of an unknown format, nsenter complains and exits with 126.
+        If the kernel then refuses to execute the file, because of its format for instance, nsenter exits with 126.
+        Needs nsenter of util-linux. Raises what subprocess.run() raises, OSError (EBADF) once the lab is closed.
         """
         self._state._check_open()
         command = self._command_line(args, options)
@@ -158,9 +164,10 @@ class Host:
         return completed
 
     def popen(self, args: _programs.Command, **options: Any) -> subprocess.Popen[Any]:
-        """Start a program in this host: subprocess.Popen with its keyword arguments.
+        """Start a program in this host, like subprocess.Popen and with its keyword arguments.
 
-        Its ``pid`` is the program's, so signals reach it. It is killed when the lab is closed.
+        ``pid`` is that of the program itself, so signals reach it. The program is killed when the lab is closed. Needs
+        nsenter of util-linux. Raises what subprocess.Popen raises, OSError (EBADF) once the lab is closed.
         """
         self._state._check_open()
         program = subprocess.Popen(self._command_line(args, options), **options)
@@ -169,10 +176,10 @@ class Host:
         return program
 
     def sysctl(self, name: str, value: str | int | None = None) -> str:
-        """Return a sysctl of this host's network namespace; with ``value``, set it and return the one before.
+        """Return a sysctl of this host's network namespace; with ``value``, set it and return the previous value.
 
-        ``name`` is ``net.ipv4.tcp_congestion_control`` or the same with slashes, which a part with a dot in it needs.
-        Raises FileNotFoundError if the namespace has no such sysctl, ValueError for one that is not a namespace's.
+        ``name`` has dots, like ``net.ipv4.tcp_congestion_control``, or slashes, which are needed if a part contains a
+        dot. Raises FileNotFoundError if the namespace has no such sysctl, ValueError for one outside ``net``.
         """
         if not isinstance(name, str):
             raise TypeError(f"a sysctl's name must be a str, not {type(name).__name__}")
@@ -180,26 +187,26 @@ class Host:
             raise TypeError(f"a sysctl's value must be a str or an int, not {type(value).__name__}")
         path = name if "/" in name else name.replace(".", "/")
         if not _SYSCTL.fullmatch(path) or ".." in path.split("/"):
-            raise ValueError(f"a host has the sysctls of its network namespace, net.*, not {name!r}")
+            raise ValueError(f"a sysctl of a host must begin with net., not {name!r}")
         text = None if value is None else str(value)
         if text is not None and not text.isascii():
-            raise ValueError(f"a sysctl's value is ASCII, not {text!r}")
+            raise ValueError(f"a sysctl's value must be ASCII, not {text!r}")
         before: str = self._request("sysctl", path=path, value=text)[0]
         return before
 
     def counters(self) -> dict[str, int]:
-        """Return the MPTcpExt counters of this host, as mptcp.counters does for the caller's namespace."""
+        """Return the MPTcpExt counters of this host, as mptcp.counters() does for the caller's namespace."""
         return _proc.parse_counters(self._request("netstat")[0])
 
     def connections(
         self, *, token: int | None = None, pid: int | None = None, port: int | None = None
     ) -> list[Connection]:
-        """Return the connections of this host, as mptcp.connections does for the caller's namespace."""
+        """Return the connections of this host, as mptcp.connections() does for the caller's namespace."""
         with self.socket(AF_INET, SOCK_DGRAM, 0) as sock:
             return _connection.list_connections(sock.fileno(), token=token, pid=pid, port=port)
 
     def run_policy(self, *policies: Policy) -> RunningPolicies:
-        """Run policies for every connection of this host, as mptcp.run_policy does for the caller's namespace."""
+        """Run policies for every connection of this host, as mptcp.run_policy() does for the caller's namespace."""
         return RunningPolicies(policies, lambda family, type: self.socket(family, type, 0), self.set_path_manager)
 
     def events(self) -> Events:
@@ -208,7 +215,7 @@ class Host:
             return Events._of(_core.EventStream(sock.fileno(), None))
 
     def get_path_manager(self) -> str:
-        """Return what new sockets of this host get, ``"kernel"`` or ``"userspace"``.
+        """Return the path manager that new sockets of this host latch, ``"kernel"`` or ``"userspace"``.
 
         Reads the sysctl net.mptcp.path_manager, or net.mptcp.pm_type before Linux 6.15. No privilege. Raises OSError
         (EBADF) once the lab is closed.
@@ -217,9 +224,10 @@ class Host:
         return name
 
     def set_path_manager(self, name: str) -> str:
-        """Set what new sockets of this host get, ``"kernel"`` or ``"userspace"``, and return the one before.
+        """Set the path manager that new sockets of this host latch, and return the previous one.
 
-        Sets the sysctl net.mptcp.path_manager, or net.mptcp.pm_type before Linux 6.15.
+        It is ``"kernel"`` or ``"userspace"``. Sets the sysctl net.mptcp.path_manager, or net.mptcp.pm_type before Linux
+        6.15. Raises TypeError and ValueError for another name, OSError (EBADF) once the lab is closed.
         """
         _core.check_path_manager(name)
         before: str = self._request("set_path_manager", name=name)[0]
@@ -239,25 +247,26 @@ class Host:
         ]
 
     def add_endpoint(self, address: str, *flags: str, id: int | None = None, port: int | None = None) -> None:
-        """Give this host's in-kernel path manager an address to use: ``ip mptcp endpoint add``.
+        """Add an endpoint to this host's in-kernel path manager, as ``ip mptcp endpoint add`` does.
 
-        ``flags`` are of ``"subflow"``, ``"signal"``, ``"backup"``, ``"fullmesh"`` and ``"laminar"``; ``"subflow"`` if
-        there are none. It is for connections under that path manager, so call ``set_path_manager("kernel")`` first.
-        Raises FileExistsError for an address that is one already.
+        ``flags`` are one or more of ``"subflow"``, ``"signal"``, ``"backup"``, ``"fullmesh"`` and ``"laminar"``, by
+        default ``"subflow"``. Endpoints are for connections under that path manager, so call
+        ``set_path_manager("kernel")`` first. Raises TypeError and ValueError for wrong arguments, FileExistsError for
+        an address that already is an endpoint, OSError for what the kernel refuses.
         """
         address = str(_endpoint_address(address))
         for flag in flags:
             if not isinstance(flag, str):
                 raise TypeError(f"an endpoint's flag must be a str, not {type(flag).__name__}")
             if flag not in _ENDPOINT_FLAGS:
-                raise ValueError(f"an endpoint's flags are {', '.join(_ENDPOINT_FLAGS)}, not {flag!r}")
+                raise ValueError(f"an endpoint's flag must be one of {', '.join(_ENDPOINT_FLAGS)}, not {flag!r}")
         check_optional_range(id, "an endpoint's id", 1, 255)
         check_optional_range(port, "an endpoint's port", 1, 65535)
         bits = sum(_ENDPOINT_FLAGS[flag] for flag in set(flags or ("subflow",)))
         self._request("add_endpoint", address=address, flags=bits, id=id, port=port)
 
     def remove_endpoint(self, address: str) -> None:
-        """Take an endpoint out. Raises OSError with EADDRNOTAVAIL if the address is none."""
+        """Remove an endpoint. Raises OSError (EADDRNOTAVAIL) if the address is not an endpoint."""
         wanted = _endpoint_address(address)
         for endpoint in self.endpoints:
             if ipaddress.ip_address(endpoint.address) == wanted:
@@ -266,10 +275,11 @@ class Host:
         raise OSError(errno.EADDRNOTAVAIL, f"{address} is not an endpoint of host {self.name!r}")
 
     def set_limits(self, *, subflows: int | None = None, add_addr_accepted: int | None = None) -> Limits:
-        """Set the limits of this host's in-kernel path manager that are given, and return those before.
+        """Set limits of this host's in-kernel path manager, and return the previous ones. None leaves a limit as it is.
 
-        ``subflows``: additional subflows a connection, also those that the other end opens. ``add_addr_accepted``:
-        announced addresses of the other end to which subflows are opened.
+        ``subflows``, from 0 to 255, is how many subflows a connection may have in addition to the initial one,
+        including those that the peer opens. ``add_addr_accepted``, from 0 to 255, is how many addresses that the peer
+        announces are accepted, so that subflows are opened to them. Raises TypeError and ValueError for other values.
         """
         check_optional_range(subflows, "subflows", 0, 255)
         check_optional_range(add_addr_accepted, "add_addr_accepted", 0, 255)
@@ -300,7 +310,7 @@ class Host:
         return _programs.command_line(args, namespaces, options)
 
     def _arrange(self, **wanted: Any) -> None:
-        """Have the host's routes to what is not on its links, and the memory of its sockets, as the links want them."""
+        """Set the host's routes to addresses beyond its links, and the memory of its sockets, as the links require."""
         if wanted != self._arranged:
             self._request("arrange", **wanted)
             self._arranged = wanted
@@ -322,5 +332,5 @@ def _endpoint_address(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Add
         raise TypeError(f"an endpoint's address must be a str, not {type(address).__name__}")
     parsed = ipaddress.ip_address(address)
     if "%" in address:
-        raise ValueError(f"an endpoint's address names no interface: not {address!r}")
+        raise ValueError(f"an endpoint's address cannot name an interface: {address!r}")
     return parsed

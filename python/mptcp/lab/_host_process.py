@@ -1,4 +1,4 @@
-"""The process of one host: it holds the host's network namespace and does there what the lab's user asks for."""
+"""The process of one host: it holds the host's network namespace and executes the user's requests there."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class _Host:
         return _path_manager.set_path_manager(name), []
 
     def capture(self, name: str, descriptors: list[int]) -> _channel.Reply:
-        """Begin to write the interface's packets to the file, in a process of its own; return a channel to it."""
+        """Start writing the interface's packets to the file, in a process of its own; return a channel to it."""
         with open(descriptors[0], "wb") as file:
             recorder = _capture.Recorder(name)
             ours, theirs = _channel.pair()

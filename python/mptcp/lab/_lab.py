@@ -1,4 +1,4 @@
-"""A lab, as its user holds it."""
+"""The Lab class: what its user holds of a lab."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LAST_LINK = 0xFFFF
 # The emulator knows so many wires.
 _LAST_WIRE = 0xFFFF
 
-# The helper gives programs that will not end 10 seconds; then there is nothing more that it could do.
+# The helper gives programs 10 seconds to end; after that there is nothing more that it could do.
 _END_SECONDS = 30.0
 
 
@@ -44,19 +44,19 @@ class Lab(State):
             client = a.create_connection((wifi.address(b), 5000))
 
     Needs no privilege where unprivileged user namespaces are allowed: without CAP_SYS_ADMIN and CAP_NET_ADMIN the
-    hosts are in a user namespace of their own, in which the caller is root. One helper process holds the
-    lab and one small process each host. When the lab is closed or the process that made it is gone, killed even,
-    they end, and with them the programs in the hosts, the links and the namespaces. Only sockets that the
-    caller has not closed hold their host's namespace longer.
+    hosts are in a user namespace of their own, in which the caller is root. A helper process holds the lab, and one
+    small process each host. They end when the lab is closed or the process that created it ends, even if it is killed;
+    with them end the programs in the hosts, the links and the namespaces. Only sockets that the caller has not closed
+    keep their host's namespace longer.
 
-    Several labs may be open at once, and threads may share one. A lab belongs to the process that made it: in a
-    forked child it cannot be used.
+    Several labs can be open at once, and threads can share one. A lab belongs to the process that created it and cannot
+    be used in a forked child.
 
-    Every link passes a namespace of the lab's own, where a thread takes its frames, holds them and sends them on as the
-    link's limits want it (AF_PACKET). ``seed``, an int of 64 bits, makes its draws of losses and jitter the same each
-    time; without one it is drawn, and ``lab.seed`` tells. If the machine was too slow for what was asked, a
-    RuntimeWarning says so when the lab is closed: if more than one frame in a hundred left later than a tenth of its
-    link's delay, if one left very late, or if frames were lost because the emulator had no room. See docs/lab.md.
+    Every link passes through a namespace of the lab, where a thread receives its frames, holds them and forwards them
+    as the link's limits require (AF_PACKET). ``seed``, an int of 64 bits, fixes the random numbers for losses and
+    jitter; without one it is random, and ``lab.seed`` has it. If the machine was too slow, closing the lab issues a
+    RuntimeWarning: if more than one frame in a hundred left later than a tenth of its link's delay, if one left very
+    late, or if frames were lost because the emulator had no room. See docs/lab.md.
 
     Raises PermissionError, naming the sysctls, where namespaces are denied.
     """
@@ -65,7 +65,7 @@ class Lab(State):
         super().__init__()
         if seed is not None:
             _link.check_size(seed, "seed", 0, 2**64 - 1)
-        #: What losses and jitter are drawn from.
+        #: The seed of the random numbers for losses and jitter.
         self.seed: int = int.from_bytes(os.urandom(8)) if seed is None else seed
         self._hosts: dict[str, Host] = {}
         self._links: list[Link] = []
@@ -107,30 +107,32 @@ class Lab(State):
 
     @property
     def hosts(self) -> dict[str, Host]:
-        """The hosts by name, in the order they were made."""
+        """The hosts by name, in the order of their creation."""
         return dict(self._hosts)
 
     @property
     def links(self) -> list[Link]:
-        """The links, in the order they were made."""
+        """The links, in the order of their creation."""
         return list(self._links)
 
     def host(self, name: str, *, forwarding: bool = False) -> Host:
-        """Make a host. ``forwarding`` makes it a router: it passes on packets that are for others.
+        """Create a host and return it. With ``forwarding`` it is a router: it forwards packets for other hosts.
 
-        The name is for messages and for ``lab.hosts``. The host starts under the userspace path manager, without
-        links. Raises UnsupportedError on a kernel without Multipath TCP.
+        The name is used in messages and in ``lab.hosts``. The host starts under the userspace path manager, without
+        links. Raises ValueError for an invalid name or one that the lab already has, UnsupportedError on a kernel
+        without Multipath TCP.
         """
         if not isinstance(name, str):
             raise TypeError(f"a host's name must be a str, not {type(name).__name__}")
         if not _NAME.fullmatch(name):
             raise ValueError(
-                f"a host's name has 1 to 63 letters, digits, '.', '_' and '-', not one of these first: not {name!r}"
+                "a host's name must be 1 to 63 letters, digits, '.', '_' and '-', and begin with a letter or digit, "
+                f"not {name!r}"
             )
         with self._lock:
             self._check_open()
             if name in self._hosts:
-                raise ValueError(f"this lab has a host {name!r} already")
+                raise ValueError(f"this lab already has a host {name!r}")
             facts, descriptors = self._client.request("host", forwarding=bool(forwarding))
             host = self._hosts[name] = Host(self, name, bool(forwarding), facts, descriptors)
             return host
@@ -153,18 +155,21 @@ class Lab(State):
         parallel: int = 1,
         congestion_control: str | None = None,
     ) -> Link:
-        """Link two hosts, and return when packets pass.
+        """Create a link between two hosts, and return it once packets pass.
 
         Link number n, counted from 1, has the addresses 10.0.n.1 and fd00:0:0:n::1 on ``a``, and 10.0.n.2 and
         fd00:0:0:n::2 on ``b``. The first host, ``a``, routes by source: a packet from its address on the link leaves by
-        the link, whatever its destination, and by no other. The second host routes by destination and reaches ``a``'s
-        address by this link alone. So a subflow's link is that of its address at the link's first host, whoever opened
-        it. Other packets take the link that the destination's address is of, or the shortest way over routers.
+        that link and no other, whatever its destination. The second host routes by destination and reaches ``a``'s
+        address only by this link. A subflow's link is therefore the link of its address at the first host, whichever
+        side opened it. Other packets take the link to which the destination's address belongs, or the shortest route
+        through routers.
 
-        ``name`` is for messages, recordings and plots. ``mtu`` is in bytes, of IP packets. ``parallel`` makes so many
-        equal links between the same two addresses, each with the limits of one, among which the hosts choose by the
-        hash of addresses and ports (ECMP). All the others are those of :meth:`Link.set`, where two values stand for
-        what ``a`` and for what ``b`` sends.
+        ``name`` is used in messages, recordings and plots. ``mtu`` is the size of the largest IP packet in bytes.
+        ``parallel`` is the number of equal links between the same two addresses, each with these limits, among which
+        the hosts choose by the hash of addresses and ports (ECMP). The other arguments are those of :meth:`Link.set`;
+        where they are pairs, the first value is for what ``a`` sends and the second for what ``b`` sends.
+
+        Raises TypeError and ValueError for wrong arguments, FileNotFoundError for an unknown congestion control.
         """
         return self._link(
             a,
@@ -195,14 +200,14 @@ class Lab(State):
         second_address_of: Link | None = None,
         **limited: Any,
     ) -> Link:
-        """Link two hosts; ``b`` may have the address of another of its links here, too."""
+        """Link two hosts; on this link ``b`` can have the address of another of its links."""
         for host in (a, b):
             if not isinstance(host, Host):
-                raise TypeError(f"a link is between two hosts of the lab, not {type(host).__name__}")
+                raise TypeError(f"a link must be between two hosts of the lab, not {type(host).__name__}")
             if host._state is not self:
-                raise ValueError(f"host {host.name!r} is of another lab")
+                raise ValueError(f"host {host.name!r} belongs to another lab")
         if a is b:
-            raise ValueError("a link needs two different hosts")
+            raise ValueError("a link must be between two different hosts")
         _link.check_name(name)
         _link.check_size(mtu, "mtu", *_link.MTU)
         _link.check_size(parallel, "parallel", *_link.PARALLEL)
@@ -211,16 +216,16 @@ class Lab(State):
         with self._lock:
             self._check_open()
             if name is not None and name in [link.name for link in self._links]:
-                raise ValueError(f"this lab has a link {name!r} already")
+                raise ValueError(f"this lab already has a link {name!r}")
             if self._next_link > _LAST_LINK or self._next_wire + parallel > _LAST_WIRE:
-                raise ValueError(f"a lab has at most {_LAST_LINK} links in its life")
+                raise ValueError(f"a lab cannot have more than {_LAST_LINK} links in its lifetime")
             if self._middle_client is None:
                 facts, (channel,) = self._client.request("middle")
                 self._middle_pid = facts["pid"]
                 self._middle_client = _channel.Client(socket.socket(fileno=channel), "the middle of the links")
             wires = range(self._next_wire, self._next_wire + parallel)
             link = Link(self, self._next_link, wires, a, b, name, mtu, second_address_of)
-            # Used up even if it fails, or is interrupted: what it leaves is in nobody's way then.
+            # Used up even if it fails or is interrupted, so that what it leaves behind cannot get in the way.
             self._next_link, self._next_wire = self._next_link + 1, self._next_wire + parallel
             link._configure(limits, congestion_control)
             self._links.append(link)
@@ -232,7 +237,7 @@ class Lab(State):
             return link
 
     def close(self) -> None:
-        """End every program in the hosts, and the hosts. Does nothing the second time, or in a forked child."""
+        """End every program in the hosts, and the hosts. Calling it again, or in a forked child, has no effect."""
         if self._owner != os.getpid():
             return
         with self._lock:
@@ -252,14 +257,14 @@ class Lab(State):
             warnings.warn(late, RuntimeWarning, stacklevel=2)
 
     def _lateness(self) -> str:
-        """Return what to say of links that were not what they were to be."""
+        """Return a warning if links did not behave as they should have, otherwise an empty string."""
         if self._middle_client is None:
             return ""
         try:
             status = self._middle_client.request("status")[0]
             stats = {link: link.stats() for link in self._links}
         except OSError as error:
-            return f"the emulator of links ended early ({error.strerror}): results are suspect"
+            return f"the link emulator ended early ({error.strerror}): results are suspect"
         said = []
         late = {link.name: most for link, directions in stats.items() if (most := link._too_late(directions))}
         if late:
@@ -267,12 +272,12 @@ class Lab(State):
         if lost := status["overruns"] + status["refused"]:
             where = [link.name for link, directions in stats.items() if any(each.overruns for each in directions)]
             links = f" (links {', '.join(where)})" if where else ""
-            said.append(f"the emulator of links had no room for {lost} frames{links}")
+            said.append(f"the link emulator had no room for {lost} frames{links}")
         return f"{'; '.join(said)}: results are suspect" if said else ""
 
     def _end(self) -> None:
         for program in self._programs:
-            # Here too, because one that was started just now may not be in its host yet.
+            # Here too, because one that has just been started may not be in its host yet.
             program.kill()
         try:
             for capture in list(self._captures):
@@ -292,7 +297,7 @@ class Lab(State):
         }
 
     def _arrange(self) -> None:
-        """Tell every host what lies behind which of its links, and what memory its sockets need."""
+        """Tell every host which addresses are behind which of its links, and how much memory its sockets need."""
         edges = [
             _topology.Edge(str(link._number), {host.name: link._addresses(host) for host in link.hosts})
             for link in self._links
@@ -308,7 +313,7 @@ class Lab(State):
 
 
 def _fallback(links: Sequence[Link], host: Host) -> dict[str, list[str]]:
-    """Return, by link of which ``host`` is the first, the networks of its other links to the same host."""
+    """Return, by each link of which ``host`` is the first host, the networks of its other links to the same host."""
     found: dict[str, list[str]] = {}
     for link in links:
         others = [
@@ -332,8 +337,8 @@ _topologies.register(
 )
 
 
-# The packages are put in place without running their __init__, which import all that users of them may want: that
-# would take longer than everything else.
+# The packages are created without running their __init__, which import everything that users may need: that would
+# take longer than everything else.
 _HELPER = """
 import sys, types
 package, descriptor, parent = sys.argv[1:]
@@ -346,12 +351,12 @@ _helper.run(int(descriptor), int(parent))
 
 
 def _start_helper(channel: socket.socket) -> subprocess.Popen[bytes]:
-    # Started anew rather than forked: the caller may have threads. Its modules are looked for where ours are.
+    # A new process rather than a fork, because the caller may have threads. It finds modules where we do.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-    # What a caller wants to be an error in his program should not end the helper, whose libraries are not his.
+    # A warning that the caller turns into an error should not end the helper, which is not the caller's code.
     environment.pop("PYTHONWARNINGS", None)
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    # Without site, as the path is given.
+    # Without site, because the path is passed.
     command = [sys.executable, "-P", "-S", "-c", _HELPER, package, str(channel.fileno()), str(os.getpid())]
     return subprocess.Popen(
         command,
@@ -359,6 +364,6 @@ def _start_helper(channel: socket.socket) -> subprocess.Popen[bytes]:
         stdout=subprocess.DEVNULL,
         env=environment,
         pass_fds=[channel.fileno()],
-        # A terminal's Ctrl-C and a kill of the caller's process group are not for it.
+        # A terminal's Ctrl-C and a kill of the caller's process group must not reach it.
         start_new_session=True,
     )

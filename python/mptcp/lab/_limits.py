@@ -1,4 +1,4 @@
-"""What limits a link, one direction at a time: as people write it, checked before anything is asked of the kernel."""
+"""The limits of a link, for each direction: as users write them, checked before any request to the kernel."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mptcp.lab._units import GilbertElliott, Trace
 
 @dataclass(frozen=True)
 class Limits:
-    """What limits one direction of a link: bits a second, seconds, a fraction."""
+    """The limits of one direction of a link, in bits per second, seconds and fractions."""
 
     rate: int | None = None
     trace: Trace | None = None
@@ -30,11 +30,11 @@ class Limits:
 
     @property
     def bits_per_second(self) -> float:
-        """Of a trace on average; 0 where there is no limit."""
+        """The rate, of a trace the average; 0 if there is no limit."""
         return float(self.trace.native.rate if self.trace else self.rate or 0)
 
     def native(self, trace: Any = None) -> dict[str, Any]:
-        """Return the arguments of the emulator's limits, with something that stands for the trace."""
+        """Return the arguments of the emulator's limits, with ``trace`` in place of the trace."""
         loss = self.loss
         return {
             "rate": self.rate,
@@ -48,7 +48,7 @@ class Limits:
         }
 
     def checked(self) -> _core.LinkLimits:
-        """Return what the emulator makes of it. Raises ValueError for what contradicts itself."""
+        """Return the emulator's limits. Raises ValueError if they contradict each other."""
         return _core.LinkLimits(**self.native(self.trace and self.trace.native))
 
 
@@ -69,9 +69,9 @@ def changed(
     jitter: Any = ...,
     reorder: Any = ...,
 ) -> BothLimits:
-    """Return limits with the given ones instead; ``...`` leaves one as it is, None takes it off.
+    """Return limits with these changed; ``...`` leaves one as it is, None removes it.
 
-    A rate takes the place of a trace, and a trace that of a rate.
+    A rate replaces a trace, and a trace replaces a rate.
     """
     if not isinstance(reorder, bool | EllipsisType):
         raise TypeError(f"reorder must be True or False, not {type(reorder).__name__}")
@@ -103,7 +103,7 @@ def _both(value: Any, what: str, parse: Any) -> tuple[Any, Any]:
     values = value if isinstance(value, tuple | list) else (value, value)
     if len(values) != 2:
         raise ValueError(
-            f"{what} must be one value or two, for what the first and what the second host sends, not {len(values)}"
+            f"{what} must be one value or two, for what the first and the second host sends, not {len(values)}"
         )
     first, second = (each if each is None or each is ... else parse(each) for each in values)
     return first, second
@@ -111,7 +111,7 @@ def _both(value: Any, what: str, parse: Any) -> tuple[Any, Any]:
 
 @contextlib.contextmanager
 def sendable(limits: BothLimits) -> Iterator[tuple[list[dict[str, Any]], list[int]]]:
-    """Give the limits as JSON can carry them, and descriptors from which their traces can be read."""
+    """Yield the limits in types of JSON, and descriptors from which their traces can be read."""
     traces = list({id(each.trace): each.trace for each in limits if each.trace is not None}.values())
     descriptors: list[int] = []
     try:
@@ -126,6 +126,6 @@ def sendable(limits: BothLimits) -> Iterator[tuple[list[dict[str, Any]], list[in
 
 
 def one_or_two(values: Sequence[Any]) -> Any:
-    """Return what both directions have, or the two."""
+    """Return the value that both directions have, or a pair if they differ."""
     first, second = values
     return first if first == second else (first, second)

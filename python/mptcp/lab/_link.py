@@ -1,4 +1,4 @@
-"""A link of a lab, as its user holds it: its addresses, what limits it, and what passes it."""
+"""The Link class: a link's addresses, its limits, and what passes through it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mptcp.lab._units import GilbertElliott
 
 _CONGESTION_CONTROL = re.compile(r"[a-z0-9_-]{1,15}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
-# The least and the most. IPv6 needs 1280 bytes.
+# The smallest and the largest. IPv6 needs 1280 bytes.
 MTU = 1280, 65535
 PARALLEL = 1, 32
 
@@ -38,7 +38,7 @@ _DESCRIBED = (
     *("mtu", "parallel", "congestion_control", "is_up"),
 )
 
-# What links take: one value for both directions, or a pair: what the first and what the second host sends.
+# The types of arguments: one value for both directions, or a pair for what the first and the second host sends.
 Rates: TypeAlias = "_units.Rate | Sequence[_units.Rate | None] | None"
 Traces: TypeAlias = "_units.TracePath | Sequence[_units.TracePath | None] | None"
 Times: TypeAlias = "_units.Time | Sequence[_units.Time | None] | None"
@@ -48,35 +48,35 @@ Queues: TypeAlias = "_units.Queue | Sequence[_units.Queue | None] | None"
 
 @dataclass(frozen=True)
 class LinkStats:
-    """What has become of the frames of one direction of a link, from :meth:`Link.stats`.
+    """What happened to the frames of one direction of a link, from :meth:`Link.stats`.
 
-    Frames and bytes are counted as on the wire, with their Ethernet headers: a frame of several segments is as many.
-    In a direction without limits, which the kernel forwards itself, such a frame counts as one.
+    Frames and bytes are counted as on the wire, with Ethernet headers: a frame of several segments counts as several.
+    In a direction without limits, where the kernel forwards frames itself, such a frame counts as one.
     """
 
-    #: What has left, and has been given to the receiving host.
+    #: What has left the link for the receiving host.
     frames: int
     bytes: int
-    #: Frames dropped by the queue, also by the active queue management.
+    #: Frames dropped by the queue, including by active queue management.
     dropped: int
     #: Frames lost by ``loss``.
     lost: int
-    #: Frames lost because the link went down while they were on it.
+    #: Frames lost because the link went down while they were in flight.
     cut: int
-    #: Frames that the receiving host's interface did not take.
+    #: Frames that the receiving host's interface did not accept.
     failed: int
-    #: Frames that were lost because the emulator had no room for them: they came faster than it could take them, or
-    #: links held all the memory that they may. Here a frame is what a host hands over as one, of several segments even.
+    #: Frames lost because the emulator had no room for them: they arrived faster than it could take them, or links held
+    #: all the memory that they may. Here a frame is what a host hands over as one, even if it has several segments.
     overruns: int
-    #: What waits in the queue now.
+    #: What is in the queue now.
     waiting_frames: int
     waiting_bytes: int
-    #: What is on its way now, behind the queue.
+    #: What has left the queue and is in flight now.
     flying_frames: int
     flying_bytes: int
     #: Frames that left later than a tenth of the delay, and than 1 ms.
     late: int
-    #: How late frames left, beyond what they were to take: the median, the 99th percentile and the most. 0 where the
+    #: How late frames left, in nanoseconds: the median, the 99th percentile and the maximum. 0 if the
     #: emulator has forwarded none.
     late_p50_ns: int
     late_p99_ns: int
@@ -84,7 +84,7 @@ class LinkStats:
 
 
 class Link:
-    """A link between two hosts of a lab. Made by :meth:`Lab.link`."""
+    """A link between two hosts of a lab, returned by :meth:`Lab.link`."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class Link:
     ) -> None:
         self._state = state
         self._number = number
-        # The second host has that link's address here, too.
+        # On this link the second host has the address of that link.
         self._second_number: int = number if shared is None else shared._second_number
         self._ipv6 = a._ipv6 and b._ipv6
         self._families = (AF_INET, AF_INET6) if self._ipv6 else (AF_INET,)
@@ -122,44 +122,44 @@ class Link:
 
     @property
     def name(self) -> str:
-        """The name that it was given, or else that of its interface."""
+        """The link's name, or that of its interface if it was created without one."""
         return self._name or self._interface
 
     @property
     def is_up(self) -> bool:
-        """Whether the link is up as far as the lab has put it there."""
+        """Whether the link is up: from its creation or up() until down()."""
         return self._up
 
-    # Of all the following: one value if both directions have it, or two, for what the first and the second host sends.
+    # Each is one value if both directions have it, otherwise two, for what the first and the second host sends.
 
     @property
     def rate(self) -> Any:
-        """Bits a second, an int; None: not limited. A pair where the directions differ, the first host's first."""
+        """The rate in bits per second, an int, or None if it is not limited. A pair if the directions differ."""
         return self._both("rate")
 
     @property
     def trace(self) -> Any:
-        """The path of the trace of moments at which the link can send; None: none. A pair where directions differ."""
+        """The path of the trace that sets when the link can send, or None. A pair if the directions differ."""
         return _limits.one_or_two([each.trace and each.trace.path for each in self._limits])
 
     @property
     def delay(self) -> Any:
-        """Seconds that a frame takes, half of what a round trip takes; None: none. A pair where directions differ."""
+        """The one-way delay in seconds, or None. A pair if the directions differ."""
         return self._both("delay")
 
     @property
     def jitter(self) -> Any:
-        """Seconds by which the delay varies up and down; None: it does not. A pair where directions differ."""
+        """How much the delay varies up and down, in seconds, or None. A pair if the directions differ."""
         return self._both("jitter")
 
     @property
     def loss(self) -> Any:
-        """The fraction of frames that is lost, or a GilbertElliott; None: none. A pair where directions differ."""
+        """The fraction of lost frames, from 0 to 1, a GilbertElliott, or None. A pair if the directions differ."""
         return self._both("loss")
 
     @property
     def queue(self) -> Any:
-        """Bytes that may wait, or packets as in ``"100p"``; None: nothing waits. A pair where directions differ."""
+        """The size of the queue in bytes, in packets like ``"100p"``, or None. A pair if the directions differ."""
         return _limits.one_or_two(
             [
                 f"{limits.queue[1]}p" if limits.queue and limits.queue[0] == "packets" else native.queue_bytes
@@ -169,17 +169,17 @@ class Link:
 
     @property
     def aqm(self) -> str | None:
-        """The active queue management, ``"codel"``; None: the queue drops what it has no room for."""
+        """The active queue management, ``"codel"``, or None if the queue only drops frames that it has no room for."""
         return self._limits[0].aqm
 
     @property
     def reorder(self) -> bool:
-        """Whether frames may overtake each other by jitter."""
+        """Whether jitter lets frames overtake each other."""
         return self._limits[0].reorder
 
     @property
     def mtu(self) -> int:
-        """Bytes of the longest IP packet."""
+        """The size of the largest IP packet, in bytes."""
         return self._mtu
 
     @property
@@ -189,26 +189,30 @@ class Link:
 
     @property
     def congestion_control(self) -> str | None:
-        """The congestion control of connections and subflows that leave by this link; None: each host's default."""
+        """The congestion control of connections and subflows that leave by this link, None for the host's default."""
         return self._congestion_control
 
     def address(self, host: Host, family: int = AF_INET) -> str:
-        """Return the address of ``host`` on this link. Raises UnsupportedError for IPv6 where the kernel has none."""
+        """Return the address of ``host`` on this link.
+
+        Raises TypeError and ValueError for what is not a host of the link or another family than AF_INET and AF_INET6,
+        UnsupportedError for AF_INET6 if the kernel has no IPv6.
+        """
         if not isinstance(family, int):
-            raise TypeError(f"an address family must be an int, not {type(family).__name__}")
+            raise TypeError(f"family must be an int, not {type(family).__name__}")
         if family not in (AF_INET, AF_INET6):
-            raise ValueError(f"a link has addresses of AF_INET and AF_INET6, not of family {family}")
+            raise ValueError(f"family must be AF_INET or AF_INET6, not {family}")
         if family == AF_INET6 and not self._ipv6:
             raise UnsupportedError(errno.ENOSYS, "this kernel has no IPv6")
         return self._address(self._side(host), family)
 
     def interface(self, host: Host) -> str:
-        """Return the name of this link's interface in ``host``; of parallel links, the first one's."""
+        """Return the name of this link's interface in ``host``, of parallel links the first one's."""
         self._side(host)
         return self._interface
 
     def down(self) -> None:
-        """Take both ends down: what is on the link is lost. Calling it again has no effect."""
+        """Take both ends down; frames in flight are lost. Calling it again has no effect."""
         with self._state._lock:
             self._state._check_open()
             if not self._up:
@@ -220,7 +224,7 @@ class Link:
                 self._state._middle.request("cut", wire=wire)
 
     def up(self) -> None:
-        """Take both ends up, put their addresses and routes back, and return when packets pass."""
+        """Bring both ends up, restore their addresses and routes, and return once packets pass."""
         with self._state._lock:
             for host in self.hosts:
                 host._request("up", number=self._number)
@@ -241,30 +245,30 @@ class Link:
         reorder: bool | EllipsisType = ...,
         congestion_control: str | EllipsisType | None = ...,
     ) -> None:
-        """Change what is given and leave the rest as it is; None takes a limit off. What is on its way stays so.
+        """Change some of the link's limits and leave the others as they are; None removes a limit.
 
-        Each of the following is one value for both directions, or a pair: one for what the link's first host sends and
-        one for what the second host sends. A frame passes them in this order.
+        Frames in flight are not affected. Each of the following is one value for both directions, or a pair: for what
+        the link's first host sends and for what the second host sends. A frame passes them in this order.
 
-        ``queue``: what may wait for the rate: ``"100ms"`` of it (the default), ``"50p"`` (packets) or an int (bytes).
-        What comes when it is full is dropped. It needs a rate or a trace. ``aqm="codel"``, for both directions, drops
-        earlier (RFC 8289).
+        ``queue``: how much can wait for the rate: a time at that rate like ``"100ms"``, which is the default, packets
+        like ``"50p"``, or bytes as an int. Frames that arrive when it is full are dropped. It needs a rate or a trace.
+        ``aqm="codel"``, for both directions, drops earlier (RFC 8289).
 
-        ``rate``: ``"20mbit"`` (kbit, mbit, gbit: powers of 1000) or a number, bits a second of frames with their
-        Ethernet headers. Or ``trace``: the path of a file in mahimahi's packet-delivery format, with a line for each
-        1500 bytes of IP packets, the millisecond at which they can leave, begun again at its end.
+        ``rate``: ``"20mbit"`` (kbit, mbit and gbit are powers of 1000) or a number of bits per second, counting frames
+        with Ethernet headers. Or ``trace``: the path of a file in mahimahi's packet-delivery format, in which each line
+        is the millisecond at which 1500 bytes of IP packets can leave; it is repeated from its end.
 
-        ``loss``: ``"0.1%"`` or a fraction, of each frame by itself, or a GilbertElliott.
+        ``loss``: ``"0.1%"`` or a fraction from 0 to 1, for each frame independently, or a GilbertElliott.
 
-        ``delay`` and ``jitter``: ``"10ms"`` or a number, seconds; jitter varies the delay evenly by as much up and
-        down. Frames stay in order unless ``reorder`` is True, for both directions.
+        ``delay`` and ``jitter``: ``"10ms"`` or a number of seconds; jitter varies the delay uniformly by up to as much
+        up and down. Frames stay in order unless ``reorder`` is True, for both directions.
 
-        ``congestion_control``: the name of one, for TCP connections and subflows that start by this link from then
-        on (``congctl`` on the link's routes). Raises FileNotFoundError if the kernel has none of that name.
+        ``congestion_control``: its name, for TCP connections and subflows that start on this link from then on
+        (``congctl`` on the link's routes). Raises FileNotFoundError if the kernel does not have it.
 
-        All but the last act in the middle of the link, in an emulator (AF_PACKET) that every lab has. Raises
-        ValueError and TypeError before anything has changed, and OSError for a trace that cannot be read. If it
-        fails the link is as it was.
+        All but the last act in the middle of the link, in the lab's emulator (AF_PACKET). Raises ValueError and
+        TypeError before anything has changed, and OSError for a trace that cannot be read. If it fails, the link stays
+        as it was.
         """
         limits = _limits.changed(
             self._limits,
@@ -288,9 +292,9 @@ class Link:
                 self._state._arrange()
 
     def stats(self) -> tuple[LinkStats, LinkStats]:
-        """Return what has become of the frames that the first host sent, and of those that the second host sent.
+        """Return the statistics of the frames that the first host sent, and of those that the second host sent.
 
-        Of parallel links it is the sum, and of their lateness the worst.
+        For parallel links they are the sums, and the largest lateness. Raises OSError (EBADF) once the lab is closed.
         """
         with self._state._lock:
             self._state._check_open()
@@ -311,12 +315,12 @@ class Link:
         return found
 
     def capture(self, path: str | os.PathLike[str], *, host: Host | None = None) -> Capture:
-        """Write every packet that passes the link's end at ``host`` (the first by default) to a pcap file.
+        """Write every packet that passes the link's end at ``host``, by default the first host, to a pcap file.
 
-        Returns when the capture has begun, with an object to close when it is to end, best by ``with``. Packets are
-        whole, with their Ethernet headers and times in nanoseconds; their checksums may not have been computed, as they
-        never leave the machine. What a host sends is seen before the link's queue, delay and loss, what it receives
-        behind them. Of parallel links the first one is captured.
+        Returns a Capture once it has begun; close it to end it, preferably by a with-block. Packets are complete, with
+        Ethernet headers and times in nanoseconds; their checksums may be missing because they never leave the machine.
+        What the host sends is captured before the link's queue, delay and loss; what it receives, after them. Of
+        parallel links the first one is captured. Raises OSError if the file cannot be written.
         """
         host = self.hosts[0] if host is None else host
         self._side(host)
@@ -330,7 +334,7 @@ class Link:
 
     def _side(self, host: Host) -> int:
         if not isinstance(host, Host):
-            raise TypeError(f"a link is between hosts, not {type(host).__name__}")
+            raise TypeError(f"host must be a Host, not {type(host).__name__}")
         if host not in self.hosts:
             raise ValueError(f"{host!r} is not at an end of {self!r}")
         return self.hosts.index(host)
@@ -349,16 +353,16 @@ class Link:
         described = {name: getattr(self, name) for name in _DESCRIBED}
         described["loss"] = _limits.one_or_two([_plain(each.loss) for each in self._limits])
         return {
-            # None if it was given none.
+            # None if it was created without one.
             "name": self._name,
             "addresses": {host.name: self.address(host) for host in self.hosts},
-            # A subflow's link is the one of which it has one of these, as its local or its remote address.
+            # A subflow belongs to the link that has its local or its remote address among these.
             "first_addresses": self._addresses(self.hosts[0]),
             **described,
         }
 
     def _report(self) -> dict[str, Any]:
-        """Return what the link has done, for the metadata of a recording: nothing if nobody can tell any more."""
+        """Return what the link has done, for the metadata of a recording: nothing if the lab is gone."""
         try:
             directions = [asdict(direction) for direction in self.stats()]
         except OSError:
@@ -366,7 +370,7 @@ class Link:
         return {"name": self.name, "directions": directions}
 
     def _configure(self, limits: BothLimits, congestion_control: str | None) -> None:
-        """Make the link's interfaces, limit them, and take them up. If it fails nothing of them is left."""
+        """Create the link's interfaces, limit them, and bring them up. If it fails, none of them is left."""
         if congestion_control is not None:
             self.hosts[0]._request("require_congestion_control", name=congestion_control)
         try:
@@ -447,7 +451,7 @@ class Link:
 
 
 def memory(links: Sequence[Link], host: Host) -> int:
-    """Return the bytes that may be on their way to a host at once: of all its links, by the longest round trip."""
+    """Return how many bytes may be in flight to a host: the rate of all its links times the longest round trip."""
     rate, round_trip = 0.0, 0.0
     for link in links:
         rate += link._limits[1 - link._side(host)].bits_per_second / 8
@@ -487,7 +491,8 @@ def check_name(name: str | None) -> None:
         raise TypeError(f"a link's name must be a str, not {type(name).__name__}")
     if not _NAME.fullmatch(name):
         raise ValueError(
-            f"a link's name must have 1 to 63 letters, digits, '.', '_' and '-', not one of these first: not {name!r}"
+            "a link's name must be 1 to 63 letters, digits, '.', '_' and '-', and begin with a letter or digit, "
+            f"not {name!r}"
         )
 
 

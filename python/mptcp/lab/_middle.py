@@ -1,4 +1,4 @@
-"""The middle of a lab's links: a namespace of the lab's own, through which every link passes.
+"""The middle of a lab's links: a namespace of the lab itself, through which every link passes.
 
 Each link has two veth pairs, host - middle - host. Between the middle's two ends is the emulator of links, or, in a
 direction without limits, a redirection in the kernel. Runs in a process of its own, which the helper forks.
@@ -90,7 +90,7 @@ class _Middle:
                 file.write("1")
         self._netlink = Netlink(socket.NETLINK_ROUTE)
         self._emulator = _core.LinkEmulator(seed=seed)
-        # Until the kernel says that it cannot.
+        # Until the kernel reports that it cannot.
         self._can_redirect = True
         self._wires: dict[int, tuple[_Direction, _Direction]] = {}
 
@@ -133,7 +133,7 @@ class _Middle:
         return None, []
 
     def remove(self, wire: int) -> _channel.Reply:
-        """Take a wire away, and with it the hosts' interfaces."""
+        """Remove a wire, and with it the hosts' interfaces."""
         if directions := self._wires.pop(wire, None):
             self._emulator.remove(wire)
             self._delete([direction.index for direction in directions])
@@ -142,14 +142,14 @@ class _Middle:
     def set_limits(
         self, wire: int, limits: list[dict[str, Any]], descriptors: list[int] | None = None
     ) -> _channel.Reply:
-        """Give the two directions other limits. What is under way stays so."""
+        """Change the limits of the two directions. Frames in flight are not affected."""
         parsed = _limits(limits, descriptors or [])
         self._emulator.set(wire, *parsed)
         self._arrange(wire, self._wires[wire], parsed)
         return None, []
 
     def cut(self, wire: int) -> _channel.Reply:
-        """Lose what is under way. Both hosts' ends must be down."""
+        """Drop the frames in flight. Both hosts' ends must be down."""
         self._emulator.cut(wire)
         return None, []
 
@@ -170,7 +170,7 @@ class _Middle:
         return self._emulator.status(), []
 
     def _arrange(self, wire: int, directions: tuple[_Direction, _Direction], limits: list[_core.LinkLimits]) -> None:
-        """Have each direction's frames taken by the emulator, or redirected where there is nothing to emulate."""
+        """Have each direction's frames forwarded by the emulator, or redirected if there is nothing to emulate."""
         wanted = [each.unlimited and self._can_redirect for each in limits]
         # The emulator sees a frame before the kernel redirects it. So it begins before a redirection ends, and ends
         # after one has begun: a frame of the moment between is doubled, and none is lost.
@@ -194,7 +194,7 @@ class _Middle:
         try:
             self._netlink.do([_rtnetlink.add_redirect(direction.index, direction.name, direction.to)])
         except OSError as error:
-            # Without these modules the emulator has everything.
+            # Without these modules the emulator forwards everything.
             if error.errno not in (errno.ENOENT, errno.EOPNOTSUPP):
                 raise
             self._can_redirect = False

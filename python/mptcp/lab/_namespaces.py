@@ -55,13 +55,13 @@ def _denied(cause: OSError, uid: int) -> PermissionError:
         )
     return PermissionError(
         errno.EPERM,
-        "this system does not let an ordinary user make the user and network namespaces that a lab needs "
+        "this system does not let an ordinary user create the user and network namespaces that a lab needs "
         f"({cause.strerror}): {allow}, or run as root",
     )
 
 
 def check_host() -> None:
-    """Raise OSError, which names it, if something is missing that every lab needs, whatever its privileges."""
+    """Raise OSError, naming what is missing, if the host lacks what every lab needs, whatever its privileges."""
     if not os.path.exists("/proc/self/ns/net"):
         raise FileNotFoundError(errno.ENOENT, "a lab needs the proc file system: mount it (mount -t proc proc /proc)")
     try:
@@ -77,7 +77,7 @@ def check_host() -> None:
 
 
 def _callers_uid() -> int:
-    """The uid of this process, or of whoever made its user namespace where that maps one uid only, as ours does."""
+    """Return this process's uid; in a user namespace that maps only one uid, as ours does, that uid's outside it."""
     with open("/proc/self/uid_map") as file:
         lines = [[int(number) for number in line.split()] for line in file]
     return lines[0][1] if len(lines) == 1 and lines[0][2] == 1 else os.geteuid()
@@ -110,7 +110,7 @@ def enter_new_network_namespace() -> None:
 
 
 def identity(file: int | str) -> Identity:
-    """Tell a namespace by an open descriptor of it or the path of its file."""
+    """Return the identity of a namespace, from an open descriptor of it or the path of its file."""
     status = os.stat(file)
     return status.st_dev, status.st_ino
 
@@ -121,7 +121,7 @@ def kill_programs(namespaces: Collection[Identity], spare: Collection[int]) -> N
     The caller must hold the namespaces (be in them, or have them open), so that no other takes their numbers.
     """
     deadline = time.monotonic() + _KILL_SECONDS
-    # What is killed may just have forked, so look until a look finds nothing.
+    # What is killed may just have forked, so repeat this until it finds nothing.
     while time.monotonic() < deadline:
         killed = [
             handle
@@ -137,9 +137,9 @@ def kill_programs(namespaces: Collection[Identity], spare: Collection[int]) -> N
 
 
 def _kill_if_in(pid: int, namespaces: Collection[Identity]) -> int | None:
-    """Kill the process if it is in one of the namespaces, and return a pidfd of it then."""
+    """Kill the process if it is in one of the namespaces, and then return a pidfd of it."""
     try:
-        # The pidfd comes first: what is looked at and what is killed are then one process, whatever ends meanwhile.
+        # The pidfd comes first, so that the process that is checked is the one that is killed, whatever ends meanwhile.
         handle = os.pidfd_open(pid)
     except OSError:
         return None
@@ -148,7 +148,7 @@ def _kill_if_in(pid: int, namespaces: Collection[Identity]) -> int | None:
             signal.pidfd_send_signal(handle, signal.SIGKILL)
             return handle
     except OSError:
-        # It has ended, or belongs to somebody else and so cannot be in a namespace of ours.
+        # It has ended, or belongs to another user and so cannot be in a namespace of ours.
         pass
     with contextlib.suppress(OSError):
         os.close(handle)

@@ -1,4 +1,4 @@
-"""Netlink requests as a lab needs them: what is sent is made here, and of the replies only what is asked for is read.
+"""Netlink requests for a lab: requests are built here, and only the needed parts of replies are decoded.
 
 Why no library does: docs/decisions/rtnetlink-by-hand.md.
 """
@@ -30,7 +30,7 @@ _ERROR = struct.Struct("=i")
 _BUFFER = 1 << 16
 # One datagram of requests is smaller than the smallest send buffer of a socket, by far.
 _REQUESTS_AT_ONCE = 128
-# A reply that the kernel could not queue never comes: an error is better than a wait without end.
+# A reply that the kernel could not queue never arrives: an error is better than waiting forever.
 _SECONDS = 10.0
 
 
@@ -62,7 +62,7 @@ def attributes(data: bytes) -> dict[int, bytes]:
 
 @dataclass(frozen=True)
 class Request:
-    """One request, and in words what it is for."""
+    """One request, with a phrase for error messages that says what it is for."""
 
     kind: int
     flags: int
@@ -91,7 +91,7 @@ class Netlink:
     def do(self, requests: Sequence[Request]) -> None:
         """Have the kernel carry out all requests in order; raise the error of the first one that it refused.
 
-        What comes after a refused one is carried out nevertheless.
+        Requests after a refused one are still carried out.
         """
         for start in range(0, len(requests), _REQUESTS_AT_ONCE):
             self._do(requests[start : start + _REQUESTS_AT_ONCE])
@@ -151,7 +151,7 @@ def _message(request: Request, flags: int, sequence: int) -> bytes:
 
 
 def _failure(flags: int, payload: bytes, what: str) -> OSError | None:
-    """Return the error that a reply tells of, with the kernel's own sentence where there is one."""
+    """Return the error that a reply reports, with the kernel's own message if there is one."""
     (code,) = _ERROR.unpack_from(payload)
     if code == 0:
         return None

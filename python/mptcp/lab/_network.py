@@ -92,7 +92,7 @@ class _Link:
 
 
 class Network:
-    """The links of this namespace, as they are meant to be."""
+    """The links of this namespace, as they should be."""
 
     def __init__(self) -> None:
         self._netlink = Netlink(socket.NETLINK_ROUTE)
@@ -111,7 +111,7 @@ class Network:
         gso_max_segs: int,
         congestion_control: str | None,
     ) -> None:
-        """Take charge of the new interfaces of a link, and take them up."""
+        """Take charge of the new interfaces of a link, and bring them up."""
         link = _Link(
             number,
             [Member(index=socket.if_nametoindex(member["name"]), **member) for member in members],
@@ -138,11 +138,11 @@ class Network:
         self.up(number)
 
     def detach(self, number: int) -> None:
-        """Forget a link whose interfaces are gone or about to go. What was added for it is harmless without them."""
+        """Forget a link whose interfaces are gone or about to go. Its other settings are harmless without them."""
         self._links.pop(number, None)
 
     def up(self, number: int) -> None:
-        """Take a link up and give it what it had: addresses, neighbours and routes."""
+        """Bring a link up and restore its addresses, neighbours and routes."""
         link = self._links[number]
         requests = [_rtnetlink.set_link(member.index, member.name, up=True) for member in link.members]
         for member in link.members:
@@ -164,9 +164,9 @@ class Network:
         link.up = False
 
     def wait_until_usable(self, number: int) -> None:
-        """Wait until packets pass, both ways: for the carrier, and for IPv6 addresses to be taken into service.
+        """Wait until packets pass both ways: for the carrier, and for IPv6 addresses to become usable.
 
-        The kernel does both by itself a little later, and tells by link and route events.
+        The kernel does both itself a little later, and reports it by link and route events.
         """
         link = self._links[number]
         deadline = time.monotonic() + _USABLE_SECONDS
@@ -182,7 +182,7 @@ class Network:
                         events.recv(1 << 16)
 
     def set_gso_max_segs(self, number: int, segments: int) -> None:
-        """Say how many segments of TCP may leave by a link as one frame."""
+        """Set how many TCP segments may leave by a link as one frame."""
         link = self._links[number]
         self._netlink.do(
             [_rtnetlink.set_link(member.index, member.name, gso_max_segs=segments) for member in link.members]
@@ -198,13 +198,13 @@ class Network:
                 raise OSError(errno.ENOENT, text) from None
 
     def set_congestion_control(self, number: int, congestion_control: str | None) -> None:
-        """Name the congestion control of what leaves by this link's routes; None: the namespace's default."""
+        """Set the congestion control of this link's routes; None is the namespace's default."""
         link = self._links[number]
         link.congestion_control = congestion_control
         self._netlink.do(list(self._routes(link)))
 
     def set_remote(self, remote: dict[str, list[str]], fallback: dict[str, list[str]]) -> None:
-        """Say which addresses lie behind which link, and which networks do while their own links are down.
+        """Set which addresses are behind which link, and which networks are while their own links are down.
 
         Addresses that are not named are taken out of the main table.
         """
@@ -232,7 +232,7 @@ class Network:
         return all((member.index, address) in local for member in link.members for address in wanted)
 
     def _routes(self, link: _Link) -> Iterator[Request]:
-        """Yield what puts a link's routes where they are not, and their congestion control in those that are."""
+        """Yield the requests that add a link's missing routes, and set the congestion control of the others."""
         if not link.up:
             return
         several = len(link.members) > 1

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 _Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
-#: What subprocess takes for a program and its arguments.
+#: What subprocess accepts as a program with its arguments.
 Command = _Path | Sequence[_Path]
 
 
@@ -17,14 +17,15 @@ def command_line(args: Command, namespaces: Mapping[str, int], options: dict[str
     """Return the arguments that make subprocess run ``args`` inside these namespaces.
 
     ``namespaces`` maps nsenter's option, ``"net"`` or ``"user"``, to an open descriptor of this process.
-    Of ``options``, subprocess's keyword arguments, ``shell`` and ``executable`` are taken out and heeded here.
+    ``options`` are keyword arguments of subprocess; ``shell`` and ``executable`` are removed from them and handled
+    here.
     Raises FileNotFoundError and PermissionError for a program that subprocess could not have run.
     """
     shell = options.pop("shell", False)
     executable = options.pop("executable", None)
     words: list[Any] = [args] if isinstance(args, str | bytes | os.PathLike) else list(args)
     if not words:
-        raise ValueError("the command is empty")
+        raise ValueError("args must not be empty")
     if shell:
         words = [executable or "/bin/sh", "-c", *words]
     elif executable is not None:
@@ -41,12 +42,12 @@ def nsenter() -> str:
     """Return the path of the program that enters a host."""
     path = shutil.which("nsenter", path=os.pathsep.join([*os.get_exec_path(), "/usr/bin", "/bin"]))
     if path is None:
-        raise FileNotFoundError(errno.ENOENT, "programs in a lab's host are started by util-linux's nsenter", "nsenter")
+        raise FileNotFoundError(errno.ENOENT, "a lab needs nsenter to run programs: install util-linux", "nsenter")
     return path
 
 
 def _require_program(program: _Path, environment: Mapping[Any, Any] | None, directory: _Path | None) -> None:
-    """Raise what subprocess would: nsenter itself could only print its complaint and exit."""
+    """Raise what subprocess would raise: nsenter itself could only print an error and exit."""
     name = os.fsdecode(program)
     if "/" in name:
         path = os.path.join(os.fsdecode(directory), name) if directory is not None else name

@@ -110,7 +110,7 @@ def get_link(index: int, name: str) -> Request:
 
 
 def is_operational(payload: bytes) -> bool:
-    """Whether an answer to get_link() says that packets pass."""
+    """Return whether a reply to get_link() says that packets pass."""
     return attributes(payload[_LINK.size :]).get(_IFLA_OPERSTATE) == bytes([_IF_OPER_UP])
 
 
@@ -216,7 +216,7 @@ def _route(
 
 
 def put_unreachable(destination: str, table: int, metric: int) -> Request:
-    """A route that refuses what no other route of the table takes."""
+    """A route that rejects packets that match no other route of the table."""
     network = ipaddress.ip_network(destination)
     family = socket.AF_INET if network.version == 4 else socket.AF_INET6
     payload = _ROUTE.pack(family, network.prefixlen, 0, 0, 0, _RTPROT_STATIC, _RT_SCOPE_UNIVERSE, _RTN_UNREACHABLE, 0)
@@ -248,7 +248,7 @@ def local_address(payload: bytes, family: int) -> tuple[int, str] | None:
 
 
 def add_rule(source: str, table: int, priority: int) -> Request:
-    """What comes from an address is routed by a table of its own."""
+    """A rule by which packets from an address are routed by a table of their own."""
     network = ipaddress.ip_network(source)
     family = socket.AF_INET if network.version == 4 else socket.AF_INET6
     return Request(
@@ -263,7 +263,7 @@ def add_rule(source: str, table: int, priority: int) -> Request:
 
 
 def add_ingress(index: int, name: str) -> Request:
-    """What a redirection needs on the interface."""
+    """The queueing discipline that a redirection needs on the interface."""
     return Request(
         _NEWQDISC,
         NLM_F_CREATE | NLM_F_EXCL,
@@ -273,7 +273,7 @@ def add_ingress(index: int, name: str) -> Request:
 
 
 def add_redirect(index: int, name: str, to: int) -> Request:
-    """Whatever comes in by an interface leaves by another, without passing this namespace."""
+    """A redirection: packets that enter by one interface leave by another, without passing through the namespace."""
     selector = _U32_SELECTOR.pack(_TC_U32_TERMINAL, 0, 1, 0, 0, 0, 0, 0) + _U32_KEY.pack(0, 0, 0, 0)
     mirred = _MIRRED.pack(0, 0, _TC_ACT_STOLEN, 0, 0, _TCA_EGRESS_REDIR, to)
     return Request(

@@ -1,4 +1,4 @@
-"""An open lab, as its hosts and links know it."""
+"""What a lab's hosts and links know of their lab."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Closeable(Protocol):
 
 
 class State:
-    """What the hosts and links of a lab share. :class:`mptcp.lab.Lab` is one."""
+    """What the hosts and links of a lab share: the base class of :class:`mptcp.lab.Lab`."""
 
     def __init__(self) -> None:
         self._owner = os.getpid()
@@ -26,23 +26,25 @@ class State:
         self._closed = True
         self._own_user_namespace = False
         self._middle_client: _channel.Client | None = None
-        # Held here, so that a program may be started and left to itself until the lab ends it.
+        # Held here, so that a program can be started and forgotten until the lab ends it.
         self._programs: list[subprocess.Popen[Any]] = []
         self._captures: weakref.WeakSet[Closeable] = weakref.WeakSet()
 
     @property
     def _middle(self) -> _channel.Client:
-        """The middle of the links. There is one as soon as there is a link."""
+        """The middle of the links, which exists as soon as there is a link."""
         if self._middle_client is None:
             raise OSError(errno.EBADF, "this lab has no links")
         return self._middle_client
 
     def _arrange(self) -> None:
-        """Tell the hosts what has changed with the links."""
+        """Tell the hosts what has changed about the links."""
         raise NotImplementedError
 
     def _check_open(self) -> None:
         if self._closed:
             raise OSError(errno.EBADF, "this lab is closed")
         if self._owner != os.getpid():
-            raise OSError(errno.EBADF, "this lab belongs to the process that made it, not to its forked children")
+            raise OSError(
+                errno.EBADF, "a lab cannot be used in a forked child of the process that created it: create another"
+            )

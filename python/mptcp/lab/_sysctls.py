@@ -13,18 +13,18 @@ _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 0x20, 0x1000, 0x4000, 0x40000
 
 _ROOT = "/proc/sys"
 
-# Bytes of one socket.
+# In bytes, for each socket.
 _LARGEST_INITIAL, _LARGEST_BUFFER = 16 << 20, 256 << 20
 
 _HOST = {
-    "net/ipv4/conf/{scope}/rp_filter": "0",  # a packet may come by another link than leads back to its source
+    "net/ipv4/conf/{scope}/rp_filter": "0",  # a packet may arrive by another link than the route to its source
     "net/ipv4/fib_multipath_hash_policy": "1",  # parallel links: by ports, too
     "net/mptcp/enabled": "1",
 }
 _HOST_IPV6 = {
     "net/ipv6/conf/{scope}/disable_ipv6": "0",
-    # Addresses are the lab's alone to give: none by router advertisements or made up by the kernel, and no waiting
-    # for duplicates.
+    # Only the lab assigns addresses: none by router advertisements or by the kernel itself, and without duplicate
+    # address detection.
     "net/ipv6/conf/{scope}/accept_ra": "0",
     "net/ipv6/conf/{scope}/accept_dad": "0",
     "net/ipv6/conf/{scope}/addr_gen_mode": "1",
@@ -47,7 +47,7 @@ def write(path: str, value: str) -> None:
 
 
 def set_up_host(*, forwarding: bool, ipv6: bool) -> None:
-    """Give the network namespace of a new host all its settings, as far as this kernel has them."""
+    """Set all sysctls of a new host's network namespace, as far as this kernel has them."""
     if not os.path.exists(f"{_ROOT}/net/mptcp/enabled"):
         raise OSError(errno.ENOSYS, "this kernel has no Multipath TCP (CONFIG_MPTCP)")
     settings = {**_HOST, **(_HOST_IPV6 if ipv6 else {})}
@@ -61,9 +61,10 @@ def set_up_host(*, forwarding: bool, ipv6: bool) -> None:
 
 
 def set_socket_memory(needed: int) -> None:
-    """Give the buffers of new TCP sockets room for ``needed`` bytes, and never less than the kernel does.
+    """Make the buffers of new TCP sockets large enough for ``needed`` bytes, and never smaller than the kernel's.
 
-    A connection over links of very different speed holds what came too early by the fast ones: docs/kernel-bugs.md.
+    A connection over links of very different speeds buffers what arrives too early by the fast ones: see
+    docs/kernel-bugs.md.
     """
     # The kernel counts the memory of a frame, which is up to twice its data.
     initial = max(131072, min(2 * needed, _LARGEST_INITIAL))
@@ -74,12 +75,12 @@ def set_socket_memory(needed: int) -> None:
 def make_writable() -> None:
     """Remount /proc/sys for writing, in a mount namespace of this process's own, if it is read-only.
 
-    Containers have it read-only, although the sysctls of the network namespace made here are this process's to set.
-    Where this process may not remount it, as in a user namespace that inherited the mount, OSError says what to do.
+    Containers have it read-only, although this process may set the sysctls of the network namespace that it created.
+    Where it may not be remounted, as in a user namespace that inherited the mount, OSError (EROFS) says what to do.
     """
     if not os.statvfs(_ROOT).f_flag & os.ST_RDONLY:
         return
-    # The second, or the third would reach the namespace that this one was copied from.
+    # Without the second call, the third would affect the namespace that this one was copied from.
     if (
         _libc.unshare(_CLONE_NEWNS) != 0
         or _libc.mount(None, b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None) != 0

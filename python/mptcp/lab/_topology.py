@@ -1,4 +1,4 @@
-"""Which way leads from a host to the addresses that are not on its own links: shortest paths over routers."""
+"""Routes from a host to addresses that are not on its own links: shortest paths through routers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Edge:
-    """A link: its interface's name, and per host the addresses that it has there."""
+    """A link: its interface's name, and the addresses that each host has on it."""
 
     interface: str
     addresses: dict[str, list[str]]
@@ -41,7 +41,7 @@ def remote_addresses(host: str, edges: Iterable[Edge], routers: set[str]) -> dic
 
 
 def _first_interfaces(host: str, edges: list[Edge], routers: set[str]) -> dict[str, str]:
-    """Return, for every host that can be reached, the interface by which the shortest way begins."""
+    """Return, for every host that can be reached, the interface where the shortest path begins."""
     first: dict[str, str] = {}
     waiting = deque([host])
     while waiting:

@@ -1,4 +1,4 @@
-"""Bulk data between two hosts, to measure by."""
+"""Bulk data between two hosts, for measurements."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from mptcp.lab._lab import Lab
 from mptcp.lab._link import Link
 
 _CHUNK = 1 << 16
-# Seconds in which a connection is made.
+# The timeout for connecting, in seconds.
 _TIMEOUT = 10.0
 
 
 class Transfer:
-    """One connection over which a host sends another data, zeros, as fast as it goes, while a with-block lasts.
+    """A connection over which one host sends data, zeros, to another at full speed, within a with-block.
 
     ::
 
@@ -30,18 +30,18 @@ class Transfer:
             with Transfer(client, server, paths) as transfer, mptcp.Recorder(transfer.sock) as rec:
                 time.sleep(3)
 
-    ``paths`` are links between the two: the initial subflow goes over the first, and over each of the others one is
-    opened before the data begins. The server listens on all its addresses at ``port``, so more may be opened to them.
-    ``sock`` is the sender's end, ``peer`` the receiver's, and ``received`` counts the bytes that have arrived. When the
-    block ends, what has been sent is waited for and both ends are closed; by an exception they are closed at once.
+    ``paths`` are links between the two: the initial subflow uses the first, and one further subflow is opened over each
+    of the others before any data is sent. The receiver listens on all its addresses at ``port``, so more subflows can
+    be opened. ``sock`` is the sender's end, ``peer`` the receiver's, and ``received`` the number of bytes that have
+    arrived. When the block ends, both ends are closed once the data has arrived; after an exception, at once.
 
-    Raises ValueError for no paths or others' links, and what connecting and opening raise; at the block's end what
-    sending or receiving has raised.
+    Raises ValueError if there are no paths or one is not between these hosts, and what connecting and opening subflows
+    raise; at the end of the block, what sending or receiving raised.
     """
 
     def __init__(self, sender: Host, receiver: Host, paths: Sequence[Link], *, port: int = 5000) -> None:
         if not paths or any(set(link.hosts) != {sender, receiver} for link in paths):
-            raise ValueError(f"a transfer needs links between {sender.name!r} and {receiver.name!r}, not {paths!r}")
+            raise ValueError(f"paths must be links between {sender.name!r} and {receiver.name!r}, not {paths!r}")
         #: The bytes that have arrived.
         self.received = 0
         self._ending = threading.Event()
@@ -76,7 +76,7 @@ class Transfer:
             self._hang_up()
         with self._open:
             failures = [running.exception() for running in self._running]
-        # Of a block that failed that is what is told.
+        # If the block failed, its own exception is the one to report.
         if error is None and any(failures):
             raise next(filter(None, failures))
 
@@ -95,7 +95,7 @@ class Transfer:
 
     @contextlib.contextmanager
     def _hung_up_on_error(self) -> Iterator[None]:
-        """Neither of the two is to wait for the other's end of a connection that has failed."""
+        """On an error shut both ends down, so that the other thread does not wait for the failed connection."""
         try:
             yield
         except BaseException:
@@ -104,21 +104,21 @@ class Transfer:
 
     def _hang_up(self) -> None:
         for sock in (self.sock, self.peer):
-            # It wakes whoever waits in send() or recv(). Perhaps the connection is gone already.
+            # This wakes threads that wait in send() or recv(). The connection may be gone already.
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
 
 
 def record_transfer(paths: Sequence[Mapping[str, Any]], seconds: float = 3.0, *, interval: float = 0.01) -> Recording:
-    """Record a Transfer between two hosts in a lab of its own: one cell of a sweep.
+    """Record a Transfer between two hosts in a lab of its own, and return the Recording: one cell of a sweep.
 
-    ``paths`` has for each link between them the arguments of Lab.link, as ``[{"rate": "20mbit"}, {"rate": "10mbit"}]``.
-    The transfer is recorded for ``seconds``, with ``interval`` seconds between two samples.
+    ``paths`` are the arguments of Lab.link() for each link, like ``[{"rate": "20mbit"}, {"rate": "10mbit"}]``. The
+    transfer is recorded for ``seconds``, with ``interval`` seconds between two samples.
 
-    It takes and returns what can be pickled, so any concurrent.futures.Executor can run it, in processes of this
-    machine or on others: ``executor.map(record_transfer, cells)``.
+    Arguments and result can be pickled, so any concurrent.futures.Executor can run it, in other processes or on other
+    machines: ``executor.map(record_transfer, cells)``.
 
-    Raises ValueError for no paths, UnsupportedError where the kernel lacks what a link asks for, and what a Lab raises.
+    Raises ValueError if there are no paths, UnsupportedError if the kernel lacks what a link needs, what Lab raises.
     """
     with Lab() as lab:
         sender, receiver = lab.host("sender"), lab.host("receiver")

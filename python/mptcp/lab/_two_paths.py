@@ -22,16 +22,18 @@ def two_paths(
     seed: int | None = None,
     **link_arguments: Any,
 ) -> Iterator[tuple[Host, Host, tuple[Link, Link]]]:
-    """Give a lab of a client and a server with two links, 10.0.1.1-10.0.1.2 and 10.0.2.1-10.0.2.2.
+    """Open a lab of a client and a server with two links, 10.0.1.1-10.0.1.2 and 10.0.2.1-10.0.2.2, for a with-block.
 
-    ``with two_paths() as (client, server, paths): ...``. ``rate`` and ``delay`` are one for both links or one for each;
-    each of these may be a pair again, for what the client and for what the server sends. ``names`` are the links'
-    names. With ``server_addresses=1`` the server has 10.0.1.2 on both links. All other arguments are those of
-    :meth:`Lab.link`, for both links, and ``seed`` is that of :class:`Lab`.
+    Use it as ``with two_paths() as (client, server, paths): ...``. ``rate`` and ``delay`` are one value for both links
+    or one for each, each of which can be a pair, for what the client and for what the server sends. ``names`` are the
+    links' names. With ``server_addresses=1`` the server has 10.0.1.2 on both links. All other arguments are those of
+    :meth:`Lab.link`, for both links; ``seed`` is that of :class:`Lab`.
+
+    Privilege and errors are those of :class:`Lab` and :meth:`Lab.link`.
     """
     rates, delays = _for_each(rate, "rate"), _for_each(delay, "delay")
     if isinstance(names, str) or len(names) != 2:
-        raise ValueError(f"names must be two, one for each link, not {names!r}")
+        raise ValueError(f"names must be two names, one for each link, not {names!r}")
     if isinstance(server_addresses, bool) or server_addresses not in (1, 2):
         raise ValueError(f"server_addresses must be 1 or 2, not {server_addresses!r}")
     with Lab(seed=seed) as lab:
@@ -53,5 +55,5 @@ def _for_each(value: Any, what: str) -> Sequence[Any]:
     if value is None or isinstance(value, str | int | float):
         return (value, value)
     if len(value) != 2:
-        raise ValueError(f"{what} must be one for both paths or one for each of the two, not {len(value)}")
+        raise ValueError(f"{what} must be one value for both paths or two, one for each, not {len(value)}")
     return list(value)

@@ -20,12 +20,12 @@ Queue = str | int
 
 @dataclass(frozen=True)
 class GilbertElliott:
-    """Losses in bursts: a link is in a good or in a bad state, and changes it with each frame.
+    """Losses in bursts: a link is in a good or a bad state, and may change it at each frame.
 
-    ``p`` is the probability to go from good to bad, ``r`` from bad to good. ``loss_bad`` and ``loss_good`` are the
-    fractions of frames that are lost in each state. All are from 0 to 1. Over a long time the link is bad for
-    ``p / (p + r)`` of all frames, and a bad spell is ``1 / r`` frames long on average. Raises ValueError for values
-    outside that range, TypeError for others.
+    ``p`` is the probability of changing from good to bad, ``r`` from bad to good. ``loss_bad`` and ``loss_good`` are
+    the fractions of frames that are lost in each state. All are from 0 to 1. In the long run the link is in the bad
+    state for ``p / (p + r)`` of all frames, for ``1 / r`` frames at a time on average. Raises ValueError for values
+    outside that range, TypeError for other types.
     """
 
     p: float
@@ -76,7 +76,7 @@ def _split(value: object, what: str, example: str) -> tuple[float, str]:
         try:
             number = float(value)
         except OverflowError:
-            raise ValueError(f"{what} is too large an int") from None
+            raise ValueError(f"{what} must be a finite number: this int is too large") from None
         if not math.isfinite(number):
             raise ValueError(f"{what} must be a finite number, not {value!r}")
         return number, ""
@@ -96,7 +96,7 @@ def _scaled(value: object, units: dict[str, float], what: str, example: str) -> 
 
 
 def parse_rate(value: Rate, what: str = "rate") -> int:
-    """Return bits a second."""
+    """Return a rate in bits per second."""
     rate = _scaled(value, {**_RATE_UNITS}, what, '"20mbit"')
     if not _LOWEST_RATE <= rate <= _HIGHEST_RATE:
         raise ValueError(f"{what} must be from 1kbit to 100gbit, not {value!r}")
@@ -104,7 +104,7 @@ def parse_rate(value: Rate, what: str = "rate") -> int:
 
 
 def parse_time(value: Time, what: str) -> float:
-    """Return seconds."""
+    """Return a time in seconds."""
     seconds = _scaled(value, _TIME_UNITS, what, '"10ms"')
     if not 0 <= seconds <= _LONGEST_TIME:
         raise ValueError(f"{what} must be from 0 to {_LONGEST_TIME:g} seconds, not {value!r}")

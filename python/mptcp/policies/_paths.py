@@ -92,7 +92,7 @@ class PathPolicy(Policy):
     """A policy that keeps subflows on certain paths of every connection that this side opened.
 
     A subclass says which, in wanted(), which is called again whenever something has changed. A subflow that failed is
-    tried again: to another address of the peer at once, else after 1 s, and after twice that each time, up to 60 s.
+    tried again: to another address of the peer at once, otherwise after 1 s, doubled each time up to 60 s.
     """
 
     def __init__(self) -> None:
@@ -111,7 +111,7 @@ class PathPolicy(Policy):
         """Open and close subflows as the connection needs, by ensure() and conn.close_subflow().
 
         A subflow that was being opened when the snapshot began may be in both, or only in ``opening``. No other policy
-        of this kind is asked meanwhile, so that what two of them want is opened once.
+        of this kind is called meanwhile, so that what two of them want is opened only once.
         """
         raise NotImplementedError
 
