@@ -613,7 +613,7 @@ def test_who_has_taken_the_name_without_policies_is_passed_over(mptcp_lab: Lab, 
         with host.run_policy(Recorded()):
             pass
     with names_taken(host, 8, nobody):
-        with pytest.raises(OSError, match="runs no policies: end it") as caught:
+        with pytest.raises(OSError, match="but runs none: end that process") as caught:
             host.run_policy(Recorded())
         assert caught.value.errno == errno.EBUSY
     # One that could run policies is believed.
