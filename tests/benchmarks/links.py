@@ -1,4 +1,4 @@
-"""What emulated links cost, and how precise they are: the emulator by itself, between two hosts, without a lab.
+"""What emulated links cost, and how precise they are: the emulator by itself, between two hosts; and a lab's start.
 
     .venv/bin/maturin develop --release
     sudo .venv/bin/python tests/benchmarks/links.py [--seconds 5]
@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mptcp._core import LinkLimits
+from mptcp.lab import two_paths
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -42,6 +43,7 @@ AIMS = {
     "error beside two busy loops, p50": ("µs", None, False),
     "error beside two busy loops, p99": ("µs", None, False),
     "beside a transfer at 100 Mbit/s": ("% of a core", 15.0, False),
+    "starting two_paths(), median of 7": ("ms", 120.0, False),
 }
 
 
@@ -125,6 +127,16 @@ def busy_loops(count: int) -> Iterator[None]:
             loop.wait()
 
 
+def starts(count: int) -> list[float]:
+    """How long each start of a lab with two links took, ms."""
+    times = []
+    for _ in range(count):
+        begin = time.perf_counter()
+        with two_paths():
+            times.append(1e3 * (time.perf_counter() - begin))
+    return times
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=5.0, help="how long each is measured")
@@ -152,6 +164,10 @@ def main() -> None:
         name = "beside a transfer at 100 Mbit/s"
         figures[name] = 100 * processor / wall
         rest[name] = f"{size * 8 / wall / 1e6:.1f} Mbit/s"
+
+    times = starts(7)
+    figures["starting two_paths(), median of 7"] = statistics.median(times)
+    rest["starting two_paths(), median of 7"] = f"{min(times):.0f} to {max(times):.0f}"
 
     print(f"thread under SCHED_FIFO: {'yes' if real_time else 'no'}")
     for name, (unit, aim, at_least) in AIMS.items():
