@@ -137,8 +137,7 @@ impl SearchSite {
             return Ok(());
         }
         let mut found = Vec::new();
-        diag::dump_payloads(&mut self.channel, |payload| found.extend(diag::codec::decode(payload)))
-            .map_err(diag::failed)?;
+        diag::dump(&mut self.channel, |entry, _| found.push(entry)).map_err(diag::failed)?;
         found.into_iter().for_each(|entry| self.add(entry));
         Ok(())
     }

@@ -102,3 +102,24 @@ def test_no_other_connection_waits(mptcp_two_paths: TwoPaths) -> None:
             assert EventKind.SUB_ESTABLISHED in kinds
             assert time.monotonic() - start < 2 * PATIENCE
             assert threads.all_wait()
+
+
+def test_a_plain_tcp_socket_holds_nobody_up(mptcp_two_paths: TwoPaths) -> None:
+    """Neither the list of connections, nor who polls it, nor who reads a connection's subflows."""
+    client, server, links = mptcp_two_paths
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(server.create_server(("", PORT)))
+        sock = stack.enter_context(client.create_connection((links[0].address(server), PORT), timeout=10))
+        peer = stack.enter_context(listener.accept()[0])
+        exchange(sock, peer)
+        subflow = sock.open_subflow(links[1].address(client), links[1].address(server))
+        plain = stack.enter_context(client.socket(proto=6))
+        plain.connect((links[0].address(server), PORT))
+        stack.enter_context(listener.accept()[0])
+        with held(plain):
+            start = time.monotonic()
+            [connection] = client.connections()
+            assert {each.cookie for each in connection.subflows()} == {each.cookie for each in sock.subflows()}
+            sock.close_subflow(subflow)
+            assert eventually(lambda: len(connection.subflows()) == 1)
+            assert time.monotonic() - start < 2 * PATIENCE

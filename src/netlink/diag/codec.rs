@@ -153,9 +153,9 @@ pub fn encode_dump(family: u8) -> [u8; diag::REQUEST_SIZE] {
 
 /// `struct inet_diag_req`, whose dump goes through the kernel's table once for IPv4 and IPv6 together. That takes half
 /// the time, since the table has as many places as the host could have sockets.
-pub fn encode_dump_of_all_families() -> [u8; diag::OLD_REQUEST_SIZE] {
+pub fn encode_dump_of_all_families(extensions: u8) -> [u8; diag::OLD_REQUEST_SIZE] {
     let mut bytes = [0; diag::OLD_REQUEST_SIZE];
-    bytes[3] = INFO;
+    bytes[3] = extensions;
     bytes::put(&mut bytes, 52, &CONNECTED.to_ne_bytes());
     bytes
 }

@@ -4,6 +4,7 @@
 
 pub mod codec;
 
+use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 
 use crate::abi::bytes;
@@ -103,18 +104,47 @@ fn look_up_all<T, P: AsRef<[u8]>, R: Clone>(
     }
 }
 
-/// Every TCP socket of the namespace that may be a subflow, as bytes of the kernel.
+/// Every TCP socket of the namespace that may be a subflow, as bytes of the kernel. Waits for the lock of each in turn,
+/// those of other programs too.
 pub fn dump_payloads(channel: &mut Channel, on_socket: impl FnMut(&[u8])) -> Result<(), Failure> {
-    channel.dump(diag::TCPDIAG_GETSOCK, &encode_dump_of_all_families(), on_socket)
+    channel.dump(diag::TCPDIAG_GETSOCK, &encode_dump_of_all_families(INFO), on_socket)
 }
 
-/// Every subflow of the namespace, of all connections.
+/// Every subflow of the namespace, of all connections. Waits for the locks of subflows only, which nobody holds for long. A
+/// program can hold the lock of a plain TCP socket for as long as it likes, by a sender that is stuck in a page fault.
+///
+/// The kernel reports what makes a TCP socket a subflow under that socket's lock. So only those are asked that share the
+/// inode of a connection, or that have none, as before accept() and after close().
 pub fn dump(channel: &mut Channel, mut on_subflow: impl FnMut(Entry, TcpInfo)) -> Result<(), Failure> {
-    dump_payloads(channel, |payload| {
+    let mut inodes = HashSet::from([0]);
+    let mut on_payload = |payload: &[u8]| {
         if let Some(entry) = decode(payload).filter(|entry| entry.subflow.is_some()) {
             on_subflow(entry, TcpInfo::decode(decode_info(payload)));
         }
-    })
+    };
+    match dump_connections(channel, |entry| {
+        inodes.insert(entry.inode);
+    }) {
+        Ok(()) => {}
+        // The kernel has no inet_diag for connections.
+        Err(failure) if failure.errno == libc::ENOENT => return dump_payloads(channel, on_payload),
+        Err(failure) => return Err(failure),
+    }
+    let mut candidates = Vec::new();
+    channel.dump(diag::TCPDIAG_GETSOCK, &encode_dump_of_all_families(0), |payload| {
+        candidates.extend(decode(payload).filter(|entry| inodes.contains(&entry.inode)));
+    })?;
+    let mut failed = None;
+    for batch in candidates.chunks(BATCH) {
+        let requests: Vec<_> = batch.iter().map(|entry| encode_request(&entry.tuple, entry.cookie)).collect();
+        channel.exchange(diag::SOCK_DIAG_BY_FAMILY, 0, &requests, |_, reply| match reply {
+            Ok(payload) => on_payload(payload),
+            // It has ended, or another socket has its four-tuple now.
+            Err(failure) if [libc::ENOENT, libc::ESTALE].contains(&failure.errno) => {}
+            Err(failure) => failed = Some(failure),
+        })?;
+    }
+    failed.map_or(Ok(()), Err)
 }
 
 /// The local ends of every Multipath TCP listener of the namespace.
