@@ -8,6 +8,12 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// the words of its own interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
+    /// An address that the kernel has forgotten and that cannot be withdrawn without announcing it once more.
+    AddressForgotten,
+    /// An address id that subflows use.
+    AddressInUse,
+    /// The peer denies further subflows to its initial address and port.
+    DeniedByPeer,
     /// Only the in-kernel path manager changes the connection's subflows and addresses.
     KernelPathManager,
     /// The last subflow, where nothing could open another.
@@ -37,7 +43,7 @@ pub enum Error {
     NotMultipath { message: String },
     /// A subflow that could not be opened, closed or changed.
     #[error("{message}")]
-    Subflow { errno: i32, message: String, reset_reason: Option<u32> },
+    Subflow { errno: i32, message: String, reset_reason: Option<u32>, cause: Option<Cause> },
     /// The connection is under the in-kernel path manager.
     #[error("{message}")]
     PathManager { message: String, cause: Option<Cause> },
@@ -67,7 +73,7 @@ impl Error {
     }
 
     pub fn subflow(errno: i32, message: impl Into<String>) -> Error {
-        Error::Subflow { errno, message: message.into(), reset_reason: None }
+        Error::Subflow { errno, message: message.into(), reset_reason: None, cause: None }
     }
 
     pub fn unsupported(message: impl Into<String>) -> Error {
@@ -83,9 +89,10 @@ impl Error {
         match &mut self {
             Error::Value { cause, .. }
             | Error::Os { cause, .. }
+            | Error::Subflow { cause, .. }
             | Error::PathManager { cause, .. }
             | Error::Unsupported { cause, .. } => *cause = Some(why),
-            Error::NotMultipath { .. } | Error::Subflow { .. } => {}
+            Error::NotMultipath { .. } => {}
         }
         self
     }
@@ -94,9 +101,10 @@ impl Error {
         match self {
             Error::Value { cause, .. }
             | Error::Os { cause, .. }
+            | Error::Subflow { cause, .. }
             | Error::PathManager { cause, .. }
             | Error::Unsupported { cause, .. } => *cause,
-            Error::NotMultipath { .. } | Error::Subflow { .. } => None,
+            Error::NotMultipath { .. } => None,
         }
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from . import _core, _proc
@@ -108,6 +109,13 @@ class Connection(Control):
     def path_manager(self) -> str:
         """The path manager that the connection latched, "kernel" or "userspace". Waits for the connection's lock."""
         return self._native.path_manager()
+
+    @property
+    def deny_join_initial(self) -> bool | None:
+        """Whether the peer denies further subflows to its initial address and port: see Socket.deny_join_initial."""
+        with contextlib.suppress(OSError):
+            return self._native.deny_join_initial()
+        return None
 
     @property
     def pid(self) -> int | None:

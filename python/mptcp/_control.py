@@ -74,7 +74,9 @@ class Control:
         *,
         backup: bool = False,
         interface: str | None = None,
+        local_id: int | None = None,
         timeout: Literal[0],
+        force: bool = False,
     ) -> None: ...
 
     @overload
@@ -85,7 +87,9 @@ class Control:
         *,
         backup: bool = False,
         interface: str | None = None,
+        local_id: int | None = None,
         timeout: float | None = 5.0,
+        force: bool = False,
     ) -> Subflow: ...
 
     def open_subflow(
@@ -95,7 +99,9 @@ class Control:
         *,
         backup: bool = False,
         interface: str | None = None,
+        local_id: int | None = None,
         timeout: float | None = 5.0,
+        force: bool = False,
     ) -> Subflow | None:
         """Open a subflow and return it once the peer has accepted it, which is the fourth ACK of its handshake.
 
@@ -104,9 +110,13 @@ class Control:
         remote address or port: on an accepted connection the client's, which refuses unless it listens there.
         ``backup`` asks the peer to use the subflow only when no other is left; where SUBFLOW_CREATE ignores that
         (Linux 6.1), MP_PRIO follows once the subflow is accepted, and a ``timeout`` of 0 is refused.
-        ``interface`` binds the subflow to an interface. ``timeout`` is in seconds: None waits as long as the kernel
-        does, 0 returns None at once and the outcome is an event. The descriptor's own timeout and blocking mode have no
-        effect.
+        ``interface`` binds the subflow to an interface. ``local_id`` is the address id of the local address, from 0 to
+        255, 0 for the initial address; without it a free one is chosen. ``timeout`` is in seconds: None waits as long
+        as the kernel does, 0 returns None at once and the outcome is an event. The descriptor's own timeout and
+        blocking mode have no effect.
+
+        A peer may deny further subflows to its initial address and port (``deny_join_initial``): EACCES then, unless
+        ``force`` is true.
 
         SUBFLOW_CREATE of the generic netlink family mptcp_pm, the events of mptcp_pm_events and inet_diag look-ups.
         Needs CAP_NET_ADMIN in the user namespace that owns the connection's network namespace.
@@ -116,7 +126,7 @@ class Control:
         Linux 6.1 for an interface, and for a backup with a ``timeout`` of 0. TypeError and ValueError for wrong
         arguments, before any system call.
         """
-        return self._native.open_subflow(self, local, remote, bool(backup), interface, timeout)
+        return self._native.open_subflow(self, local, remote, bool(backup), interface, local_id, timeout, bool(force))
 
     def close_subflow(self, subflow: Subflow | int, *, force: bool = False) -> None:
         """Close one subflow; data that it has not delivered goes over the others.
@@ -158,14 +168,18 @@ class Control:
         """
         self._native.set_subflow_options(options)
 
-    def announce_address(self, address: str, port: int | None = None) -> int:
+    def announce_address(
+        self, address: str, port: int | None = None, *, address_id: int | None = None, listen: bool = True
+    ) -> int:
         """Announce a further local address to the peer, by ADD_ADDR, and return its address id, from 1 to 255.
 
         What the peer does with it is up to its path manager: it may open a subflow to ``address``, at ``port`` or,
         without one, at the port that it connected to itself; on a client that is the client's own local port. If no
-        Multipath TCP listener is there, one is opened, and kept until remove_address() or until the last Socket and
-        Connection of this process that used the connection is gone. An IPv6 link-local address names its interface,
-        as in ``"fe80::1%eth0"``. Announcing the same address again sends it again with the same id.
+        Multipath TCP listener is there, one is opened unless ``listen`` is false, and kept until remove_address(),
+        until the connection ends, or until the last Socket and Connection of this process that used it is gone.
+        ``address_id``, from 1 to 255, is the id to announce it with; without it a free one is chosen. An IPv6
+        link-local address names its interface, as in ``"fe80::1%eth0"``. Announcing the same address again sends it
+        again with the same id.
 
         Some kernels (seen on 6.18) silently drop an IPv6 address with a port, for which there is no room beside TCP
         timestamps (net.ipv4.tcp_timestamps): counters() counts it in AddAddrTxDrop.
@@ -174,24 +188,31 @@ class Control:
         connection's network namespace.
 
         Raises SubflowError: EADDRNOTAVAIL for an address that is not local, EADDRINUSE if a plain TCP listener is
-        there, ENOTCONN before the connection is fully established; PathManagerError under the in-kernel path manager;
+        there, EINVAL for an id that another address has, ENOTCONN before the connection is fully established;
+        PathManagerError under the in-kernel path manager;
         NotMultipathError; PermissionError. TypeError and ValueError for wrong arguments, before any system call. After
         an error nothing is announced and no listener kept.
         """
-        return self._native.announce_address(address, port)
+        return self._native.announce_address(address, port, address_id, bool(listen))
 
-    def remove_address(self, address_id: int) -> None:
+    def remove_address(self, address_id: int, *, force: bool = False) -> None:
         """Withdraw a local address by RM_ADDR, and close the listener that was kept for it.
 
-        The peer closes subflows to a withdrawn address, so an id in use is refused: close those subflows first.
+        ``address_id`` is from 0 to 255, 0 for the initial address. The peer closes the subflows that use the address
+        (RFC 8684, section 3.4.2), so an id in use is refused unless ``force`` is true.
 
-        REMOVE of the generic netlink family mptcp_pm. Needs CAP_NET_ADMIN in the user namespace that owns the
+        REMOVE of the generic netlink family mptcp_pm. The kernel forgets an announced address when its last subflow is
+        closed here: to withdraw it, a subflow from the address to itself is begun (SUBFLOW_CREATE) and closed, and the
+        peer receives RM_ADDR alone. Where that is impossible, for example because the address is no longer local,
+        nothing is changed unless ``force`` is true: then the address is announced once more and withdrawn at once,
+        between which the peer may open a subflow to it. Needs CAP_NET_ADMIN in the user namespace that owns the
         connection's network namespace.
 
         Raises SubflowError: EBUSY for an id that a live subflow uses, which it names, EADDRNOTAVAIL for an id that no
-        address has; PathManagerError, NotMultipathError, PermissionError, TypeError, ValueError.
+        address has or whose address is no longer local; PathManagerError, NotMultipathError, PermissionError,
+        TypeError, ValueError.
         """
-        self._native.remove_address(address_id)
+        self._native.remove_address(address_id, bool(force))
 
     # For the methods of Subflow
 

@@ -591,6 +591,7 @@ class Event:
         error: int | None = None,
         reset_reason: int | None = None,
         server_side: bool | None = None,
+        deny_join_initial: bool | None = None,
         interface: str | None = None,
     ) -> Event: ...
     @property
@@ -638,6 +639,13 @@ class Event:
     @property
     def server_side(self) -> bool | None:
         """Whether the peer opened the connection. Only CREATED and ESTABLISHED have it."""
+
+    @property
+    def deny_join_initial(self) -> bool | None:
+        """For CREATED and ESTABLISHED, whether the peer denies further subflows to its initial address and port.
+
+        The C bit of MP_CAPABLE (RFC 8684, section 3.1). False on kernels that do not tell (before 6.17).
+        """
 
     @property
     def interface(self) -> str | None:
@@ -840,15 +848,18 @@ class Native:
         remote: Address | None,
         backup: bool,
         interface: str | None,
+        local_id: int | None,
         timeout: float | None,
+        force: bool,
     ) -> Subflow | None: ...
     def local_address(self, remote: Address, interface: str | None) -> str:
         """The local address that open_subflow() without one would open from."""
 
     def close_subflow(self, subflow: Subflow | int, force: bool) -> None: ...
     def set_backup(self, subflow: Subflow, backup: bool) -> None: ...
-    def announce_address(self, address: str, port: int | None) -> int: ...
-    def remove_address(self, id: int) -> None: ...
+    def announce_address(self, address: str, port: int | None, id: int | None, listen: bool) -> int: ...
+    def remove_address(self, id: int, force: bool) -> None: ...
+    def deny_join_initial(self) -> bool | None: ...
     def get_subflow_option(self, subflow: Subflow, level: int, optname: int, buflen: int | None) -> int | bytes: ...
     def set_subflow_options(
         self, options: Mapping[Subflow, Mapping[tuple[int, int], int | ReadableBuffer]]
@@ -904,6 +915,8 @@ class Opening:
         remote: Address | None,
         backup: bool,
         interface: str | None,
+        local_id: int | None,
+        force: bool,
     ) -> Opening: ...
     def fileno(self) -> int: ...
     def look(self) -> Subflow | None: ...

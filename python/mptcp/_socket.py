@@ -173,6 +173,18 @@ class Socket(Control, socket.socket):
             return self._native.path_manager()
         return None
 
+    @property
+    def deny_join_initial(self) -> bool | None:
+        """Whether the peer denies further subflows to its initial address and port, by the C bit of MP_CAPABLE.
+
+        RFC 8684, section 3.1; open_subflow() obeys it. The event of the connection's begin tells (mptcp_pm_events,
+        which a Socket under the userspace path manager subscribes to): None if this process did not hear that, and
+        where ``token`` is None. False on kernels that do not tell (before 6.17). No privilege of its own.
+        """
+        with _none_but_of_a_closed_socket():
+            return self._native.deny_join_initial()
+        return None
+
 
 def is_tcp_stream(family: int, type: int, proto: int) -> bool:
     """Whether these arguments of socket.socket, all of them given, ask for a TCP socket, Multipath or not."""

@@ -145,7 +145,9 @@ async def open_subflow(
     *,
     backup: bool = False,
     interface: str | None = None,
+    local_id: int | None = None,
     timeout: float | None = 5.0,
+    force: bool = False,
 ) -> Subflow | None:
     """Open a subflow as Socket.open_subflow() does, without blocking the loop.
 
@@ -158,7 +160,9 @@ async def open_subflow(
     """
     target = _target(sock)
     if timeout == 0:
-        return target.open_subflow(local, remote, backup=backup, interface=interface, timeout=0)
+        return target.open_subflow(
+            local, remote, backup=backup, interface=interface, local_id=local_id, timeout=0, force=force
+        )
     loop = asyncio.get_running_loop()
     try:
         deadline = None if timeout is None else loop.time() + timeout
@@ -167,7 +171,7 @@ async def open_subflow(
         is_right = False
     if not is_right:
         raise ValueError("timeout must be a number of seconds >= 0, or None")
-    opening = _core.Opening(target._native, target, local, remote, bool(backup), interface)
+    opening = _core.Opening(target._native, target, local, remote, bool(backup), interface, local_id, bool(force))
     try:
         while (subflow := opening.look()) is None:
             pause = opening.pause()

@@ -132,6 +132,11 @@ pub fn unmapped(address: SocketAddr) -> SocketAddr {
     }
 }
 
+/// The same end, without flow and interface.
+pub fn without_scope(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip(), address.port())
+}
+
 /// IPv4 as IPv6 sockets see it: `::ffff:a.b.c.d`.
 pub fn mapped(ip: IpAddr) -> Ipv6Addr {
     match ip {

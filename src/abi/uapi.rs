@@ -230,6 +230,8 @@ pub mod event {
     pub const ATTR_RESET_REASON: u16 = 16;
     pub const ATTR_SERVER_SIDE: u16 = 18;
 
+    /// In ATTR_FLAGS: the peer's MP_CAPABLE had the C bit.
+    pub const FLAG_DENY_JOIN_ID0: u16 = 1 << 0;
     /// In ATTR_FLAGS; newer kernels say server side here instead of in ATTR_SERVER_SIDE.
     pub const FLAG_SERVER_SIDE: u16 = 1 << 1;
 }

@@ -1,24 +1,21 @@
-//! Announcing local addresses to the peer (ADD_ADDR, RFC 8684 section 3.4.1) and withdrawing them (RM_ADDR).
+//! Announcing local addresses to the peer: ADD_ADDR, RFC 8684, section 3.4.1.
 
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 
 use crate::abi::address::{self, Endpoint, Scope};
 use crate::abi::uapi;
 use crate::connection::path_manager::explain_einval;
 use crate::connection::{
-    needs_net_admin, not_fully_established, not_local, wait_for_lock, Connection, Subflow,
+    live_ids, needs_net_admin, not_fully_established, not_local, wait_for_lock, Connection, Subflow,
 };
 use crate::error::{describe, Error, Result};
 use crate::events::ends::Listener;
-use crate::events::Sockets;
-use crate::namespace::address_ids::Announced;
+use crate::namespace::address_ids::{self, Announced};
 use crate::namespace::Namespace;
 use crate::netlink::diag;
 use crate::netlink::pm;
 use crate::netlink::route;
-use crate::netlink::Failure;
 use crate::sys::lock::lock;
 
 /// Connections that may wait at a listener of ours: subflows that join do not wait there.
@@ -49,18 +46,24 @@ pub fn check_port(port: i64) -> Result<u16> {
     in_range.ok_or_else(|| Error::value(format!("port must be from 1 to 65535, not {port}")))
 }
 
-/// An address id that can be removed.
+/// An address id that an address can be announced with: 0 is the initial address's.
 pub fn check_id(id: i64) -> Result<u8> {
-    u8::try_from(id).ok().filter(|id| *id != 0).ok_or_else(|| {
-        Error::value(format!(
-            "an address id must be from 1 to 255, not {id} (0 is the initial subflow's, which is never announced)"
-        ))
-    })
+    let in_range = u8::try_from(id).ok().filter(|id| *id != 0);
+    in_range.ok_or_else(|| Error::value(format!("address_id must be from 1 to 255, not {id}")))
+}
+
+/// How an address is announced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct How {
+    /// The address id. Absent: one that is free.
+    pub id: Option<u8>,
+    /// Opens a listener where none is.
+    pub listen: bool,
 }
 
 /// ANNOUNCE of an address; port 0 announces none, which stands for the connection's own. Where no Multipath TCP
-/// listener is, one is opened and held. Returns the address id. Needs CAP_NET_ADMIN.
-pub fn announce(connection: &dyn Connection, address: &Endpoint) -> Result<u8> {
+/// listener is, one is opened and held, if that is asked for. Returns the address id. Needs CAP_NET_ADMIN.
+pub fn announce(connection: &dyn Connection, address: &Endpoint, how: How) -> Result<u8> {
     check(address)?;
     let known = connection.known()?;
     let namespace = connection.namespace()?;
@@ -89,19 +92,21 @@ pub fn announce(connection: &dyn Connection, address: &Endpoint) -> Result<u8> {
         return Err(not_fully_established());
     }
     let port = if address.port == 0 { connection.ends()?.0.port() } else { address.port };
-    let listener = listen(&namespace, ip, port, interface)?.map(Listener::new);
+    let listener = match how.listen {
+        true => listen(&namespace, ip, port, interface)?.map(Listener::new),
+        false => None,
+    };
 
     wait_for_lock(connection);
     let token = known.token;
     if let Some(listener) = &listener {
-        reader.close_at_end(token, listener, &(Arc::clone(&namespace) as Arc<dyn Sockets>))?;
+        reader.close_at_end(token, listener)?;
     }
     let announced =
         pm::Address { flags: uapi::pm::FLAG_SIGNAL, ..pm::Address::new(SocketAddr::new(ip, address.port)) };
     let id = ids.choose(
         (&namespace.pm, token),
-        (ip, address.port),
-        &live_ids(&subflows),
+        address_ids::Request { pair: (ip, address.port), id: how.id, live: &live_ids(&subflows) },
         |id| pm::codec::encode_announce(token, &pm::Address { id, ..announced }),
         || explain_einval(&namespace, token, ip, interface),
         |failure| match failure.errno {
@@ -111,66 +116,11 @@ pub fn announce(connection: &dyn Connection, address: &Endpoint) -> Result<u8> {
     )?;
     // Announced again, it keeps the listener that it has.
     ids.announced.entry(id).or_insert(Announced {
-        address: pm::Address { id, ..announced },
+        address: pm::Address { id, interface, ..announced },
         _listener: listener,
         _reader: reader,
     });
     Ok(id)
-}
-
-/// REMOVE of an address id, which no live subflow may use: the peer closes those that do. Needs CAP_NET_ADMIN.
-pub fn remove(connection: &dyn Connection, id: u8) -> Result<()> {
-    let known = connection.known()?;
-    let namespace = connection.namespace()?;
-    // Held until the kernel has answered, so that no subflow of this process takes the id meanwhile.
-    let mut ids = lock(&known.opening);
-    let subflows = connection.subflows()?;
-    let uses = |subflow: &&Subflow| local_id(subflow) == Some(id);
-    if let Some(subflow) = subflows.iter().find(uses) {
-        return Err(Error::subflow(
-            libc::EBUSY,
-            format!(
-                "cannot remove address id {id}: it is in use by subflow {} -> {}, which the peer would close; close that subflow first",
-                subflow.local, subflow.remote
-            ),
-        ));
-    }
-    wait_for_lock(connection);
-    let remove = || namespace.pm.command(&pm::codec::encode_remove(known.token, id));
-    let mut removed = remove()?;
-    if let (Err(Failure { errno: libc::EINVAL, .. }), Some(announced)) = (&removed, ids.announced.get(&id)) {
-        // SUBFLOW_DESTROY of a subflow at that address took it out of the kernel's list, and told the peer nothing.
-        // Only ANNOUNCE puts it back.
-        if namespace.pm.command(&pm::codec::encode_announce(known.token, &announced.address))?.is_ok() {
-            removed = remove()?;
-        }
-    }
-    match removed {
-        Ok(()) => {
-            ids.forget(id);
-            Ok(())
-        }
-        Err(failure) => Err(match failure.errno {
-            libc::EPERM => needs_net_admin("removing an address"),
-            libc::EINVAL => {
-                let nowhere = IpAddr::from([127, 0, 0, 1]);
-                explain_einval(&namespace, known.token, nowhere, 0)?;
-                Error::subflow(
-                    libc::EADDRNOTAVAIL,
-                    format!("the connection has no local address with id {id}"),
-                )
-            }
-            errno => Error::subflow(errno, format!("REMOVE of address id {id}: {}", failure.describe())),
-        }),
-    }
-}
-
-fn local_id(subflow: &Subflow) -> Option<u8> {
-    subflow.entry?.subflow.map(|subflow| subflow.local_id)
-}
-
-fn live_ids(subflows: &[Subflow]) -> Vec<(IpAddr, u8)> {
-    subflows.iter().filter_map(|s| Some((s.local.ip().to_canonical(), local_id(s)?))).collect()
 }
 
 /// A Multipath TCP listener at an address; `None` if there is one already.

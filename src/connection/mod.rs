@@ -11,6 +11,7 @@ pub mod open;
 pub mod path_manager;
 pub mod priority;
 pub mod watcher;
+pub mod withdraw;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -114,6 +115,13 @@ pub fn check_is_of<'a>(
     Ok(())
 }
 
+/// Whether the peer denies further subflows to its initial address and port (the C bit, RFC 8684, section 3.1); absent if
+/// this process did not hear the connection begin, and for what is not one.
+pub fn deny_join_initial(connection: &dyn Connection) -> Result<Option<bool>> {
+    let token = connection.known()?.token;
+    Ok(connection.namespace()?.deny_join_initial(token))
+}
+
 /// The events of one connection. It must still be there after subscribing, or its token may be another's.
 pub fn events(connection: &dyn Connection) -> Result<Events> {
     let events = connection.namespace()?.events(Some(connection.known()?.token))?;
@@ -150,6 +158,16 @@ fn gone(which: Which) -> Error {
         Which::Endpoints { local, remote } => format!("no subflow {local} -> {remote}"),
     };
     Error::subflow(libc::ENOTCONN, format!("the connection has {name}: it is already closed"))
+}
+
+/// The address id of a subflow's local end, where this kernel tells it.
+fn local_id(subflow: &Subflow) -> Option<u8> {
+    subflow.entry?.subflow.map(|subflow| subflow.local_id)
+}
+
+/// The local addresses of subflows, and their ids.
+fn live_ids(subflows: &[Subflow]) -> Vec<(IpAddr, u8)> {
+    subflows.iter().filter_map(|s| Some((s.local.ip().to_canonical(), local_id(s)?))).collect()
 }
 
 pub fn needs_net_admin(what: &str) -> Error {

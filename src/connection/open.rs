@@ -21,7 +21,7 @@ use crate::error::{describe, Cause, Error, Result};
 use crate::events::event::{Event, Kind};
 use crate::events::reader::Reader;
 use crate::events::subscription::Subscription;
-use crate::namespace::address_ids::AddressIds;
+use crate::namespace::address_ids::{self, AddressIds};
 use crate::namespace::known::Known;
 use crate::namespace::Namespace;
 use crate::netlink::diag::{self, Tuple};
@@ -55,6 +55,10 @@ pub struct Request {
     pub backup: bool,
     /// The interface to bind the subflow to.
     pub interface: Option<String>,
+    /// The address id, 0 for that of the initial address. Absent: one that is free.
+    pub local_id: Option<u8>,
+    /// To the peer's initial address and port too, where it denies that.
+    pub force: bool,
 }
 
 impl Request {
@@ -88,12 +92,18 @@ impl Request {
     }
 }
 
+/// An address id that a subflow can have.
+pub fn check_local_id(id: i64) -> Result<u8> {
+    u8::try_from(id).map_err(|_| Error::value(format!("local_id must be from 0 to 255, not {id}")))
+}
+
 /// The ends of a request after everything left open was filled in; the local port may still be 0.
 #[derive(Debug, Clone, Copy)]
 struct Ends {
     local: SocketAddr,
     remote: SocketAddr,
     interface: u32,
+    local_id: Option<u8>,
     backup: bool,
 }
 
@@ -151,7 +161,19 @@ impl Opening {
         request.check()?;
         let known = connection.known()?;
         let namespace = connection.namespace()?;
-        let ends = ends(&namespace, request, connection.ends()?.1)?;
+        let peer = connection.ends()?.1;
+        let ends = ends(&namespace, request, peer)?;
+        let to_initial = ends.remote == address::unmapped(address::without_scope(peer));
+        if to_initial && !request.force && namespace.deny_join_initial(known.token) == Some(true) {
+            return Err(Error::subflow(
+                libc::EACCES,
+                format!(
+                    "the peer denies further subflows to {peer}, its initial address and port (the C bit of MP_CAPABLE, \
+                     RFC 8684, section 3.1)"
+                ),
+            )
+            .because(Cause::DeniedByPeer));
+        }
         let reader = namespace.reader().map_err(|error| match error.errno() {
             libc::EPERM => needs_net_admin("opening a subflow"),
             _ => error,
@@ -363,11 +385,10 @@ impl Opening {
         let remote = pm::Address::new(self.ends.remote);
         let pair = (self.ends.local.ip(), self.ends.local.port());
         let live = self.live(ids, before)?;
+        let wanted = address_ids::Request { pair, id: self.ends.local_id, live: &live };
         let command = |id| pm::codec::encode_create(token, &pm::Address { id, ..local }, &remote);
         let explain = || explain_einval(&self.namespace, token, self.ends.local.ip(), 0);
-        ids.choose((&self.namespace.pm, token), pair, &live, command, explain, |failure| {
-            self.refused(failure)
-        })?;
+        ids.choose((&self.namespace.pm, token), wanted, command, explain, |failure| self.refused(failure))?;
         Ok(())
     }
 
@@ -526,7 +547,7 @@ impl Opening {
             }
             (Some(errno), _) => (errno, format!("{name}: {}{reason}", describe(errno))),
         };
-        Error::Subflow { errno, message, reset_reason: closed.reset_reason }
+        Error::Subflow { errno, message, reset_reason: closed.reset_reason, cause: None }
     }
 
     /// Closes what is on its way.
@@ -617,7 +638,7 @@ fn ends(namespace: &Namespace, request: &Request, peer: SocketAddr) -> Result<En
         }
     };
     let remote = SocketAddr::new(remote_ip, remote_port.unwrap_or(peer.port()));
-    Ok(Ends { local, remote, interface, backup: request.backup })
+    Ok(Ends { local, remote, interface, local_id: request.local_id, backup: request.backup })
 }
 
 /// The local address of the route to a remote one.

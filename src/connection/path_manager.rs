@@ -18,11 +18,17 @@ fn under_kernel_path_manager() -> Error {
     .because(Cause::KernelPathManager)
 }
 
+/// Refuses a connection that is not under the userspace path manager.
+pub fn check_userspace(namespace: &Namespace, token: u32) -> Result<()> {
+    match latched_of_token(namespace, token)? {
+        PathManager::Kernel => Err(under_kernel_path_manager()),
+        PathManager::Userspace => Ok(()),
+    }
+}
+
 /// The errors that EINVAL may stand for: the kernel answers nearly every mistake with it.
 pub fn explain_einval(namespace: &Namespace, token: u32, local: IpAddr, interface: u32) -> Result<()> {
-    if latched_of_token(namespace, token)? == PathManager::Kernel {
-        return Err(under_kernel_path_manager());
-    }
+    check_userspace(namespace, token)?;
     let route = route::look_up(&mut lock(&namespace.route), local.to_canonical(), interface);
     match route {
         Ok(route) if route.is_local => Ok(()),

@@ -285,7 +285,7 @@ fn open_sub_tuple(
         local: Some(endpoint(tuple.local)),
         remote: Some(endpoint(tuple.remote)),
         backup: tuple.prio != 0,
-        interface: None,
+        ..Request::default()
     };
     let (own, peer) = connection.ends()?;
     let is_ipv4 = tuple.local.ip().to_canonical().is_ipv4();

@@ -6,13 +6,13 @@
 //! so the connections that subscribers follow are looked up by it at intervals.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use crate::error::Result;
 use crate::events::snapshot::Snapshot;
 use crate::events::Sockets;
-use crate::netlink::diag;
+use crate::netlink::{diag, Channel};
 use crate::sys::lock::lock;
 
 /// The shortest time from one round of look-ups to the next.
@@ -20,6 +20,9 @@ const INTERVAL: Duration = Duration::from_millis(50);
 
 /// The same as a multiple of what the last round took.
 const IDLE: u32 = 20;
+
+/// How many connections whose beginning was heard are kept before it is looked up which of them have ended.
+const BEGUN: usize = 256;
 
 /// How many look-ups are made at once: events that arrive meanwhile wait for them.
 const BATCH: usize = 64;
@@ -46,33 +49,42 @@ struct Watched {
     tokens: Option<HashMap<u32, u64>>,
     /// All of the namespace are among them.
     complete: bool,
+    /// For each connection whose beginning was heard, whether the peer denies joins of its initial address.
+    begun: HashMap<u32, bool>,
+    /// How many of them are kept before those that ended without an event are looked for.
+    limit: usize,
 }
 
 /// The connections of one network namespace whose ends are watched.
 #[derive(Debug, Default)]
 pub struct Ends {
     watched: Mutex<Watched>,
-    /// For the look-ups. Absent before the first watch, and where inet_diag does not know connections.
-    sockets: Mutex<Option<Arc<dyn Sockets>>>,
+    /// For the look-ups.
+    sockets: Option<Weak<dyn Sockets>>,
+    /// Where inet_diag does not know connections, every token would seem to be unused.
+    has_diag: OnceLock<bool>,
     listeners: Mutex<HashMap<u32, Vec<Weak<Listener>>>>,
 }
 
 impl Ends {
+    pub fn new(sockets: Weak<dyn Sockets>) -> Ends {
+        Ends { sockets: Some(sockets), ..Ends::default() }
+    }
+
+    fn sockets(&self) -> Option<Arc<dyn Sockets>> {
+        self.sockets.as_ref().and_then(Weak::upgrade)
+    }
+
     /// Watches one connection, or all present and future ones.
-    pub fn watch(&self, token: Option<u32>, sockets: &Arc<dyn Sockets>) -> Result<()> {
+    pub fn watch(&self, token: Option<u32>) -> Result<()> {
+        let Some(sockets) = self.sockets() else { return Ok(()) };
         let mut requests = lock(sockets.diag());
-        let mut known = lock(&self.sockets);
-        if known.is_none() {
-            // Where it does not know connections, every token would seem to be unused.
-            if diag::dump_connections(&mut requests, |_| {}).is_err() {
-                return Ok(());
-            }
-            *known = Some(Arc::clone(sockets));
+        if !self.has_diag(&mut requests) {
+            return Ok(());
         }
-        drop(known);
         // Locked meanwhile, so that the end of a connection found here is not recorded before the connection is.
         let mut watched = lock(&self.watched);
-        let Watched { tokens, complete } = &mut *watched;
+        let Watched { tokens, complete, .. } = &mut *watched;
         let tokens = tokens.get_or_insert_default();
         match token {
             Some(token) => {
@@ -92,8 +104,19 @@ impl Ends {
         Ok(())
     }
 
+    fn has_diag(&self, requests: &mut Channel) -> bool {
+        *self.has_diag.get_or_init(|| diag::dump_connections(requests, |_| {}).is_ok())
+    }
+
+    /// Whether there is something to look up.
     pub fn is_watched(&self) -> bool {
-        lock(&self.watched).tokens.is_some()
+        let watched = lock(&self.watched);
+        watched.tokens.is_some() || watched.begun.len() >= watched.limit.max(BEGUN)
+    }
+
+    /// Whether the peer of a connection denies joins of its initial address; absent if no event told its begin.
+    pub fn deny_join_initial(&self, token: u32) -> Option<bool> {
+        lock(&self.watched).begun.get(&token).copied()
     }
 
     /// Has a listener closed at the end of a connection that is watched.
@@ -104,16 +127,20 @@ impl Ends {
     }
 
     /// Records the beginning of a connection.
-    pub fn note_begin(&self, token: u32, time_ns: u64) {
-        if let Some(tokens) = &mut lock(&self.watched).tokens {
+    pub fn note_begin(&self, token: u32, time_ns: u64, deny_join_initial: bool) {
+        let mut watched = lock(&self.watched);
+        watched.begun.insert(token, deny_join_initial);
+        if let Some(tokens) = &mut watched.tokens {
             tokens.insert(token, time_ns);
         }
     }
 
     /// Records the end of a connection; false if it was known before, or not watched.
     pub fn note_end(&self, token: u32) -> bool {
-        let was_watched =
-            lock(&self.watched).tokens.as_mut().is_some_and(|tokens| tokens.remove(&token).is_some());
+        let mut watched = lock(&self.watched);
+        watched.begun.remove(&token);
+        let was_watched = watched.tokens.as_mut().is_some_and(|tokens| tokens.remove(&token).is_some());
+        drop(watched);
         for listener in lock(&self.listeners).remove(&token).iter().flatten().filter_map(Weak::upgrade) {
             listener.close();
         }
@@ -140,7 +167,7 @@ impl Ends {
     /// `watch` is called again.
     fn to_look_up(&self, wanted: impl FnOnce() -> Option<HashSet<u32>>) -> Option<Vec<u32>> {
         let mut watched = lock(&self.watched);
-        let Watched { tokens, complete } = &mut *watched;
+        let Watched { tokens, complete, begun, limit } = &mut *watched;
         // Asked with the lock held, so that no new watcher is missed.
         if let Some(mut wanted) = wanted() {
             let mut listeners = lock(&self.listeners);
@@ -152,14 +179,23 @@ impl Ends {
             }
             tokens.iter_mut().for_each(|tokens| tokens.retain(|token, _| wanted.contains(token)));
         }
-        tokens.as_ref().map(|tokens| tokens.keys().copied().collect())
+        let all_begun = begun.len() >= BEGUN.max(*limit);
+        if all_begun {
+            *limit = 2 * begun.len();
+        }
+        let begun = begun.keys().filter(|_| all_begun);
+        let to_look_up: HashSet<u32> = tokens.iter().flat_map(HashMap::keys).chain(begun).copied().collect();
+        (tokens.is_some() || all_begun).then(|| to_look_up.into_iter().collect())
     }
 
     /// Those of these tokens that no connection has; absent if that cannot be told now. Never waits, because events would
     /// wait with it.
     fn look_up(&self, tokens: &[u32]) -> Option<Vec<u32>> {
-        let sockets = lock(&self.sockets).clone()?;
+        let sockets = self.sockets()?;
         let mut requests = sockets.diag().try_lock().ok()?;
+        if !self.has_diag(&mut requests) {
+            return None;
+        }
         let found = diag::look_up_tokens(&mut requests, tokens).ok()?;
         let gone = tokens.iter().zip(found).filter(|(_, entry)| entry.is_none());
         Some(gone.map(|(token, _)| *token).collect())
@@ -235,7 +271,8 @@ mod tests {
     #[test]
     fn an_end_is_told_once() {
         let ends = watching(&[1]);
-        ends.note_begin(2, 5);
+        ends.note_begin(2, 5, true);
+        assert_eq!((ends.deny_join_initial(2), ends.deny_join_initial(1)), (Some(true), None));
         assert!(ends.note_end(1) && !ends.note_end(1));
         assert!(ends.note_end(2));
         assert!(!ends.note_end(3), "it was never there");
@@ -244,13 +281,27 @@ mod tests {
     #[test]
     fn nothing_is_kept_while_nobody_wants_to_know() {
         let ends = Ends::default();
-        ends.note_begin(1, 5);
+        ends.note_begin(1, 5, false);
         assert!(!ends.is_watched() && ends.tokens().is_empty());
         let ends = watching(&[1, 2]);
         assert_eq!(ends.to_look_up(|| Some(HashSet::from([2, 3]))), Some(vec![2]));
         assert_eq!(ends.to_look_up(|| None), Some(vec![2]));
         assert_eq!(ends.to_look_up(|| Some(HashSet::new())), None);
         assert!(!ends.is_watched());
+    }
+
+    #[test]
+    fn what_began_and_did_not_end_is_looked_up_when_it_is_much() {
+        let ends = Ends::default();
+        for token in 0..BEGUN as u32 {
+            assert!(!ends.is_watched());
+            ends.note_begin(token, 5, false);
+        }
+        assert!(ends.is_watched());
+        assert_eq!(ends.to_look_up(|| Some(HashSet::new())).map(|tokens| tokens.len()), Some(BEGUN));
+        assert!(!ends.is_watched());
+        assert!(!ends.note_end(1), "nobody is told");
+        assert_eq!(ends.deny_join_initial(1), None);
     }
 
     #[test]
@@ -268,7 +319,7 @@ mod tests {
     #[test]
     fn after_a_loss_those_that_are_there_are_watched() {
         let ends = watching(&[1]);
-        ends.note_begin(2, 5);
+        ends.note_begin(2, 5, false);
         let mut snapshot = Snapshot::default();
         snapshot.time_ns = 4;
         ends.read_back(&snapshot);

@@ -118,6 +118,8 @@ pub struct Event {
     /// MPTCP_RST_* of RFC 8684, section 3.6.
     pub reset_reason: Option<u32>,
     pub server_side: Option<bool>,
+    /// The peer wants no further subflow to its initial address and port: the C bit, RFC 8684, section 3.1.
+    pub deny_join_initial: Option<bool>,
     /// By its name.
     pub interface: Option<Arc<str>>,
 }
@@ -136,6 +138,7 @@ impl Event {
             error: None,
             reset_reason: None,
             server_side: None,
+            deny_join_initial: None,
             interface: None,
         }
     }
@@ -149,7 +152,7 @@ pub fn decode(
     interface_name: impl Fn(u32) -> Option<Arc<str>>,
 ) -> Option<Event> {
     let mut decoded = Event::new(Kind::of_kernel(bytes::u8(payload, 0)?)?, time_ns);
-    let (mut local_ip, mut remote_ip, mut local_port, mut remote_port) = (None, None, 0, 0);
+    let (mut local_ip, mut remote_ip, mut local_port, mut remote_port, mut flags) = (None, None, 0, 0, 0);
     for (kind, value) in attributes(payload.get(4..)?) {
         match kind {
             event::ATTR_TOKEN => decoded.token = bytes::u32(value, 0),
@@ -166,17 +169,22 @@ pub fn decode(
             event::ATTR_RESET_REASON => decoded.reset_reason = bytes::u32(value, 0),
             event::ATTR_IF_IDX => decoded.interface = bytes::u32(value, 0).and_then(&interface_name),
             event::ATTR_SERVER_SIDE => decoded.server_side = bytes::u8(value, 0).map(|flag| flag != 0),
-            event::ATTR_FLAGS if bytes::u16(value, 0)? & event::FLAG_SERVER_SIDE != 0 => {
-                decoded.server_side = Some(true);
-            }
+            event::ATTR_FLAGS => flags = bytes::u16(value, 0)?,
             _ => {}
         }
     }
     decoded.local = local_ip.map(|ip| SocketAddr::new(ip, local_port));
     decoded.remote = remote_ip.map(|ip| SocketAddr::new(ip, remote_port));
-    // Newer kernels send this attribute for a server only.
+    // Newer kernels set this flag for a server only, in place of the attribute.
     if matches!(decoded.kind, Kind::Created | Kind::Established) {
-        decoded.server_side = decoded.server_side.or(Some(false));
+        decoded.server_side = decoded.server_side.or(Some(flags & event::FLAG_SERVER_SIDE != 0));
+        decoded.deny_join_initial = Some(flags & event::FLAG_DENY_JOIN_ID0 != 0);
+    }
+    // The subflow from an address to itself by which a forgotten address is withdrawn (connection::withdraw), destroyed
+    // before it was established. On loopback it could be anybody's.
+    let to_itself = remote_port == 0 && local_ip.is_some_and(|ip| remote_ip == Some(ip) && !ip.is_loopback());
+    if decoded.kind == Kind::SubClosed && to_itself {
+        return None;
     }
     // The end of an initial subflow that was closed long before may be reported again, without its ends: kernel issue 603.
     let is_nowhere = |end: SocketAddr| end.ip().is_unspecified() && end.port() == 0;

@@ -63,7 +63,7 @@ impl Events {
     /// Of one connection, or of the whole namespace.
     pub fn new(sockets: Arc<dyn Sockets>, reader: Arc<Reader>, token: Option<u32>) -> Result<Events> {
         let filter = token.map_or(Filter::Namespace, Filter::Token);
-        let subscription = reader.subscribe_to_stream(filter, &sockets)?;
+        let subscription = reader.subscribe_to_stream(filter)?;
         let watch = match token {
             Some(token) => {
                 check_there(sockets.diag(), token, reader.is_polling())?;

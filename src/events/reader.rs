@@ -120,12 +120,16 @@ pub struct Reader {
 
 impl Reader {
     /// Reads the multicast group on a bound socket of generic netlink. Needs CAP_NET_ADMIN.
-    pub fn of_netlink(socket: Arc<socket2::Socket>, group: u32) -> Result<Reader> {
+    pub fn of_netlink(
+        socket: Arc<socket2::Socket>,
+        group: u32,
+        sockets: Weak<dyn Sockets>,
+    ) -> Result<Reader> {
         // Events that an earlier reader left in the queue are outdated.
         while (&*socket).read(&mut [0; 16]).is_ok() {}
         membership(&socket, libc::NETLINK_ADD_MEMBERSHIP, group)
             .map_err(|error| Error::call("joining mptcp_pm_events (CAP_NET_ADMIN)", &error))?;
-        Reader::start(socket, Origin::Netlink { group })
+        Reader::start(socket, Origin::Netlink { group }, Ends::new(sockets))
     }
 
     /// Compares readings of the sockets. Takes a bound socket of sock_diag for notices, and one for requests.
@@ -134,10 +138,14 @@ impl Reader {
             membership(&socket, libc::NETLINK_ADD_MEMBERSHIP, group)
                 .map_err(|error| Error::call("joining SKNLGRP_INET_TCP_DESTROY", &error))?;
         }
-        Reader::start(socket, Origin::Polling { requests: Mutex::new(requests), snapshot: Mutex::default() })
+        Reader::start(
+            socket,
+            Origin::Polling { requests: Mutex::new(requests), snapshot: Mutex::default() },
+            Ends::default(),
+        )
     }
 
-    fn start(socket: Arc<socket2::Socket>, origin: Origin) -> Result<Reader> {
+    fn start(socket: Arc<socket2::Socket>, origin: Origin, ends: Ends) -> Result<Reader> {
         // The first needs CAP_NET_ADMIN in the initial user namespace.
         for option in [libc::SO_RCVBUFFORCE, libc::SO_RCVBUF] {
             let fd = socket.as_raw_fd();
@@ -153,7 +161,7 @@ impl Reader {
             stop: AtomicBool::new(false),
             subscribers: Mutex::default(),
             watch: Mutex::default(),
-            ends: Ends::default(),
+            ends,
         });
         let for_thread = Arc::clone(&inner);
         let buffer = receive_buffer().map_err(|error| Error::call("reading events", &error))?;
@@ -172,11 +180,7 @@ impl Reader {
     }
 
     /// Subscribes with a descriptor to wait on.
-    pub fn subscribe_to_stream(
-        &self,
-        filter: Filter,
-        sockets: &Arc<dyn Sockets>,
-    ) -> Result<Arc<Subscription>> {
+    pub fn subscribe_to_stream(&self, filter: Filter) -> Result<Arc<Subscription>> {
         let descriptor = EventFd::new().map_err(|error| Error::call("eventfd", &error))?;
         let subscription = Arc::new(Subscription::new(filter, Some(descriptor)));
         let Origin::Polling { requests, snapshot } = &self.inner.origin else {
@@ -185,7 +189,7 @@ impl Reader {
                 Filter::Token(token) => Some(token),
                 _ => None,
             };
-            self.inner.ends.watch(token, sockets)?;
+            self.inner.ends.watch(token)?;
             self.inner.wake.set(); // the interval begins
             return Ok(subscription);
         };
@@ -239,14 +243,9 @@ impl Reader {
     }
 
     /// Closes a listener when the connection that it was opened for ends.
-    pub fn close_at_end(
-        &self,
-        token: u32,
-        listener: &Arc<Listener>,
-        sockets: &Arc<dyn Sockets>,
-    ) -> Result<()> {
+    pub fn close_at_end(&self, token: u32, listener: &Arc<Listener>) -> Result<()> {
         self.inner.ends.close_at_end(token, listener);
-        self.inner.ends.watch(Some(token), sockets)?;
+        self.inner.ends.watch(Some(token))?;
         self.inner.wake.set();
         Ok(())
     }
@@ -393,7 +392,8 @@ impl Inner {
         match event.token {
             Some(token) if event.kind == Kind::Closed => self.ends.note_end(token),
             Some(token) if event.kind == Kind::Created => {
-                self.ends.note_begin(token, event.time_ns);
+                let deny_join_initial = event.deny_join_initial.unwrap_or(false);
+                self.ends.note_begin(token, event.time_ns, deny_join_initial);
                 true
             }
             _ => true,

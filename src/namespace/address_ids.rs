@@ -41,6 +41,16 @@ pub struct Announced {
     pub _reader: Arc<Reader>,
 }
 
+/// What an address id is chosen for.
+#[derive(Debug, Clone, Copy)]
+pub struct Request<'a> {
+    pub pair: Pair,
+    /// This id or none. Absent: one that is free.
+    pub id: Option<u8>,
+    /// The addresses and ids of the live subflows.
+    pub live: &'a [(IpAddr, u8)],
+}
+
 impl AddressIds {
     /// The id by which this process announced an address and port.
     fn announced_id(&self, pair: Pair) -> Option<u8> {
@@ -54,16 +64,14 @@ impl AddressIds {
         self.announced.remove(&id);
     }
 
-    /// Gives `command` address ids for a pair until the kernel takes one, and returns that. `live` are the addresses
-    /// and ids of the live subflows.
+    /// Gives `command` address ids for a pair until the kernel takes one, and returns that.
     ///
     /// Usually EINVAL means an id in use, but the kernel answers nearly every mistake with it: `explain` returns the error
     /// if it is another one, and is called once. `refused` makes the error of any other failure.
     pub fn choose(
         &mut self,
         (socket, token): (&PmSocket, u32),
-        pair: Pair,
-        live: &[(IpAddr, u8)],
+        Request { pair, id: wanted, live }: Request<'_>,
         command: impl Fn(u8) -> Vec<u8>,
         explain: impl Fn() -> Result<()>,
         refused: impl Fn(&Failure) -> Error,
@@ -73,10 +81,10 @@ impl AddressIds {
             // The first try is made without the list, whose reading takes a good part of a local handshake's time.
             let listed =
                 if round == 0 { Vec::new() } else { socket.local_addresses(token)?.unwrap_or_default() };
-            let candidates = if round == 0 {
-                Vec::from_iter(self.guess(pair, live))
-            } else {
-                candidates(pair, &listed, self, live)
+            let candidates = match (wanted, round) {
+                (Some(id), _) => vec![id],
+                (None, 0) => Vec::from_iter(self.guess(pair, live)),
+                (None, _) => candidates(pair, &listed, self, live),
             };
             for id in candidates {
                 match socket.command(&command(id))? {
@@ -92,6 +100,16 @@ impl AddressIds {
                     }
                     Err(failure) => return Err(refused(&failure)),
                 }
+            }
+            if let Some(id) = wanted {
+                return Err(Error::subflow(
+                    libc::EINVAL,
+                    format!(
+                        "cannot use address id {id} for {}: the connection has another address with this id, or this \
+                         address with another id",
+                        pair.0
+                    ),
+                ));
             }
             // All ids are taken: the kernel keeps those of pairs whose subflows failed or were lost.
             if round == 1 {
@@ -128,7 +146,8 @@ impl AddressIds {
                 |address: &pm::Address| address.id == id && address.flags & uapi::pm::FLAG_SIGNAL != 0;
             self.announced.contains_key(&id) || listed.iter().any(signal)
         };
-        let in_use = |id: u8| announced(id) || live.iter().any(|(_, live)| *live == id);
+        // RM_ADDR of 0 removes the initial address.
+        let in_use = |id: u8| id == 0 || announced(id) || live.iter().any(|(_, live)| *live == id);
         let known = self.by_pair.values().copied().chain(listed.iter().map(|address| address.id));
         let unused: HashSet<u8> = known.filter(|id| !in_use(*id)).collect();
         for id in &unused {

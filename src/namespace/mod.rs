@@ -16,6 +16,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::{Duration, Instant};
 
 use crate::abi::uapi;
 use crate::error::{describe, Cause, Error, Result};
@@ -26,7 +27,7 @@ use crate::netlink::pm::PmSocket;
 use crate::netlink::pool::Pool;
 use crate::netlink::Channel;
 use crate::sys::lock::lock;
-use crate::sys::{self, Wanted};
+use crate::sys::{self, wait, Wanted};
 
 const NETLINK: Wanted =
     Wanted::Socket { family: libc::AF_NETLINK, kind: libc::SOCK_RAW, protocol: libc::NETLINK_GENERIC };
@@ -43,11 +44,15 @@ const WANTED: [Wanted; 7] = [
     Wanted::File(&[c"/proc/thread-self/ns/net"]),
 ];
 
+/// How long an event may wait for the thread that reads events.
+const UNREAD: Duration = Duration::from_millis(50);
+
 /// The netlink sockets of one namespace.
 #[derive(Debug)]
 pub struct Namespace {
     /// SO_NETNS_COOKIE: unique on the host until the next boot.
     pub cookie: u64,
+    this: Weak<Namespace>,
     process: u32,
     pub diag: Mutex<Channel>,
     /// For requests that wait for a connection's lock, so that no other request waits with them.
@@ -200,7 +205,8 @@ impl Namespace {
     }
 
     fn register(cookie: u64, opened: [io::Result<OwnedFd>; 7]) -> Result<Arc<Namespace>> {
-        let fresh = Arc::new(Namespace::assemble(cookie, opened)?);
+        let assembled = Namespace::assemble(cookie, opened)?;
+        let fresh = Arc::new_cyclic(|this| Namespace { this: Weak::clone(this), ..assembled });
         let mut registry = lock(&REGISTRY);
         let namespaces = registry.get_or_insert_default();
         namespaces.retain(|_, namespace| namespace.strong_count() > 0);
@@ -228,6 +234,7 @@ impl Namespace {
         events.set_nonblocking(true).map_err(failed)?;
         Ok(Namespace {
             cookie,
+            this: Weak::new(),
             process: std::process::id(),
             diag: channel(diag)?,
             diag_of_connections: pool(diag_of_connections, libc::NETLINK_SOCK_DIAG)?,
@@ -255,9 +262,26 @@ impl Namespace {
         if let Some(running) = reader.upgrade() {
             return Ok(running);
         }
-        let started = Arc::new(Reader::of_netlink(Arc::clone(&self.events), group)?);
+        let sockets: Weak<dyn Sockets> = Weak::clone(&self.this) as Weak<Namespace>;
+        let started = Arc::new(Reader::of_netlink(Arc::clone(&self.events), group, sockets)?);
         *reader = Arc::downgrade(&started);
         Ok(started)
+    }
+
+    /// Whether the peer of a connection denies joins of its initial address, by the event of its begin; absent if this
+    /// process did not hear that.
+    pub fn deny_join_initial(&self, token: u32) -> Option<bool> {
+        let reader = lock(&self.reader).upgrade()?;
+        let deadline = Instant::now() + UNREAD;
+        loop {
+            let known = reader.ends().deny_join_initial(token);
+            // The event may wait for the thread that reads it.
+            let is_unread = || wait::readable([self.events.as_raw_fd()], Some(Duration::ZERO));
+            if known.is_some() || !matches!(is_unread(), Ok([true])) || Instant::now() > deadline {
+                return known;
+            }
+            std::thread::yield_now();
+        }
     }
 
     /// The same without privilege, by comparing readings.

@@ -11,13 +11,14 @@ use pyo3::types::PyString;
 use super::address::{endpoint, from_any};
 use super::errors::to_py;
 use super::events::EventStream;
-use super::integer::{integer, ranged};
+use super::integer::{integer, optional, ranged};
 use super::options as arguments;
 use super::structs::Info;
 use super::subflow::Subflow;
 use super::timeout::Timeout;
+use crate::connection::announce::How;
 use crate::connection::open::{self, Opening, Request};
-use crate::connection::{self, announce, close, priority, Connection, Which};
+use crate::connection::{self, announce, close, priority, withdraw, Connection, Which};
 use crate::options;
 
 /// How long a wait goes on before Python may run its signal handlers.
@@ -70,9 +71,11 @@ impl Native {
         remote: &Bound<'_, PyAny>,
         backup: bool,
         interface: Option<String>,
+        local_id: Option<&Bound<'_, PyAny>>,
         #[pyo3(from_py_with = Timeout::extract)] timeout: Timeout,
+        force: bool,
     ) -> PyResult<Option<Subflow>> {
-        let request = request(local, remote, backup, interface)?;
+        let request = request(local, remote, backup, interface, local_id, force)?;
         let deadline = timeout.deadline();
         let mut opening = self.call(py, |connection| Opening::new(connection, &request))?;
         if timeout.is_zero() {
@@ -129,6 +132,8 @@ impl Native {
         py: Python<'_>,
         address: &Bound<'_, PyAny>,
         port: &Bound<'_, PyAny>,
+        id: Option<&Bound<'_, PyAny>>,
+        listen: bool,
     ) -> PyResult<u8> {
         if !address.is_instance_of::<PyString>() {
             return Err(PyTypeError::new_err("address must be a str"));
@@ -137,13 +142,18 @@ impl Native {
         if !port.is_none() {
             endpoint.port = ranged("port", port, announce::check_port)?;
         }
+        let id = optional("address_id", id, announce::check_id)?;
         announce::check(&endpoint).map_err(|error| to_py(py, error))?;
-        self.call(py, |connection| announce::announce(connection, &endpoint))
+        self.call(py, |connection| announce::announce(connection, &endpoint, How { id, listen }))
     }
 
-    fn remove_address(&self, py: Python<'_>, id: &Bound<'_, PyAny>) -> PyResult<()> {
-        let id = ranged("id", id, announce::check_id)?;
-        self.call(py, |connection| announce::remove(connection, id))
+    fn remove_address(&self, py: Python<'_>, id: &Bound<'_, PyAny>, force: bool) -> PyResult<()> {
+        let id = ranged("address_id", id, withdraw::check_id)?;
+        self.call(py, |connection| withdraw::withdraw(connection, id, force))
+    }
+
+    fn deny_join_initial(&self, py: Python<'_>) -> PyResult<Option<bool>> {
+        self.call(py, connection::deny_join_initial)
     }
 
     fn get_subflow_option<'py>(
@@ -174,10 +184,13 @@ pub fn request(
     remote: &Bound<'_, PyAny>,
     backup: bool,
     interface: Option<String>,
+    local_id: Option<&Bound<'_, PyAny>>,
+    force: bool,
 ) -> PyResult<Request> {
     let py = local.py();
     let (local, remote) = (from_any("local", local)?, from_any("remote", remote)?);
-    let request = Request { local, remote, backup, interface };
+    let local_id = optional("local_id", local_id, open::check_local_id)?;
+    let request = Request { local, remote, backup, interface, local_id, force };
     request.check().map_err(|error| to_py(py, error))?;
     Ok(request)
 }

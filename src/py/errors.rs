@@ -10,6 +10,11 @@ use crate::error::{Cause, Error};
 /// What a Python program can do about a cause.
 fn advice(cause: Cause) -> &'static str {
     match cause {
+        Cause::AddressForgotten => {
+            "pass force=True to announce it once more and withdraw it at once, between which the peer may open a subflow to it"
+        }
+        Cause::AddressInUse => "close every subflow from that address first, or pass force=True to have the peer close them",
+        Cause::DeniedByPeer => "open one to an address that it announces, or pass force=True",
         Cause::KernelPathManager => {
             "create the socket with path_manager=\"userspace\", or accept it within use_path_manager(\"userspace\")"
         }

@@ -33,7 +33,7 @@ fn kind<'py>(py: Python<'py>, kind: event::Kind) -> PyResult<Bound<'py, PyAny>> 
 #[pyclass(frozen, module = "mptcp")]
 pub struct Event(pub event::Event);
 
-const FIELDS: [&str; 12] = [
+const FIELDS: [&str; 13] = [
     "kind",
     "time_ns",
     "token",
@@ -45,6 +45,7 @@ const FIELDS: [&str; 12] = [
     "error",
     "reset_reason",
     "server_side",
+    "deny_join_initial",
     "interface",
 ];
 
@@ -53,7 +54,7 @@ impl Event {
     #[new]
     #[pyo3(signature = (
         kind, time_ns, *, token = None, local = None, remote = None, local_id = None, remote_id = None, backup = None,
-        error = None, reset_reason = None, server_side = None, interface = None
+        error = None, reset_reason = None, server_side = None, deny_join_initial = None, interface = None
     ))]
     #[expect(clippy::too_many_arguments, reason = "the fields")]
     fn new(
@@ -68,6 +69,7 @@ impl Event {
         error: Option<i32>,
         reset_reason: Option<u32>,
         server_side: Option<bool>,
+        deny_join_initial: Option<bool>,
         interface: Option<&str>,
     ) -> PyResult<Event> {
         let name: String = kind
@@ -92,6 +94,7 @@ impl Event {
             error,
             reset_reason,
             server_side,
+            deny_join_initial,
             interface: interface.map(Arc::from),
         }))
     }
@@ -162,6 +165,14 @@ impl Event {
     #[getter]
     fn server_side(&self) -> Option<bool> {
         self.0.server_side
+    }
+
+    /// For CREATED and ESTABLISHED, whether the peer denies further subflows to its initial address and port.
+    ///
+    /// The C bit of MP_CAPABLE (RFC 8684, section 3.1). False on kernels that do not tell (before 6.17).
+    #[getter]
+    fn deny_join_initial(&self) -> Option<bool> {
+        self.0.deny_join_initial
     }
 
     /// The name of the interface: of the link, of the address, or that the subflow is bound to.

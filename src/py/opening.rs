@@ -31,6 +31,7 @@ impl Opening {
 #[pymethods]
 impl Opening {
     #[new]
+    #[expect(clippy::too_many_arguments, reason = "the arguments of the Python function")]
     fn new(
         py: Python<'_>,
         native: &Bound<'_, Native>,
@@ -39,8 +40,10 @@ impl Opening {
         remote: &Bound<'_, PyAny>,
         backup: bool,
         interface: Option<String>,
+        local_id: Option<&Bound<'_, PyAny>>,
+        force: bool,
     ) -> PyResult<Opening> {
-        let request = request(local, remote, backup, interface)?;
+        let request = request(local, remote, backup, interface, local_id, force)?;
         let connection = Arc::clone(&native.get().0);
         let open = || open::Opening::with_descriptor(&*connection, &request);
         let opening = py.detach(open).map_err(|error| to_py(py, error))?;

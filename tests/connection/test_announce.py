@@ -338,7 +338,7 @@ def test_what_cannot_be_announced(connection: Connection) -> None:
     for wrong in ("1", 1.0, None, True, connection.peer.subflows()[0]):
         with pytest.raises(TypeError):
             remove(wrong)  # type: ignore[arg-type]
-    for number in (0, -1, 256, 2**80):
+    for number in (-1, 256, 2**80):
         with pytest.raises(ValueError, match="255"):
             remove(number)
     with pytest.raises(OSError, match="nosuch0") as caught:

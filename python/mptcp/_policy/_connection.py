@@ -40,6 +40,8 @@ class Attempt:
     remote: tuple[Any, ...]
     backup: bool
     interface: str | None = None
+    local_id: int | None = None
+    force: bool = False
     since: float = field(default_factory=time.monotonic)
     answered: Ends | None = None
     """Its ends, once the SYN/ACK has come."""
@@ -92,13 +94,16 @@ class PolicyConnection(Connection):
         *,
         backup: bool = False,
         interface: str | None = None,
+        local_id: int | None = None,
         timeout: float | None = 0,
+        force: bool = False,
     ) -> None:
         """Open a subflow if every policy allows it, and return at once: the outcome is a callback.
 
         The arguments are those of Connection.open_subflow; ``timeout`` has no effect, see Policy.open_timeout.
         """
-        self._runtime.open(self, local, remote, bool(backup), interface)
+        how = {"backup": bool(backup), "interface": interface, "local_id": local_id, "force": bool(force)}
+        self._runtime.open(self, local, remote, **how)
 
     def close_subflow(self, subflow: Subflow | int, *, force: bool = False) -> None:
         """As Connection.close_subflow; no policy's on_subflow_lost() is called for it."""
@@ -139,8 +144,16 @@ class PolicyConnection(Connection):
     def send(self, attempt: Attempt) -> None:
         """SUBFLOW_CREATE. Raises SubflowError, with ENOTCONN for a connection that is not fully established yet."""
         local = attempt.local if attempt.local[0] else None
-        backup, interface = attempt.backup, attempt.interface
-        Connection.open_subflow(self, local, attempt.remote, backup=backup, interface=interface, timeout=0)
+        Connection.open_subflow(
+            self,
+            local,
+            attempt.remote,
+            backup=attempt.backup,
+            interface=attempt.interface,
+            local_id=attempt.local_id,
+            timeout=0,
+            force=attempt.force,
+        )
 
 
 def is_not_fully_established(error: OSError) -> bool:

@@ -66,8 +66,8 @@ class Runtime(Protocol):
 
     # For the connections that policies get
 
-    def open(self, conn: Any, local: Any, remote: Any, backup: bool, interface: str | None) -> None:
-        """Open a subflow if every policy allows it."""
+    def open(self, conn: Any, local: Any, remote: Any, **how: Any) -> None:
+        """Open a subflow if every policy allows it. ``how`` are backup, interface, local_id and force."""
 
     def look_up(self, asked: Iterable[tuple[Any, Any, Any]]) -> list[Any]:
         """Return the subflows with these connections and ends, None for each that does not exist."""

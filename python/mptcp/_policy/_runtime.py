@@ -108,11 +108,12 @@ class Runtime:
         with self.lock:
             return [LocalAddress(*known) for known in self._interfaces.items()]
 
-    def open(self, conn: PolicyConnection, local: Any, remote: Any, backup: bool, interface: str | None) -> None:
+    def open(self, conn: PolicyConnection, local: Any, remote: Any, **how: Any) -> None:
         local_host, local_port = _split(local)
         remote_host, remote_port = _split(remote)
         goal = (remote_host or conn.remote[0], remote_port or conn.remote[1])
-        attempt = Attempt((local_host, local_port), goal, backup, interface)
+        attempt = Attempt((local_host, local_port), goal, **how)
+        interface = attempt.interface
         try:
             # What a policy allows is an address: without one it is that of the route.
             from_host = local_host or conn._native.local_address(goal, interface)

@@ -21,6 +21,6 @@ class NDiffPorts(Policy):
         self.n = n
 
     def on_connection(self, conn: Connection) -> None:
-        if conn.server_side is not True and not is_over_loopback(self, conn):
+        if conn.server_side is not True and not conn.deny_join_initial and not is_over_loopback(self, conn):
             for _ in range(self.n - len(conn.subflows())):
                 conn.open_subflow(conn.local[0])

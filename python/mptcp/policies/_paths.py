@@ -165,9 +165,12 @@ class PathPolicy(Policy):
         """Return the remote ends for a subflow from this address: the connection's own, and those the peer announced.
 
         The one whose address shares the longest prefix with the local address comes first, as in RFC 6724 (rule 9): it
-        is probably the peer's address on the same path.
+        is probably the peer's address on the same path. The connection's own is left out if the peer denies subflows to
+        it (conn.deny_join_initial).
         """
-        ends = [conn.remote[:2], *self._announced.get(conn.token, {}).values()]
+        own = conn.remote[:2]
+        announced = [end for end in self._announced.get(conn.token, {}).values() if end != own]
+        ends = announced if conn.deny_join_initial else [own, *announced]
         reachable = [end for end in ends if (":" in end[0]) == (":" in local.address)]
         return sorted(reachable, key=lambda end: _difference(end[0], local.address))
 

@@ -33,7 +33,8 @@ class Refresh(Policy):
             info = subflow.tcp_info
             key = (conn.token, subflow.local[0], subflow.remote[0])
             is_stuck = bool(info.unacked) and (info.last_ack_recv or 0) > self.after * 1000
-            if is_stuck and subflow.initial is not None and key not in self._stuck:
+            may_open = not (conn.deny_join_initial and subflow.remote[:2] == conn.remote[:2])
+            if is_stuck and may_open and subflow.initial is not None and key not in self._stuck:
                 self._stuck[key] = subflow
                 conn.open_subflow(subflow.local[0], subflow.remote[:2], backup=bool(subflow.backup))
 
