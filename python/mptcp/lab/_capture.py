@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import heapq
 import mmap
 import os
 import select
 import socket
 import struct
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import IO, Any
 
@@ -43,33 +46,67 @@ _PCAP_HEADER = struct.pack("=IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, 1 << 18, 1)
 _PCAP_PACKET = struct.Struct("=4I")
 
 
+# The pcapng format (draft-ietf-opsawg-pcapng): a section, an interface with its name and nanosecond times, a packet.
+_PCAPNG_SECTION = struct.pack("=3IHHqI", 0x0A0D0D0A, 28, 0x1A2B3C4D, 1, 0, -1, 28)
+_PCAPNG_INTERFACE = struct.Struct("=2I2HI")
+_PCAPNG_OPTION = struct.Struct("=2H")
+_PCAPNG_NAME, _PCAPNG_RESOLUTION = 2, 9
+_PCAPNG_PACKET = struct.Struct("=7I")
+
+#: What asks a host's process.
+Request = Callable[..., tuple[Any, list[int]]]
+
+
 class Capture:
     """A running capture, returned by :meth:`Link.capture`. :meth:`close` ends it and completes the file."""
 
-    def __init__(
-        self, request: Callable[..., tuple[Any, list[int]]], interface: str, path: str | os.PathLike[str]
-    ) -> None:
+    def __init__(self, ends: Mapping[str, Request], interface: str, path: str | os.PathLike[str]) -> None:
         #: The number of packets in the file, known once the capture is closed.
         self.packets: int | None = None
         #: The number of packets lost because the file could not be written fast enough, known then too.
         self.dropped: int | None = None
-        self._client: _channel.Client | None = None
-        with open(path, "wb") as file:
-            _, (channel,) = request("capture", [file.fileno()], name=interface)
-        self._client = _channel.Client(socket.socket(fileno=channel), "the capture")
+        self._clients: list[_channel.Client] = []
+        # Of several ends: what they are called, where each writes to, and the file for all of it.
+        self._names = [f"{name}:{interface}" for name in ends]
+        self._parts: list[IO[bytes]] = []
+        self._file: IO[bytes] | None = None
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._abandon)
+            self._file = open(path, "wb")  # noqa: SIM115
+            if len(ends) > 1:
+                self._parts = [tempfile.TemporaryFile() for _ in ends]  # noqa: SIM115
+            for request, part in zip(ends.values(), self._parts or [self._file], strict=True):
+                _, (channel,) = request("capture", [part.fileno()], name=interface)
+                self._clients.append(_channel.Client(socket.socket(fileno=channel), "the capture"))
+            if not self._parts:
+                # The host's process has it.
+                self._file.close()
+            undo.pop_all()
 
     def close(self) -> None:
         """Write what has passed so far and end the capture. Calling it again has no effect.
 
         Raises OSError if the file could not be written.
         """
-        client, self._client = self._client, None
-        if client is None:
+        if not self._clients:
             return
         try:
-            (self.packets, self.dropped), _ = client.request("finish")
+            counts = [client.request("finish")[0] for client in self._clients]
+            self.packets, self.dropped = (sum(column) for column in zip(*counts, strict=True))
+            if self._parts and self._file is not None:
+                _merge(self._names, self._parts, self._file)
+                self._file.close()
         finally:
+            self._abandon()
+
+    def _abandon(self) -> None:
+        for client in self._clients:
             client.close()
+        self._clients = []
+        for file in (*self._parts, *([self._file] if self._file else [])):
+            # What could not be written has been told.
+            with contextlib.suppress(OSError):
+                file.close()
 
     def __enter__(self) -> Capture:
         return self
@@ -78,6 +115,31 @@ class Capture:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _merge(names: Sequence[str], parts: Sequence[IO[bytes]], file: IO[bytes]) -> None:
+    """Write the packets of several pcap files as one pcapng file, in the order of their times."""
+    file.write(_PCAPNG_SECTION)
+    for name in names:
+        encoded = name.encode()
+        options = _PCAPNG_OPTION.pack(_PCAPNG_NAME, len(encoded)) + encoded + bytes(-len(encoded) % 4)
+        options += _PCAPNG_OPTION.pack(_PCAPNG_RESOLUTION, 1) + bytes([9, 0, 0, 0]) + _PCAPNG_OPTION.pack(0, 0)
+        length = _PCAPNG_INTERFACE.size + len(options) + 4
+        file.write(_PCAPNG_INTERFACE.pack(1, length, 1, 0, 1 << 18) + options + struct.pack("=I", length))
+    packets = heapq.merge(*(_packets(part, number) for number, part in enumerate(parts)), key=lambda packet: packet[0])
+    for when, number, length, frame in packets:
+        padding = -len(frame) % 4
+        size = _PCAPNG_PACKET.size + len(frame) + padding + 4
+        file.write(_PCAPNG_PACKET.pack(6, size, number, when >> 32, when & 0xFFFFFFFF, len(frame), length))
+        file.write(frame + bytes(padding) + struct.pack("=I", size))
+
+
+def _packets(part: IO[bytes], number: int) -> Iterator[tuple[int, int, int, bytes]]:
+    """Yield the packets of a pcap file of ours: when in nanoseconds, the number, the length, and the frame."""
+    part.seek(len(_PCAP_HEADER))
+    while header := part.read(_PCAP_PACKET.size):
+        seconds, nanoseconds, captured, length = _PCAP_PACKET.unpack(header)
+        yield seconds * 10**9 + nanoseconds, number, length, part.read(captured)
 
 
 class Recorder:

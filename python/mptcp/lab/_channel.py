@@ -10,6 +10,7 @@ import contextlib
 import errno
 import json
 import os
+import select
 import socket
 import threading
 import traceback
@@ -152,7 +153,7 @@ class Client:
             while True:
                 received = receive(self._socket)
                 if received is None:
-                    raise OSError(errno.EPIPE, f"the process of {self._name} has ended")
+                    raise self._gone()
                 reply, received_descriptors = received
                 # An id of None: the process ends, and says why.
                 if reply["id"] in (self._last_id, None):
@@ -160,6 +161,17 @@ class Client:
                 # The reply to a request whose wait was cut short, by KeyboardInterrupt for instance.
                 close_all(received_descriptors)
         return result_of(reply), received_descriptors
+
+    def check(self) -> None:
+        """Raise what a request would raise if the process at the other end has ended."""
+        poll = select.poll()
+        # Only for what is always reported: that the other end was closed.
+        poll.register(self._socket, 0)
+        if poll.poll(0):
+            raise self._gone()
+
+    def _gone(self) -> OSError:
+        return OSError(errno.EPIPE, f"the process of {self._name} has ended")
 
     def hang_up(self) -> None:
         """Make the other end see the end, even if a forked child of ours has a copy of the socket."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import ipaddress
 import operator
 import os
@@ -288,16 +289,27 @@ class Host:
 
     def _describe(self) -> dict[str, Any]:
         """Describe the host for the metadata of a recording."""
-        described: dict[str, Any] = {
-            "addresses": self.addresses,
-            "net.mptcp.path_manager": self.get_path_manager(),
-        }
-        for name in _DESCRIBED_SYSCTLS:
+        described: dict[str, Any] = {"addresses": self.addresses}
+        asked = {"net.mptcp.path_manager": self.get_path_manager}
+        asked |= {name: functools.partial(self.sysctl, name) for name in _DESCRIBED_SYSCTLS}
+        for name, ask in asked.items():
             try:
-                described[name] = self.sysctl(name)
+                described[name] = ask()
             except OSError:
-                described[name] = None  # not in this kernel
+                described[name] = None  # not in this kernel, or the host's process has ended
         return described
+
+    def _check_alive(self) -> None:
+        """Raise OSError (EPIPE) if the host's process has ended, which no link of it can do without."""
+        self._state._check_open()
+        self._client.check()
+
+    def _is_alive(self) -> bool:
+        try:
+            self._client.check()
+        except OSError:
+            return False
+        return True
 
     def _request(self, call: str, **arguments: Any) -> tuple[Any, list[int]]:
         self._state._check_open()
@@ -311,7 +323,7 @@ class Host:
 
     def _arrange(self, **wanted: Any) -> None:
         """Set the host's routes to addresses beyond its links, and the memory of its sockets, as the links require."""
-        if wanted != self._arranged:
+        if wanted != self._arranged and self._is_alive():
             self._request("arrange", **wanted)
             self._arranged = wanted
 

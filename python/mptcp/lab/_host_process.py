@@ -77,6 +77,7 @@ class _Host:
                     "down",
                     "wait_until_usable",
                     "set_gso_max_segs",
+                    "set_mtu",
                     "require_congestion_control",
                     "set_congestion_control",
                 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
@@ -146,7 +147,7 @@ class Lab(State):
         rate: _link.Rates = None,
         trace: _link.Traces = None,
         queue: _link.Queues = None,
-        aqm: str | None = None,
+        aqm: _link.Aqms = None,
         loss: _link.Losses = None,
         delay: _link.Times = None,
         jitter: _link.Times = None,
@@ -215,6 +216,8 @@ class Lab(State):
         limits = _limits.changed(_limits.UNLIMITED, **limited)
         with self._lock:
             self._check_open()
+            for host in (a, b):
+                host._check_alive()
             if name is not None and name in [link.name for link in self._links]:
                 raise ValueError(f"this lab already has a link {name!r}")
             if self._next_link > _LAST_LINK or self._next_wire + parallel > _LAST_WIRE:
@@ -228,12 +231,22 @@ class Lab(State):
             # Used up even if it fails or is interrupted, so that what it leaves behind cannot get in the way.
             self._next_link, self._next_wire = self._next_link + 1, self._next_wire + parallel
             link._configure(limits, congestion_control)
+            addresses = {host: {family: list(had) for family, had in host._addresses.items()} for host in link.hosts}
             self._links.append(link)
             for host in link.hosts:
                 for family in link._families:
                     if (address := link.address(host, family)) not in host._addresses[family]:
                         host._addresses[family].append(address)
-            self._arrange()
+            try:
+                self._arrange()
+            except BaseException:
+                self._links.remove(link)
+                for host, had in addresses.items():
+                    host._addresses = had
+                with contextlib.suppress(OSError):
+                    link._discard()
+                    self._arrange()
+                raise
             return link
 
     def close(self) -> None:

@@ -71,7 +71,8 @@ def changed(
 ) -> BothLimits:
     """Return limits with these changed; ``...`` leaves one as it is, None removes it.
 
-    A rate replaces a trace, and a trace replaces a rate.
+    A rate replaces a trace, and a trace replaces a rate. A single value of ``queue`` or ``aqm`` applies to the
+    directions that have a rate or a trace. A direction that loses its rate or trace loses its queue and aqm as well.
     """
     if not isinstance(reorder, bool | EllipsisType):
         raise TypeError(f"reorder must be True or False, not {type(reorder).__name__}")
@@ -82,7 +83,7 @@ def changed(
         ("loss", _both(loss, "loss", _units.parse_loss)),
         ("delay", _both(delay, "delay", lambda value: _units.parse_time(value, "delay") or None)),
         ("jitter", _both(jitter, "jitter", lambda value: _units.parse_time(value, "jitter") or None)),
-        ("aqm", (aqm if aqm is ... else _units.parse_aqm(aqm),) * 2),
+        ("aqm", _both(aqm, "aqm", _units.parse_aqm)),
         ("reorder", (reorder,) * 2),
     ]
     after = []
@@ -93,14 +94,35 @@ def changed(
         if given.get("trace") is not None:
             given.setdefault("rate", None)
         new = replace(limits, **given)
-        new.checked()
+        if new.rate is None and new.trace is None and (limits.rate is not None or limits.trace is not None):
+            new = replace(new, queue=given.get("queue"), aqm=given.get("aqm"))
         after.append(new)
+    paced = [each.rate is not None or each.trace is not None for each in after]
+    if any(paced):
+        for direction, (each, has_pace) in enumerate(zip(after, paced, strict=True)):
+            if not has_pace:
+                after[direction] = replace(
+                    each,
+                    queue=each.queue if _is_pair(queue) else None,
+                    aqm=each.aqm if _is_pair(aqm) else None,
+                )
+    for sender, each in zip(("first", "second"), after, strict=True):
+        try:
+            each.checked()
+        except ValueError as error:
+            if after[0] == after[1]:
+                raise
+            raise ValueError(f"in what the link's {sender} host sends: {error}") from None
     return after[0], after[1]
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, tuple | list)
 
 
 def _both(value: Any, what: str, parse: Any) -> tuple[Any, Any]:
     """Return the values of the two directions; ``...`` and None stay what they are."""
-    values = value if isinstance(value, tuple | list) else (value, value)
+    values = value if _is_pair(value) else (value, value)
     if len(values) != 2:
         raise ValueError(
             f"{what} must be one value or two, for what the first and the second host sends, not {len(values)}"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import functools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from socket import AF_INET, AF_INET6
 from types import EllipsisType
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from mptcp._errors import UnsupportedError
 from mptcp.lab import _limits, _units
@@ -44,6 +46,7 @@ Traces: TypeAlias = "_units.TracePath | Sequence[_units.TracePath | None] | None
 Times: TypeAlias = "_units.Time | Sequence[_units.Time | None] | None"
 Losses: TypeAlias = "_units.Loss | Sequence[_units.Loss | None] | None"
 Queues: TypeAlias = "_units.Queue | Sequence[_units.Queue | None] | None"
+Aqms: TypeAlias = "str | Sequence[str | None] | None"
 
 
 @dataclass(frozen=True)
@@ -168,9 +171,9 @@ class Link:
         )
 
     @property
-    def aqm(self) -> str | None:
-        """The active queue management, ``"codel"``, or None if the queue only drops frames that it has no room for."""
-        return self._limits[0].aqm
+    def aqm(self) -> Any:
+        """``"codel"``, or None if the queue drops only what it has no room for. A pair where the directions differ."""
+        return self._both("aqm")
 
     @property
     def reorder(self) -> bool:
@@ -212,24 +215,38 @@ class Link:
         return self._interface
 
     def down(self) -> None:
-        """Take both ends down; frames in flight are lost. Calling it again has no effect."""
+        """Take both ends down; frames in flight are lost. Calling it again has no effect.
+
+        Raises OSError (EPIPE) if the process of one of the hosts has ended; then nothing has changed.
+        """
         with self._state._lock:
-            self._state._check_open()
+            self._check_alive()
             if not self._up:
                 return
+            with contextlib.ExitStack() as undo:
+                for host in self.hosts:
+                    undo.callback(_quietly, functools.partial(host._request, "up", number=self._number))
+                    host._request("down", number=self._number)
+                for wire in self._wires:
+                    self._state._middle.request("cut", wire=wire)
+                undo.pop_all()
             self._up = False
-            for host in self.hosts:
-                host._request("down", number=self._number)
-            for wire in self._wires:
-                self._state._middle.request("cut", wire=wire)
 
     def up(self) -> None:
-        """Bring both ends up, restore their addresses and routes, and return once packets pass."""
+        """Bring both ends up, restore their addresses and routes, and return once packets pass.
+
+        Raises OSError (EPIPE) if the process of one of the hosts has ended; then nothing has changed.
+        """
         with self._state._lock:
-            for host in self.hosts:
-                host._request("up", number=self._number)
-            for host in self.hosts:
-                host._request("wait_until_usable", number=self._number)
+            self._check_alive()
+            with contextlib.ExitStack() as undo:
+                for host in self.hosts:
+                    if not self._up:
+                        undo.callback(_quietly, functools.partial(host._request, "down", number=self._number))
+                    host._request("up", number=self._number)
+                for host in self.hosts:
+                    host._request("wait_until_usable", number=self._number)
+                undo.pop_all()
             self._up = True
 
     def set(
@@ -238,11 +255,12 @@ class Link:
         rate: Rates | EllipsisType = ...,
         trace: Traces | EllipsisType = ...,
         queue: Queues | EllipsisType = ...,
-        aqm: str | EllipsisType | None = ...,
+        aqm: Aqms | EllipsisType = ...,
         loss: Losses | EllipsisType = ...,
         delay: Times | EllipsisType = ...,
         jitter: Times | EllipsisType = ...,
         reorder: bool | EllipsisType = ...,
+        mtu: int | EllipsisType = ...,
         congestion_control: str | EllipsisType | None = ...,
     ) -> None:
         """Change some of the link's limits and leave the others as they are; None removes a limit.
@@ -251,8 +269,9 @@ class Link:
         the link's first host sends and for what the second host sends. A frame passes them in this order.
 
         ``queue``: how much can wait for the rate: a time at that rate like ``"100ms"``, which is the default, packets
-        like ``"50p"``, or bytes as an int. Frames that arrive when it is full are dropped. It needs a rate or a trace.
-        ``aqm="codel"``, for both directions, drops earlier (RFC 8289).
+        like ``"50p"``, or bytes as an int. Frames that arrive when it is full are dropped. ``aqm="codel"`` drops
+        earlier (RFC 8289). Both need a rate or a trace: a single value applies to the directions that have one, and a
+        direction that loses its rate or trace loses its queue and aqm as well.
 
         ``rate``: ``"20mbit"`` (kbit, mbit and gbit are powers of 1000) or a number of bits per second, counting frames
         with Ethernet headers. Or ``trace``: the path of a file in mahimahi's packet-delivery format, in which each line
@@ -266,9 +285,12 @@ class Link:
         ``congestion_control``: its name, for TCP connections and subflows that start on this link from then on
         (``congctl`` on the link's routes). Raises FileNotFoundError if the kernel does not have it.
 
-        All but the last act in the middle of the link, in the lab's emulator (AF_PACKET). Raises ValueError and
-        TypeError before anything has changed, and OSError for a trace that cannot be read. If it fails, the link stays
-        as it was.
+        ``mtu``: bytes of the longest IP packet, 1280 to 65535, on both hosts' interfaces. Longer packets in flight are
+        lost at the receiver.
+
+        All but the last two act in the middle of the link, in the lab's emulator (AF_PACKET). Raises ValueError and
+        TypeError before anything has changed, OSError for a trace that cannot be read, and OSError (EPIPE) if the
+        process of one of the hosts has ended. If it fails, the link stays as it was.
         """
         limits = _limits.changed(
             self._limits,
@@ -283,13 +305,24 @@ class Link:
         )
         if not isinstance(congestion_control, EllipsisType):
             check_congestion_control(congestion_control)
-        with self._state._lock:
-            self._state._check_open()
+        if not isinstance(mtu, EllipsisType):
+            check_size(mtu, "mtu", *MTU)
+        with self._state._lock, contextlib.ExitStack() as undo:
+            self._check_alive()
+
+            def change(how: Callable[[Any], None], before: Any, after: Any) -> None:
+                undo.callback(_quietly, lambda: how(before))
+                how(after)
+
             if not isinstance(congestion_control, EllipsisType):
-                self._set_congestion_control(congestion_control)
+                change(self._set_congestion_control, self._congestion_control, congestion_control)
+            if not isinstance(mtu, EllipsisType) and mtu != self._mtu:
+                change(self._set_mtu, self._mtu, mtu)
             if limits != self._limits:
-                self._set_limits(limits)
+                undo.callback(_quietly, self._state._arrange)
+                change(self._set_limits, self._limits, limits)
                 self._state._arrange()
+            undo.pop_all()
 
     def stats(self) -> tuple[LinkStats, LinkStats]:
         """Return the statistics of the frames that the first host sent, and of those that the second host sent.
@@ -314,18 +347,34 @@ class Link:
                 found = max(found, each.late_max_ns)
         return found
 
-    def capture(self, path: str | os.PathLike[str], *, host: Host | None = None) -> Capture:
+    def capture(self, path: str | os.PathLike[str], *, host: Host | Literal["both"] | None = None) -> Capture:
         """Write every packet that passes the link's end at ``host``, by default the first host, to a pcap file.
+
+        ``host="both"`` writes the packets of both ends to one pcapng file, in order of time, with an interface for each
+        end: of a link between hosts a and b, ``"a:eth1"`` and ``"b:eth1"`` (``frame.interface_name`` in Wireshark).
+        It is written from temporary files when the capture is closed.
 
         Returns a Capture once it has begun; close it to end it, preferably by a with-block. Packets are complete, with
         Ethernet headers and times in nanoseconds; their checksums may be missing because they never leave the machine.
         What the host sends is captured before the link's queue, delay and loss; what it receives, after them. Of
-        parallel links the first one is captured. Raises OSError if the file cannot be written.
+        parallel links the first one is captured. Raises OSError if the file cannot be written, and OSError (EPIPE) if
+        the process of a host has ended.
         """
-        host = self.hosts[0] if host is None else host
-        self._side(host)
+        if host is None:
+            ends: tuple[Host, ...] = self.hosts[:1]
+        elif isinstance(host, Host):
+            self._side(host)
+            ends = (host,)
+        elif host == "both":
+            ends = self.hosts
+        elif isinstance(host, str):
+            raise ValueError(f'host must be one of the link\'s hosts or "both", not {host!r}')
+        else:
+            raise TypeError(f'host must be one of the link\'s hosts or "both", not {type(host).__name__}')
         self._state._check_open()
-        capture = Capture(host._client.request, self._interface, path)
+        for end in ends:
+            end._check_alive()
+        capture = Capture({end.name: end._client.request for end in ends}, self._interface, path)
         self._state._captures.add(capture)
         return capture
 
@@ -409,9 +458,15 @@ class Link:
             raise
         self._up = True
 
+    def _check_alive(self) -> None:
+        for host in self.hosts:
+            host._check_alive()
+
     def _discard(self) -> None:
         for host in self.hosts:
-            host._client.request("detach", number=self._number)
+            # There is nothing to forget if its process has ended.
+            with contextlib.suppress(BrokenPipeError):
+                host._client.request("detach", number=self._number)
         for wire in self._wires:
             self._state._middle.request("remove", wire=wire)
 
@@ -428,19 +483,19 @@ class Link:
         }
 
     def _set_limits(self, limits: BothLimits) -> None:
-        try:
-            self._limit(limits)
-        except BaseException:
-            self._limit(self._limits)
-            raise
-        self._limits, self._native = limits, [each.checked() for each in limits]
-
-    def _limit(self, limits: BothLimits) -> None:
         for host, each in zip(self.hosts, limits, strict=True):
             host._request("set_gso_max_segs", number=self._number, segments=each.checked().gso_max_segs)
         for wire in self._wires:
             with _limits.sendable(limits) as (native, descriptors):
                 self._state._middle.request("set_limits", descriptors, wire=wire, limits=native)
+        self._limits, self._native = limits, [each.checked() for each in limits]
+
+    def _set_mtu(self, mtu: int) -> None:
+        for wire in self._wires:
+            self._state._middle.request("set_mtu", wire=wire, mtu=mtu)
+        for host in self.hosts:
+            host._request("set_mtu", number=self._number, mtu=mtu)
+        self._mtu = mtu
 
     def _set_congestion_control(self, name: str | None) -> None:
         if name is not None:
@@ -448,6 +503,12 @@ class Link:
         for host in self.hosts:
             host._request("set_congestion_control", number=self._number, congestion_control=name)
         self._congestion_control = name
+
+
+def _quietly(undo: Callable[[], object]) -> None:
+    """Put back what an operation that failed has changed, as far as that is possible."""
+    with contextlib.suppress(OSError):
+        undo()
 
 
 def memory(links: Sequence[Link], host: Host) -> int:

@@ -43,7 +43,7 @@ def main(channel: socket.socket, lifeline: socket.socket, seed: int) -> None:
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     handlers: dict[str, _channel.Handler] = {
-        name: getattr(middle, name) for name in ("add", "remove", "set_limits", "cut", "stats", "status")
+        name: getattr(middle, name) for name in ("add", "remove", "set_limits", "set_mtu", "cut", "stats", "status")
     }
     poll = select.poll()
     poll.register(channel, select.POLLIN)
@@ -146,6 +146,14 @@ class _Middle:
         parsed = _limits(limits, descriptors or [])
         self._emulator.set(wire, *parsed)
         self._arrange(wire, self._wires[wire], parsed)
+        return None, []
+
+    def set_mtu(self, wire: int, mtu: int) -> _channel.Reply:
+        """Let packets of this length pass, and longer ones that are on their way already."""
+        for direction in self._wires[wire]:
+            ((_, answer),) = self._netlink.get(_rtnetlink.get_link(direction.index, direction.name))
+            if mtu > _rtnetlink.mtu(answer):
+                self._netlink.do([_rtnetlink.set_link(direction.index, direction.name, mtu=mtu)])
         return None, []
 
     def cut(self, wire: int) -> _channel.Reply:

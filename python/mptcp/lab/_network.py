@@ -188,6 +188,11 @@ class Network:
             [_rtnetlink.set_link(member.index, member.name, gso_max_segs=segments) for member in link.members]
         )
 
+    def set_mtu(self, number: int, mtu: int) -> None:
+        """Say how many bytes the longest IP packet of a link has."""
+        link = self._links[number]
+        self._netlink.do([_rtnetlink.set_link(member.index, member.name, mtu=mtu) for member in link.members])
+
     def require_congestion_control(self, name: str) -> None:
         """Raise ENOENT if the kernel has no such congestion control and cannot load it."""
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as probe:

@@ -114,6 +114,12 @@ def is_operational(payload: bytes) -> bool:
     return attributes(payload[_LINK.size :]).get(_IFLA_OPERSTATE) == bytes([_IF_OPER_UP])
 
 
+def mtu(payload: bytes) -> int:
+    """Return the MTU in an answer to get_link()."""
+    (found,) = struct.unpack("=I", attributes(payload[_LINK.size :])[_IFLA_MTU])
+    return int(found)
+
+
 def received(payload: bytes) -> tuple[int, int]:
     """Return how many packets and bytes an interface has received, from an answer to get_link()."""
     packets, _, size, _ = _STATS64.unpack_from(attributes(payload[_LINK.size :])[_IFLA_STATS64])

@@ -31,6 +31,8 @@ def two_paths(
 
     Privilege and errors are those of :class:`Lab` and :meth:`Lab.link`.
     """
+    if "name" in link_arguments:
+        raise TypeError("two_paths() has two links: pass names, one for each, instead of name")
     rates, delays = _for_each(rate, "rate"), _for_each(delay, "delay")
     if isinstance(names, str) or len(names) != 2:
         raise ValueError(f"names must be two names, one for each link, not {names!r}")

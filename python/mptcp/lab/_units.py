@@ -55,8 +55,8 @@ Loss = str | float | GilbertElliott
 #: The path of a trace.
 TracePath = str | os.PathLike[str]
 
-_NUMBER = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-z%]*)\s*", re.IGNORECASE)
-_PACKETS = re.compile(r"\s*([0-9]+)\s*p\s*", re.IGNORECASE)
+_NUMBER = re.compile(r"\s*(-?[0-9]+(?:\.[0-9]*)?|-?\.[0-9]+)\s*([a-z%]*)\s*", re.IGNORECASE)
+_PACKETS = re.compile(r"\s*(-?[0-9]+)\s*p\s*", re.IGNORECASE)
 _RATE_UNITS = {"bit": 1, "kbit": 10**3, "mbit": 10**6, "gbit": 10**9}
 _TIME_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 
@@ -141,10 +141,8 @@ def parse_queue(value: Queue, what: str = "queue") -> tuple[str, int]:
     return unit, number
 
 
-def parse_aqm(value: str | None) -> str | None:
+def parse_aqm(value: str) -> str:
     """Return the name of an active queue management."""
-    if value is None:
-        return None
     if not isinstance(value, str):
         raise TypeError(f'aqm must be "codel" or None, not {type(value).__name__}')
     if value != "codel":
