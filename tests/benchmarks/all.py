@@ -92,6 +92,7 @@ def present() -> dict[str, str]:
 
 def result_of(command: str) -> dict[str, Any]:
     program, *arguments = command.split()
+    load = f"load {os.getloadavg()[0]:.1f} before it"
     with tempfile.NamedTemporaryFile("r", suffix=".json") as rows:
         done = subprocess.run(
             [sys.executable, "-W", "ignore", HERE / f"{program}.py", *arguments],
@@ -101,17 +102,17 @@ def result_of(command: str) -> dict[str, Any]:
         )
         print(done.stdout + done.stderr, flush=True)
         return {
-            "surroundings": surroundings(),
+            "surroundings": surroundings(load),
             "tables": [json.loads(line) for line in rows],
             "output": done.stdout.strip("\n"),
             "failure": done.stderr.strip().rpartition("\n")[2] if done.returncode else None,
         }
 
 
-def surroundings() -> str:
+def surroundings(load: str) -> str:
     date = datetime.datetime.now(datetime.UTC)
     versions = [f"Python {platform.python_version()}", *map(package, PACKAGES), *map(version, PROGRAMS)]
-    return f"{date:%Y-%m-%d}, Linux {os.uname().release}, {os.cpu_count()} processors; {', '.join(versions)}."
+    return f"{date:%Y-%m-%d}, Linux {os.uname().release}, {os.cpu_count()} processors, {load}; {', '.join(versions)}."
 
 
 def package(name: str) -> str:
