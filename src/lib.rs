@@ -9,6 +9,7 @@
 #![deny(unsafe_code)]
 
 pub mod abi;
+pub mod bpf;
 pub mod connection;
 pub mod emulation;
 pub mod enhanced_api;

@@ -13,7 +13,7 @@ const FLOORS: [&[&str]; 10] = [
     &["connection"],
     &["namespace"],
     &["events"],
-    &["netlink"],
+    &["netlink", "bpf"],
     &["sys"],
     &["abi"],
 ];

@@ -146,7 +146,7 @@ impl ByDiag {
     pub fn take_over(&mut self, tokens: Option<BTreeSet<u32>>) {
         self.tokens = tokens;
         self.site.known.searched.store(true, Ordering::Relaxed);
-        self.prepare();
+        self.prepare_all();
     }
 
     /// Leaves the connections to somebody else, who knows the subflows with `cookies`. The others wait for their notice.
@@ -158,7 +158,7 @@ impl ByDiag {
                 self.gone.insert(cookie, target);
             }
         }
-        self.prepare();
+        self.prepare_all();
     }
 
     /// Adds a row a subflow.
@@ -166,17 +166,56 @@ impl ByDiag {
         if self.tokens.as_ref().is_some_and(BTreeSet::is_empty) {
             return Ok(());
         }
-        self.tick += 1;
-        self.adopt(time_ns);
-        self.identify();
+        self.begin(time_ns);
         let look_ups_ns = self.look_up_ns * self.targets.len() as u64;
         if self.dump_ns < look_ups_ns
             || self.tick.is_multiple_of(TRIED_AGAIN) && self.dump_ns < 2 * look_ups_ns
         {
             self.dump(time_ns, rows)
         } else {
-            self.look_up(time_ns, rows)
+            self.look_up_all(time_ns, rows)
         }
+    }
+
+    /// Begins a tick.
+    pub fn begin(&mut self, time_ns: u64) {
+        self.tick += 1;
+        self.adopt(time_ns);
+        self.identify();
+    }
+
+    pub fn targets(&self) -> impl Iterator<Item = &Target> {
+        self.targets.values()
+    }
+
+    pub fn target(&mut self, cookie: u64) -> Option<&mut Target> {
+        self.targets.get_mut(&cookie)
+    }
+
+    /// A subflow that is not there any more waits for its notice.
+    pub fn retire_one(&mut self, cookie: u64) {
+        if let Some(target) = self.targets.remove(&cookie) {
+            self.gone.insert(cookie, target);
+        }
+    }
+
+    /// Adds a row for each subflow that somebody else does not read already.
+    pub fn look_up_others<V>(
+        &mut self,
+        read: &HashMap<u64, V>,
+        time_ns: u64,
+        rows: &mut Vec<RawSample>,
+    ) -> Result<()> {
+        let others: Vec<u64> =
+            self.targets.keys().filter(|cookie| !read.contains_key(cookie)).copied().collect();
+        if others.is_empty() {
+            return Ok(());
+        }
+        self.prepare(others);
+        self.look_up(time_ns, rows)?;
+        let (tick, is_other) = (self.tick, |cookie: &u64| !read.contains_key(cookie));
+        self.retire(|target| is_other(&target.entry.cookie) && target.tick != tick);
+        Ok(())
     }
 
     /// Takes over the subflows that were found meanwhile.
@@ -257,8 +296,12 @@ impl ByDiag {
         });
     }
 
-    fn prepare(&mut self) {
-        self.order = self.targets.keys().copied().collect();
+    fn prepare_all(&mut self) {
+        self.prepare(self.targets.keys().copied().collect());
+    }
+
+    fn prepare(&mut self, cookies: Vec<u64>) {
+        self.order = cookies;
         self.order.sort_unstable();
         self.batches.clear();
         for (number, cookies) in self.order.chunks(BATCH).enumerate() {
@@ -271,10 +314,21 @@ impl ByDiag {
         }
     }
 
-    fn look_up(&mut self, time_ns: u64, rows: &mut Vec<RawSample>) -> Result<()> {
+    fn look_up_all(&mut self, time_ns: u64, rows: &mut Vec<RawSample>) -> Result<()> {
         if std::mem::take(&mut self.is_stale) {
-            self.prepare();
+            self.prepare_all();
         }
+        self.look_up(time_ns, rows)?;
+        let (before, tick) = (self.targets.len(), self.tick);
+        self.retire(|target| target.tick != tick);
+        if self.targets.len() != before {
+            self.is_stale = true;
+        }
+        Ok(())
+    }
+
+    /// Reads what `batches` asks for.
+    fn look_up(&mut self, time_ns: u64, rows: &mut Vec<RawSample>) -> Result<()> {
         let begin_ns = sys::monotonic_ns();
         let (order, targets, tick) = (&self.order, &mut self.targets, self.tick);
         let mut failed = None;
@@ -310,11 +364,6 @@ impl ByDiag {
         }
         if let Some(each) = (sys::monotonic_ns() - begin_ns).checked_div(order.len() as u64) {
             self.look_up_ns = each;
-        }
-        let before = self.targets.len();
-        self.retire(|target| target.tick != tick);
-        if self.targets.len() != before {
-            self.is_stale = true;
         }
         Ok(())
     }
@@ -385,7 +434,7 @@ mod tests {
         for cookie in 1..=3 {
             by_diag.targets.insert(cookie, Target::new(entry(cookie), 7, -1, 0));
         }
-        by_diag.prepare();
+        by_diag.prepare_all();
         assert!(by_diag.take(&entry(2)).is_some() && by_diag.take(&entry(2)).is_none());
         assert_eq!(by_diag.order, [1, 2, 3], "the requests of the others were made again");
         by_diag.tick += 1;

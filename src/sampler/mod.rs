@@ -3,6 +3,7 @@
 //! One thread reads the subflows, tick by tick ([`ticks`]); a second reads connections, which waits for their locks
 //! whichever way it is done ([`connections`]); a third finds new subflows ([`finder`]).
 
+mod by_bpf;
 mod by_diag;
 mod choice;
 mod connections;
@@ -45,6 +46,8 @@ pub enum Method {
     FullInfo,
     /// inet_diag: each subflow by itself, and no connection's lock.
     InetDiag,
+    /// A BPF program: no lock at all.
+    Bpf,
 }
 
 impl Method {
@@ -54,7 +57,8 @@ impl Method {
             "auto" => Ok(None),
             "full_info" => Ok(Some(Method::FullInfo)),
             "inet_diag" => Ok(Some(Method::InetDiag)),
-            _ => Err(Error::value("method must be 'auto', 'full_info' or 'inet_diag'")),
+            "bpf" => Ok(Some(Method::Bpf)),
+            _ => Err(Error::value("method must be 'auto', 'full_info', 'inet_diag' or 'bpf'")),
         }
     }
 
@@ -62,6 +66,7 @@ impl Method {
         match self {
             Method::FullInfo => "full_info",
             Method::InetDiag => "inet_diag",
+            Method::Bpf => "bpf",
         }
     }
 }
@@ -287,15 +292,24 @@ impl Sampler {
     /// Starts to record. The first tick is read before this returns, in the caller's thread, so that what cannot be
     /// recorded is told at once.
     pub fn start(sources: &[Source], mut settings: Settings) -> Result<Sampler> {
-        if !sources.iter().all(|source| matches!(source, Source::Descriptor { .. })) {
+        let failed = |what: &'static str| move |error: std::io::Error| Error::call(what, &error);
+        let sites: Vec<Arc<Site>> = sites(sources).into_iter().map(Arc::new).collect();
+        let all_descriptors = sources.iter().all(|source| matches!(source, Source::Descriptor { .. }));
+        let by_bpf = match settings.method {
+            // Taken wherever it can be had.
+            None => sites.iter().map(by_bpf::ByBpf::new).collect::<Result<Vec<_>>>().ok(),
+            Some(Method::Bpf) => Some(sites.iter().map(by_bpf::ByBpf::new).collect::<Result<_>>()?),
+            Some(_) => None,
+        };
+        if by_bpf.is_some() {
+            settings.method = Some(Method::Bpf);
+        } else if !all_descriptors {
             settings.method.get_or_insert(Method::InetDiag);
         }
-        let by_diag = settings.method == Some(Method::InetDiag);
-        let failed = |what: &'static str| move |error: std::io::Error| Error::call(what, &error);
+        let by_diag = matches!(settings.method, Some(Method::InetDiag | Method::Bpf));
         let common = Arc::new(Common::new(settings.room, settings.method.unwrap_or(Method::InetDiag)));
         let event_fd = || EventFd::new().map(Arc::new).map_err(failed("eventfd"));
         let stop = event_fd()?;
-        let sites: Vec<Arc<Site>> = sites(sources).into_iter().map(Arc::new).collect();
         // First the connections: they tell the subflows' ids.
         let mut connections = connections::Connections::new(&sites, &common)?;
         connections.tick()?;
@@ -305,7 +319,7 @@ impl Sampler {
             site.known.searched.store(settings.method != Some(Method::FullInfo), Ordering::Relaxed);
         }
         finder.tick()?;
-        let mut ticks = ticks::Ticks::new(&sites, &common, settings)?;
+        let mut ticks = ticks::Ticks::new(&sites, by_bpf, &common, settings)?;
         ticks.tick()?;
         let is_empty = |site: &&Arc<Site>| lock(&site.known.tokens).is_empty();
         if by_diag {

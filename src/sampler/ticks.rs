@@ -5,6 +5,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
+use super::by_bpf::ByBpf;
 use super::by_diag::{final_sample, ByDiag};
 use super::choice::{self, Choice, Cost, Trial};
 use super::full_info::{Buffers, FullInfo, ReadOutcome};
@@ -20,6 +21,7 @@ use crate::sys::wait::EventFd;
 struct TickSite {
     site: Arc<Site>,
     by_diag: ByDiag,
+    by_bpf: Option<ByBpf>,
     full_info: Vec<FullInfo>,
     buffers: Buffers,
     notices: Notices,
@@ -28,6 +30,9 @@ struct TickSite {
 impl TickSite {
     /// Reads every subflow, those of connections with a descriptor by `method`.
     fn read(&mut self, method: Method, time_ns: u64, rows: &mut Vec<RawSample>) -> Result<()> {
+        if let Some(by_bpf) = &mut self.by_bpf {
+            return by_bpf.read(&mut self.by_diag, time_ns, rows);
+        }
         if method == Method::FullInfo {
             self.read_full_info(time_ns, rows)?;
         }
@@ -94,20 +99,28 @@ pub struct Ticks {
 }
 
 impl Ticks {
-    pub fn new(sites: &[Arc<Site>], common: &Arc<Common>, settings: Settings) -> Result<Ticks> {
+    /// `by_bpf` is what reads each site, where that is [`Method::Bpf`].
+    pub fn new(
+        sites: &[Arc<Site>],
+        by_bpf: Option<Vec<ByBpf>>,
+        common: &Arc<Common>,
+        settings: Settings,
+    ) -> Result<Ticks> {
+        let mut by_bpf = by_bpf.into_iter().flatten();
         let place = |site: &Arc<Site>| {
             let by_descriptor = || {
                 let connections = site.descriptors.iter();
                 connections.map(|(fd, token)| FullInfo::new(common, *fd, *token)).collect()
             };
             let (tokens, full_info) = match settings.method {
-                Some(Method::InetDiag) => (site.tokens.clone(), Vec::new()),
+                Some(Method::InetDiag | Method::Bpf) => (site.tokens.clone(), Vec::new()),
                 Some(Method::FullInfo) => (Some(BTreeSet::new()), by_descriptor()),
                 None => (site.tokens.clone(), by_descriptor()),
             };
             Ok(TickSite {
                 site: Arc::clone(site),
                 by_diag: ByDiag::new(site, common, tokens)?,
+                by_bpf: by_bpf.next(),
                 full_info,
                 buffers: Buffers::new(),
                 notices: Notices::new(site.diag_socket()?)?,
@@ -175,7 +188,7 @@ impl Ticks {
         for place in &mut self.places {
             match method {
                 Method::FullInfo => place.read_full_info(time_ns, &mut rows)?,
-                Method::InetDiag => place.by_diag.read(time_ns, &mut rows)?,
+                Method::InetDiag | Method::Bpf => place.by_diag.read(time_ns, &mut rows)?,
             }
         }
         Ok(Cost {
@@ -194,7 +207,7 @@ impl Ticks {
             self.method = choice.method;
             let follow = match self.method {
                 Method::FullInfo => TickSite::take_back,
-                Method::InetDiag => TickSite::hand_over,
+                Method::InetDiag | Method::Bpf => TickSite::hand_over,
             };
             self.places.iter_mut().for_each(follow);
         }

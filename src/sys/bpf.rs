@@ -1,9 +1,11 @@
 //! bpf(2). Every descriptor that it makes is close-on-exec, and nothing is pinned: what is made here ends with the
 //! process.
 
+use std::cell::Cell;
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr::NonNull;
 
 /// `enum bpf_cmd`
 #[derive(Clone, Copy)]
@@ -13,6 +15,7 @@ enum Command {
     MapUpdate = 2,
     MapDelete = 3,
     ProgramLoad = 5,
+    ProgramTestRun = 10,
     LinkCreate = 28,
     IteratorCreate = 33,
 }
@@ -24,8 +27,23 @@ pub enum MapKind {
     Array = 2,
 }
 
+const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
 const BPF_PROG_TYPE_TRACING: u32 = 26;
+const BPF_PROG_TYPE_SYSCALL: u32 = 31;
 const BPF_TRACE_ITER: u32 = 28;
+const BPF_F_SLEEPABLE: u32 = 1 << 4;
+const BPF_F_MMAPABLE: u32 = 1 << 10;
+
+/// What a program is attached to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProgramKind {
+    /// An iterator over what the kernel function `target`, an id of the kernel's BTF, gives.
+    Iterator { target: u32 },
+    /// A traffic classifier. Here it is only ever run by [`run_classifier`], on a packet that does not exist.
+    Classifier,
+    /// A program that only [`run_syscall`] runs.
+    Syscall,
+}
 
 const NAME_SIZE: usize = 16; // BPF_OBJ_NAME_LEN
 
@@ -81,6 +99,28 @@ struct ProgramLoad {
 
 #[repr(C)]
 #[derive(Default)]
+struct TestRun {
+    program: u32,
+    /// The kernel writes here and into `data_out_size`, `duration` and `context_out_size`, hence the cells.
+    result: Cell<u32>,
+    data_in_size: u32,
+    data_out_size: Cell<u32>,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: Cell<u32>,
+    context_in_size: u32,
+    context_out_size: Cell<u32>,
+    context_in: u64,
+    context_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch_size: u32,
+    padding: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
 struct LinkCreate {
     program: u32,
     target: u32,
@@ -107,6 +147,8 @@ unsafe impl Attribute for MapCreate {}
 unsafe impl Attribute for MapElement {}
 // SAFETY: as above.
 unsafe impl Attribute for ProgramLoad {}
+// SAFETY: as above.
+unsafe impl Attribute for TestRun {}
 // SAFETY: as above.
 unsafe impl Attribute for LinkCreate {}
 // SAFETY: as above.
@@ -217,31 +259,153 @@ impl<const KEY: usize, const VALUE: usize> AsRawFd for Map<KEY, VALUE> {
     }
 }
 
-/// Loads an iterator program for the kernel function `target`, an id of the kernel's BTF. `log` receives what the verifier
-/// says, at a price: leave it empty except to explain a failure.
-pub fn load_iterator_program(
+/// An array map that lies in this process's memory too. Its values are multiples of eight bytes.
+#[derive(Debug)]
+pub struct SharedArray {
+    descriptor: OwnedFd,
+    memory: NonNull<u8>,
+    length: usize,
+    value_size: usize,
+}
+
+// SAFETY: the mapping is this value's alone, and stays where it is whatever thread uses it.
+unsafe impl Send for SharedArray {}
+
+impl SharedArray {
+    /// `value_size` is rounded up to a multiple of eight.
+    pub fn create(entries: u32, value_size: usize, name: &str) -> io::Result<SharedArray> {
+        let value_size = value_size.next_multiple_of(8);
+        let attribute = MapCreate {
+            kind: MapKind::Array as u32,
+            key_size: 4,
+            value_size: value_size as u32,
+            entries,
+            flags: BPF_F_MMAPABLE,
+            name: name_bytes(name),
+            ..MapCreate::default()
+        };
+        // SAFETY: the command takes no address and answers with a descriptor.
+        let descriptor = unsafe { bpf_descriptor(Command::MapCreate, &attribute)? };
+        let length = entries as usize * value_size;
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new mapping, wherever the kernel puts it; the kernel rounds its length up to whole pages, as the map's.
+        let memory = unsafe {
+            libc::mmap(std::ptr::null_mut(), length, access, libc::MAP_SHARED, descriptor.as_raw_fd(), 0)
+        };
+        if memory == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let Some(memory) = NonNull::new(memory.cast()) else { return Err(io::ErrorKind::OutOfMemory.into()) };
+        Ok(SharedArray { descriptor, memory, length, value_size })
+    }
+
+    /// How many values there are.
+    pub fn count(&self) -> usize {
+        self.length / self.value_size
+    }
+
+    /// Copies a value from `from` on. Nothing is copied where it would go beyond the value's end.
+    ///
+    /// A program that runs meanwhile may leave a mixture of what it wrote and what was there: run it in between.
+    pub fn read(&self, index: usize, from: usize, to: &mut [u8]) {
+        if let Some(at) = self.place(index, from, to.len()) {
+            // SAFETY: `place` has checked that as many bytes lie in the mapping. `to` is not part of it.
+            unsafe { std::ptr::copy_nonoverlapping(at, to.as_mut_ptr(), to.len()) };
+        }
+    }
+
+    /// Changes a value from `to` on. Nothing is changed where it would go beyond the value's end.
+    pub fn write(&mut self, index: usize, to: usize, from: &[u8]) {
+        if let Some(at) = self.place(index, to, from.len()) {
+            // SAFETY: as in `read`.
+            unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), at, from.len()) };
+        }
+    }
+
+    fn place(&self, index: usize, offset: usize, length: usize) -> Option<*mut u8> {
+        let fits = index < self.count() && offset.checked_add(length)? <= self.value_size;
+        // SAFETY: inside of the mapping: the index and the end inside of its value have just been checked.
+        fits.then(|| unsafe { self.memory.as_ptr().add(index * self.value_size + offset) })
+    }
+}
+
+impl AsRawFd for SharedArray {
+    fn as_raw_fd(&self) -> RawFd {
+        self.descriptor.as_raw_fd()
+    }
+}
+
+impl Drop for SharedArray {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, of this length, and nothing refers to it any more.
+        unsafe { libc::munmap(self.memory.as_ptr().cast(), self.length) };
+    }
+}
+
+/// Loads a program. `log` receives what the verifier says, at a price: leave it empty except to explain a failure.
+pub fn load_program(
+    kind: ProgramKind,
     instructions: &[u8],
-    target: u32,
     license: &CStr,
     name: &str,
     log: &mut [u8],
 ) -> io::Result<OwnedFd> {
+    let (kind, flags, expected_attach_type, attach_btf_id) = match kind {
+        ProgramKind::Iterator { target } => (BPF_PROG_TYPE_TRACING, 0, BPF_TRACE_ITER, target),
+        ProgramKind::Classifier => (BPF_PROG_TYPE_SCHED_CLS, 0, 0, 0),
+        ProgramKind::Syscall => (BPF_PROG_TYPE_SYSCALL, BPF_F_SLEEPABLE, 0, 0),
+    };
     let attribute = ProgramLoad {
-        kind: BPF_PROG_TYPE_TRACING,
+        kind,
         instruction_count: (instructions.len() / 8) as u32,
         instructions: address(instructions),
         license: license.as_ptr() as u64,
         log_level: u32::from(!log.is_empty()),
         log_size: log.len() as u32,
         log: if log.is_empty() { 0 } else { log.as_mut_ptr() as u64 },
+        flags,
         name: name_bytes(name),
-        expected_attach_type: BPF_TRACE_ITER,
-        attach_btf_id: target,
+        expected_attach_type,
+        attach_btf_id,
         ..ProgramLoad::default()
     };
     // SAFETY: as many whole instructions are read as the slice has, the licence up to its NUL, and the log is written in
     // its own length only; the answer is a descriptor.
     unsafe { bpf_descriptor(Command::ProgramLoad, &attribute) }
+}
+
+/// Runs a classifier once, in the calling thread's network namespace, on an empty frame at the interface with the index
+/// `interface`, or at the loopback interface for 0.
+pub fn run_classifier(program: BorrowedFd<'_>, interface: u32) -> io::Result<()> {
+    const ETHERTYPE: usize = 12;
+    let mut frame = [0_u8; 64];
+    frame[ETHERTYPE..ETHERTYPE + 2].copy_from_slice(&(libc::ETH_P_IP as u16).to_be_bytes());
+    // struct __sk_buff as far as `ifindex`.
+    let mut context = [0_u32; 11];
+    context[10] = interface;
+    let attribute = TestRun {
+        program: number(&program),
+        data_in_size: frame.len() as u32,
+        data_in: address(&frame),
+        repeat: 1,
+        context_in_size: size_of_val(&context) as u32,
+        context_in: address(&context),
+        ..TestRun::default()
+    };
+    // SAFETY: the kernel reads the frame and the context, each in its own length, and writes into the attribute.
+    unsafe { bpf(Command::ProgramTestRun, &attribute) }.map(drop)
+}
+
+/// Runs a syscall program once. `context` is its argument, which it may change.
+pub fn run_syscall(program: BorrowedFd<'_>, context: &mut [u32]) -> io::Result<()> {
+    let attribute = TestRun {
+        program: number(&program),
+        context_in_size: size_of_val(context) as u32,
+        context_in: context.as_mut_ptr() as u64,
+        ..TestRun::default()
+    };
+    // SAFETY: the kernel reads the context and writes it back, in its own length, and writes into the attribute.
+    unsafe { bpf(Command::ProgramTestRun, &attribute) }.map(drop)
 }
 
 /// Attaches an iterator program. The link is what iterators are made from.
@@ -272,8 +436,28 @@ mod tests {
         assert_eq!(std::mem::offset_of!(ProgramLoad, expected_attach_type), 68);
         assert_eq!(std::mem::offset_of!(ProgramLoad, attach_btf_id), 108);
         assert_eq!(size_of::<ProgramLoad>(), 112);
+        assert_eq!(std::mem::offset_of!(TestRun, context_in), 48);
+        assert_eq!(size_of::<TestRun>(), 80);
         assert_eq!(size_of::<LinkCreate>(), 16);
         assert_eq!(size_of::<IteratorCreate>(), 8);
+    }
+
+    #[test]
+    fn a_shared_array_keeps_what_lies_inside() {
+        let Ok(mut array) = SharedArray::create(3, 12, "mptcp_test") else {
+            eprintln!("skipped: this process may make no BPF maps");
+            return;
+        };
+        assert_eq!(array.count(), 3);
+        array.write(2, 8, &[1, 2, 3, 4, 5, 6, 7, 8]);
+        let mut value = [0; 8];
+        array.read(2, 8, &mut value);
+        assert_eq!(value, [1, 2, 3, 4, 5, 6, 7, 8]);
+        let mut untouched = [9; 8];
+        array.read(2, 9, &mut untouched);
+        array.read(3, 0, &mut untouched);
+        array.read(0, usize::MAX, &mut untouched);
+        assert_eq!(untouched, [9; 8]);
     }
 
     #[test]

@@ -55,6 +55,15 @@ pub fn expirations(timer: RawFd) -> io::Result<u64> {
     }
 }
 
+/// How many jiffies a second has (CONFIG_HZ): the coarse clock advances by one.
+pub fn hz() -> u64 {
+    let mut resolution = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is to `resolution`, which outlives the call.
+    unsafe { libc::clock_getres(libc::CLOCK_MONOTONIC_COARSE, &raw mut resolution) };
+    let ns = resolution.tv_nsec.max(1) as u64;
+    (1_000_000_000 + ns / 2) / ns
+}
+
 /// Gives the calling thread, and it alone, the lowest real-time priority (SCHED_FIFO). Needs CAP_SYS_NICE or
 /// RLIMIT_RTPRIO.
 pub fn become_real_time() -> io::Result<()> {

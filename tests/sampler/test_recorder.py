@@ -29,13 +29,16 @@ from support import (
     connected,
     eventually,
     exchange,
+    has_bpf,
     held,
     holds_no_more_than,
     threads,
 )
 
-METHODS = ["inet_diag", "full_info"]
-Method = Literal["inet_diag", "full_info"]
+needs_bpf = pytest.mark.skipif(not has_bpf(), reason="needs CAP_BPF and CAP_PERFMON in the initial user namespace")
+needs_no_bpf = pytest.mark.skipif(has_bpf(), reason="where BPF is allowed, auto takes it and measures nothing")
+METHODS = ["inet_diag", "full_info", pytest.param("bpf", marks=needs_bpf)]
+Method = Literal["inet_diag", "full_info", "bpf"]
 
 
 def of_subflow(rows: Any, subflow: mptcp.Subflow) -> Any:
@@ -70,7 +73,7 @@ def acknowledged(sock: mptcp.Socket) -> bool:
 
 
 def known(id: int | None, method: str) -> int | None:
-    """The id in a row: inet_diag has none of its own, and MPTCP_FULL_INFO tells it since 6.5."""
+    """The id in a row: inet_diag has none of its own, and MPTCP_FULL_INFO and the kernel's memory tell it since 6.5."""
     return id if method == "full_info" or KERNEL >= (6, 5) else -1
 
 
@@ -204,7 +207,8 @@ def test_connections_and_the_whole_namespace(pair: tuple[mptcp.Socket, mptcp.Soc
                 assert eventually(lambda: later.token in everything.connections["token"])
     assert set(some.samples["token"]) == tokens
     assert set(some.connections["token"]) == tokens
-    assert (some.samples["subflow"] == -1).all(), "only a descriptor tells ids"
+    if not has_bpf():
+        assert (some.samples["subflow"] == -1).all(), "only a descriptor tells ids"
     assert tokens < set(everything.samples["token"])
 
 
@@ -213,13 +217,14 @@ def test_many_subflows_are_read_in_batches(connection: Connection) -> None:
     for port in range(20000, 20070):
         connection.sock.open_subflow((local, port), remote)
     rows = {}
-    for method in METHODS:
+    methods: list[Method] = ["inet_diag", "full_info", *(["bpf"] if has_bpf() else [])]  # type: ignore[list-item]
+    for method in methods:
         with mptcp.Recorder(connection.sock, 0.01, method=method) as recorder:
             assert eventually(lambda: recorder.metadata["ticks"] > 10)
         rows[method] = recorder.samples
         counts = np.unique(recorder.samples["time_ns"], return_counts=True)[1]
         assert set(counts) == {71}
-    for method in METHODS:
+    for method in methods:
         assert set(rows[method]["subflow"]) == {known(id, method) for id in range(1, 72)}
     ids = {method: dict(zip(found["cookie"], found["subflow"], strict=True)) for method, found in rows.items()}
     assert ids["inet_diag"] == {cookie: known(id, "inet_diag") for cookie, id in ids["full_info"].items()}
@@ -376,6 +381,7 @@ def test_events_are_in_the_stream(connection: Connection, tmp_path: Path) -> Non
     assert mptcp.load(tmp_path / "run.npz").events == recorder.events
 
 
+@needs_no_bpf
 def test_auto_takes_what_the_measurement_says(connection: Connection) -> None:
     connection.sock.open_subflow(*connection.second)
     with mptcp.Recorder(connection.sock, 0.001) as recorder:
@@ -393,6 +399,7 @@ def test_auto_takes_what_the_measurement_says(connection: Connection) -> None:
     assert set(counts) == {2}, "what was measured is not recorded"
 
 
+@needs_no_bpf
 def test_auto_leaves_full_info_when_that_waits(connection: Connection) -> None:
     """A sender holds the connection's lock: readings go on by inet_diag, of the same subflows with the same ids."""
     opened = connection.sock.open_subflow(*connection.second)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Source = Socket | Connection
 
-_METHODS = ("auto", "full_info", "inet_diag")
+_METHODS = ("auto", "full_info", "inet_diag", "bpf")
 _SHORTEST, _LONGEST = 1e-5, 86400.0
 
 
@@ -65,7 +65,7 @@ class Recorder(Recording):
         sources: Source | Iterable[Source] | None,
         interval: float = 0.01,
         *,
-        method: Literal["auto", "full_info", "inet_diag"] = "auto",
+        method: Literal["auto", "full_info", "inet_diag", "bpf"] = "auto",
         connection_interval: float = 0.1,
         path: str | os.PathLike[str] | None = None,
     ) -> None:

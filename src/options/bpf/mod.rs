@@ -1,11 +1,8 @@
 //! Socket options on single TCP sockets that nobody holds a descriptor of: a BPF program of type `iter/tcp` visits the
 //! sockets of a network namespace, each one locked, and serves the requests for those whose cookie it knows.
 //!
-//! The program is written out in [`program`] as instructions of [`insn`]; [`btf`] finds the kernel function that it
-//! attaches to. It is loaded when it is first needed, once a process. Nothing is pinned: it ends with the process.
+//! The program is written out in [`program`]; BTF finds the kernel function that it attaches to. It is loaded when it is first needed, once a process. Nothing is pinned: it ends with the process.
 
-pub mod btf;
-pub mod insn;
 pub mod program;
 
 use std::cell::RefCell;
@@ -15,9 +12,11 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard};
 
-use crate::error::{describe, Error, Result};
+use crate::bpf::btf::Btf;
+use crate::bpf::{Purpose, ENOTSUPP};
+use crate::error::{Error, Result};
 use crate::sys;
-use crate::sys::bpf::{Map, MapKind};
+use crate::sys::bpf::{Map, MapKind, ProgramKind};
 use crate::sys::lock::lock;
 use program::{Maps, Range, Slot, MAX_PER_SOCKET, MAX_REQUESTS, MAX_VALUE, NOT_MET};
 
@@ -112,16 +111,12 @@ struct Loaded {
 
 impl Loaded {
     fn load() -> Result<Self> {
-        let btf = std::fs::read(btf::KERNEL).map_err(|error| match error.raw_os_error() {
-            Some(libc::ENOENT) => {
-                unsupported("it has no BTF (CONFIG_DEBUG_INFO_BTF), or /sys is not mounted")
-            }
-            _ => Error::call(btf::KERNEL, &error),
-        })?;
-        let target = btf::function_id(&btf, "bpf_iter_tcp")
-            .map_err(|error| unsupported(&format!("{}: {error}", btf::KERNEL)))?;
+        let btf = PURPOSE.kernel_btf()?;
+        let target = Btf::parse(&btf)
+            .and_then(|btf| btf.function_id("bpf_iter_tcp"))
+            .map_err(|error| PURPOSE.without_btf(&error))?;
         let requests = MAX_REQUESTS as u32;
-        let failed = |error: io::Error| refused("BPF_MAP_CREATE", &error);
+        let failed = |error: io::Error| PURPOSE.refused("BPF_MAP_CREATE", &error);
         let index = Map::create(MapKind::Hash, requests, "mptcp_index").map_err(failed)?;
         let slots = Map::create(MapKind::Array, requests, "mptcp_slots").map_err(failed)?;
         let unserved = Map::create(MapKind::Array, 1, "mptcp_unserved").map_err(failed)?;
@@ -130,10 +125,11 @@ impl Loaded {
             slots: slots.as_raw_fd(),
             unserved: unserved.as_raw_fd(),
         });
-        let program = load_program(&instructions, target)?;
+        let kind = ProgramKind::Iterator { target };
+        let program = PURPOSE.load(kind, &instructions, LICENSE, "mptcp_options")?;
         let link = sys::bpf::create_link(program.as_fd()).map_err(|error| match error.raw_os_error() {
-            Some(libc::EINVAL) => unsupported("it has no links of BPF iterators"),
-            _ => refused("BPF_LINK_CREATE", &error),
+            Some(libc::EINVAL) => PURPOSE.unsupported("it has no links of BPF iterators"),
+            _ => PURPOSE.refused("BPF_LINK_CREATE", &error),
         })?;
         Ok(Self { index, slots, unserved, link, process: std::process::id() })
     }
@@ -211,54 +207,15 @@ fn lookup_failed(error: io::Error) -> Error {
 
 /// The helpers that the program calls ask for no licence in particular.
 const LICENSE: &CStr = c"MIT";
-/// Kernels before 6.4 keep the beginning of a log that is too long, later ones the end.
-const LOG_SIZE: usize = 1 << 20;
-const LOG_LINES: usize = 8;
 
-fn load_program(instructions: &[u8], target: u32) -> Result<OwnedFd> {
-    let load =
-        |log: &mut [u8]| sys::bpf::load_iterator_program(instructions, target, LICENSE, "mptcp_options", log);
-    let error = match load(&mut []) {
-        Ok(program) => return Ok(program),
-        Err(error) => error,
-    };
-    match error.raw_os_error() {
-        // What the verifier does not know: a helper, a type, the iterator itself. EACCES is not a privilege here.
-        Some(libc::EACCES | libc::EINVAL | libc::E2BIG | ENOTSUPP) => {}
-        _ => return Err(refused("BPF_PROG_LOAD", &error)),
-    }
-    // Once more, for the verifier's words.
-    let mut log = vec![0; LOG_SIZE];
-    match load(&mut log) {
-        Ok(program) => Ok(program),
-        Err(_) => Err(unsupported(&format!("BPF_PROG_LOAD: {error}: {}", last_lines(&log)))),
-    }
-}
-
-fn last_lines(log: &[u8]) -> String {
-    let end = log.iter().position(|&byte| byte == 0).unwrap_or(log.len());
-    let text = String::from_utf8_lossy(&log[..end]);
-    let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
-}
-
-fn unsupported(why: &str) -> Error {
-    Error::unsupported(format!("this kernel cannot reach the options of one subflow through BPF: {why}"))
-}
-
-fn refused(command: &str, error: &io::Error) -> Error {
-    match error.raw_os_error() {
-        Some(libc::EPERM) => Error::permission(format!(
-            "{command}: reaching an option of one subflow through BPF needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN in the \
-             initial user namespace. Without them, these can be read: TCP_INFO, TCP_CC_INFO, TCP_CONGESTION, TCP_MAXSEG, \
-             IP_TOS, IPV6_TCLASS, SO_SNDBUF, SO_RCVBUF, SO_MAX_PACING_RATE. To set options, use setsockopt on the whole socket, \
-             or a congestion control for a route (ip route ... congctl NAME; in a lab, Link.set(congestion_control=))"
-        )),
-        Some(libc::ENOSYS) => unsupported("it has no bpf(2) (CONFIG_BPF_SYSCALL)"),
-        Some(ENOTSUPP) => unsupported(command),
-        errno => Error::os(errno.unwrap_or(libc::EIO), format!("{command}: {}", describe(errno.unwrap_or(libc::EIO)))),
-    }
-}
+const PURPOSE: Purpose = Purpose {
+    cannot: "reach the options of one subflow through BPF",
+    needs: "reaching an option of one subflow through BPF needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN in the \
+            initial user namespace. Without them, these can be read: TCP_INFO, TCP_CC_INFO, TCP_CONGESTION, \
+            TCP_MAXSEG, IP_TOS, IPV6_TCLASS, SO_SNDBUF, SO_RCVBUF, SO_MAX_PACING_RATE. To set options, use setsockopt \
+            on the whole socket, or a congestion control for a route (ip route ... congctl NAME; in a lab, \
+            Link.set(congestion_control=))",
+};
 
 /// Positions of the requests, those of one socket together and in the order given.
 fn by_socket(requests: &[Request]) -> Vec<usize> {
@@ -305,16 +262,17 @@ fn slot(request: &Request) -> Slot {
     }
 }
 
-/// An errno of the kernel's own that user space has no name for: bpf_setsockopt gives it for the congestion control "cdg".
-const ENOTSUPP: i32 = 524;
-
 fn outcome(request: &Request, bytes: &[u8; Slot::SIZE]) -> Visit {
     let (result, value) = Slot::answer(bytes);
     match (result, &request.action) {
         (NOT_MET, _) => Visit::NotMet,
         (0, Action::Get(length)) => Visit::Done(value[..(*length).min(MAX_VALUE)].to_vec()),
         (0, Action::Set(_)) => Visit::Done(Vec::new()),
-        (result, _) if result == -ENOTSUPP => Visit::Refused(libc::EOPNOTSUPP),
+        (result, _) if result == -ENOTSUPP =>
+        // bpf_setsockopt gives it for the congestion control "cdg".
+        {
+            Visit::Refused(libc::EOPNOTSUPP)
+        }
         (result, _) => Visit::Refused(-result),
     }
 }

@@ -8,11 +8,11 @@
 //!
 //! `unserved`, an array map with one `u32`, is the number of requests not yet served: at zero the program ends the iteration.
 
-use super::insn::Register::{R0, R1, R10, R2, R3, R4, R5, R6, R7, R8, R9};
-use super::insn::When::{Equal, Greater, Less, NotEqual};
-use super::insn::Width::{U32, U64};
-use super::insn::{Assembler, Helper};
 use crate::abi::bytes;
+use crate::bpf::insn::Register::{R0, R1, R10, R2, R3, R4, R5, R6, R7, R8, R9};
+use crate::bpf::insn::When::{Equal, Greater, Less, NotEqual};
+use crate::bpf::insn::Width::{U32, U64};
+use crate::bpf::insn::{Assembler, Helper};
 
 /// Requests that one run can carry.
 pub const MAX_REQUESTS: usize = 512;

@@ -36,6 +36,7 @@ pub enum When {
     Equal = 0x10,    // BPF_JEQ
     Greater = 0x20,  // BPF_JGT
     NotEqual = 0x50, // BPF_JNE
+    NotLess = 0x30,  // BPF_JGE
     Less = 0xa0,     // BPF_JLT
 }
 
@@ -44,9 +45,14 @@ pub enum When {
 #[repr(i32)]
 pub enum Helper {
     MapLookup = 1,
+    KtimeGetNs = 5,
     GetSocketCookie = 46,
     SetSockopt = 49,
     GetSockopt = 57,
+    SkRelease = 86,
+    SkcLookupTcp = 99,
+    ProbeReadKernel = 113,
+    Jiffies64 = 118,
     SkcToTcpSock = 137,
 }
 
@@ -136,6 +142,11 @@ impl Assembler {
         self.push(BPF_ALU64 | BPF_ADD | BPF_K, to as u8, 0, 0, value);
     }
 
+    /// `to += from`
+    pub fn add_register(&mut self, to: Register, from: Register) {
+        self.push(BPF_ALU64 | BPF_ADD | BPF_X, to as u8, from as u8, 0, 0);
+    }
+
     /// `to = *(width *)(base + offset)`
     pub fn load(&mut self, width: Width, to: Register, base: Register, offset: i16) {
         self.push(BPF_LDX | BPF_MEM | width as u8, to as u8, base as u8, offset, 0);
@@ -221,9 +232,10 @@ mod tests {
     #[test]
     fn encodings_are_the_kernels() {
         // Expected bytes as `llvm-mc -triple bpfel -show-encoding` prints them.
-        let cases: [(&str, Vec<u8>, [u8; 8]); 9] = [
+        let cases: [(&str, Vec<u8>, [u8; 8]); 10] = [
             ("r6 = r1", assembled(|a| a.copy(R6, R1)), [0xbf, 0x16, 0, 0, 0, 0, 0, 0]),
             ("r0 = 1", assembled(|a| a.set(R0, 1)), [0xb7, 0, 0, 0, 1, 0, 0, 0]),
+            ("r1 += r7", assembled(|a| a.add_register(R1, R7)), [0x0f, 0x71, 0, 0, 0, 0, 0, 0]),
             ("r2 += -8", assembled(|a| a.add(R2, -8)), [0x07, 2, 0, 0, 0xf8, 0xff, 0xff, 0xff]),
             (
                 "r6 = *(u64 *)(r1 + 8)",

@@ -1,0 +1,152 @@
+//! The two programs, and the shape of the memory that they share with us. Pure.
+//!
+//! `find`, a traffic classifier run on a packet that does not exist, looks one subflow up by its ends and leaves the
+//! address of its `struct tcp_sock`. `read`, a syscall program, copies the `tcp_sock` and the `mptcp_subflow_context`
+//! of every slot that has an address, by bpf_probe_read_kernel, which takes no lock and survives any address.
+//!
+//! Memory of a `tcp_sock` is only ever used for others (SLAB_TYPESAFE_BY_RCU), and a cookie is never used again: a copy
+//! is of the subflow that is meant if the cookie was the same before and after.
+
+use crate::bpf::insn::Register::{R0, R1, R10, R2, R3, R4, R5, R6, R7, R8, R9};
+use crate::bpf::insn::When::{Equal, NotLess};
+use crate::bpf::insn::Width::{U32, U64};
+use crate::bpf::insn::{Assembler, Helper};
+
+use super::layout::Layout;
+
+/// Slots that one run reads. The verifier walks every turn of the loop, so the time to load grows with it: 22 ms at 256.
+pub const RUN: u32 = 64;
+
+/// What `find` is asked and answers: the one value of its map.
+pub mod request {
+    /// `struct bpf_sock_tuple`: the peer's end first, as in a packet from it.
+    pub const TUPLE: usize = 0;
+    /// Its length, which tells IPv4 from IPv6. Eight bytes, as the two that follow.
+    pub const LENGTH: usize = 40;
+    pub const ADDRESS: usize = 48;
+    pub const COOKIE: usize = 56;
+    pub const SIZE: usize = 64;
+    pub const IPV4: usize = 12;
+    pub const IPV6: usize = 36;
+}
+
+/// What a slot has before the two copies. Eight bytes each.
+pub mod slot {
+    /// Of the `tcp_sock`; 0 in a slot that is free.
+    pub const ADDRESS: usize = 0;
+    pub const COOKIE_BEFORE: usize = 8;
+    pub const COOKIE_AFTER: usize = 16;
+    /// CLOCK_MONOTONIC, when it had been read.
+    pub const TIME_NS: usize = 24;
+    pub const JIFFIES: usize = 32;
+    pub const HEAD: usize = 40;
+}
+
+/// Where the `tcp_sock` lies in a slot.
+pub const SOCKET: usize = slot::HEAD;
+
+/// Where the `mptcp_subflow_context` lies in a slot.
+pub fn context(layout: &Layout) -> usize {
+    (SOCKET + layout.socket_size).next_multiple_of(8)
+}
+
+pub fn slot_size(layout: &Layout) -> usize {
+    (context(layout) + layout.context_size).next_multiple_of(8)
+}
+
+fn offset(at: usize) -> i16 {
+    // Slots are of some thousand bytes: see Layout::new.
+    at as i16
+}
+
+/// Finds the subflow in `request`, a map of one value.
+pub fn find(request: i32, layout: &Layout) -> Vec<u8> {
+    let mut a = Assembler::new();
+    let (by_ipv6, found, release, end) = (a.label(), a.label(), a.label(), a.label());
+    a.copy(R6, R1);
+    a.load_map_value(R7, request);
+    a.load(U64, R8, R7, offset(request::LENGTH));
+    let look_up = |a: &mut Assembler, length: usize| {
+        a.copy(R1, R6);
+        a.copy(R2, R7);
+        a.set(R3, length as i32);
+        a.set(R4, -1); // BPF_F_CURRENT_NETNS
+        a.set(R5, 0);
+        a.call(Helper::SkcLookupTcp);
+    };
+    a.jump_if(R8, Equal, request::IPV6 as i32, by_ipv6);
+    look_up(&mut a, request::IPV4);
+    a.jump(found);
+    a.place(by_ipv6);
+    look_up(&mut a, request::IPV6);
+    a.place(found);
+    a.jump_if(R0, Equal, 0, end);
+    a.copy(R8, R0);
+    a.copy(R1, R0);
+    a.call(Helper::SkcToTcpSock);
+    a.jump_if(R0, Equal, 0, release);
+    a.load(U64, R1, R0, offset(layout.cookie.offset()));
+    a.store(U64, R7, offset(request::COOKIE), R1);
+    a.store(U64, R7, offset(request::ADDRESS), R0);
+    a.place(release);
+    a.copy(R1, R8);
+    a.call(Helper::SkRelease);
+    a.place(end);
+    a.set(R0, 0);
+    a.exit();
+    a.finish()
+}
+
+/// On the stack: the key of a look-up.
+const SLOT_NUMBER: i16 = -4;
+
+/// Reads the slots of `slots` from the one whose number is the first word of the argument, as many as the second says
+/// and at most [`RUN`].
+pub fn read(slots: i32, layout: &Layout) -> Vec<u8> {
+    let mut a = Assembler::new();
+    let (top, next, end) = (a.label(), a.label(), a.label());
+    a.load(U32, R9, R1, 0);
+    a.load(U32, R8, R1, 4);
+    a.set(R7, 0);
+    a.place(top);
+    a.jump_if(R7, NotLess, RUN as i32, end);
+    a.jump_if_register(R7, NotLess, R8, end);
+    a.copy(R1, R9);
+    a.add_register(R1, R7);
+    a.store(U32, R10, SLOT_NUMBER, R1);
+    a.load_map(R1, slots);
+    a.copy(R2, R10);
+    a.add(R2, SLOT_NUMBER.into());
+    a.call(Helper::MapLookup);
+    a.jump_if(R0, Equal, 0, end);
+    a.copy(R6, R0);
+    a.load(U64, R3, R6, offset(slot::ADDRESS));
+    a.jump_if(R3, Equal, 0, next);
+    // Copies `size` bytes into the slot from where R3 points.
+    let copy = |a: &mut Assembler, to: usize, size: usize| {
+        a.copy(R1, R6);
+        a.add(R1, to as i32);
+        a.set(R2, size as i32);
+        a.call(Helper::ProbeReadKernel);
+    };
+    a.add(R3, layout.cookie.offset() as i32);
+    copy(&mut a, slot::COOKIE_BEFORE, 8);
+    a.load(U64, R3, R6, offset(slot::ADDRESS));
+    copy(&mut a, SOCKET, layout.socket_size);
+    a.load(U64, R3, R6, offset(SOCKET + layout.context.offset()));
+    copy(&mut a, context(layout), layout.context_size);
+    a.load(U64, R3, R6, offset(slot::ADDRESS));
+    a.add(R3, layout.cookie.offset() as i32);
+    copy(&mut a, slot::COOKIE_AFTER, 8);
+    a.call(Helper::Jiffies64);
+    a.store(U64, R6, offset(slot::JIFFIES), R0);
+    a.call(Helper::KtimeGetNs);
+    a.store(U64, R6, offset(slot::TIME_NS), R0);
+    a.place(next);
+    a.add(R7, 1);
+    a.jump(top);
+    a.place(end);
+    a.set(R0, 0);
+    a.exit();
+    a.finish()
+}
