@@ -21,6 +21,7 @@ pub mod options;
 pub mod sampler;
 pub mod supervisor;
 pub mod sys;
+pub mod tcp_sock;
 
 #[cfg(feature = "python")]
 mod py;

@@ -367,7 +367,7 @@ mod tests {
     #[test]
     fn a_member_is_read_from_its_bits() {
         let mut structure = [0; 28];
-        structure[4] = 0b10110_101;
+        structure[4] = 0b1011_0101;
         structure[20..24].copy_from_slice(&0x0102_0304_u32.to_le_bytes());
         let bytes = example();
         let btf = Btf::parse(&bytes).unwrap();

@@ -13,9 +13,7 @@ import numpy as np
 import pytest
 from support import Connection, eventually, exchange, has_bpf
 
-pytestmark = pytest.mark.skipif(
-    not has_bpf(), reason="needs CAP_BPF and CAP_PERFMON in the initial user namespace"
-)
+pytestmark = pytest.mark.skipif(not has_bpf(), reason="needs CAP_BPF and CAP_PERFMON in the initial user namespace")
 
 # Each reading has its own time; and the clocks of the last segments go on between two.
 MOVING = {"time_ns", "wait_ns", "last_data_sent", "last_data_recv", "last_ack_recv"}
@@ -176,11 +174,7 @@ def test_more_subflows_than_slots_take_a_larger_map(connection: Connection) -> N
 
 
 def test_without_the_privilege_it_says_what_to_use_instead() -> None:
-    program = (
-        "import mptcp\n"
-        "try: mptcp.Recorder(None, method='bpf')\n"
-        "except PermissionError as error: print(error)\n"
-    )
+    program = "import mptcp\ntry: mptcp.Recorder(None, method='bpf')\nexcept PermissionError as error: print(error)\n"
     command = ["setpriv", "--inh-caps=-all", "--bounding-set=-all", sys.executable, "-c", program]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "CAP_BPF" in output

@@ -45,6 +45,8 @@ def choice(sampler: _core.Sampler, asked: str) -> dict[str, Any]:
     method, waited, trials = sampler.choice()
     if asked != "auto":
         reason = "as requested"
+    elif method == "bpf":
+        reason = "it waits for no lock"
     elif not trials:
         reason = "MPTCP_FULL_INFO needs a descriptor of each connection"
     elif waited:

@@ -41,11 +41,14 @@ class Recorder(Recording):
       subflow's own. A new subflow is found by its event, or within 0.1 s without the privilege for events.
     - "full_info": by MPTCP_FULL_INFO, all subflows of a connection at one moment, after waiting for its lock, which a
       sender at full speed may hold for milliseconds. Only for Sockets.
-    - "auto": if all sources are Sockets, by the method that takes less processor time; otherwise by inet_diag. Each
-      method is measured by up to five readings of everything, at the start, and at most once a second when the number
-      of subflows has doubled or halved. A method that fails, or shows fewer subflows than the other (older kernels
-      hide some from an ordinary user), is not used. Nor is MPTCP_FULL_INFO once a reading by it has waited for a lock.
-      metadata has the measurements and the current method.
+    - "bpf": by a BPF program that copies the kernel's memory of every subflow (struct tcp_sock, at offsets from BTF),
+      and waits for no lock at all. tcp_info is made from the copy as the kernel makes it; a copy may lie between the
+      handling of two segments. Needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN in the initial user namespace.
+    - "auto": by BPF where that is permitted. Otherwise, if all sources are Sockets, by the method of the other two that
+      takes less processor time; if not, by inet_diag. Each of the two is measured by up to five readings of everything,
+      at the start, and at most once a second when the number of subflows has doubled or halved. A method that fails, or
+      shows fewer subflows than the other (older kernels hide some from an ordinary user), is not used. Nor is
+      MPTCP_FULL_INFO once a reading by it has waited for a lock. metadata has the measurements and the current method.
 
     A native thread reads by an absolute clock and never waits for Python; if CAP_SYS_NICE or RLIMIT_RTPRIO permit it,
     it runs under SCHED_FIFO. A second one reads the connections, which always waits for their locks.
@@ -55,9 +58,9 @@ class Recorder(Recording):
     read up to its last whole batch. ``samples``, ``connections`` and ``events`` are then read from the file.
 
     Needs no privilege, except CAP_NET_ADMIN and CAP_SYS_ADMIN over the network namespace of a Socket that is not in the
-    caller's, and CAP_NET_ADMIN for "inet_diag" before Linux 6.15; without these it raises PermissionError. Raises
-    TypeError and ValueError for wrong arguments before any system call, NotMultipathError for plain TCP, OSError
-    (ENOTCONN) for a connection that has ended, UnsupportedError if the kernel cannot do it.
+    caller's, CAP_NET_ADMIN for "inet_diag" before Linux 6.15, and what "bpf" needs; without these it raises
+    PermissionError. Raises TypeError and ValueError for wrong arguments before any system call, NotMultipathError for
+    plain TCP, OSError (ENOTCONN) for a connection that has ended, UnsupportedError if the kernel cannot do it.
     """
 
     def __init__(

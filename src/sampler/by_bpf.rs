@@ -1,0 +1,83 @@
+//! Subflows of one network namespace without any lock, by [`crate::tcp_sock`]; what that does not find is left to inet_diag.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::by_diag::{sample, ByDiag};
+use super::row::RawSample;
+use super::Site;
+use crate::abi::uapi::ulp;
+use crate::error::Result;
+use crate::netlink::diag::Ulp;
+use crate::tcp_sock::{SubflowState, TcpSocks};
+
+/// The subflows of a site that have a slot each.
+#[derive(Debug)]
+pub struct ByBpf {
+    site: Arc<Site>,
+    socks: TcpSocks,
+    /// Slots by cookie.
+    slots: HashMap<u64, usize>,
+}
+
+impl ByBpf {
+    pub fn new(site: &Arc<Site>) -> Result<ByBpf> {
+        Ok(ByBpf { site: Arc::clone(site), socks: TcpSocks::new()?, slots: HashMap::new() })
+    }
+
+    /// Adds a row a subflow, those without a slot by inet_diag.
+    pub fn read(&mut self, by_diag: &mut ByDiag, time_ns: u64, rows: &mut Vec<RawSample>) -> Result<()> {
+        by_diag.begin(time_ns);
+        self.assign(by_diag)?;
+        self.socks.run()?;
+        let ByBpf { socks, slots, .. } = self;
+        slots.retain(|cookie, slot| {
+            // Without a target its notice has come.
+            let read = by_diag.target(*cookie).zip(socks.copied(*slot));
+            let Some((target, copied)) = read else {
+                socks.release(*slot);
+                by_diag.retire_one(*cookie);
+                return false;
+            };
+            if let (Some(now), Some(known)) = (copied.subflow, &mut target.entry.subflow) {
+                if now.token == known.token {
+                    update(known, now);
+                    target.id = now.id.filter(|_| target.id < 0).map_or(target.id, |id| id as i32);
+                }
+            }
+            target.entry.state = copied.state;
+            let mut row = sample(time_ns, target, copied.state, copied.tcp_info.bytes());
+            row.head.wait_ns = copied.time_ns.saturating_sub(time_ns) as i64;
+            rows.push(row);
+            true
+        });
+        by_diag.look_up_others(&self.slots, time_ns, rows)
+    }
+
+    /// Gives each subflow that has none a slot, if the kernel finds it.
+    fn assign(&mut self, by_diag: &ByDiag) -> Result<()> {
+        if by_diag.targets().all(|target| self.slots.contains_key(&target.entry.cookie)) {
+            return Ok(());
+        }
+        let elsewhere = self.site.namespace.elsewhere()?;
+        for entry in by_diag.targets().map(|target| &target.entry) {
+            if self.slots.contains_key(&entry.cookie) {
+                continue;
+            }
+            let ends = (entry.tuple.local, entry.tuple.remote);
+            if let Some(slot) = self.socks.keep(ends, entry.tuple.interface, entry.cookie, elsewhere)? {
+                self.slots.insert(entry.cookie, slot);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Takes over what changes of a subflow's part of Multipath TCP.
+fn update(known: &mut Ulp, now: SubflowState) {
+    known.local_id = now.local_id;
+    known.remote_id = now.remote_id;
+    known.flags &= !(ulp::FLAG_BKUP_LOC | ulp::FLAG_BKUP_REM);
+    known.flags |= if now.backup { ulp::FLAG_BKUP_LOC } else { 0 };
+    known.flags |= if now.peer_backup { ulp::FLAG_BKUP_REM } else { 0 };
+}
