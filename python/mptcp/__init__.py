@@ -16,6 +16,7 @@ from ._core import Event, Info, Subflow, TcpInfo
 from ._errors import NotMultipathError, PathManagerError, SubflowError, UnsupportedError
 from ._event_kind import EventKind
 from ._events import Events
+from ._patch import patch
 from ._path_manager import get_path_manager, set_path_manager, use_path_manager
 from ._policy import LocalAddress, Opening, Policy, RunningPolicies, run_policy
 from ._recording import Recorder, Recording, load
@@ -58,6 +59,7 @@ __all__ = [
     "enhanced_api",
     "get_path_manager",
     "load",
+    "patch",
     "run_policy",
     "set_path_manager",
     "use_path_manager",

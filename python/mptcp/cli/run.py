@@ -16,7 +16,7 @@ from pathlib import Path
 from mptcp import _core
 from mptcp._path_manager import use_path_manager
 from mptcp._policy import run_policy
-from mptcp.cli import _policy_file
+from mptcp.cli import _in_process, _policy_file
 
 SUMMARY = "run a program over Multipath TCP, and give it the enhanced socket API of 2016"
 
@@ -88,6 +88,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="N",
         help="with --user: also pass this open descriptor, besides 0, 1 and 2; repeatable",
+    )
+    parser.add_argument(
+        "--in-process",
+        action="store_true",
+        help="run PROGRAM, a Python script, in this process within mptcp.patch(): only sockets that Python code "
+        "creates are Multipath TCP, and the socket options of 2016 are not served",
     )
     parser.add_argument("program", metavar="PROGRAM")
     parser.add_argument("arguments", metavar="ARG", nargs=argparse.REMAINDER)
@@ -167,13 +173,17 @@ def run(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 2
+    if arguments.in_process and (word := _of_the_supervisor(arguments)):
+        print(f"mptcp run: {word} cannot be used with --in-process", file=sys.stderr)
+        return 2
     environment = user.environment(arguments.env) if user else os.environ
     try:
         policies = _policy_file.load(arguments.policy) if arguments.policy else []
     except (OSError, ValueError) as error:
         print(f"mptcp run: {error}", file=sys.stderr)
         return 2
-    with _signals_held_back() as blocked, contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        blocked = [] if arguments.in_process else stack.enter_context(_signals_held_back())
         if arguments.hold_path_manager:
             stack.enter_context(use_path_manager(arguments.path_manager or "userspace"))
         if policies:
@@ -183,6 +193,8 @@ def run(arguments: argparse.Namespace) -> int:
                 print(f"mptcp run: {error}", file=sys.stderr)
                 return 2
         try:
+            if arguments.in_process:
+                return _in_process.run_script(arguments.program, arguments.arguments)
             status = _core.run_program(
                 command,
                 [f"{name}={value}" for name, value in environment.items()],
@@ -198,6 +210,17 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"mptcp run: {error.filename}: {error.strerror}", file=sys.stderr)
             return _NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_EXECUTABLE
     return status if status >= 0 else _end_by(-status)
+
+
+def _of_the_supervisor(arguments: argparse.Namespace) -> str | None:
+    """Return an option that was given and that only a supervised program can have."""
+    given = {
+        "--user": arguments.user,
+        "--except": arguments.except_,
+        "--layout draft": arguments.layout == "draft",
+        "--path-manager": arguments.path_manager and not arguments.hold_path_manager,
+    }
+    return next((word for word, value in given.items() if value), None)
 
 
 @contextlib.contextmanager

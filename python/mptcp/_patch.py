@@ -1,0 +1,170 @@
+"""mptcp.patch(): every TCP socket that Python code of this process creates is Multipath TCP."""
+
+from __future__ import annotations
+
+import _socket
+import contextlib
+import functools
+import os
+import socket
+import threading
+import types
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from . import _core
+from ._errors import UnsupportedError
+from ._socket import IPPROTO_MPTCP, is_tcp_stream
+
+VARIABLE = "MPTCP_PATCH"
+"""Is 1 while the process is patched. A process that imports mptcp with it, as a child may, is patched until it ends."""
+
+_PARAMETERS = ("family", "type", "proto", "fileno")
+
+_lock = threading.Lock()
+_depth = 0
+# What each patched class had as its own constructor; None for the one that it inherits.
+_originals: dict[type[Any], Callable[..., None] | None] = {}
+_variable_before: str | None = None
+
+
+@contextlib.contextmanager
+def patch() -> Iterator[None]:
+    """Make the TCP sockets that this process creates within the block Multipath TCP.
+
+    It covers the whole process with all its threads. Blocks can be nested and can overlap; the end of the last one
+    undoes it. Sockets that exist by then stay what they are.
+
+    The classes stay the same: their constructors change, those of socket.socket and of any other class that derives
+    directly from the C class, such as gevent's, even if it replaces socket.socket within the block. So everything in
+    Python that creates a socket is covered, create_connection() and create_server() included, isinstance() holds for
+    older sockets, and a module that imported the class before has it too. Protocols 0, -1, IPPROTO_TCP and 262 of
+    SOCK_STREAM with AF_INET or AF_INET6 are Multipath TCP, and plain TCP where the kernel has no Multipath TCP or
+    net.mptcp.enabled is 0. Other types and families stay as they are. Such a socket's ``proto`` is IPPROTO_TCP; wrap()
+    returns a Socket of it, with its subflows.
+
+    Not covered: sockets that C code creates (uvloop, libpq, gRPC), for which there is ``mptcp run``; sockets passed as
+    a descriptor; a class with a constructor of its own over the C class, which a RuntimeWarning names; and other
+    processes. A forked child stays patched. For other children MPTCP_PATCH=1 is in the environment within the block: a
+    program that imports mptcp with it is patched from there on.
+
+    socket(IPPROTO_MPTCP). No privilege.
+    """
+    start()
+    try:
+        yield
+    finally:
+        _stop()
+
+
+def start() -> None:
+    """Patch the process; without a counterpart, until it ends."""
+    global _depth, _variable_before
+    with _lock:
+        _depth += 1
+        if _depth > 1:
+            return
+        _variable_before = os.environ.get(VARIABLE)
+        os.environ[VARIABLE] = "1"
+        socket.__class__ = _PatchedModule
+        passed_over = _patch_classes()
+    if passed_over:
+        message = f"mptcp.patch() does not cover classes with a constructor of their own: {', '.join(passed_over)}"
+        try:
+            warnings.warn(message, RuntimeWarning, stacklevel=4)
+        except RuntimeWarning:
+            _stop()
+            raise
+
+
+def _stop() -> None:
+    global _depth
+    with _lock:
+        _depth -= 1
+        if _depth > 0:
+            return
+        if _variable_before is None:
+            os.environ.pop(VARIABLE, None)
+        else:
+            os.environ[VARIABLE] = _variable_before
+        if type(socket) is _PatchedModule:
+            socket.__class__ = types.ModuleType  # type: ignore[assignment]
+        for cls, original in _originals.items():
+            # Not what another has put over it meanwhile: below that, ours does nothing any more.
+            if not hasattr(cls.__init__, "_mptcp_patch"):
+                continue
+            if original is None:
+                del cls.__init__
+            else:
+                cls.__init__ = original
+        _originals.clear()
+
+
+class _PatchedModule(types.ModuleType):
+    """The module ``socket`` within a block: who replaces socket.socket, as gevent and eventlet do, is patched too."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "socket":
+            with _lock:
+                if _depth:
+                    _patch_classes()
+
+
+def _patch_classes() -> list[str]:
+    """Patch every class that derives directly from the C class. Return the names of those that cannot be."""
+    passed_over = []
+    for cls in _socket.socket.__subclasses__():
+        if cls in _originals or hasattr(cls.__init__, "_mptcp_patch"):
+            continue
+        own = vars(cls).get("__init__")
+        code = getattr(own, "__code__", None)
+        if own is not None and (code is None or code.co_varnames[1:5] != _PARAMETERS):
+            passed_over.append(f"{cls.__module__}.{cls.__qualname__}")
+            continue
+        _originals[cls] = own
+        cls.__init__ = _constructor(own or cls.__init__)  # type: ignore[method-assign]
+    return passed_over
+
+
+def _constructor(original: Callable[..., None]) -> Callable[..., None]:
+    """A socket's constructor that does what ``original`` does, with Multipath TCP while the process is patched."""
+
+    @functools.wraps(original)
+    def __init__(self: Any, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None) -> None:
+        if not _depth:
+            original(self, family, type, proto, fileno)
+        elif fileno is not None:
+            # As a Socket does: asyncio and others recognize a TCP socket by its protocol.
+            is_multipath = proto == -1 and _core.protocol_of(fileno) == IPPROTO_MPTCP
+            original(self, family, type, socket.IPPROTO_TCP if is_multipath else proto, fileno)
+        elif (made := _multipath_socket(family, type, proto)) is None:
+            original(self, family, type, socket.IPPROTO_TCP if proto == IPPROTO_MPTCP else proto, None)
+        else:
+            try:
+                original(self, *made)
+            except BaseException:
+                os.close(made[3])
+                raise
+
+    __init__._mptcp_patch = True  # type: ignore[attr-defined]
+    return __init__
+
+
+def _multipath_socket(family: Any, type: Any, proto: Any) -> tuple[int, int, int, int] | None:
+    """What a constructor is to be called with for a new Multipath TCP socket, or None where it is to be another."""
+    if not (isinstance(family, int) and isinstance(type, int) and isinstance(proto, int)):
+        return None
+    family = socket.AF_INET if family == -1 else family
+    type = socket.SOCK_STREAM if type == -1 else type
+    if not is_tcp_stream(family, type, 0 if proto == -1 else proto):
+        return None
+    try:
+        return family, type, socket.IPPROTO_TCP, _core.create_socket(family, type, IPPROTO_MPTCP, None)
+    except UnsupportedError:
+        return None
+
+
+if os.environ.get(VARIABLE) == "1":
+    start()
