@@ -8,10 +8,13 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast, overload
 
 from . import _core
 from ._control import Control
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
 
 # What callers of socket.create_connection pass for "not given", http.client for instance.
 _DEFAULT_TIMEOUT: object = socket._GLOBAL_DEFAULT_TIMEOUT  # type: ignore[attr-defined]
@@ -114,6 +117,26 @@ class Socket(Control, socket.socket):
         # The namespace's path manager may have changed after the socket was created.
         self._hold_events(None)
 
+    @overload
+    def setsockopt(self, level: int, optname: int, value: int | Buffer, /) -> None: ...
+
+    @overload
+    def setsockopt(self, level: int, optname: int, value: None, optlen: int, /) -> None: ...
+
+    def setsockopt(self, level: int, optname: int, value: int | Buffer | None, *optlen: int) -> None:
+        """Set an option as socket.socket.setsockopt does.
+
+        Some options of TCP are refused on a Multipath TCP socket (ENOPROTOOPT, EOPNOTSUPP): docs/differences.md.
+        """
+        try:
+            super().setsockopt(level, optname, value, *optlen)
+        except OSError as error:
+            if error.errno in (errno.ENOPROTOOPT, errno.EOPNOTSUPP) and _is_multipath(self.fileno()):
+                error.add_note(
+                    "Multipath TCP sockets refuse some options of TCP: docs/differences.md has the alternatives"
+                )
+            raise
+
     def close(self) -> None:
         """Close the descriptor, as socket.socket.close does."""
         super().close()
@@ -193,6 +216,10 @@ def is_tcp_stream(family: int, type: int, proto: int) -> bool:
         and type & ~(socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) == socket.SOCK_STREAM
         and proto in (0, socket.IPPROTO_TCP, IPPROTO_MPTCP)
     )
+
+
+def _is_multipath(fileno: int) -> bool:
+    return _core.protocol_of(fileno) == IPPROTO_MPTCP
 
 
 def _shown_protocol(proto: int, fileno: int) -> int:
