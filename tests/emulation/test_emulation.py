@@ -271,6 +271,35 @@ def test_a_change_under_traffic_loses_and_reorders_nothing(wire: Wire) -> None:
 
 
 @needs_namespaces
+def test_what_is_held_has_passed_though_more_comes(wire: Wire) -> None:
+    """Who waits for one direction waits neither for what comes later nor for the other direction."""
+    wire.add(LinkLimits(delay=50 * MS), LinkLimits(delay=10_000 * MS))
+    one, other = wire.datagrams()
+    with one, other:
+        other.send(b"x")
+        stop = threading.Event()
+
+        def flood() -> None:
+            while not stop.wait(0.001):
+                one.send(b"x")
+
+        sender = threading.Thread(target=flood)
+        sender.start()
+        try:
+            assert eventually(lambda: wire.emulator.stats(LINK)[0]["flying_frames"] > 5)
+            before = wire.emulator.stats(LINK)[0]["frames"]
+            assert wire.emulator.wait_passed(LINK, 0, 20)
+            stats = wire.emulator.stats(LINK)
+            assert stats[0]["frames"] > before
+            assert stats[0]["flying_frames"] > 0
+            assert not wire.emulator.wait_passed(LINK, 1, 0.01)
+            assert stats[1]["flying_frames"] == 1
+        finally:
+            stop.set()
+            sender.join()
+
+
+@needs_namespaces
 def test_a_cut_link_loses_what_it_holds(wire: Wire) -> None:
     wire.add(LinkLimits(rate=1_000_000, delay=10_000 * MS, queue=("packets", 100)))
     one, other = wire.datagrams()
