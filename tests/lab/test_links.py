@@ -545,7 +545,7 @@ def test_set_during_a_storm(pair: tuple[Host, Host], mptcp_lab: Lab) -> None:
 
 def test_what_is_on_a_link_that_goes_down_is_lost(pair: tuple[Host, Host], mptcp_lab: Lab) -> None:
     a, b = pair
-    link = mptcp_lab.link(a, b, delay="300ms")
+    link = mptcp_lab.link(a, b, delay=f"{0.3 * PATIENCE}s")
     with ExitStack() as stack:
         near, far = datagrams(a, b, link, stack)
         for _ in range(5):
@@ -989,7 +989,7 @@ def test_without_privilege() -> None:
     if shutil.which("setpriv") is None:
         pytest.skip("needs setpriv of util-linux")
     prefix = ["setpriv", "--bounding-set=-all,+setfcap", "--inh-caps=-all", "--ambient-caps=-all"]
-    done = subprocess.run([*prefix, *command], capture_output=True, text=True, timeout=100)
+    done = subprocess.run([*prefix, *command], capture_output=True, text=True, timeout=100 * PATIENCE)
     assert done.returncode == 0, done.stdout
     assert "4 passed" in done.stdout
 
