@@ -72,59 +72,59 @@ class Info:
     """
 
     @property
-    def subflows(self) -> int | None:
+    def subflows(self) -> int:
         """Additional subflows: the initial one is not counted. Wraps at 256."""
 
     @property
-    def add_addr_signal(self) -> int | None:
+    def add_addr_signal(self) -> int:
         """ADD_ADDR options sent."""
 
     @property
-    def add_addr_accepted(self) -> int | None:
+    def add_addr_accepted(self) -> int:
         """ADD_ADDR options accepted."""
 
     @property
-    def subflows_max(self) -> int | None:
+    def subflows_max(self) -> int:
         """Limit of additional subflows of the in-kernel path manager."""
 
     @property
-    def add_addr_signal_max(self) -> int | None:
+    def add_addr_signal_max(self) -> int:
         """Endpoints with the signal flag."""
 
     @property
-    def add_addr_accepted_max(self) -> int | None:
+    def add_addr_accepted_max(self) -> int:
         """Limit of accepted ADD_ADDR of the in-kernel path manager."""
 
     @property
-    def flags(self) -> int | None:
+    def flags(self) -> int:
         """MPTCP_INFO_FLAG_FALLBACK (1), MPTCP_INFO_FLAG_REMOTE_KEY_RECEIVED (2)."""
 
     @property
-    def token(self) -> int | None:
+    def token(self) -> int:
         """The connection's token on this host."""
 
     @property
-    def write_seq(self) -> int | None:
+    def write_seq(self) -> int:
         """Data sequence number of the next byte that the application writes."""
 
     @property
-    def snd_una(self) -> int | None:
+    def snd_una(self) -> int:
         """First data sequence number not yet acknowledged by the peer."""
 
     @property
-    def rcv_nxt(self) -> int | None:
+    def rcv_nxt(self) -> int:
         """Next data sequence number expected from the peer."""
 
     @property
-    def local_addr_used(self) -> int | None:
+    def local_addr_used(self) -> int:
         """Local addresses in use."""
 
     @property
-    def local_addr_max(self) -> int | None:
+    def local_addr_max(self) -> int:
         """Endpoints with the subflow flag."""
 
     @property
-    def csum_enabled(self) -> int | None:
+    def csum_enabled(self) -> int:
         """1 if the DSS checksum is in use."""
 
     @property
@@ -177,227 +177,227 @@ class TcpInfo:
     """
 
     @property
-    def state(self) -> int | None:
+    def state(self) -> int:
         """TCP state: 1 is ESTABLISHED, 2 SYN_SENT (<net/tcp_states.h>)."""
 
     @property
-    def ca_state(self) -> int | None:
+    def ca_state(self) -> int:
         """Congestion state: 0 open, 1 disorder, 2 CWR, 3 recovery, 4 loss."""
 
     @property
-    def retransmits(self) -> int | None:
+    def retransmits(self) -> int:
         """Consecutive retransmission timeouts."""
 
     @property
-    def probes(self) -> int | None:
+    def probes(self) -> int:
         """Unanswered window or keepalive probes."""
 
     @property
-    def backoff(self) -> int | None:
+    def backoff(self) -> int:
         """Exponent of the retransmission timer's back-off."""
 
     @property
-    def options(self) -> int | None:
+    def options(self) -> int:
         """TCPI_OPT_*: 1 timestamps, 2 SACK, 4 window scale, 8 ECN, 16 ECN seen, 32 SYN data."""
 
     @property
-    def snd_wscale(self) -> int | None:
+    def snd_wscale(self) -> int:
         """Window scale of the peer, a power of two."""
 
     @property
-    def rcv_wscale(self) -> int | None:
+    def rcv_wscale(self) -> int:
         """Window scale of this side, a power of two."""
 
     @property
-    def delivery_rate_app_limited(self) -> int | None:
+    def delivery_rate_app_limited(self) -> int:
         """1 if delivery_rate was limited by the application."""
 
     @property
-    def fastopen_client_fail(self) -> int | None:
+    def fastopen_client_fail(self) -> int:
         """Why TCP Fast Open failed; 0 if it did not."""
 
     @property
-    def rto(self) -> int | None:
+    def rto(self) -> int:
         """Retransmission timeout, microseconds."""
 
     @property
-    def ato(self) -> int | None:
+    def ato(self) -> int:
         """Delayed acknowledgement timeout, microseconds."""
 
     @property
-    def snd_mss(self) -> int | None:
+    def snd_mss(self) -> int:
         """Sending maximum segment size, bytes."""
 
     @property
-    def rcv_mss(self) -> int | None:
+    def rcv_mss(self) -> int:
         """Maximum segment size seen from the peer, bytes."""
 
     @property
-    def unacked(self) -> int | None:
+    def unacked(self) -> int:
         """Segments sent and not yet acknowledged."""
 
     @property
-    def sacked(self) -> int | None:
+    def sacked(self) -> int:
         """Segments selectively acknowledged."""
 
     @property
-    def lost(self) -> int | None:
+    def lost(self) -> int:
         """Segments considered lost."""
 
     @property
-    def retrans(self) -> int | None:
+    def retrans(self) -> int:
         """Segments retransmitted and not yet acknowledged."""
 
     @property
-    def fackets(self) -> int | None:
+    def fackets(self) -> int:
         """Unused by the kernel."""
 
     @property
-    def last_data_sent(self) -> int | None:
+    def last_data_sent(self) -> int:
         """Milliseconds since data was last sent."""
 
     @property
-    def last_ack_sent(self) -> int | None:
+    def last_ack_sent(self) -> int:
         """Unused by the kernel."""
 
     @property
-    def last_data_recv(self) -> int | None:
+    def last_data_recv(self) -> int:
         """Milliseconds since data was last received."""
 
     @property
-    def last_ack_recv(self) -> int | None:
+    def last_ack_recv(self) -> int:
         """Milliseconds since an acknowledgement was last received."""
 
     @property
-    def pmtu(self) -> int | None:
+    def pmtu(self) -> int:
         """Path MTU, bytes."""
 
     @property
-    def rcv_ssthresh(self) -> int | None:
+    def rcv_ssthresh(self) -> int:
         """Current receive window clamp, bytes."""
 
     @property
-    def rtt(self) -> int | None:
+    def rtt(self) -> int:
         """Smoothed round-trip time, microseconds."""
 
     @property
-    def rttvar(self) -> int | None:
+    def rttvar(self) -> int:
         """Mean deviation of the round-trip time, microseconds."""
 
     @property
-    def snd_ssthresh(self) -> int | None:
+    def snd_ssthresh(self) -> int:
         """Slow start threshold, segments; 2147483647 while there is none yet."""
 
     @property
-    def snd_cwnd(self) -> int | None:
+    def snd_cwnd(self) -> int:
         """Congestion window, segments."""
 
     @property
-    def advmss(self) -> int | None:
+    def advmss(self) -> int:
         """Maximum segment size announced to the peer, bytes."""
 
     @property
-    def reordering(self) -> int | None:
+    def reordering(self) -> int:
         """Reordering allowed before a loss is assumed, segments."""
 
     @property
-    def rcv_rtt(self) -> int | None:
+    def rcv_rtt(self) -> int:
         """Round-trip time estimated as a receiver, microseconds; 0 if unknown."""
 
     @property
-    def rcv_space(self) -> int | None:
+    def rcv_space(self) -> int:
         """Bytes that the application read in the last receive round trip."""
 
     @property
-    def total_retrans(self) -> int | None:
+    def total_retrans(self) -> int:
         """Segments retransmitted since the start."""
 
     @property
-    def pacing_rate(self) -> int | None:
+    def pacing_rate(self) -> int:
         """Pacing rate, bytes per second; all bits set if unlimited."""
 
     @property
-    def max_pacing_rate(self) -> int | None:
+    def max_pacing_rate(self) -> int:
         """Limit of the pacing rate, bytes per second; all bits set if there is none."""
 
     @property
-    def bytes_acked(self) -> int | None:
+    def bytes_acked(self) -> int:
         """Bytes acknowledged, the SYN counted as one."""
 
     @property
-    def bytes_received(self) -> int | None:
+    def bytes_received(self) -> int:
         """Bytes received in order."""
 
     @property
-    def segs_out(self) -> int | None:
+    def segs_out(self) -> int:
         """Segments sent, retransmissions and pure acknowledgements included."""
 
     @property
-    def segs_in(self) -> int | None:
+    def segs_in(self) -> int:
         """Segments received, pure acknowledgements included."""
 
     @property
-    def notsent_bytes(self) -> int | None:
+    def notsent_bytes(self) -> int:
         """Bytes in the send queue not yet sent."""
 
     @property
-    def min_rtt(self) -> int | None:
+    def min_rtt(self) -> int:
         """Smallest recent round-trip time, microseconds; all bits set if there is none."""
 
     @property
-    def data_segs_in(self) -> int | None:
+    def data_segs_in(self) -> int:
         """Segments with data received."""
 
     @property
-    def data_segs_out(self) -> int | None:
+    def data_segs_out(self) -> int:
         """Segments with data sent."""
 
     @property
-    def delivery_rate(self) -> int | None:
+    def delivery_rate(self) -> int:
         """Most recent delivery rate, bytes per second."""
 
     @property
-    def busy_time(self) -> int | None:
+    def busy_time(self) -> int:
         """Time with data to send, microseconds."""
 
     @property
-    def rwnd_limited(self) -> int | None:
+    def rwnd_limited(self) -> int:
         """Time limited by the receive window, microseconds."""
 
     @property
-    def sndbuf_limited(self) -> int | None:
+    def sndbuf_limited(self) -> int:
         """Time limited by the send buffer, microseconds."""
 
     @property
-    def delivered(self) -> int | None:
+    def delivered(self) -> int:
         """Segments delivered, retransmissions included."""
 
     @property
-    def delivered_ce(self) -> int | None:
+    def delivered_ce(self) -> int:
         """Segments delivered with the ECN mark."""
 
     @property
-    def bytes_sent(self) -> int | None:
+    def bytes_sent(self) -> int:
         """Bytes of data sent, retransmissions included."""
 
     @property
-    def bytes_retrans(self) -> int | None:
+    def bytes_retrans(self) -> int:
         """Bytes of data retransmitted."""
 
     @property
-    def dsack_dups(self) -> int | None:
+    def dsack_dups(self) -> int:
         """Duplicates reported by D-SACK."""
 
     @property
-    def reord_seen(self) -> int | None:
+    def reord_seen(self) -> int:
         """Reordering events that were detected."""
 
     @property
-    def rcv_ooopack(self) -> int | None:
+    def rcv_ooopack(self) -> int:
         """Segments received out of order."""
 
     @property
-    def snd_wnd(self) -> int | None:
+    def snd_wnd(self) -> int:
         """Peer's receive window, bytes."""
 
     @property

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import resource
+import socket
 import ssl
 import subprocess
 import sys
@@ -86,6 +87,154 @@ def test_streams_over_tls() -> None:
             await writer.wait_closed()
 
     run(program())
+
+
+async def conversation(*arguments: Any, **options: Any) -> socket.socket:
+    """Connect, say a line and hear it again, and return a duplicate of the socket."""
+    reader, writer = await mptcp.aio.open_connection(*arguments, **options)
+    writer.write(b"line\n")
+    assert await reader.readline() == b"line\n"
+    duplicate = writer.get_extra_info("socket").dup()
+    writer.close()
+    await writer.wait_closed()
+    return duplicate  # type: ignore[no-any-return]
+
+
+def test_several_hosts() -> None:
+    """A listener on each; what is accepted is Multipath TCP with TCP_NODELAY, as asyncio sets it."""
+    accepted = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        sock = writer.get_extra_info("socket")
+        accepted.append((sock.getsockopt(1, socket.SO_PROTOCOL), sock.getsockopt(6, socket.TCP_NODELAY)))
+        await echo(reader, writer)
+
+    async def program() -> None:
+        hosts = ("127.0.0.1", "127.0.0.2", "::1", "127.0.0.1")
+        server = await mptcp.aio.start_server(serve, hosts, start_serving=False)
+        assert isinstance(server, asyncio.Server)
+        assert not server.is_serving()
+        async with server:
+            addresses = [sock.getsockname()[:2] for sock in server.sockets]
+            assert [host for host, _ in addresses] == list(hosts[:3])
+            assert len({port for _, port in addresses}) == 1, "port 0 is one port where it can be"
+            serving = asyncio.create_task(server.serve_forever())
+            while not server.is_serving():
+                await asyncio.sleep(0)
+            with pytest.raises(RuntimeError, match="already"):
+                await server.serve_forever()
+            for host, port in addresses:
+                (await conversation(host, str(port))).close()
+            serving.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await serving
+            assert server.sockets == ()
+        with pytest.raises(ConnectionRefusedError):
+            await mptcp.aio.open_connection(*addresses[1])
+
+    before = descriptors()
+    run(program())
+    assert accepted == [(262, 1)] * 3
+    assert descriptors() == before
+
+
+def test_one_of_several_hosts_is_not_ours() -> None:
+    async def program() -> None:
+        with pytest.raises(OSError, match=r"192\.0\.2\.1") as caught:
+            await mptcp.aio.start_server(echo, ["127.0.0.1", "192.0.2.1"], 0)
+        assert caught.value.errno == errno.EADDRNOTAVAIL
+
+    before = descriptors()
+    run(program())
+    assert descriptors() == before
+
+
+@pytest.mark.parametrize("options", [{}, {"happy_eyeballs_delay": 0.25}, {"interleave": 2}])
+def test_addresses_are_tried_in_turn(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first two of the name refuse."""
+
+    async def program() -> None:
+        async with await mptcp.aio.start_server(echo, "127.0.0.3", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+
+            async def getaddrinfo(*unused: Any, **also: Any) -> list[Any]:
+                kind = socket.SOCK_STREAM, socket.IPPROTO_TCP, ""
+                four = [(socket.AF_INET, *kind, (f"127.0.0.{last}", port)) for last in (1, 2, 3)]
+                return [*four, (socket.AF_INET6, *kind, ("::1", port, 0, 0))]
+
+            monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+            with await conversation("name", port, **options) as sock:
+                assert sock.getpeername()[0] == "127.0.0.3"
+                assert sock.getsockopt(6, socket.TCP_NODELAY)
+                assert sock.getsockopt(1, socket.SO_PROTOCOL) == 262
+        with pytest.raises(ConnectionRefusedError):
+            await mptcp.aio.open_connection("name", port, **options)
+        with pytest.raises(ExceptionGroup) as caught:
+            await mptcp.aio.open_connection("name", port, all_errors=True, **options)
+        assert [type(error) for error in caught.value.exceptions] == [ConnectionRefusedError] * 4
+
+    before = descriptors()
+    run(program())
+    assert descriptors() == before
+
+
+def test_the_order_of_addresses() -> None:
+    """That of RFC 8305, as asyncio's loop.create_connection orders them."""
+    found = [(4, "a"), (4, "b"), (4, "c"), (6, "x"), (6, "y")]
+    assert [name for _, name in mptcp.aio._interleaved(found, 1)] == ["a", "x", "b", "y", "c"]
+    assert [name for _, name in mptcp.aio._interleaved(found, 2)] == ["a", "b", "x", "c", "y"]
+    assert mptcp.aio._interleaved(found[:2], 3) == found[:2]
+
+
+def test_a_socket_that_is_given() -> None:
+    async def program() -> None:
+        listener = mptcp.create_server(("127.0.0.1", 0))
+        async with await mptcp.aio.start_server(echo, sock=listener):
+            sock = await asyncio.to_thread(mptcp.create_connection, listener.getsockname())
+            (await conversation(sock=sock)).close()
+            for wrong in ({"host": "127.0.0.1"}, {"port": 1}):
+                with pytest.raises(ValueError, match="sock"):
+                    await mptcp.aio.open_connection(sock=listener, **wrong)
+                with pytest.raises(ValueError, match="sock"):
+                    await mptcp.aio.start_server(echo, sock=listener, **wrong)
+        with pytest.raises(ValueError, match="given"):
+            await mptcp.aio.open_connection()
+        with pytest.raises(ValueError, match="proto"):
+            await mptcp.aio.open_connection("127.0.0.1", 1, proto=socket.IPPROTO_UDP)
+        with pytest.raises(socket.gaierror):
+            await mptcp.aio.open_connection("127.0.0.1", "no such service")
+
+    run(program())
+
+
+def test_every_address_of_the_host() -> None:
+    async def program() -> None:
+        async with await mptcp.aio.start_server(echo) as server:
+            [listener] = server.sockets
+            for host in ("127.0.0.1", "::1") if socket.has_dualstack_ipv6() else ("127.0.0.1",):
+                (await conversation(host, listener.getsockname()[1])).close()
+        for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+            async with await mptcp.aio.start_server(echo, family=family, reuse_port=True) as server:
+                [listener] = server.sockets
+                assert listener.getsockopt(1, socket.SO_REUSEPORT)
+                (await conversation(host, listener.getsockname()[1])).close()
+
+    run(program())
+
+
+def test_with_uvloop() -> None:
+    """uvloop makes its own sockets in C; ours are passed to it."""
+    uvloop = pytest.importorskip("uvloop")
+
+    async def program() -> None:
+        async with await mptcp.aio.start_server(echo, ["127.0.0.1", "127.0.0.2"]) as server:
+            for listener in server.sockets:
+                with await conversation(*listener.getsockname(), local_addr=("127.0.0.9", 0)) as sock:
+                    assert sock.getsockopt(1, socket.SO_PROTOCOL) == 262
+                    assert sock.getsockopt(6, socket.TCP_NODELAY)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(asyncio.wait_for(program(), DEADLINE))
 
 
 def test_the_local_address(mptcp_two_paths: TwoPaths) -> None:
