@@ -151,7 +151,7 @@ def _row(subflow: Subflow) -> tuple[str, ...]:
         flags(subflow),
         f"rtt {(tcp_info.rtt or 0) / 1000:.1f} ms",
         f"cwnd {or_unknown(tcp_info.snd_cwnd)}",
-        f"sent {(tcp_info.bytes_sent or 0) / _MIB:.1f} MiB",
+        f"sent {(tcp_info.bytes_acked or 0) / _MIB:.1f} MiB",
         f"received {(tcp_info.bytes_received or 0) / _MIB:.1f} MiB",
     )
 

@@ -62,7 +62,7 @@ class _Rates:
 
     def take(self, found: Found, time_ns: int) -> None:
         now = {
-            subflow.cookie: (subflow.tcp_info.bytes_sent or 0, subflow.tcp_info.bytes_received or 0)
+            subflow.cookie: (subflow.tcp_info.bytes_acked or 0, subflow.tcp_info.bytes_received or 0)
             for _, subflows in found
             for subflow in subflows
             if subflow.cookie is not None
@@ -76,7 +76,7 @@ class _Rates:
         self._bytes, self.time_ns = now, time_ns
 
     def of(self, subflow: Subflow) -> tuple[float | None, float | None]:
-        """Return the rates sent, retransmissions included, and received; None at its first reading."""
+        """Return the rates of what the peer has acknowledged and of what was received; None at its first reading."""
         return (None, None) if subflow.cookie is None else self._rates.get(subflow.cookie, (None, None))
 
 
