@@ -271,7 +271,7 @@ def test_queue_in_packets(pair: tuple[Host, Host], mptcp_lab: Lab) -> None:
             while far.recv(200):
                 got += 1
     # One that is being sent, and five that wait. The kernel may have sent something of its own.
-    assert 4 <= got <= 7
+    assert 4 <= got <= 7 * PATIENCE
 
 
 def test_codel_drops_before_the_queue_is_full(pair: tuple[Host, Host], mptcp_lab: Lab) -> None:
@@ -540,7 +540,7 @@ def test_set_during_a_storm(pair: tuple[Host, Host], mptcp_lab: Lab) -> None:
             link.set(rate=("40mbit", "60mbit")[changes % 2], delay=("1ms", "3ms", None)[changes % 3])
             changes += 1
         assert running.result() > 0
-    assert changes > 10
+    assert changes > 10 / PATIENCE
 
 
 def test_what_is_on_a_link_that_goes_down_is_lost(pair: tuple[Host, Host], mptcp_lab: Lab) -> None:
@@ -891,7 +891,8 @@ def test_frames_for_which_there_was_no_room_are_counted_by_link() -> None:
         stats = busy.stats()[0]
         # The ring holds 4,096 of this length.
         assert 1900 <= stats.overruns <= 6000 - 4000
-        assert stats.frames + stats.overruns == 6000
+        # Of the others, those for which the receiver had no room either have failed.
+        assert stats.frames + stats.failed + stats.overruns == 6000
         assert busy.stats()[1].overruns == 0
         assert [each.overruns for each in quiet.stats()] == [0, 0]
         # They are remembered by a link that the kernel forwards now, and by one that it forwarded meanwhile.
