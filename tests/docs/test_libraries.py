@@ -1,0 +1,280 @@
+"""docs/libraries.md: each recipe runs against real servers, and everything is Multipath TCP."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import http.client
+import http.server
+import importlib.util
+import os
+import re
+import select
+import shutil
+import socket
+import socketserver
+import ssl
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mptcp
+import pytest
+import trustme
+from mptcp.lab import Host, Lab
+from support import PATIENCE, ROOT, eventually
+
+DEADLINE = 60.0 * PATIENCE
+PAGE = Path(__file__).parents[2] / "docs" / "libraries.md"
+EXAMPLE = re.compile(r"^### ([^\n]*)\n.*?^```python\n(.*?)^```\n+^```text\n(.*?)^```", re.MULTILINE | re.DOTALL)
+RECIPES = {match[1]: (match[2], match[3]) for match in EXAMPLE.finditer(PAGE.read_text())}
+POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+
+
+class Web(http.server.BaseHTTPRequestHandler):
+    """Says what it was asked over, and is a proxy as well."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        if self.path.startswith("http://"):
+            netloc, _, path = self.path.removeprefix("http://").partition("/")
+            host, _, port = netloc.partition(":")
+            connection = http.client.HTTPConnection(host, int(port or 80), timeout=DEADLINE)
+            connection._create_connection = self.server.connect  # type: ignore[attr-defined]
+            connection.request("GET", f"/{path}")
+            body = connection.getresponse().read()
+            connection.close()
+        else:
+            with mptcp.wrap(self.connection) as control:
+                body = b"Multipath TCP" if control.is_mptcp else b"TCP"
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_CONNECT(self) -> None:
+        host, _, port = self.path.partition(":")
+        with self.server.connect((host, int(port))) as other:  # type: ignore[attr-defined]
+            self.send_response(200)
+            self.end_headers()
+            ends = {self.connection: other, other: self.connection}
+            while True:
+                for end in select.select(list(ends), [], [], DEADLINE)[0]:
+                    if not (data := end.recv(65536)):
+                        self.close_connection = True
+                        return
+                    ends[end].sendall(data)
+
+    def log_message(self, *unused: object) -> None:
+        pass
+
+
+class WebServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
+    block_on_close = False
+    daemon_threads = True
+
+    def __init__(self, host: Host, port: int, tls: ssl.SSLContext | None = None) -> None:
+        super().__init__(("127.0.0.1", port), Web, bind_and_activate=False)
+        self.socket.close()
+        self.socket = host.create_server(("127.0.0.1", port))
+        self.server_port, self.server_name = port, "127.0.0.1"
+        self.host, self.tls = host, tls
+
+    def connect(self, address: tuple[str, int], *unused: Any) -> mptcp.Socket:
+        return self.host.create_connection(address, timeout=DEADLINE)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        sock, address = self.socket.accept()
+        return (self.tls.wrap_socket(sock, server_side=True) if self.tls else sock), address
+
+    def handle_error(self, *unused: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def serving(server: WebServer) -> Iterator[None]:
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@contextlib.contextmanager
+def program(host: Host, command: list[str], port: int, **options: Any) -> Iterator[None]:
+    """A server that knows nothing of Multipath TCP, by ``mptcp run``, until it listens and to its end."""
+    command = [sys.executable, "-m", "mptcp", "run", *command]
+    with host.popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **options) as process:
+        try:
+
+            def listens() -> bool:
+                assert process.poll() is None, process.stderr and process.stderr.read()
+                return f"127.0.0.1:{port} " in host.run(["ss", "-Hltn"], capture_output=True, text=True).stdout
+
+            assert eventually(listens, DEADLINE)
+            yield
+        finally:
+            process.terminate()
+            process.wait(DEADLINE)
+
+
+@contextlib.contextmanager
+def postgresql(host: Host, folder: Path) -> Iterator[None]:
+    """A server of its own in a folder. It refuses to be run by root."""
+    if not POSTGRES:
+        pytest.skip("needs PostgreSQL")
+    as_user: list[str] = []
+    if ROOT:
+        as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+        shutil.chown(folder, "postgres", "postgres")
+    data = folder / "data"
+    initdb = [*as_user, str(POSTGRES[-1] / "initdb"), "-D", str(data), "-U", "postgres", "-A", "trust", "-N"]
+    subprocess.run(initdb, check=True, capture_output=True, timeout=DEADLINE, cwd=folder)
+    server = [*as_user, str(POSTGRES[-1] / "postgres"), "-D", str(data), "-h", "127.0.0.1", "-k", str(folder)]
+    with program(host, server, 5432, cwd=folder):
+        yield
+
+
+@pytest.fixture
+def place(mptcp_lab: Lab) -> Host:
+    return mptcp_lab.host("place")
+
+
+def needs(code: str) -> None:
+    """Skip a recipe whose library is missing."""
+    for node in ast.walk(ast.parse(code)):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        for name in names:
+            if importlib.util.find_spec(name.split(".")[0]) is None:
+                pytest.skip(f"needs {name.split('.')[0]}")
+    if "httpx" in code or "anyio" in code:
+        import anyio
+
+        if not hasattr(anyio.abc.SocketStream, "from_socket"):
+            pytest.skip("needs anyio 4.11")
+
+
+def run(place: Host, tmp_path: Path, code: str) -> str:
+    """What a program prints in a namespace with the servers that it mentions."""
+    needs(code)
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(tls)
+    tls_file = str(tmp_path / "authority.pem")
+    environment = {**os.environ, "SSL_CERT_FILE": tls_file, "REQUESTS_CA_BUNDLE": tls_file}
+    command = [sys.executable, "-c", code]
+    with contextlib.ExitStack() as stack:
+        for port, context in ((8000, None), (8443, tls), (8080, None)):
+            if f":{port}" in code:
+                stack.enter_context(serving(WebServer(place, port, context)))
+        if "redis" in code:
+            if shutil.which("redis-server") is None:
+                pytest.skip("needs redis-server")
+            server = ["redis-server", "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path)]
+            stack.enter_context(program(place, server, 6379))
+        if "psycopg" in code:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            stack.enter_context(postgresql(place, folder))
+            command = [sys.executable, "-m", "mptcp", "run", *command]
+        done = place.run(command, capture_output=True, text=True, env=environment, timeout=2 * DEADLINE, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def counted(place: Host) -> tuple[int, int]:
+    """How many TCP connections were accepted in the namespace, and how many of them are Multipath TCP."""
+    code = "print(open('/proc/self/net/snmp').read())"
+    text = place.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    names, values = (line.split() for line in text.splitlines() if line.startswith("Tcp:"))
+    accepted = int(dict(zip(names, values, strict=True))["PassiveOpens"])
+    return accepted, place.counters()["MPCapableACKRX"]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe(place: Host, tmp_path: Path, name: str) -> None:
+    code, output = RECIPES[name]
+    assert run(place, tmp_path, code) == output
+    accepted, multipath = counted(place)
+    assert accepted == multipath > 0
+
+
+# A listener whose queue is full answers no further SYN.
+UNREACHABLE = """
+import socket
+listener = socket.create_server(("127.0.0.1", 0), backlog=0)
+address = "%s:%d" % listener.getsockname()
+waiting = []
+for _ in range(4):
+    waiting.append(socket.socket())
+    waiting[-1].setblocking(False)
+    waiting[-1].connect_ex(listener.getsockname())
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "request_", "expected"),
+    [
+        (
+            "requests and urllib3",
+            """
+session = requests.Session()
+session.mount("http://", MultipathAdapter())
+for url in (f"http://{address}/", "http://127.0.0.1:9/"):
+    try:
+        session.get(url, timeout=(0.5, 5))
+    except requests.RequestException as error:
+        print(type(error).__name__)
+""",
+            "ConnectTimeout\nConnectionError\n",
+        ),
+        (
+            "httpx",
+            """
+client = httpx.Client(transport=multipath(httpx.HTTPTransport()), timeout=httpx.Timeout(5, connect=0.5))
+for url in (f"http://{address}/", "http://127.0.0.1:9/"):
+    try:
+        client.get(url)
+    except httpx.TransportError as error:
+        print(type(error).__name__)
+""",
+            "ConnectTimeout\nConnectError\n",
+        ),
+        (
+            "httpx, asynchronous",
+            """
+async def failing():
+    transport = httpx.AsyncHTTPTransport()
+    transport._pool._network_backend = MultipathBackend()
+    client = httpx.AsyncClient(transport=transport, timeout=httpx.Timeout(5, connect=0.5))
+    for url in (f"http://{address}/", "http://127.0.0.1:9/"):
+        try:
+            await client.get(url)
+        except httpx.TransportError as error:
+            print(type(error).__name__)
+asyncio.run(failing())
+""",
+            "ConnectTimeout\nConnectError\n",
+        ),
+    ],
+)
+def test_errors_are_the_librarys(place: Host, tmp_path: Path, name: str, request_: str, expected: str) -> None:
+    """The classes of a recipe, with a peer that does not answer and one that refuses."""
+    code = RECIPES[name][0]
+    definitions = "\n".join(
+        ast.unparse(node) for node in ast.parse(code).body if not isinstance(node, ast.With | ast.Expr)
+    )
+    assert run(place, tmp_path, definitions + UNREACHABLE + request_) == expected
+
+
+def test_every_recipe_is_run() -> None:
+    assert len(RECIPES) == PAGE.read_text().count("```python\n")
