@@ -124,6 +124,11 @@ impl Error {
     }
 }
 
+/// Whether a call failed only because this process or the host is short of something at the moment.
+pub fn is_shortage(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EINTR))
+}
+
 /// strerror() of an errno.
 pub fn describe(errno: i32) -> String {
     let text = io::Error::from_raw_os_error(errno).to_string();

@@ -32,12 +32,13 @@ class SubflowError(OSError):
     work. The errnos of an open:
 
     ===============  =========================================================================================
-    ECONNREFUSED     nothing listens at the remote address and port
+    ECONNREFUSED     a reset answered the SYN: no listener, one that does not know the connection, or a firewall
     ECONNABORTED     refused after the SYN/ACK: the peer has reached its limit, or no process accepts joins there
     EPROTO           answered without MP_JOIN: a plain TCP listener
     ECONNRESET       reset by the peer or a middlebox before the SYN/ACK
     ETIMEDOUT        no acceptance before the deadline
     ENOTCONN         the connection is not fully established, or has ended
+    EACCES           the peer denies further subflows to its initial address and port (deny_join_initial)
     EADDRNOTAVAIL    the local address does not exist in the socket's network namespace
     EADDRINUSE       the local port is in use, perhaps in TIME_WAIT
     ENETUNREACH      no route from the local to the remote address (also EHOSTUNREACH)

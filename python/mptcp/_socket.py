@@ -45,7 +45,8 @@ class Socket(Control, socket.socket):
     and other libraries recognize a TCP socket by it; SO_PROTOCOL is 262.
 
     Raises UnsupportedError where the kernel has no Multipath TCP or net.mptcp.enabled is 0, PermissionError where
-    ``path_manager`` cannot be set, TypeError and ValueError for what is not a path manager.
+    ``path_manager`` cannot be set or a sandbox denies Multipath TCP, TypeError and ValueError for what is not a path
+    manager, and for a family or type that Multipath TCP does not have.
     """
 
     _native: _core.Handle

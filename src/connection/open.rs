@@ -543,7 +543,12 @@ impl Opening {
                 format!("{name}: answered without MP_JOIN: the listener there is not one of this connection{reason}"),
             ),
             (Some(libc::ECONNREFUSED), _) => {
-                (libc::ECONNREFUSED, format!("{name} was refused: nothing listens there{reason}"))
+                // Nothing in the reset says which of these it was.
+                let message = format!(
+                    "{name} was refused: a reset answered the SYN (no listener, one that does not know this connection, or a \
+                     firewall){reason}"
+                );
+                (libc::ECONNREFUSED, message)
             }
             (Some(errno), _) => (errno, format!("{name}: {}{reason}", describe(errno))),
         };

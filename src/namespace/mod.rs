@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
 use crate::abi::uapi;
-use crate::error::{describe, Cause, Error, Result};
+use crate::error::{describe, is_shortage, Cause, Error, Result};
 use crate::events::reader::Reader;
 use crate::events::{Events, Sockets};
 use crate::namespace::known::Known;
@@ -220,6 +220,14 @@ impl Namespace {
 
     fn assemble(cookie: u64, opened: [io::Result<OwnedFd>; 7]) -> Result<Namespace> {
         let [pm, events, diag, diag_of_connections, route, path_manager, file] = opened;
+        // What another try may open must not be missing for as long as this is in use.
+        for (opened, what) in
+            [(&path_manager, "the sysctl net.mptcp.path_manager"), (&file, "/proc/thread-self/ns/net")]
+        {
+            if let Some(error) = opened.as_ref().err().filter(|error| is_shortage(error)) {
+                return Err(Error::call(&format!("opening {what}"), error));
+            }
+        }
         let failed = |error| no_netlink(&error);
         let channel =
             |socket: io::Result<OwnedFd>| socket.and_then(Channel::new).map(Mutex::new).map_err(failed);
@@ -347,9 +355,8 @@ impl Namespace {
         if current_cookie()? == self.cookie {
             return new_socket(family, kind, protocol);
         }
-        let failed = |error: io::Error| Error::call("socket in the connection's network namespace", &error);
         let [there] = self.open(&[Wanted::Socket { family, kind, protocol }])?;
-        there.map_err(failed)
+        there.map_err(|error| no_socket(family, protocol, &error))
     }
 
     /// Opens things in this namespace, whatever the caller's.
@@ -384,13 +391,42 @@ fn no_cookie(_: io::Error) -> Error {
 
 fn new_socket(family: i32, kind: i32, protocol: i32) -> Result<OwnedFd> {
     let [socket] = sys::open_here(&[Wanted::Socket { family, kind, protocol }]);
-    socket.map_err(|error| match error.raw_os_error() {
-        Some(libc::ENOPROTOOPT) if protocol == libc::IPPROTO_MPTCP => {
+    socket.map_err(|error| no_socket(family, protocol, &error))
+}
+
+fn no_socket(family: i32, protocol: i32, error: &io::Error) -> Error {
+    match error.raw_os_error() {
+        Some(errno) if protocol == libc::IPPROTO_MPTCP => no_multipath(family, errno),
+        _ => Error::call("socket", error),
+    }
+}
+
+/// Why the kernel refuses a Multipath TCP socket.
+fn no_multipath(family: i32, errno: i32) -> Error {
+    let (name, option) = match family {
+        libc::AF_INET6 => ("AF_INET6", "CONFIG_MPTCP_IPV6"),
+        _ => ("AF_INET", "CONFIG_MPTCP"),
+    };
+    match errno {
+        libc::ENOPROTOOPT => {
             Error::unsupported("Multipath TCP is disabled in this network namespace: set net.mptcp.enabled to 1")
         }
-        Some(libc::EPROTONOSUPPORT) if protocol == libc::IPPROTO_MPTCP => Error::unsupported(
-            "this kernel does not support Multipath TCP for such a socket (CONFIG_MPTCP, CONFIG_MPTCP_IPV6; SOCK_STREAM only)",
+        libc::EPROTONOSUPPORT => Error::unsupported(format!(
+            "this kernel was built without Multipath TCP for {name} ({option})"
+        )),
+        // 262 is beyond the protocols that older kernels know.
+        libc::EINVAL => Error::unsupported("this kernel does not know Multipath TCP (IPPROTO_MPTCP, Linux 5.6)"),
+        libc::EPERM | libc::EACCES => Error::os(
+            errno,
+            format!(
+                "socket({name}, SOCK_STREAM, IPPROTO_MPTCP): Multipath TCP is denied here ({}): a seccomp profile, a \
+                 security module (SELinux, AppArmor) or a BPF program of the control group must allow it",
+                describe(errno)
+            ),
         ),
-        _ => Error::call("socket", &error),
-    })
+        _ => Error::call(
+            &format!("socket({name}, SOCK_STREAM, IPPROTO_MPTCP) for Multipath TCP"),
+            &io::Error::from_raw_os_error(errno),
+        ),
+    }
 }

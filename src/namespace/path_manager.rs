@@ -71,7 +71,7 @@ impl PathManager {
 impl Namespace {
     /// The path manager that new sockets of this namespace get: "kernel", "userspace" or another's name.
     pub fn path_manager(&self) -> Result<String> {
-        let file = self.path_manager.as_ref().map_err(|_| no_path_manager())?;
+        let file = self.path_manager.as_ref().map_err(no_path_manager)?;
         let text =
             read_sysctl(file).map_err(|error| Error::call("reading net.mptcp.path_manager", &error))?;
         Ok(match text.as_str() {
@@ -94,7 +94,7 @@ impl Namespace {
     fn change_path_manager(&self, name: &str) -> Result<String> {
         let before = self.path_manager()?;
         if before != name {
-            let file = self.path_manager.as_ref().map_err(|_| no_path_manager())?;
+            let file = self.path_manager.as_ref().map_err(no_path_manager)?;
             write_path_manager(file, name)?;
         }
         Ok(before)
@@ -195,11 +195,14 @@ fn holder(file: &File) -> Option<u32> {
     })
 }
 
-fn no_path_manager() -> Error {
-    Error::unsupported(
-        "this kernel has neither net.mptcp.path_manager nor net.mptcp.pm_type (CONFIG_MPTCP, Linux 5.19), or /proc \
-         is not mounted",
-    )
+fn no_path_manager(error: &io::Error) -> Error {
+    match error.raw_os_error() {
+        Some(libc::ENOENT | libc::ENOTDIR) => Error::unsupported(
+            "this kernel has neither net.mptcp.path_manager nor net.mptcp.pm_type (CONFIG_MPTCP, Linux 5.19), or /proc \
+             is not mounted",
+        ),
+        _ => Error::call("opening the sysctl net.mptcp.path_manager", error),
+    }
 }
 
 fn read_sysctl(file: &File) -> io::Result<String> {
@@ -238,6 +241,37 @@ fn write_path_manager(file: &File, name: &str) -> Result<()> {
     })
 }
 
+/// Refuses a Multipath TCP socket of a family or type that it cannot have. SOCK_NONBLOCK and SOCK_CLOEXEC may be part of
+/// `kind`.
+pub fn check_socket(family: i32, kind: i32, protocol: i32) -> Result<()> {
+    if protocol != libc::IPPROTO_MPTCP {
+        return Ok(());
+    }
+    if !matches!(family, libc::AF_INET | libc::AF_INET6) {
+        let name = match family {
+            libc::AF_UNIX => "AF_UNIX".to_owned(),
+            libc::AF_NETLINK => "AF_NETLINK".to_owned(),
+            libc::AF_PACKET => "AF_PACKET".to_owned(),
+            libc::AF_VSOCK => "AF_VSOCK".to_owned(),
+            other => other.to_string(),
+        };
+        return Err(Error::value(format!(
+            "family must be AF_INET or AF_INET6 for Multipath TCP, not {name}"
+        )));
+    }
+    let kind = kind & !(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC);
+    if kind != libc::SOCK_STREAM {
+        let name = match kind {
+            libc::SOCK_DGRAM => "SOCK_DGRAM".to_owned(),
+            libc::SOCK_RAW => "SOCK_RAW".to_owned(),
+            libc::SOCK_SEQPACKET => "SOCK_SEQPACKET".to_owned(),
+            other => other.to_string(),
+        };
+        return Err(Error::value(format!("type must be SOCK_STREAM for Multipath TCP, not {name}")));
+    }
+    Ok(())
+}
+
 /// A new socket in the calling thread's namespace. `path_manager` is latched for it alone; the namespace's own
 /// value is changed for some microseconds, under a lock, and put back. `owner` is whom the socket and its subflows belong
 /// to; absent, the caller.
@@ -248,6 +282,7 @@ pub fn create_socket(
     path_manager: Option<&str>,
     owner: Option<Owner>,
 ) -> Result<OwnedFd> {
+    check_socket(family, kind, protocol)?;
     let make = || match owner {
         None => new_socket(family, kind, protocol),
         Some(owner) => owner

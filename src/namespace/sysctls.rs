@@ -1,10 +1,11 @@
 //! The sysctls of a network namespace that Multipath TCP depends on.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 
-use crate::error::Result;
+use crate::error::{is_shortage, Error, Result};
 use crate::namespace::Namespace;
 use crate::sys::Wanted;
 
@@ -27,15 +28,25 @@ const IPV4: [&str; 9] = [
 pub fn read(namespace: &Namespace) -> Result<BTreeMap<String, String>> {
     let [mptcp, ipv4] = namespace.open(&PLACES)?;
     let mut found = BTreeMap::new();
-    if let Ok(place) = mptcp {
-        let names = std::fs::read_dir(path(&place)).into_iter().flatten().flatten();
+    if let Some(place) = present(mptcp)? {
+        let names = present(std::fs::read_dir(path(&place)))?.into_iter().flatten().flatten();
         let names: Vec<String> = names.filter_map(|entry| entry.file_name().into_string().ok()).collect();
-        read_in(&place, "net.mptcp", names.iter().map(String::as_str), &mut found);
+        read_in(&place, "net.mptcp", names.iter().map(String::as_str), &mut found)?;
     }
-    if let Ok(place) = ipv4 {
-        read_in(&place, "net.ipv4", IPV4.into_iter(), &mut found);
+    if let Some(place) = present(ipv4)? {
+        read_in(&place, "net.ipv4", IPV4.into_iter(), &mut found)?;
     }
     Ok(found)
+}
+
+/// What this kernel has and lets us read; an error where only a descriptor is missing.
+fn present<T>(opened: io::Result<T>) -> Result<Option<T>> {
+    match opened {
+        Err(error) if is_shortage(&error) => {
+            Err(Error::call("reading the sysctls of net.mptcp and net.ipv4", &error))
+        }
+        opened => Ok(opened.ok()),
+    }
 }
 
 fn path(place: &OwnedFd) -> PathBuf {
@@ -47,10 +58,11 @@ fn read_in<'a>(
     prefix: &str,
     names: impl Iterator<Item = &'a str>,
     found: &mut BTreeMap<String, String>,
-) {
+) -> Result<()> {
     for name in names {
-        if let Ok(value) = std::fs::read_to_string(path(place).join(name)) {
+        if let Some(value) = present(std::fs::read_to_string(path(place).join(name)))? {
             found.insert(format!("{prefix}.{name}"), value.trim().to_owned());
         }
     }
+    Ok(())
 }

@@ -78,7 +78,7 @@ mod _core {
     #[pymodule_export]
     use super::sampler::{realtime_offset_ns, Sampler};
     #[pymodule_export]
-    use super::sockets::{create_socket, protocol_of, take_descriptor};
+    use super::sockets::{check_socket, create_socket, protocol_of, take_descriptor};
     #[pymodule_export]
     use super::structs::{Info, TcpInfo};
     #[pymodule_export]

@@ -27,6 +27,19 @@ pub fn create_socket(
         .map_err(|error| to_py(py, error))
 }
 
+/// Refuses a Multipath TCP socket of a family or type that it cannot have.
+#[pyfunction]
+pub fn check_socket(
+    py: Python<'_>,
+    family: &Bound<'_, PyAny>,
+    r#type: &Bound<'_, PyAny>,
+    proto: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    let (family, r#type) = (int("family", family)?, int("type", r#type)?);
+    let proto = int("proto", proto)?;
+    path_manager::check_socket(family, r#type, proto).map_err(|error| to_py(py, error))
+}
+
 /// A duplicate of another process's descriptor.
 #[pyfunction]
 pub fn take_descriptor(py: Python<'_>, pid: &Bound<'_, PyAny>, fd: &Bound<'_, PyAny>) -> PyResult<i32> {

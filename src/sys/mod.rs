@@ -197,16 +197,21 @@ fn open_wanted(wanted: &Wanted) -> i32 {
             unsafe { libc::socket(*family, kind | libc::SOCK_CLOEXEC, *protocol) }
         }
         Wanted::File(paths) => {
-            let mut fd = -1;
+            let mut failed = libc::ENOENT;
             for path in *paths {
                 for flags in [libc::O_RDWR, libc::O_RDONLY] {
-                    if fd < 0 {
-                        // SAFETY: `path` is a C string.
-                        fd = unsafe { libc::open(path.as_ptr(), flags | libc::O_CLOEXEC) };
+                    // SAFETY: `path` is a C string.
+                    let fd = unsafe { libc::open(path.as_ptr(), flags | libc::O_CLOEXEC) };
+                    if fd >= 0 {
+                        return fd;
+                    }
+                    // That another path does not exist explains nothing.
+                    if errno() != libc::ENOENT {
+                        failed = errno();
                     }
                 }
             }
-            fd
+            return -failed;
         }
     };
     if fd < 0 {

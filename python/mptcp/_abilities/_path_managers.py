@@ -48,6 +48,8 @@ def path_manager(ground: Ground) -> None:
                 "/proc/sys is mounted read-only, as in containers: start the container with "
                 f"--sysctl {sysctl}={_USERSPACE[path.name]}, or work in a lab"
             ) from error
+        if error.errno not in (errno.EPERM, errno.EACCES):
+            raise
         raise Lack(
             f"{sysctl} cannot be set without CAP_NET_ADMIN over this network namespace: run as root, or work in a lab"
         ) from error

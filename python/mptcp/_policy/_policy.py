@@ -54,7 +54,7 @@ class Policy:
     def on_subflow_failed(self, conn: Connection, event: Event) -> None:
         """Called when a subflow that a policy opened was not accepted: ``event`` has its ends and the ``error``.
 
-        ``error`` is ETIMEDOUT after ``open_timeout``, ECONNREFUSED if nothing listens, EADDRNOTAVAIL for an address
+        ``error`` is ETIMEDOUT after ``open_timeout``, ECONNREFUSED if a reset answered, EADDRNOTAVAIL for an address
         that is not local, and None if the peer answered and refused, or is not a listener of this connection.
         """
 

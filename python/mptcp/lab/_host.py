@@ -106,13 +106,9 @@ class Host:
         """
         if path_manager is not None:
             _core.check_path_manager(path_manager)
-        _, (descriptor,) = self._request(
-            "socket",
-            family=_c_int(family, "family"),
-            type=_c_int(type, "type"),
-            proto=_c_int(proto, "proto"),
-            path_manager=path_manager,
-        )
+        family, type, proto = _c_int(family, "family"), _c_int(type, "type"), _c_int(proto, "proto")
+        _core.check_socket(family, type, proto)
+        _, (descriptor,) = self._request("socket", family=family, type=type, proto=proto, path_manager=path_manager)
         try:
             return Socket(fileno=descriptor)
         except BaseException:
