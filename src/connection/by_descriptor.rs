@@ -33,7 +33,7 @@ pub struct ByDescriptor {
 }
 
 impl Connection for ByDescriptor {
-    /// Found anew after a fork.
+    /// Determined again after a fork.
     fn namespace(&self) -> Result<Arc<Namespace>> {
         let mut namespace = lock(&self.namespace);
         if let Some(found) = namespace.as_ref().filter(|found| found.is_ours()) {

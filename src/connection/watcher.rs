@@ -101,7 +101,7 @@ impl Watcher {
             return Err(needs_net_admin("watching the subflows of all connections"));
         }
         let watcher = Watcher { namespace, events, ledger: Mutex::default() };
-        watcher.read_anew(&mut lock(&watcher.ledger))?;
+        watcher.read_again(&mut lock(&watcher.ledger))?;
         Ok(watcher)
     }
 
@@ -138,7 +138,7 @@ impl Watcher {
                 return Ok(Some(report));
             }
             if ledger.is_stale {
-                self.read_anew(&mut ledger)?;
+                self.read_again(&mut ledger)?;
                 continue;
             }
             if ledger.due.is_some_and(|due| due <= Instant::now()) {
@@ -228,7 +228,7 @@ impl Watcher {
     }
 
     /// Reads all connections and subflows, and reports what differs from what was known.
-    fn read_anew(&self, ledger: &mut Ledger) -> Result<()> {
+    fn read_again(&self, ledger: &mut Ledger) -> Result<()> {
         let mut found = by_token::list(&self.namespace, None)?;
         // One that its owner has closed lives on for its last segments. Its end was reported, or lost, before.
         let is_owned =

@@ -4,7 +4,7 @@
 /// A frame may have been stamped this long before the rings were last empty, and become visible after that.
 const GRACE: u64 = 1_000_000;
 
-/// The difference of the clocks, read anew before frames are received.
+/// The difference of the clocks, read again before frames are received.
 #[derive(Debug)]
 pub struct Stamps {
     /// CLOCK_REALTIME minus CLOCK_MONOTONIC, when the rings were last empty and now.

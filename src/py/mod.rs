@@ -67,7 +67,10 @@ mod _core {
     #[pymodule_export]
     use super::handle::Handle;
     #[pymodule_export]
-    use super::namespace::{check_path_manager, get_path_manager, has_interface, set_path_manager};
+    use super::namespace::{
+        check_path_manager, enter_new_network_namespace, enter_new_user_namespace, get_path_manager,
+        has_interface, remount_writable, set_path_manager,
+    };
     #[pymodule_export]
     use super::opening::Opening;
     #[pymodule_export]

@@ -1,4 +1,6 @@
-//! A network namespace: its interfaces and its path manager.
+//! A network namespace: its interfaces and its path manager, and new ones for the processes of a lab.
+
+use std::ffi::CString;
 
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
@@ -6,8 +8,10 @@ use pyo3::types::PyString;
 
 use super::errors::to_py;
 use super::integer::type_name;
+use crate::error::Error;
 use crate::namespace::path_manager::PathManager;
 use crate::namespace::Namespace;
+use crate::sys::namespaces;
 
 /// Whether the network namespace that a socket belongs to has an interface of this name, whatever its state.
 #[pyfunction]
@@ -35,4 +39,25 @@ pub fn get_path_manager(py: Python<'_>) -> PyResult<String> {
 #[pyfunction]
 pub fn set_path_manager(py: Python<'_>, name: &str) -> PyResult<String> {
     py.detach(|| Namespace::current()?.set_path_manager(name)).map_err(|error| to_py(py, error))
+}
+
+/// Moves the calling process, which must have one thread only, to a new user namespace.
+#[pyfunction]
+pub fn enter_new_user_namespace(py: Python<'_>) -> PyResult<()> {
+    namespaces::enter_new_user_namespace()
+        .map_err(|error| to_py(py, Error::call("unshare(CLONE_NEWUSER)", &error)))
+}
+
+/// Moves the calling thread to a new network namespace.
+#[pyfunction]
+pub fn enter_new_network_namespace(py: Python<'_>) -> PyResult<()> {
+    namespaces::enter_new_network_namespace()
+        .map_err(|error| to_py(py, Error::call("unshare(CLONE_NEWNET)", &error)))
+}
+
+/// Remounts a file system for writing, in a new mount namespace that the calling thread moves to.
+#[pyfunction]
+pub fn remount_writable(py: Python<'_>, path: CString) -> PyResult<()> {
+    namespaces::remount_writable(&path)
+        .map_err(|error| to_py(py, Error::call("remounting for writing", &error)))
 }

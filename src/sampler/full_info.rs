@@ -1,5 +1,5 @@
 //! Subflows of one connection by MPTCP_FULL_INFO through a descriptor: all in one moment, and after the connection's
-//! lock. What inet_diag alone tells, cookies, address ids and backup, is looked up when a subflow appears and anew
+//! lock. What inet_diag alone tells, cookies, address ids and backup, is looked up when a subflow appears and again
 //! from time to time.
 
 use std::os::fd::RawFd;

@@ -15,7 +15,7 @@ pub fn timer(first_ns: u64, interval_ns: u64) -> io::Result<OwnedFd> {
     Ok(timer)
 }
 
-/// Sets a timer anew, as if it had never expired. It never does with a `first_ns` of 0.
+/// Sets a timer again, as if it had never expired. It never does with a `first_ns` of 0.
 pub fn set_timer(timer: RawFd, first_ns: u64, interval_ns: u64) -> io::Result<()> {
     let time = |ns: u64| libc::timespec {
         tv_sec: (ns / 1_000_000_000) as libc::time_t,

@@ -17,6 +17,7 @@ pub mod credentials;
 pub mod descriptor;
 pub mod lock;
 pub mod memory;
+pub mod namespaces;
 pub mod packet;
 pub mod pages;
 pub mod program;

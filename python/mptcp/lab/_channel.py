@@ -131,6 +131,40 @@ def serve_one(sock: socket.socket, handlers: dict[str, Handler]) -> bool:
     return True
 
 
+def serve(
+    sock: socket.socket,
+    lifeline: socket.socket,
+    start: Callable[[], tuple[dict[str, Handler], Any, list[int]]],
+) -> bool:
+    """Start a process of a lab, and answer its requests until the helper, at the other end of ``lifeline``, is gone.
+
+    ``start`` returns the handlers, and the result and descriptors to send to the helper. If it fails, the helper gets
+    the exception and this returns False.
+    """
+    handlers: dict[str, Handler] = {}
+
+    def begin() -> Reply:
+        nonlocal handlers
+        handlers, result, descriptors = start()
+        return result, descriptors
+
+    reply, descriptors = call(begin, {})
+    send(lifeline, reply, descriptors)
+    close_all(descriptors)
+    if "result" not in reply:
+        return False
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    poll.register(lifeline, select.POLLIN)
+    while True:
+        ready = {descriptor for descriptor, _ in poll.poll()}
+        # The helper never sends anything, so it is gone.
+        if lifeline.fileno() in ready:
+            return True
+        if sock.fileno() in ready and not serve_one(sock, handlers):
+            poll.unregister(sock)
+
+
 class Client:
     """The end of a channel that sends requests. Threads can share it: it sends one request at a time."""
 

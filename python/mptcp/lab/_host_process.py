@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import socket
 import sys
@@ -16,36 +15,19 @@ from mptcp.lab._network import Network
 
 def main(channel: socket.socket, lifeline: socket.socket, forwarding: bool) -> None:
     """Become the process of a host. ``channel`` leads to the lab's user, ``lifeline`` to the helper process."""
-    host: _Host
 
-    def start() -> _channel.Reply:
-        nonlocal host
+    def start() -> tuple[dict[str, _channel.Handler], Any, list[int]]:
         _namespaces.enter_new_network_namespace()
         _sysctls.make_writable()
         host = _Host(forwarding, (channel, lifeline))
         files = [os.open(f"/proc/self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in ("net", "user")]
-        return {"pid": os.getpid(), "ipv6": host.ipv6}, files
+        # The processes of captures are not waited for.
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        return host.handlers, {"pid": os.getpid(), "ipv6": host.ipv6}, files
 
-    reply, files = _channel.call(start, {})
-    _channel.send(lifeline, reply, files)
-    _channel.close_all(files)
-    if "result" not in reply:
-        return
-
-    # The processes of captures are not waited for.
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    poll = select.poll()
-    poll.register(channel, select.POLLIN)
-    poll.register(lifeline, select.POLLIN)
-    while True:
-        ready = {descriptor for descriptor, _ in poll.poll()}
-        if lifeline.fileno() in ready:
-            # The helper never sends anything, so it is gone, and was killed: else it would have ended the lab's
-            # programs, and this process last.
-            _namespaces.kill_programs({_namespaces.identity("/proc/self/ns/net")}, {os.getpid()})
-            return
-        if channel.fileno() in ready and not _channel.serve_one(channel, host.handlers):
-            poll.unregister(channel)
+    if _channel.serve(channel, lifeline, start):
+        # The helper was killed: else it would have ended the lab's programs, and this process last.
+        _namespaces.kill_programs({_namespaces.identity("/proc/self/ns/net")}, {os.getpid()})
 
 
 class _Host:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import select
-import signal
 import socket
 from dataclasses import dataclass
 from typing import Any
@@ -25,36 +23,16 @@ _PASSED_SECONDS = 0.25
 
 def main(channel: socket.socket, lifeline: socket.socket, seed: int) -> None:
     """Become the process of the middle. ``channel`` leads to the lab's user, ``lifeline`` to the helper process."""
-    middle: _Middle
 
-    def start() -> _channel.Reply:
-        nonlocal middle
+    def start() -> tuple[dict[str, _channel.Handler], Any, list[int]]:
         _namespaces.enter_new_network_namespace()
         _sysctls.make_writable()
         middle = _Middle(seed)
+        names = ("add", "remove", "set_limits", "set_mtu", "cut", "stats", "status")
         file = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        return {"pid": os.getpid()}, [file]
+        return {name: getattr(middle, name) for name in names}, {"pid": os.getpid()}, [file]
 
-    reply, files = _channel.call(start, {})
-    _channel.send(lifeline, reply, files)
-    _channel.close_all(files)
-    if "result" not in reply:
-        return
-
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    handlers: dict[str, _channel.Handler] = {
-        name: getattr(middle, name) for name in ("add", "remove", "set_limits", "set_mtu", "cut", "stats", "status")
-    }
-    poll = select.poll()
-    poll.register(channel, select.POLLIN)
-    poll.register(lifeline, select.POLLIN)
-    while True:
-        ready = {descriptor for descriptor, _ in poll.poll()}
-        # The helper never sends anything, so it is gone.
-        if lifeline.fileno() in ready:
-            return
-        if channel.fileno() in ready and not _channel.serve_one(channel, handlers):
-            poll.unregister(channel)
+    _channel.serve(channel, lifeline, start)
 
 
 @dataclass

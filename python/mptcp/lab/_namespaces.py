@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import select
@@ -11,9 +10,8 @@ import signal
 import time
 from collections.abc import Collection
 
-# linux/sched.h. os.unshare exists from Python 3.12 only.
-_CLONE_NEWUSER = 0x10000000
-_CLONE_NEWNET = 0x40000000
+from mptcp import _core
+
 # linux/capability.h
 _CAP_NET_ADMIN = 12
 _CAP_SYS_ADMIN = 21
@@ -21,16 +19,8 @@ _CAP_SYS_ADMIN = 21
 # How long to wait for killed programs to end. Only one stuck inside the kernel takes longer.
 _KILL_SECONDS = 10.0
 
-_libc = ctypes.CDLL(None, use_errno=True)
-
 #: Device and inode number of a namespace's file: the same for two files if they are the same namespace.
 Identity = tuple[int, int]
-
-
-def _unshare(flags: int) -> None:
-    if _libc.unshare(flags) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
 
 
 def may_make_network_namespaces() -> bool:
@@ -87,7 +77,7 @@ def enter_new_user_namespace() -> None:
     """Move this process to a user namespace of its own, in which the caller's user and group are root's."""
     uid, gid = os.geteuid(), os.getegid()
     try:
-        _unshare(_CLONE_NEWUSER)
+        _core.enter_new_user_namespace()
         # Without a privilege over the parent namespace only one's own ids can be mapped, the group
         # only once setgroups is given up.
         for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
@@ -100,7 +90,7 @@ def enter_new_user_namespace() -> None:
 def enter_new_network_namespace() -> None:
     """Move this process to a network namespace of its own."""
     try:
-        _unshare(_CLONE_NEWNET)
+        _core.enter_new_network_namespace()
     except OSError as error:
         # ENOSPC is the limit user.max_net_namespaces; EPERM is a security module that leaves a new user
         # namespace without capabilities.

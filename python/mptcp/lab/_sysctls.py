@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 
-# linux/sched.h, linux/mount.h
-_CLONE_NEWNS = 0x00020000
-_MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 0x20, 0x1000, 0x4000, 0x40000
+from mptcp import _core
 
 _ROOT = "/proc/sys"
 
@@ -32,8 +29,6 @@ _HOST_IPV6 = {
 }
 _ROUTER = {"net/ipv4/ip_forward": "1"}
 _ROUTER_IPV6 = {"net/ipv6/conf/all/forwarding": "1"}
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def read(path: str) -> str:
@@ -80,16 +75,13 @@ def make_writable() -> None:
     """
     if not os.statvfs(_ROOT).f_flag & os.ST_RDONLY:
         return
-    # Without the second call, the third would affect the namespace that this one was copied from.
-    if (
-        _libc.unshare(_CLONE_NEWNS) != 0
-        or _libc.mount(None, b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None) != 0
-        or _libc.mount(None, _ROOT.encode(), None, ctypes.c_ulong(_MS_REMOUNT | _MS_BIND), None) != 0
-    ):
+    try:
+        _core.remount_writable(_ROOT)
+    except OSError as error:
         raise OSError(
             errno.EROFS,
             "/proc/sys is mounted read-only and cannot be remounted "
-            f"({os.strerror(ctypes.get_errno())}), so the hosts of a lab cannot have sysctls of their own: start "
+            f"({error.strerror}), so the hosts of a lab cannot have sysctls of their own: start "
             "the container with --security-opt systempaths=unconfined (Docker) or --security-opt "
             "unmask=/proc/sys (Podman); docs/containers.md lists what each kind of host needs",
-        )
+        ) from error
