@@ -120,7 +120,7 @@ impl TcpInfo {
 
     /// tcpi_state by its name in `<net/tcp_states.h>`, without the prefix.
     pub fn state_name(&self) -> &'static str {
-        tcp_state::NAMES.get(usize::from(self.state())).unwrap_or(&tcp_state::NAMES[0])
+        tcp_state::name(self.state())
     }
 }
 

@@ -83,7 +83,7 @@ pub mod tcp_state {
     /// Our FIN is sent.
     pub const FIN_SENT: [u8; 4] = [FIN_WAIT1, FIN_WAIT2, LAST_ACK, CLOSING];
     pub const NEW_SYN_RECV: u8 = 12;
-    pub const NAMES: [&str; 13] = [
+    const NAMES: [&str; 13] = [
         "UNKNOWN",
         "ESTABLISHED",
         "SYN_SENT",
@@ -98,6 +98,11 @@ pub mod tcp_state {
         "CLOSING",
         "NEW_SYN_RECV",
     ];
+
+    /// A state by its name, without the prefix.
+    pub fn name(state: u8) -> &'static str {
+        NAMES.get(usize::from(state)).unwrap_or(&NAMES[0])
+    }
 }
 
 /// `<linux/sock_diag.h>` and `<linux/inet_diag.h>`.

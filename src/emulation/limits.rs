@@ -32,6 +32,14 @@ pub enum Pace {
 }
 
 impl Pace {
+    /// A rate in bits a second, or a trace; not both.
+    pub fn of(rate: Option<u64>, trace: Option<Arc<Trace>>) -> Result<Option<Pace>> {
+        match (rate, trace) {
+            (Some(_), Some(_)) => Err(Error::value("a link must have a rate or a trace, not both")),
+            (rate, trace) => Ok(rate.map(Pace::Rate).or(trace.map(Pace::Trace))),
+        }
+    }
+
     fn rate(&self) -> f64 {
         match self {
             Pace::Rate(bits) => *bits as f64,

@@ -12,10 +12,6 @@ use crate::abi::uapi::tcp_state;
 use crate::connection::by_token;
 use crate::connection::Connection;
 
-fn name(state: u8) -> &'static str {
-    tcp_state::NAMES.get(usize::from(state)).copied().unwrap_or(tcp_state::NAMES[0])
-}
-
 /// What inet_diag told of a connection, and the way to it.
 #[pyclass(frozen, extends = Native, module = "mptcp._core")]
 pub struct ByToken(pub Arc<by_token::ByToken>);
@@ -52,13 +48,13 @@ impl ByToken {
 
     #[getter]
     fn state(&self) -> &'static str {
-        name(self.0.entry.state)
+        tcp_state::name(self.0.entry.state)
     }
 
     /// The state that the connection has now, not when it was listed; None once it has ended.
     fn state_now(&self, py: Python<'_>) -> PyResult<Option<&'static str>> {
         let state = py.detach(|| self.0.state_now()).map_err(|error| to_py(py, error))?;
-        Ok(state.map(name))
+        Ok(state.map(tcp_state::name))
     }
 
     #[getter]

@@ -60,14 +60,9 @@ impl LinkLimits {
         jitter: Option<&Bound<'_, PyAny>>,
         reorder: bool,
     ) -> PyResult<LinkLimits> {
-        let pace = match (rate, trace) {
-            (Some(_), Some(_)) => {
-                return Err(PyValueError::new_err("a link has a rate or a trace, not both"));
-            }
-            (Some(rate), None) => Some(Pace::Rate(whole("rate", rate)?)),
-            (None, Some(trace)) => Some(Pace::Trace(Arc::clone(&trace.get().0))),
-            (None, None) => None,
-        };
+        let rate = rate.map(|rate| whole("rate", rate)).transpose()?;
+        let trace = trace.map(|trace| Arc::clone(&trace.get().0));
+        let pace = Pace::of(rate, trace).map_err(|error| to_py(py, error))?;
         let nanoseconds =
             |name, value: Option<&Bound<'_, PyAny>>| value.map_or(Ok(0), |value| whole(name, value));
         let wanted = Wanted {
