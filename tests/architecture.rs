@@ -254,6 +254,19 @@ fn only_lib_and_error_stand_outside_the_rooms() {
 }
 
 #[test]
+fn every_room_has_a_line_in_the_map() {
+    let pages = fs::read_to_string(src().join("../CONTRIBUTING.md")).unwrap();
+    let mut missing: Vec<_> = files()
+        .into_iter()
+        .filter_map(|(name, _)| Some(name.split_once('/')?.0.to_owned()))
+        .filter(|room| !pages.lines().any(|line| line.starts_with(&format!("  {room}/ "))))
+        .collect();
+    missing.sort_unstable();
+    missing.dedup();
+    assert!(missing.is_empty(), "rooms without a line in CONTRIBUTING.md's map: {missing:?}");
+}
+
+#[test]
 fn unsafe_stands_in_sys_and_at_one_named_exception() {
     let uses = |(name, source): (String, String)| (name, unsafe_uses(&source));
     let outside: Vec<_> = files()
