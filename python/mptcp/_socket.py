@@ -428,10 +428,6 @@ def attach(pid: int, fd: int) -> Socket:
         os.close(taken)
 
 
-os.register_at_fork(
-    before=_core.before_fork,
-    after_in_parent=lambda: _core.after_fork(False),
-    after_in_child=lambda: _core.after_fork(True),
-)
+os.register_at_fork(before=_core.before_fork, after_in_parent=_core.after_fork, after_in_child=_core.after_fork)
 
 _tell_multiprocessing()

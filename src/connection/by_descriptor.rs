@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use crate::abi::full_info::{self, FullInfo, Reading};
 use crate::abi::mptcp_info::{self, Info};
@@ -18,7 +18,7 @@ use crate::namespace::path_manager::PathManager;
 use crate::namespace::Namespace;
 use crate::netlink::diag::{self, Entry, Tuple};
 use crate::sys;
-use crate::sys::lock::lock;
+use crate::sys::lock::{lock, PerProcess};
 
 /// How often subflows are read at most, until each has its id.
 const READINGS: usize = 10;
@@ -27,21 +27,23 @@ const READINGS: usize = 10;
 #[derive(Debug)]
 pub struct ByDescriptor {
     fd: AtomicI32,
-    namespace: Mutex<Option<Arc<Namespace>>>,
-    known: Mutex<Option<Arc<Known>>>,
-    events: Mutex<Option<Arc<Reader>>>,
+    held: PerProcess<Held>,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    namespace: Option<Arc<Namespace>>,
+    known: Option<Arc<Known>>,
+    events: Option<Arc<Reader>>,
 }
 
 impl Connection for ByDescriptor {
-    /// Determined again after a fork.
     fn namespace(&self) -> Result<Arc<Namespace>> {
-        let mut namespace = lock(&self.namespace);
-        if let Some(found) = namespace.as_ref().filter(|found| found.is_ours()) {
-            return Ok(Arc::clone(found));
+        let mut held = self.held.lock();
+        match &held.namespace {
+            Some(found) => Ok(Arc::clone(found)),
+            None => Ok(Arc::clone(held.namespace.insert(Namespace::of_socket(self.fd())?))),
         }
-        let found = Namespace::of_socket(self.fd())?;
-        *namespace = Some(Arc::clone(&found));
-        Ok(found)
     }
 
     fn known(&self) -> Result<Arc<Known>> {
@@ -86,12 +88,7 @@ impl Connection for ByDescriptor {
 
 impl ByDescriptor {
     pub fn new(fd: RawFd) -> ByDescriptor {
-        ByDescriptor {
-            fd: AtomicI32::new(fd),
-            namespace: Mutex::default(),
-            known: Mutex::default(),
-            events: Mutex::default(),
-        }
+        ByDescriptor { fd: AtomicI32::new(fd), held: PerProcess::new() }
     }
 
     pub fn fd(&self) -> RawFd {
@@ -106,9 +103,8 @@ impl ByDescriptor {
     /// The socket is closed, or somebody else's: lets go of the descriptor, the subscription and the namespace.
     pub fn release(&self) {
         self.attach(-1);
-        *lock(&self.events) = None;
-        *lock(&self.known) = None;
-        *lock(&self.namespace) = None;
+        let held = std::mem::take(&mut *self.held.lock());
+        drop(held); // the last subscription ends its thread, which takes a moment
     }
 
     /// Holds the event subscription of the socket's namespace for as long as this lives, if joins of its connections
@@ -124,7 +120,8 @@ impl ByDescriptor {
         };
         if userspace {
             let reader = self.namespace()?.reader()?;
-            *lock(&self.events) = Some(reader);
+            let before = self.held.lock().events.replace(reader);
+            drop(before);
         }
         Ok(())
     }
@@ -139,10 +136,10 @@ impl ByDescriptor {
 
     /// What this process knows of the connection with this token.
     fn known_by(&self, namespace: &Namespace, token: u32) -> Arc<Known> {
-        let mut known = lock(&self.known);
-        match known.as_ref().filter(|known| known.token == token) {
+        let mut held = self.held.lock();
+        match held.known.as_ref().filter(|known| known.token == token) {
             Some(known) => Arc::clone(known),
-            None => Arc::clone(known.insert(namespace.connection(token))),
+            None => Arc::clone(held.known.insert(namespace.connection(token))),
         }
     }
 

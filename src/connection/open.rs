@@ -557,7 +557,8 @@ impl Opening {
 
     /// Closes what is on its way.
     fn abandon(&mut self) {
-        if let (State::Sent, Some(tuple)) = (self.state, self.tuple) {
+        // In a forked child it is the parent's.
+        if let (State::Sent, Some(tuple), true) = (self.state, self.tuple, self.namespace.is_ours()) {
             let (local, remote) = (pm::Address::new(tuple.local), pm::Address::new(tuple.remote));
             let destroyed =
                 self.namespace.pm.command(&pm::codec::encode_destroy(self.known.token, &local, &remote));

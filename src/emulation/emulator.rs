@@ -173,8 +173,10 @@ impl Emulator {
 
     /// Ends the thread; what links hold is lost. Calling it again has no effect.
     pub fn close(&self) {
-        // After a fork the thread is the parent's.
+        // After a fork the thread is the parent's. A thread of the child may have got the same pthread_t, which dropping
+        // the handle would detach.
         if self.process != std::process::id() {
+            std::mem::forget(self.thread.try_lock().ok().and_then(|mut thread| thread.take()));
             return;
         }
         drop(lock(&self.requests).take());

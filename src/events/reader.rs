@@ -258,8 +258,10 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        // After a fork the thread and the subscription are the parent's.
+        // After a fork the thread and the subscription are the parent's. A thread of the child may have got the same
+        // pthread_t, which dropping the handle would detach.
         if self.process != std::process::id() {
+            std::mem::forget(self.thread.take());
             return;
         }
         if let Origin::Netlink { group } = self.inner.origin {

@@ -10,12 +10,11 @@ pub mod probe;
 pub mod sub_ids;
 pub mod sysctls;
 
-use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use crate::abi::uapi;
@@ -26,7 +25,7 @@ use crate::namespace::known::Known;
 use crate::netlink::pm::PmSocket;
 use crate::netlink::pool::Pool;
 use crate::netlink::Channel;
-use crate::sys::lock::lock;
+use crate::sys::lock::{lock, PerProcess};
 use crate::sys::{self, wait, Wanted};
 
 const NETLINK: Wanted =
@@ -70,31 +69,9 @@ pub struct Namespace {
     connections: Mutex<HashMap<u32, Weak<Known>>>,
 }
 
-/// Namespaces by cookie.
-type Registry = Option<HashMap<u64, Weak<Namespace>>>;
-
-/// The namespaces in use.
-static REGISTRY: Mutex<Registry> = Mutex::new(None);
-
-thread_local! {
-    /// Held during a fork, so that the child does not find the registry locked by a thread that it does not have.
-    static FORKING: RefCell<Option<MutexGuard<'static, Registry>>> = const { RefCell::new(None) };
-}
-
-/// To be called by the thread that forks, before.
-pub fn before_fork() {
-    FORKING.set(Some(lock(&REGISTRY)));
-}
-
-/// To be called by the thread that forked, in both processes. The child starts with no namespaces: the sockets
-/// that it inherited are the parent's, whose replies it must not read.
-pub fn after_fork(in_child: bool) {
-    if let Some(mut registry) = FORKING.take() {
-        if in_child {
-            *registry = None;
-        }
-    }
-}
+/// The namespaces in use, by cookie. A forked child starts with none: the sockets that it inherited are the parent's,
+/// whose replies it must not read.
+static REGISTRY: PerProcess<HashMap<u64, Weak<Namespace>>> = PerProcess::new();
 
 fn cookie_of(fd: RawFd) -> io::Result<u64> {
     let mut bytes = [0; 8];
@@ -139,9 +116,7 @@ fn open_netlink(cookie: u64, file: &io::Result<File>, protocol: i32) -> io::Resu
 }
 
 fn registered(cookie: u64) -> Option<Arc<Namespace>> {
-    let registry = lock(&REGISTRY);
-    let namespace = registry.as_ref()?.get(&cookie)?.upgrade()?;
-    namespace.is_ours().then_some(namespace)
+    REGISTRY.lock().get(&cookie)?.upgrade()
 }
 
 impl Namespace {
@@ -207,11 +182,10 @@ impl Namespace {
     fn register(cookie: u64, opened: [io::Result<OwnedFd>; 7]) -> Result<Arc<Namespace>> {
         let assembled = Namespace::assemble(cookie, opened)?;
         let fresh = Arc::new_cyclic(|this| Namespace { this: Weak::clone(this), ..assembled });
-        let mut registry = lock(&REGISTRY);
-        let namespaces = registry.get_or_insert_default();
+        let mut namespaces = REGISTRY.lock();
         namespaces.retain(|_, namespace| namespace.strong_count() > 0);
         // Another thread may have been faster; then its sockets are used.
-        if let Some(other) = namespaces.get(&cookie).and_then(Weak::upgrade).filter(|other| other.is_ours()) {
+        if let Some(other) = namespaces.get(&cookie).and_then(Weak::upgrade) {
             return Ok(other);
         }
         namespaces.insert(cookie, Arc::downgrade(&fresh));

@@ -1,18 +1,15 @@
-//! What a fork does to the locks and threads of the core: for os.register_at_fork.
+//! What has to be done around a fork.
 
 use pyo3::prelude::*;
 
-use crate::namespace;
-use crate::options::bpf;
+use crate::sys::lock;
 
 #[pyfunction]
 pub fn before_fork() {
-    namespace::before_fork();
-    bpf::before_fork();
+    lock::before_fork();
 }
 
 #[pyfunction]
-pub fn after_fork(in_child: bool) {
-    bpf::after_fork(in_child);
-    namespace::after_fork(in_child);
+pub fn after_fork() {
+    lock::after_fork();
 }

@@ -374,8 +374,10 @@ impl Sampler {
 
     /// Reads everything once more and ends; returns when the threads have ended. Again is nothing.
     pub fn stop(&self) {
-        // After a fork the threads are the parent's.
+        // After a fork the threads are the parent's. Threads of the child may have got the same pthread_t, which dropping
+        // the handles would detach.
         if self.process != std::process::id() {
+            std::mem::forget(self.threads.try_lock().map(|mut threads| std::mem::take(&mut *threads)));
             return;
         }
         let threads = std::mem::take(&mut *lock(&self.threads));

@@ -8,20 +8,24 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import traceback
+import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
 import mptcp
+import pytest
 from mptcp.lab import Host, Link
 from support import PORT, Pictured, descriptors_left, eventually, has_joined, true_picture
-from transfer import FAMILIES, Server, Transfer
+from transfer import FAMILIES, Asked, Server, Transfer, abort
 
 # What an operation may end in while another closes subflows, cuts links or ends processes, by class and errno.
 EXPECTED = {
@@ -57,7 +61,7 @@ class Faults:
         self._actions: dict[Callable[[mptcp.Socket, random.Random], None], int] = {
             self.open_subflow: 30, self.close_subflow: 20, self.change_backup: 10, self.flap: 12, self.announce: 5,
             self.read: 10, self.record: 5, self.policy: 4, self.overrun: 3, self.without_descriptors: 12,
-            self.without_memory: 1,
+            self.without_memory: 1, self.abort: 6, self.half_close: 5, self.fork: 6,
         }  # fmt: skip
 
     def __enter__(self) -> Faults:
@@ -154,6 +158,66 @@ class Faults:
         rows = [host.run(ss, capture_output=True, text=True).stdout for host in (self.client, self.server)]
         return "\n".join([*served, "client", rows[0], "server", rows[1]])
 
+    # Ends of other connections
+
+    def abort(self, sock: mptcp.Socket, numbers: random.Random) -> None:
+        """Has one end of a connection abort it, which whoever follows it at the client is told."""
+        way = numbers.choice((Asked.ABORT, Asked.CLOSE_WITH_UNREAD_DATA, None))
+        with self._connection() as other, other.events() as events:
+            self._begin(other, numbers)
+            token = other.token
+            if way is None:
+                if numbers.random() < 0.5:
+                    # What arrives is not read.
+                    Transfer(False, 1 << 16, 0).ask(other)
+                    eventually(lambda: bool(other.recv(1, socket.MSG_PEEK)), DEADLINE)
+                    other.close()
+                else:
+                    abort(other)
+            else:
+                way.ask(other)
+                with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+                    other.sendall(b"unread")
+                    assert not other.recv(1), "the server sent something"
+            last = None
+            while (event := events.get(DEADLINE)) is not None:
+                last = event.kind
+            assert last == mptcp.EventKind.CLOSED, f"{way}: the events of an aborted connection end with {last}"
+            if way is not None:
+                assert other.subflows() == []
+                self._refuses_subflows(other, "ended")
+        assert eventually(lambda: not self.client.connections(token=token), DEADLINE)
+
+    def half_close(self, sock: mptcp.Socket, numbers: random.Random) -> None:
+        """Shuts sending down at one end. Data passes the other way, and no further subflow is opened."""
+        with self._connection() as other:
+            self._begin(other, numbers)
+            if numbers.random() < 0.5:
+                Asked.SHUT_DOWN_SENDING.ask(other)
+                assert not other.recv(1), "the server sent something"
+                self._refuses_subflows(other, "the peer has shut down")
+                other.sendall(bytes(1 << 16))
+            else:
+                Asked.ANSWER_AFTER_THE_END.ask(other)
+                other.shutdown(socket.SHUT_WR)
+                self._refuses_subflows(other, "shut down|ended")
+                assert other.recv(2) == b"x"
+
+    def _begin(self, other: mptcp.Socket, numbers: random.Random) -> None:
+        """Has both ends of a new connection know it, perhaps over two subflows."""
+        Transfer(True, 1, 0).run(other)
+        if numbers.random() < 0.5:
+            with self._counting("open subflow"):
+                self.open_subflow(other, numbers)
+
+    def _refuses_subflows(self, other: mptcp.Socket, why: str) -> None:
+        begin = time.monotonic()
+        local = self.paths[1].address(self.client, family=other.family)
+        with pytest.raises(OSError, match=why) as refused:
+            other.open_subflow(local, backup=True, timeout=DEADLINE)
+        assert refused.value.errno == errno.ENOTCONN
+        assert time.monotonic() - begin < DEADLINE / 2, refused.value
+
     # Links
 
     def flap(self, sock: mptcp.Socket, numbers: random.Random) -> None:
@@ -196,6 +260,45 @@ class Faults:
             self._policy.send_signal(number)
             self._policy.wait(DEADLINE)
             self._policy = None
+
+    def fork(self, sock: mptcp.Socket, numbers: random.Random) -> None:
+        """Forks while threads are at work. The child does as its parent does, and waits for none of them."""
+        path = numbers.choice(self.paths)
+        with warnings.catch_warnings():
+            # Since Python 3.12 for any process with threads.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                signal.signal(signal.SIGALRM, signal.SIG_DFL)
+                signal.alarm(round(DEADLINE))
+                self._in_child(sock, path)
+                status = 0
+            except OSError as error:
+                if error.errno in EXPECTED:
+                    status = error.errno
+                else:
+                    traceback.print_exc()
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert status != -signal.SIGALRM, "a forked child waited for ever"
+        assert status in (0, *EXPECTED), f"a forked child ended with {status}"
+        if status:
+            self.errors[f"fork: {errno.errorcode[status]}"] += 1
+
+    def _in_child(self, sock: mptcp.Socket, path: Link) -> None:
+        assert sock.info().token == sock.token
+        local, remote = (path.address(host, family=sock.family) for host in (self.client, self.server))
+        with sock.events() as events:
+            opened = sock.open_subflow(local, (remote, PORT), backup=True, timeout=5.0)
+            events.get(0)
+            assert opened is not None
+            if opened in sock.subflows():
+                sock.close_subflow(opened)
 
     # Shortage
 

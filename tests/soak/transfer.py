@@ -1,8 +1,9 @@
-"""Transfers whose bytes are hashed at both ends."""
+"""Transfers whose bytes are hashed at both ends, and ways for a connection to end."""
 
 from __future__ import annotations
 
 import contextlib
+import enum
 import hashlib
 import random
 import select
@@ -16,13 +17,50 @@ import mptcp
 from mptcp.lab import Host
 from support import PORT
 
-# Whether the client sends, how many bytes, and what the sender's random numbers start from.
-_HEADER = struct.Struct("!?QQ")
+# What is asked for; of a transfer how many bytes, and what the sender's random numbers start from.
+_HEADER = struct.Struct("!BQQ")
+_LINGER = struct.pack("ii", 1, 0)
 _PIECE = 1 << 15
 _SERVING = "soak-serve"
 _DIGEST = hashlib.sha256().digest_size
 
 FAMILIES = (socket.AF_INET, socket.AF_INET6)
+
+
+class Asked(enum.IntEnum):
+    """What the server is to do."""
+
+    SEND = 0
+    RECEIVE = 1
+    ABORT = 2
+    CLOSE_WITH_UNREAD_DATA = 3
+    SHUT_DOWN_SENDING = 4
+    """And to read what comes until the client has closed."""
+    ANSWER_AFTER_THE_END = 5
+    """A byte, once the client has shut down sending."""
+
+    def ask(self, sock: mptcp.Socket) -> None:
+        sock.sendall(_HEADER.pack(self, 0, 0))
+
+    def serve(self, sock: mptcp.Socket) -> None:
+        """The server's part, after which it closes the connection."""
+        match self:
+            case Asked.ABORT:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER)
+            case Asked.CLOSE_WITH_UNREAD_DATA:
+                sock.recv(1, socket.MSG_PEEK)
+            case Asked.SHUT_DOWN_SENDING:
+                sock.shutdown(socket.SHUT_WR)
+                _read_all(sock)
+            case Asked.ANSWER_AFTER_THE_END:
+                _read_all(sock)
+                sock.sendall(b"x")
+
+
+def abort(sock: mptcp.Socket) -> None:
+    """Closes it by MP_FASTCLOSE."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER)
+    sock.close()
 
 
 class Mismatch(Exception):
@@ -39,11 +77,15 @@ class Transfer:
 
     def run(self, sock: mptcp.Socket) -> None:
         """The client's part."""
-        sock.sendall(_HEADER.pack(self.upload, self.size, self.seed))
+        self.ask(sock)
         ours = self._send(sock) if self.upload else self._receive(sock)
         theirs = _exactly(sock, _DIGEST)
         if ours != theirs:
             raise Mismatch(f"{self}: SHA-256 is {ours.hex()} at the client and {theirs.hex()} at the server")
+
+    def ask(self, sock: mptcp.Socket) -> None:
+        asked = Asked.RECEIVE if self.upload else Asked.SEND
+        sock.sendall(_HEADER.pack(asked, self.size, self.seed))
 
     def serve(self, sock: mptcp.Socket) -> None:
         """The server's part, behind the header."""
@@ -76,6 +118,11 @@ class Transfer:
         wrong = next(at for at in range(len(right)) if piece[at] != right[at])
         belongs = b"".join(self._pieces()).find(piece[wrong : wrong + 16])
         return f"from byte {begin + wrong} on there is what belongs to {belongs}"
+
+
+def _read_all(sock: mptcp.Socket) -> None:
+    while sock.recv(_PIECE):
+        pass
 
 
 def _exactly(sock: mptcp.Socket, size: int) -> bytes:
@@ -155,9 +202,12 @@ class Server:
         with sock:
             try:
                 while first := sock.recv(1):
-                    header = first + _exactly(sock, _HEADER.size - 1)
-                    Transfer(*_HEADER.unpack(header)).serve(sock)
-            except ConnectionResetError:
+                    asked, size, seed = _HEADER.unpack(first + _exactly(sock, _HEADER.size - 1))
+                    if asked > Asked.RECEIVE:
+                        Asked(asked).serve(sock)
+                        break
+                    Transfer(asked == Asked.RECEIVE, size, seed).serve(sock)
+            except (ConnectionResetError, BrokenPipeError):
                 pass  # the client gave the connection up
             except Exception as error:
                 self.failures.append(repr(error))

@@ -33,10 +33,15 @@ class RunningPolicies:
 
         check(policies)
         self._held = contextlib.ExitStack()
+        self._sockets: tuple[socket.socket, ...] = ()
+        self._policies = policies
+        _running.add(self)
         with _interrupts.put_off(), contextlib.ExitStack() as stack:
-            stack.enter_context(take(open_socket))
+            turn = stack.enter_context(take(open_socket))
+            self._sockets = (turn,)
             # This socket gives access to the namespace.
             place = stack.enter_context(open_socket(socket.AF_INET, socket.SOCK_DGRAM))
+            self._sockets = turn, place
             before = set_path_manager("userspace")
             stack.callback(set_path_manager, before)
             runtime = Runtime(policies, place.fileno(), _core.Watcher(place.fileno()))
@@ -55,7 +60,8 @@ class RunningPolicies:
     def close(self) -> None:
         """Stop calling the policies and restore the path manager. Subflows that policies opened stay open.
 
-        Waits up to 5 s for each policy's running callback. Calling it again has no effect.
+        Waits up to 5 s for each policy's running callback. Calling it again has no effect, and neither has calling it
+        in a forked child: the policies are its parent's.
         """
         with _interrupts.put_off():
             self._held.close()
@@ -64,6 +70,26 @@ class RunningPolicies:
         # An interrupt may arrive after they have been started and before anything holds them.
         if hasattr(self, "_held"):
             self._held.close()
+
+    def _leave_to_parent(self) -> None:
+        """In a forked child: hold nothing of what is the parent's."""
+        self._held.pop_all()
+        for sock in self._sockets:
+            sock.close()
+        for policy in self._policies:
+            policy._runtime = None
+
+
+# For forked children.
+_running: weakref.WeakSet[RunningPolicies] = weakref.WeakSet()
+
+
+def _leave_to_parent() -> None:
+    for running in list(_running):
+        running._leave_to_parent()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def run_policy(*policies: Policy) -> RunningPolicies:

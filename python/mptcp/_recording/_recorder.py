@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import sys
@@ -130,7 +131,7 @@ class Recorder(Recording):
         """Read everything once more and end the recording, which keeps its rows. Calling it again has no effect.
 
         Raises OSError if the file of ``path`` could not be written. In a forked child it does nothing: the recording
-        belongs to the parent.
+        belongs to the parent, and what it has recorded cannot be read there until it is closed (OSError, EBADF).
         """
         if self._closed or self._owner != os.getpid():
             return
@@ -143,17 +144,29 @@ class Recorder(Recording):
             self._writer.end({name: value for name, value in self.metadata.items() if name != "subflows"})
 
     @property
+    def _readable(self) -> _core.Sampler:
+        """The native recording, to read from."""
+        # Its threads may have held its locks when this process was forked.
+        if not self._closed and self._owner != os.getpid():
+            raise OSError(
+                errno.EBADF,
+                "this recording belongs to the process that started it, not to its forked children: "
+                "a forked child can read one that was closed, or its file",
+            )
+        return self._sampler
+
+    @property
     def samples(self) -> Rows:
         if self._path is not None:
             return self._from_file().samples
-        self._samples = _joined(self._samples, self._sampler.take_samples())
+        self._samples = _joined(self._samples, self._readable.take_samples())
         return self._samples
 
     @property
     def connections(self) -> Rows:
         if self._path is not None:
             return self._from_file().connections
-        self._connections = _joined(self._connections, self._sampler.take_connections())
+        self._connections = _joined(self._connections, self._readable.take_connections())
         return self._connections
 
     def _from_file(self) -> Recording:
@@ -170,12 +183,12 @@ class Recorder(Recording):
     def events(self) -> list[Event]:
         if self._path is not None:
             return self._from_file().events
-        self._events += self._sampler.take_events()
+        self._events += self._readable.take_events()
         return self._events
 
     @property
     def metadata(self) -> dict[str, Any]:
-        status = self._sampler.status()
+        status = self._readable.status()
         real_time = status.pop("real_time")
         return {
             **self._metadata,

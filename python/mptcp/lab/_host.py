@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from socket import AF_INET, AF_INET6, SOCK_DGRAM, SOCK_STREAM
 from typing import Any, NamedTuple
 
-from mptcp import _connection, _core, _proc, _socket
+from mptcp import _connection, _core, _interrupts, _proc, _socket
 from mptcp._connection import Connection
 from mptcp._docs import document
 from mptcp._events import Events
@@ -108,12 +108,15 @@ class Host:
             _core.check_path_manager(path_manager)
         family, type, proto = _c_int(family, "family"), _c_int(type, "type"), _c_int(proto, "proto")
         _core.check_socket(family, type, proto)
-        _, (descriptor,) = self._request("socket", family=family, type=type, proto=proto, path_manager=path_manager)
-        try:
-            return Socket(fileno=descriptor)
-        except BaseException:
-            os.close(descriptor)
-            raise
+        wanted = {"family": family, "type": type, "proto": proto}
+        with _interrupts.put_off():
+            _, (descriptor,) = self._request("socket", **wanted, path_manager=path_manager)
+            try:
+                sock = Socket(fileno=descriptor)
+            except BaseException:
+                os.close(descriptor)
+                raise
+        return sock
 
     def create_connection(
         self,

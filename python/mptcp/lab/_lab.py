@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
-from mptcp import _topologies
+from mptcp import _interrupts, _topologies
 from mptcp.lab import _channel, _limits, _link, _topology
 from mptcp.lab._host import Host
 from mptcp.lab._link import Link
@@ -72,15 +72,16 @@ class Lab(State):
         self._links: list[Link] = []
         self._next_link = self._next_wire = 1
 
-        ours, theirs = _channel.pair()
-        self._client = _channel.Client(ours, "the lab")
-        with theirs:
-            try:
-                self._helper = _start_helper(theirs)
-            except BaseException:
-                self._client.close()
-                raise
-        self._closed = False
+        with _interrupts.put_off():
+            ours, theirs = _channel.pair()
+            self._client = _channel.Client(ours, "the lab")
+            with theirs:
+                try:
+                    self._helper = _start_helper(theirs)
+                except BaseException:
+                    self._client.close()
+                    raise
+            self._closed = False
         try:
             self._own_user_namespace = self._client.request("start", seed=self.seed)[0]
         except BaseException:
@@ -130,12 +131,12 @@ class Lab(State):
                 "a host's name must be 1 to 63 letters, digits, '.', '_' and '-', and begin with a letter or digit, "
                 f"not {name!r}"
             )
-        with self._lock:
-            self._check_open()
+        with self._locked():
             if name in self._hosts:
                 raise ValueError(f"this lab already has a host {name!r}")
-            facts, descriptors = self._client.request("host", forwarding=bool(forwarding))
-            host = self._hosts[name] = Host(self, name, bool(forwarding), facts, descriptors)
+            with _interrupts.put_off():
+                facts, descriptors = self._client.request("host", forwarding=bool(forwarding))
+                host = self._hosts[name] = Host(self, name, bool(forwarding), facts, descriptors)
             return host
 
     def link(
@@ -214,38 +215,41 @@ class Lab(State):
         _link.check_size(parallel, "parallel", *_link.PARALLEL)
         _link.check_congestion_control(congestion_control)
         limits = _limits.changed(_limits.UNLIMITED, **limited)
-        with self._lock:
-            self._check_open()
+        with self._locked():
             for host in (a, b):
                 host._check_alive()
             if name is not None and name in [link.name for link in self._links]:
                 raise ValueError(f"this lab already has a link {name!r}")
             if self._next_link > _LAST_LINK or self._next_wire + parallel > _LAST_WIRE:
                 raise ValueError(f"a lab cannot have more than {_LAST_LINK} links in its lifetime")
-            if self._middle_client is None:
-                facts, (channel,) = self._client.request("middle")
-                self._middle_pid = facts["pid"]
-                self._middle_client = _channel.Client(socket.socket(fileno=channel), "the middle of the links")
+            with _interrupts.put_off():
+                if self._middle_client is None:
+                    facts, (channel,) = self._client.request("middle")
+                    self._middle_pid = facts["pid"]
+                    self._middle_client = _channel.Client(socket.socket(fileno=channel), "the middle of the links")
             wires = range(self._next_wire, self._next_wire + parallel)
             link = Link(self, self._next_link, wires, a, b, name, mtu, second_address_of)
             # Used up even if it fails or is interrupted, so that what it leaves behind cannot get in the way.
             self._next_link, self._next_wire = self._next_link + 1, self._next_wire + parallel
-            link._configure(limits, congestion_control)
-            addresses = {host: {family: list(had) for family, had in host._addresses.items()} for host in link.hosts}
-            self._links.append(link)
-            for host in link.hosts:
-                for family in link._families:
-                    if (address := link.address(host, family)) not in host._addresses[family]:
-                        host._addresses[family].append(address)
+            before = [(host, {family: [*found] for family, found in host._addresses.items()}) for host in link.hosts]
             try:
+                link._configure(limits, congestion_control)
+                self._links.append(link)
+                for host in link.hosts:
+                    for family in link._families:
+                        if (address := link.address(host, family)) not in host._addresses[family]:
+                            host._addresses[family].append(address)
                 self._arrange()
             except BaseException:
-                self._links.remove(link)
-                for host, had in addresses.items():
-                    host._addresses = had
-                with contextlib.suppress(OSError):
-                    link._discard()
-                    self._arrange()
+                with _interrupts.put_off():
+                    if link in self._links:
+                        self._links.remove(link)
+                    for host, addresses in before:
+                        host._addresses.update(addresses)
+                    # What cannot be told now is told with the next link.
+                    with contextlib.suppress(OSError):
+                        link._discard()
+                        self._arrange()
                 raise
             return link
 
@@ -253,19 +257,20 @@ class Lab(State):
         """End every program in the hosts, and the hosts. Calling it again, or in a forked child, has no effect."""
         if self._owner != os.getpid():
             return
-        with self._lock:
-            if self._closed:
-                return
-            late = self._lateness()
-            self._closed = True
-        try:
-            self._end()
-        finally:
-            for host in self._hosts.values():
-                host._close()
-            if self._middle_client is not None:
-                self._middle_client.close()
-            self._client.close()
+        with _interrupts.put_off():
+            with self._lock:
+                if self._closed:
+                    return
+                late = self._lateness()
+                self._closed = True
+            try:
+                self._end()
+            finally:
+                for host in self._hosts.values():
+                    host._close()
+                if self._middle_client is not None:
+                    self._middle_client.close()
+                self._client.close()
         if late:
             warnings.warn(late, RuntimeWarning, stacklevel=2)
 

@@ -219,7 +219,7 @@ class Link:
 
         Raises OSError (EPIPE) if the process of one of the hosts has ended; then nothing has changed.
         """
-        with self._state._lock:
+        with self._state._locked():
             self._check_alive()
             if not self._up:
                 return
@@ -237,7 +237,7 @@ class Link:
 
         Raises OSError (EPIPE) if the process of one of the hosts has ended; then nothing has changed.
         """
-        with self._state._lock:
+        with self._state._locked():
             self._check_alive()
             with contextlib.ExitStack() as undo:
                 for host in self.hosts:
@@ -307,7 +307,7 @@ class Link:
             check_congestion_control(congestion_control)
         if not isinstance(mtu, EllipsisType):
             check_size(mtu, "mtu", *MTU)
-        with self._state._lock, contextlib.ExitStack() as undo:
+        with self._state._locked(), contextlib.ExitStack() as undo:
             self._check_alive()
 
             def change(how: Callable[[Any], None], before: Any, after: Any) -> None:
@@ -329,8 +329,7 @@ class Link:
 
         For parallel links they are the sums, and the largest lateness. Raises OSError (EBADF) once the lab is closed.
         """
-        with self._state._lock:
-            self._state._check_open()
+        with self._state._locked():
             each = [self._state._middle.request("stats", wire=wire)[0] for wire in self._wires]
         directions = []
         for found in zip(*each, strict=True):

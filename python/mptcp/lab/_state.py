@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import subprocess
 import threading
 import weakref
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 from mptcp.lab import _channel
@@ -40,6 +42,15 @@ class State:
     def _arrange(self) -> None:
         """Tell the hosts what has changed about the links."""
         raise NotImplementedError
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the lock of a lab that is open."""
+        # Before the lock: in a forked child, a thread that only the parent has may hold it.
+        self._check_open()
+        with self._lock:
+            self._check_open()
+            yield
 
     def _check_open(self) -> None:
         if self._closed:

@@ -4,7 +4,7 @@
 
 pub mod codec;
 
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::abi::uapi::ctrl;
 use crate::error::{Error, Result};
@@ -34,12 +34,17 @@ impl PmSocket {
 
     /// The numbers of the generic netlink family `mptcp_pm`.
     pub fn family(&self) -> Result<Family> {
-        static FAMILY: OnceLock<Family> = OnceLock::new();
-        if let Some(family) = FAMILY.get() {
-            return Ok(*family);
+        // The group and the id. The kernel keeps both until the next boot.
+        static FAMILY: AtomicU64 = AtomicU64::new(0);
+        let known = FAMILY.load(Ordering::Relaxed);
+        if known != 0 {
+            return Ok(Family { id: known as u16, event_group: (known >> 16) as u32 });
         }
         match self.with(resolve)? {
-            Ok(family) => Ok(*FAMILY.get_or_init(|| family)),
+            Ok(family) => {
+                FAMILY.store(u64::from(family.event_group) << 16 | u64::from(family.id), Ordering::Relaxed);
+                Ok(family)
+            }
             Err(failure) if failure.errno == libc::ENOENT => Err(Error::unsupported(
                 "this kernel has no generic netlink family mptcp_pm (CONFIG_MPTCP, Linux 5.19 for its commands)",
             )),

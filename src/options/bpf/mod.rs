@@ -5,19 +5,17 @@
 
 pub mod program;
 
-use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::CStr;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::{Mutex, MutexGuard};
 
 use crate::bpf::btf::Btf;
 use crate::bpf::{Purpose, ENOTSUPP};
 use crate::error::{Error, Result};
 use crate::sys;
 use crate::sys::bpf::{Map, MapKind, ProgramKind};
-use crate::sys::lock::lock;
+use crate::sys::lock::PerProcess;
 use program::{Maps, Range, Slot, MAX_PER_SOCKET, MAX_REQUESTS, MAX_VALUE, NOT_MET};
 
 /// What to do to which socket.
@@ -58,26 +56,7 @@ pub enum Visit {
 }
 
 /// The program of this process. One visit at a time: the maps carry the requests of one.
-static LOADED: Mutex<Option<Loaded>> = Mutex::new(None);
-
-thread_local! {
-    /// Held over a fork, so that the child does not find the program locked by a thread that it lacks.
-    static FORKING: RefCell<Option<MutexGuard<'static, Option<Loaded>>>> = const { RefCell::new(None) };
-}
-
-/// To be called by the thread that forks, before.
-pub fn before_fork() {
-    FORKING.set(Some(lock(&LOADED)));
-}
-
-/// To be called by the thread that forked, in both processes. The child lets go of the parent's program.
-pub fn after_fork(in_child: bool) {
-    if let Some(mut loaded) = FORKING.take() {
-        if in_child {
-            *loaded = None;
-        }
-    }
-}
+static LOADED: PerProcess<Option<Loaded>> = PerProcess::new();
 
 /// Serves the requests, each socket's in the order given, and answers in the same order. One visit carries
 /// [`MAX_REQUESTS`], and [`MAX_PER_SOCKET`] for one socket; what is more takes more visits. `namespace` is the network
@@ -85,9 +64,8 @@ pub fn after_fork(in_child: bool) {
 ///
 /// Needs CAP_BPF and CAP_PERFMON in the initial user namespace, and CAP_SYS_ADMIN for another network namespace.
 pub fn serve(requests: &[Request], namespace: Option<BorrowedFd<'_>>) -> Result<Vec<Visit>> {
-    let mut loaded = lock(&LOADED);
-    // The maps of a process that this one was forked from carry its requests.
-    let program = match loaded.as_ref().filter(|program| program.process == std::process::id()) {
+    let mut loaded = LOADED.lock();
+    let program = match loaded.as_ref() {
         Some(program) => program,
         None => loaded.insert(Loaded::load()?),
     };
@@ -106,7 +84,6 @@ struct Loaded {
     slots: Map<4, { Slot::SIZE }>,
     unserved: Map<4, 4>,
     link: OwnedFd,
-    process: u32,
 }
 
 impl Loaded {
@@ -131,7 +108,7 @@ impl Loaded {
             Some(libc::EINVAL) => PURPOSE.unsupported("it has no links of BPF iterators"),
             _ => PURPOSE.refused("BPF_LINK_CREATE", &error),
         })?;
-        Ok(Self { index, slots, unserved, link, process: std::process::id() })
+        Ok(Self { index, slots, unserved, link })
     }
 
     /// One visit, for the requests at the positions in `batch`.
