@@ -1,4 +1,4 @@
-//! What has to be done around a fork.
+//! What a fork does to the locks of the core: for os.register_at_fork.
 
 use pyo3::prelude::*;
 

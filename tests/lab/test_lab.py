@@ -588,6 +588,35 @@ def test_down_and_up_put_everything_back(mptcp_two_paths: TwoPaths, family: int)
     assert (state(client), state(server)) == before
 
 
+@pytest.mark.parametrize("scope", ["all", "eth1"])
+def test_links_where_a_sysctl_has_disabled_ipv6(mptcp_lab: Lab, scope: str) -> None:
+    """In one host. What needs IPv6 comes back with it, once the link was down and up."""
+    a, b, router = (mptcp_lab.host(name, forwarding=name == "router") for name in ("a", "b", "router"))
+    link, other = mptcp_lab.link(a, b), mptcp_lab.link(a, b)
+    mptcp_lab.link(b, router)
+    a.sysctl(f"net.ipv6.conf.{scope}.disable_ipv6", 1)
+
+    def go_down_and_up() -> None:
+        for each in mptcp_lab.links:
+            each.down()
+            each.up()
+
+    go_down_and_up()
+    link.set(congestion_control="reno")
+    mptcp_lab.link(a, router)
+    mptcp_lab.link(a, b, parallel=2)
+    go_down_and_up()
+    for each in (link, other):
+        near, far = connect(a, b, each.address(b))
+        near.close()
+        far.close()
+    a.sysctl(f"net.ipv6.conf.{scope}.disable_ipv6", 0)
+    go_down_and_up()
+    near, far = connect(a, b, link.address(b, socket.AF_INET6))
+    near.close()
+    far.close()
+
+
 def test_rate_survives_down_and_up(mptcp_lab: Lab, pair: tuple[Host, Host]) -> None:
     a, b = pair
     link = mptcp_lab.link(a, b, rate="20mbit")

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from mptcp.lab import _rtnetlink
+from mptcp.lab import _rtnetlink, _sysctls
 from mptcp.lab._netlink import Netlink, Request
 
 # linux/rtnetlink.h
@@ -145,12 +145,13 @@ class Network:
         """Bring a link up and restore its addresses, neighbours and routes."""
         link = self._links[number]
         requests = [_rtnetlink.set_link(member.index, member.name, up=True) for member in link.members]
+        has_ipv6 = self._has_ipv6(link)
         for member in link.members:
-            if link.link_local is not None:
+            if has_ipv6 and link.link_local is not None:
                 local, peer = link.link_local
                 requests.append(_rtnetlink.put_address(member.index, socket.AF_INET6, local, 64))
                 requests.append(_rtnetlink.put_neighbour(member.index, socket.AF_INET6, peer, member.peer_mac))
-            for address in link.addresses:
+            for address in self._addresses(link):
                 requests.append(_rtnetlink.put_address(member.index, address.family, address.local, address.length))
                 # Known beforehand: a link's delay and loss are for what is sent over it, not for asking who is there.
                 requests.append(_rtnetlink.put_neighbour(member.index, address.family, address.peer, member.peer_mac))
@@ -220,18 +221,31 @@ class Network:
                 gone += [self._remote_route(link, destination, add=False) for destination in link.remote - wanted]
             link.remote, link.fallback = wanted, fallback.get(str(link.number), [])
         # All deletions first: an address may have moved from one link to another.
-        self._netlink.do([*gone, *(route for link in self._links.values() for route in self._remote_routes(link))])
+        for request in gone:
+            # Those of IPv6 are gone, or were never there, where a sysctl switched it off.
+            with contextlib.suppress(ProcessLookupError):
+                self._netlink.do([request])
+        self._netlink.do([route for link in self._links.values() for route in self._remote_routes(link)])
+
+    def _has_ipv6(self, link: _Link) -> bool:
+        """Return whether the link has IPv6: a sysctl may have switched it off."""
+        return link.link_local is not None and all(
+            _sysctls.read(f"net/ipv6/conf/{member.name}/disable_ipv6") == "0" for member in link.members
+        )
+
+    def _addresses(self, link: _Link) -> list[Address]:
+        has_ipv6 = self._has_ipv6(link)
+        return [address for address in link.addresses if has_ipv6 or address.family == socket.AF_INET]
 
     def _is_usable(self, link: _Link) -> bool:
         for member in link.members:
             ((_, answer),) = self._netlink.get(_rtnetlink.get_link(member.index, member.name))
             if not _rtnetlink.is_operational(answer):
                 return False
-        wanted = {address.local for address in link.addresses if address.family == socket.AF_INET6}
-        if link.link_local is not None:
-            wanted.add(link.link_local[0])
-        if not wanted:
+        if link.link_local is None or not self._has_ipv6(link):
             return True
+        wanted = {address.local for address in link.addresses if address.family == socket.AF_INET6}
+        wanted.add(link.link_local[0])
         routes = self._netlink.get(_rtnetlink.get_local_routes(socket.AF_INET6), dump=True)
         local = {_rtnetlink.local_address(payload, socket.AF_INET6) for _, payload in routes}
         return all((member.index, address) in local for member in link.members for address in wanted)
@@ -241,7 +255,7 @@ class Network:
         if not link.up:
             return
         several = len(link.members) > 1
-        for address in link.addresses:
+        for address in self._addresses(link):
             everything = _everything(address.family)
             common: dict[str, Any] = {
                 "interfaces": link.indexes,
@@ -261,9 +275,13 @@ class Network:
     def _remote_routes(self, link: _Link) -> Iterator[Request]:
         if not link.up:
             return
+        families = {address.family for address in self._addresses(link)}
         for destination in sorted(link.remote):
-            yield self._remote_route(link, destination, add=True)
+            if _family(destination) in families:
+                yield self._remote_route(link, destination, add=True)
         for network in link.fallback:
+            if _family(network) not in families:
+                continue
             address = link.address(_family(network))
             yield _rtnetlink.put_route(
                 network,
