@@ -261,14 +261,23 @@ def many(mptcp_two_paths: TwoPaths) -> Iterator[Callable[[int], None]]:
 
 def test_nothing_is_left_of_many(mptcp_two_paths: TwoPaths, many: Callable[[int], None]) -> None:
     client = mptcp_two_paths[0]
-    told: dict[str, list[int]] = {"on_connection": [], "on_closed": []}
+    # A token may be used again once its connection has ended.
+    open_now: set[int] = set()
+    wrong: list[str] = []
+    closed = 0
 
     class Policy(mptcp.Policy):
         def on_connection(self, conn: mptcp.Connection) -> None:
-            told["on_connection"].append(conn.token)
+            if conn.token in open_now:
+                wrong.append(f"{conn.token} began twice")
+            open_now.add(conn.token)
 
         def on_closed(self, conn: mptcp.Connection) -> None:
-            told["on_closed"].append(conn.token)
+            nonlocal closed
+            closed += 1
+            if conn.token not in open_now:
+                wrong.append(f"{conn.token} ended, but had not begun")
+            open_now.discard(conn.token)
 
     policy = Policy()
     with client.events(), client.run_policy(policy):
@@ -280,6 +289,7 @@ def test_nothing_is_left_of_many(mptcp_two_paths: TwoPaths, many: Callable[[int]
         assert not runtime._attempts
         assert len(runtime._holders) == 0
         assert descriptors() == before
-        assert eventually(lambda: sorted(told["on_connection"]) == sorted(told["on_closed"]), DEADLINE)
-        # One that has ended before it could be looked up is not told of at all.
-        assert len(told["on_closed"]) > 30
+        assert eventually(lambda: not open_now, DEADLINE), "some were never told to have ended"
+        assert not wrong
+        # One that has ended before it could be looked up is not told of at all: how many depends on the machine.
+        assert 0 < closed <= 330

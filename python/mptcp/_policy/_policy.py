@@ -43,7 +43,11 @@ class Policy:
         return True
 
     def on_connection(self, conn: Connection) -> None:
-        """Called when a connection is fully established, and for those that exist when the policy starts."""
+        """Called when a connection is fully established, and for those that exist when the policy starts.
+
+        on_closed() follows exactly once, unless the policy ends before. For a connection that has ended by the time
+        that it is looked up, such as one that its peer aborts within milliseconds, no callback is called at all.
+        """
 
     def on_closed(self, conn: Connection) -> None:
         """Called when a connection has ended or fallen back to TCP."""
