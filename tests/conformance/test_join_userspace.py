@@ -117,9 +117,15 @@ def without_subscribers() -> Iterator[None]:
         pytest.skip("needs root, to see whether a process on this machine is subscribed to path manager events")
     if subscribers_of_the_machine():
         pytest.skip("needs a machine on which no process is subscribed to path manager events")
-    yield
+    failure = None
+    try:
+        yield
+    except AssertionError as error:
+        failure = error
     if subscribers_of_the_machine():
         pytest.skip("needs a machine on which no process subscribes to path manager events meanwhile")
+    if failure is not None:
+        raise failure
 
 
 @contextmanager

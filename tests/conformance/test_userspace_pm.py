@@ -95,9 +95,12 @@ def test_announce_for_a_connection_that_has_ended(network: Network, side: str) -
 
 def test_remove(network: Network, pair: Pair) -> None:
     local = second(network, pair)[0]
-    numbers = [pair.here.sock.announce_address(local), pair.here.sock.announce_address(local, NEW_PORT)]
+    numbers = []
+    for count, port in enumerate((None, NEW_PORT), 1):
+        numbers.append(pair.here.sock.announce_address(local, port))
+        # The kernel has room for one echo: that of the second would take the place of one that is not sent yet.
+        announced(pair.here.host, pair.there.host, count, count, ports=count - 1)
     assert len(set(numbers)) == 2
-    announced(pair.here.host, pair.there.host, 2, 2, ports=1)
     for count, number in enumerate(reversed(numbers), 1):
         with pair.there.sock.events() as events:
             pair.here.sock.remove_address(number)
