@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -28,3 +31,17 @@ def put_off() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
         if came:
             handler(*came[-1])
+
+
+def made(make: Callable[[], T], undo: Callable[[T], object]) -> T:
+    """Return what ``make`` makes. If SIGINT came meanwhile, undo that and let its handler raise.
+
+    The frames of the exception would hold what was made for as long as somebody holds the exception.
+    """
+    stack = contextlib.ExitStack()
+    with stack:
+        with put_off():
+            result = make()
+            stack.callback(undo, result)
+        stack.pop_all()
+    return result

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
-from . import _core
+from . import _core, _interrupts
 
 
 def get_path_manager() -> str:
@@ -39,8 +39,7 @@ def use_path_manager(name: str) -> Iterator[None]:
     block for its life. This affects every process of the namespace: for a single socket use
     ``Socket(path_manager=...)``. Errors and privilege are those of set_path_manager().
     """
-    before = set_path_manager(name)
-    try:
+    with ExitStack() as stack:
+        with _interrupts.put_off():
+            stack.callback(set_path_manager, set_path_manager(name))
         yield
-    finally:
-        set_path_manager(before)

@@ -11,7 +11,7 @@ use std::ffi::CStr;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use crate::abi::tcp_info::TcpInfo;
 use crate::abi::uapi::tcp_state;
@@ -20,7 +20,7 @@ use crate::bpf::Purpose;
 use crate::error::Result;
 use crate::sys;
 use crate::sys::bpf::{ProgramKind, SharedArray};
-use crate::sys::lock::lock;
+use crate::sys::lock::PerProcess;
 pub use layout::SubflowState;
 use layout::{Layout, Moment};
 use program::{request, slot};
@@ -38,10 +38,10 @@ const LICENSE: &CStr = c"Dual MIT/GPL";
 const FIRST_SLOTS: u32 = 64;
 
 /// The layout of this kernel, which stays the same.
-static LAYOUT: Mutex<Option<Arc<Layout>>> = Mutex::new(None);
+static LAYOUT: PerProcess<Option<Arc<Layout>>> = PerProcess::new();
 
 fn kernel_layout() -> Result<Arc<Layout>> {
-    let mut known = lock(&LAYOUT);
+    let mut known = LAYOUT.lock();
     if let Some(layout) = known.as_ref() {
         return Ok(Arc::clone(layout));
     }

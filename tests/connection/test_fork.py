@@ -177,7 +177,7 @@ def test_a_lab_is_the_parents(connection: Connection) -> None:
             connection.client.socket,
             connection.client.counters,
         ):
-            with pytest.raises(OSError, match="forked children") as caught:
+            with pytest.raises(OSError, match="forked child") as caught:
                 call()
             assert caught.value.errno == errno.EBADF
         lab.close()

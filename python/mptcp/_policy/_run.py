@@ -36,20 +36,25 @@ class RunningPolicies:
         self._sockets: tuple[socket.socket, ...] = ()
         self._policies = policies
         _running.add(self)
-        with _interrupts.put_off(), contextlib.ExitStack() as stack:
-            turn = stack.enter_context(take(open_socket))
-            self._sockets = (turn,)
-            # This socket gives access to the namespace.
-            place = stack.enter_context(open_socket(socket.AF_INET, socket.SOCK_DGRAM))
-            self._sockets = turn, place
-            before = set_path_manager("userspace")
-            stack.callback(set_path_manager, before)
-            runtime = Runtime(policies, place.fileno(), _core.Watcher(place.fileno()))
-            stack.callback(runtime.stop)
-            # A weak reference, so that policies end when nothing holds them.
-            stack.enter_context(_ended_by_sigterm(weakref.WeakMethod(self.close)))
-            runtime.start()
-            self._held = stack.pop_all()
+        try:
+            with _interrupts.put_off(), contextlib.ExitStack() as stack:
+                turn = stack.enter_context(take(open_socket))
+                self._sockets = (turn,)
+                # This socket gives access to the namespace.
+                place = stack.enter_context(open_socket(socket.AF_INET, socket.SOCK_DGRAM))
+                self._sockets = turn, place
+                before = set_path_manager("userspace")
+                stack.callback(set_path_manager, before)
+                runtime = Runtime(policies, place.fileno(), _core.Watcher(place.fileno()))
+                stack.callback(runtime.stop)
+                # A weak reference, so that policies end when nothing holds them.
+                stack.enter_context(_ended_by_sigterm(weakref.WeakMethod(self.close)))
+                runtime.start()
+                self._held = stack.pop_all()
+        except BaseException:
+            # They may have been started already when SIGINT came.
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self

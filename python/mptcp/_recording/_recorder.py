@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from .. import _core
+from .. import _core, _interrupts
 from .._connection import Connection
 from .._core import Event
 from .._socket import Socket
@@ -85,34 +85,40 @@ class Recorder(Recording):
         _check_method(method, wanted)
         self._asked = method
         surroundings = _metadata.surroundings()
-        self._sampler = _core.Sampler(
-            None if wanted is None else [_native(source) for source in wanted],
-            None,
-            float(interval),
-            float(connection_interval),
-            method,
-            sys.maxsize if self._path is None else _writer.ROOM,
-        )
-        metadata = {
-            **surroundings,
-            "namespaces": _metadata.namespaces(self._sampler),
-            "interval": float(interval),
-            "connection_interval": float(connection_interval),
-        }
-        self._writer: _writer.Writer | None = None
-        self._read_back: Recording | None = None
         try:
-            if self._path is not None:
-                known = {**metadata, **_metadata.choice(self._sampler, method)}
-                self._writer = _writer.Writer(self._path, self._sampler, known)
-                samples = connections = _nothing()
-            else:
-                samples, connections = self._sampler.take_samples(), self._sampler.take_connections()
-            super().__init__(samples, connections, [], metadata)
+            with _interrupts.put_off():
+                self._sampler = _core.Sampler(
+                    None if wanted is None else [_native(source) for source in wanted],
+                    None,
+                    float(interval),
+                    float(connection_interval),
+                    method,
+                    sys.maxsize if self._path is None else _writer.ROOM,
+                )
+                metadata = {
+                    **surroundings,
+                    "namespaces": _metadata.namespaces(self._sampler),
+                    "interval": float(interval),
+                    "connection_interval": float(connection_interval),
+                }
+                self._writer: _writer.Writer | None = None
+                self._read_back: Recording | None = None
+                try:
+                    if self._path is not None:
+                        known = {**metadata, **_metadata.choice(self._sampler, method)}
+                        self._writer = _writer.Writer(self._path, self._sampler, known)
+                        samples = connections = _nothing()
+                    else:
+                        samples, connections = self._sampler.take_samples(), self._sampler.take_connections()
+                    super().__init__(samples, connections, [], metadata)
+                except BaseException:
+                    self._sampler.stop()
+                    raise
+                self._closed = False
         except BaseException:
-            self._sampler.stop()
+            # It may have been started already when SIGINT came.
+            self.close()
             raise
-        self._closed = False
 
     def __enter__(self) -> Self:
         return self
@@ -135,13 +141,14 @@ class Recorder(Recording):
         """
         if self._closed or self._owner != os.getpid():
             return
-        self._closed = True
-        # Before a lab around the recording is closed.
-        self._links = _metadata.links()
-        self._sampler.stop()
-        if self._writer is not None:
-            # It has written the subflows as they appeared.
-            self._writer.end({name: value for name, value in self.metadata.items() if name != "subflows"})
+        with _interrupts.put_off():
+            self._closed = True
+            # Before a lab around the recording is closed.
+            self._links = _metadata.links()
+            self._sampler.stop()
+            if self._writer is not None:
+                # It has written the subflows as they appeared.
+                self._writer.end({name: value for name, value in self.metadata.items() if name != "subflows"})
 
     @property
     def _readable(self) -> _core.Sampler:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import IO, Any
 
+from mptcp import _interrupts
 from mptcp.lab import _channel
 
 # linux/if_packet.h and linux/if_ether.h
@@ -76,8 +77,9 @@ class Capture:
             if len(ends) > 1:
                 self._parts = [tempfile.TemporaryFile() for _ in ends]  # noqa: SIM115
             for request, part in zip(ends.values(), self._parts or [self._file], strict=True):
-                _, (channel,) = request("capture", [part.fileno()], name=interface)
-                self._clients.append(_channel.Client(socket.socket(fileno=channel), "the capture"))
+                with _interrupts.put_off():
+                    _, (channel,) = request("capture", [part.fileno()], name=interface)
+                    self._clients.append(_channel.Client(socket.socket(fileno=channel), "the capture"))
             if not self._parts:
                 # The host's process has it.
                 self._file.close()

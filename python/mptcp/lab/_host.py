@@ -109,14 +109,16 @@ class Host:
         family, type, proto = _c_int(family, "family"), _c_int(type, "type"), _c_int(proto, "proto")
         _core.check_socket(family, type, proto)
         wanted = {"family": family, "type": type, "proto": proto}
-        with _interrupts.put_off():
+
+        def make() -> Socket:
             _, (descriptor,) = self._request("socket", **wanted, path_manager=path_manager)
             try:
-                sock = Socket(fileno=descriptor)
+                return Socket(fileno=descriptor)
             except BaseException:
                 os.close(descriptor)
                 raise
-        return sock
+
+        return _interrupts.made(make, Socket.close)
 
     def create_connection(
         self,

@@ -72,17 +72,17 @@ class Lab(State):
         self._links: list[Link] = []
         self._next_link = self._next_wire = 1
 
-        with _interrupts.put_off():
-            ours, theirs = _channel.pair()
-            self._client = _channel.Client(ours, "the lab")
-            with theirs:
-                try:
-                    self._helper = _start_helper(theirs)
-                except BaseException:
-                    self._client.close()
-                    raise
-            self._closed = False
         try:
+            with _interrupts.put_off():
+                ours, theirs = _channel.pair()
+                self._client = _channel.Client(ours, "the lab")
+                with theirs:
+                    try:
+                        self._helper = _start_helper(theirs)
+                    except BaseException:
+                        self._client.close()
+                        raise
+                self._closed = False
             self._own_user_namespace = self._client.request("start", seed=self.seed)[0]
         except BaseException:
             self.close()
@@ -134,10 +134,18 @@ class Lab(State):
         with self._locked():
             if name in self._hosts:
                 raise ValueError(f"this lab already has a host {name!r}")
-            with _interrupts.put_off():
+
+            def make() -> Host:
                 facts, descriptors = self._client.request("host", forwarding=bool(forwarding))
-                host = self._hosts[name] = Host(self, name, bool(forwarding), facts, descriptors)
-            return host
+                self._hosts[name] = Host(self, name, bool(forwarding), facts, descriptors)
+                return self._hosts[name]
+
+            def undo(host: Host) -> None:
+                # Its process ends with the lab.
+                del self._hosts[name]
+                host._close()
+
+            return _interrupts.made(make, undo)
 
     def link(
         self,
