@@ -178,8 +178,7 @@ class Client:
     def request(self, call: str, descriptors: Sequence[int] = (), **arguments: Any) -> tuple[Any, list[int]]:
         """Send a request and return its result and descriptors, or raise the error that it caused."""
         with self._lock:
-            if self._socket.fileno() < 0:
-                raise OSError(errno.EBADF, f"{self._name} is closed")
+            self._check_open()
             self._last_id += 1
             # If the other end is gone, what it sent before can still be read.
             with contextlib.suppress(BrokenPipeError):
@@ -198,11 +197,16 @@ class Client:
 
     def check(self) -> None:
         """Raise what a request would raise if the process at the other end has ended."""
+        self._check_open()
         poll = select.poll()
         # Only for what is always reported: that the other end was closed.
         poll.register(self._socket, 0)
         if poll.poll(0):
             raise self._gone()
+
+    def _check_open(self) -> None:
+        if self._socket.fileno() < 0:
+            raise OSError(errno.EBADF, f"{self._name} is closed")
 
     def _gone(self) -> OSError:
         return OSError(errno.EPIPE, f"the process of {self._name} has ended")
