@@ -230,6 +230,18 @@ def test_hold_path_manager(host: Host) -> None:
 
 
 @needs_python
+def test_a_killed_supervisor_leaves_the_held_path_manager_set(host: Host) -> None:
+    host.set_path_manager("kernel")
+    with host.popen([*RUN, "--hold-path-manager", "cat"], stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert eventually(lambda: bool(children(process.pid)))
+        assert host.get_path_manager() == "userspace"
+        process.kill()
+        process.wait(60)
+    assert host.get_path_manager() == "userspace"
+
+
+@needs_python
 def test_an_ordinary_user_s_sockets_are_multipath_tcp_too(host: Host) -> None:
     """Without any privilege: under the namespace's path manager."""
     if ROOT:
@@ -324,6 +336,26 @@ show()
 """
     done = run(host, *python(program))
     assert done.stdout.split() == ["6", "262"], done.stderr
+
+
+@needs_python
+def test_an_inherited_socket_stays_what_it_is(host: Host) -> None:
+    program = r"""
+import socket, sys
+with socket.socket(fileno=int(sys.argv[1])) as inherited:
+    print(inherited.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL))
+"""
+    with host.socket(proto=6) as inherited:
+        number = inherited.fileno()
+        assert run(host, *python(program, str(number)), pass_fds=[number]).stdout == "6\n"
+
+
+@needs("unshare")
+def test_the_proc_of_another_pid_namespace_is_refused(host: Host) -> None:
+    command = ["unshare", "--user", "--map-root-user", "--pid", "--fork", *RUN, "true"]
+    done = host.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "needs the /proc of its own PID namespace" in done.stderr
 
 
 #: Forbids itself every connect() of TCP by Landlock, then tries one; the errno, or 0.
@@ -484,6 +516,30 @@ while True:
         [program_pid] = children(process.pid)
         os.kill(program_pid, signal.SIGKILL)
         assert process.wait(60) == -signal.SIGKILL
+
+
+@needs_python
+def test_a_signal_to_the_program_s_group_reaches_it_once(host: Host) -> None:
+    program = r"""
+import os, signal
+count = 0
+def came(*_):
+    global count
+    count += 1
+signal.signal(signal.SIGUSR1, came)
+os.kill(0, signal.SIGUSR1)
+# One that the supervisor passes on comes after those that it had before.
+signal.signal(signal.SIGUSR2, lambda *_: None)
+os.write(1, b"sent\n")
+signal.pause()
+print(count)
+"""
+    with host.popen([*RUN, *python(program)], stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "sent\n"
+        process.send_signal(signal.SIGUSR2)
+        assert process.stdout.read() == "1\n"
+        assert process.wait(60) == 0
 
 
 def children(pid: int) -> list[int]:

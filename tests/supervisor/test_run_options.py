@@ -12,6 +12,7 @@ import pwd
 import re
 import shutil
 import socket
+import struct
 import subprocess
 import tempfile
 import threading
@@ -24,6 +25,7 @@ import pytest
 from mptcp import enhanced_api
 from programs import PRELUDE, SET, Echo, Paths, Program, ask, needs_bpf
 from support import (
+    KERNEL,
     NO_CAPABILITIES,
     PATIENCE,
     PORT,
@@ -319,6 +321,66 @@ show(new.fileno())
 
 
 @needs_python
+def test_a_socket_of_another_network_namespace_is_the_kernel_s_to_answer(mptcp_two_paths: Paths, echo: Echo) -> None:
+    program = r"""
+def connection():
+    "Over loopback, by sockets that are Multipath TCP whoever makes them."
+    os.system("ip link set lo up")
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    own = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)
+    own.connect(listener.getsockname())
+    return own
+def elsewhere():
+    assert libc.unshare(0x40000000) == 0  # CLONE_NEWNET
+    with connection() as own:
+        print(get(own.fileno(), 66, bytes(100))[0])
+thread = threading.Thread(target=elsewhere); thread.start(); thread.join()
+print(get(fd, 66, bytes(100))[0])
+"""
+    bare = "\n".join([PRELUDE, program[: program.rindex("print")]])
+    alone = mptcp_two_paths[0].run([PYTHON, "-c", bare], capture_output=True, text=True, timeout=60)
+    assert alone.stdout.strip() in {str(errno.ENOPROTOOPT), str(errno.EOPNOTSUPP)}, alone.stderr
+    assert ask(mptcp_two_paths, program) == [alone.stdout.strip(), "0"]
+
+
+@needs_python
+def test_an_accepted_connection_has_the_namespace_s_path_manager(mptcp_two_paths: Paths) -> None:
+    """Under that of the kernel a server lists, reads and closes, and opens nothing."""
+    client, server, links = mptcp_two_paths
+    server.set_path_manager("kernel")
+    program = rf"""
+{PRELUDE}
+{SET}
+listener = socket.create_server(("", {PORT}))
+print("--", "listens", flush=True)
+sock, _ = listener.accept()
+fd = sock.fileno()
+sock.recv(1)
+sock.sendall(b"x")
+sys.stdin.readline()
+errors = [open_subflow(fd, {links[1].address(server)!r}, 0, {links[1].address(client)!r}, {PORT})]
+errors += [get(fd, 66, bytes(100))[0], get(fd, 68, b"\1" + bytes(99))[0]]
+value, size = ctypes.create_string_buffer(200), ctypes.c_uint32(200)
+pointers = ctypes.addressof(value), ctypes.addressof(size)
+errors.append(get(fd, 71, struct.pack("=BxxxiixxxxQQ", 1, socket.IPPROTO_TCP, socket.TCP_INFO, *pointers))[0])
+print(*(name(error) for error in errors), len(ids(fd)))
+other = [each for each in ids(fd) if each != 1]
+print(get(fd, 67, bytes(other))[0])
+"""
+    with Program((server, client, links), PYTHON, "-c", program) as running:
+        running.until("listens")
+        with client.create_connection((links[0].address(server), PORT), timeout=10) as sock:
+            sock.sendall(b"x")
+            assert sock.recv(1) == b"x"
+            sock.open_subflow(links[1].address(client), links[1].address(server))
+            assert eventually(lambda: len(tuples(server)) == 2)
+            running.go_on()
+            assert running.finish().splitlines() == ["EBUSY set set set 2", "0"]
+
+
+@needs_python
 def test_tcp_sockets_of_excepted_programs_are_no_multipath_tcp(mptcp_two_paths: Paths, echo: Echo) -> None:
     name = os.path.basename(os.path.realpath(PYTHON))
     assert ask(mptcp_two_paths, "print(get(fd, 66, bytes(100))[0])", options=("--except", name)) == ["95"]
@@ -504,9 +566,10 @@ def test_without_privilege_subflows_are_listed_and_not_opened(
     program = rf"""
 print(len(ids(fd)))
 print(open_subflow(fd, {links[1].address(client)!r}, 0, {links[1].address(server)!r}, {PORT}))
+print(get(fd, 68, b"\1" + bytes(99))[0], get(fd, 67, b"\1")[0], on_subflow(socket.IPPROTO_IP, socket.IP_TOS, INT(16)))
 print(len(ids(fd)))
 """
-    assert ask(mptcp_two_paths, program, prefix=NO_CAPABILITIES) == ["1", "1", "1"]
+    assert ask(mptcp_two_paths, SET + program, prefix=NO_CAPABILITIES) == ["1", "1", "0 1 EPERM", "1"]
 
 
 # What a program may not do on a socket of its own it may not do on a subflow.
@@ -550,6 +613,60 @@ for option in (1009, 50, 33, 32):  # SK_BPF_CB_FLAGS, SO_ATTACH_BPF, SO_RCVBUFFO
 print(on_subflow(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, INT(77)))
 """
     assert ask(mptcp_two_paths, SET + program)[0].split() == ["EINVAL"] * 23 + ["set"]
+
+
+#: A value for each option that docs/run.md says a program may set on one subflow. Others are ints.
+VALUES = {"TCP_CONGESTION": b"reno", "SO_MAX_PACING_RATE": struct.pack("i", 10**6)}
+NUMBERS = {
+    "SO_REUSEADDR": (1, 2),
+    "SO_SNDBUF": (1, 7),
+    "SO_RCVBUF": (1, 8),
+    "SO_KEEPALIVE": (1, 9),
+    "SO_PRIORITY": (1, 12),
+    "SO_REUSEPORT": (1, 15),
+    "SO_BINDTODEVICE": (1, 25),
+    "SO_MARK": (1, 36),
+    "SO_MAX_PACING_RATE": (1, 47),
+    "SO_BINDTOIFINDEX": (1, 62),
+    "SO_TXREHASH": (1, 74),
+    "TCP_NODELAY": (6, 1),
+    "TCP_MAXSEG": (6, 2),
+    "TCP_KEEPIDLE": (6, 4),
+    "TCP_KEEPINTVL": (6, 5),
+    "TCP_KEEPCNT": (6, 6),
+    "TCP_SYNCNT": (6, 7),
+    "TCP_WINDOW_CLAMP": (6, 10),
+    "TCP_CONGESTION": (6, 13),
+    "TCP_THIN_LINEAR_TIMEOUTS": (6, 16),
+    "TCP_USER_TIMEOUT": (6, 18),
+    "TCP_NOTSENT_LOWAT": (6, 25),
+    "TCP_SAVE_SYN": (6, 27),
+    "TCP_RTO_MAX_MS": (6, 44),
+    "IP_TOS": (0, 1),
+    "IPV6_TCLASS": (41, 67),
+    "IPV6_AUTOFLOWLABEL": (41, 70),
+}
+
+
+@needs_bpf
+@needs_python
+@pytest.mark.skipif(KERNEL != (6, 18), reason="the page says what Linux 6.18 does")
+def test_the_options_that_can_be_set_are_those_of_the_page(mptcp_two_paths: Paths, echo: Echo) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "run.md").read_text()
+    listed = text[text.index("The options that can be set are these:") : text.index("## Another user")]
+    assert set(re.findall(r"\b(?:SO|TCP|IP|IPV6)_[A-Z0-9_]+", listed)) == set(NUMBERS)
+    values = {"SO_SNDBUF": 100000, "SO_RCVBUF": 100000, "TCP_MAXSEG": 1000, "TCP_WINDOW_CLAMP": 100000}
+    values |= {"TCP_USER_TIMEOUT": 1000, "TCP_RTO_MAX_MS": 5000, "SO_BINDTOIFINDEX": 0}
+    device = mptcp_two_paths[2][0].interface(mptcp_two_paths[0]).encode()
+    known = {**VALUES, "SO_BINDTODEVICE": device}
+    made = {name: known.get(name, struct.pack("i", values.get(name, 1))) for name in NUMBERS}
+    program = rf"""
+for option, (level, number) in {NUMBERS!r}.items():
+    if level != 41:
+        print(option, on_subflow(level, number, {made!r}[option]))
+"""
+    answers = dict(line.split() for line in ask(mptcp_two_paths, SET + program))
+    assert {name: answer for name, answer in answers.items() if answer != "set"} == {}
 
 
 @needs_bpf
@@ -817,3 +934,40 @@ print(len(ids(fd)))
 """
     few = ("sh", "-c", 'ulimit -S -n 32; exec "$@"', "sh")
     assert ask(mptcp_two_paths, program, prefix=few) == ["32", "262 1", "0 2", "True True", "2"]
+
+
+@needs_root
+@needs_python
+@pytest.mark.parametrize("short_of", ["room"])
+def test_a_call_too_many_is_refused(mptcp_two_paths: Paths, echo: Echo, short_of: str) -> None:
+    """While 500 wait for a connection's lock."""
+    if not has_userfaultfd():
+        pytest.skip("needs userfaultfd for system calls")
+    server = mptcp_two_paths[2][0].address(mptcp_two_paths[1])
+    program = rf"""
+{STUCK_MEMORY}
+import errno, resource
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+threading.stack_size(128 << 10)
+other = connect({server!r}, {PORT})
+stuck = Stuck()
+threads = [threading.Thread(target=lambda: other.send(stuck.memory))]
+threads[0].start()
+stuck.wait()
+answers = []
+def wait():
+    answers.append(errno.errorcode.get(get(other.fileno(), 66, bytes(512))[0], "answered"))
+for _ in range(500):
+    threads.append(threading.Thread(target=wait))
+    threads[-1].start()
+# Those that are not waited for yet leave room.
+while (error := get(fd, 66, bytes(512))[0]) == 0:
+    os.sched_yield()
+print(errno.errorcode[error], "answered" in answers, socket.socket().getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL))
+stuck.release()
+for thread in threads: thread.join()
+print(*sorted(set(answers)), len(answers), len(ids(fd)))
+"""
+    limit = ("sh", "-c", 'ulimit -S -v 1000000; exec "$@"', "sh") if short_of == "threads" else ()
+    answers = "ENOBUFS answered" if short_of == "threads" else "answered"
+    assert ask(mptcp_two_paths, program, prefix=limit) == ["ENOBUFS False 262", f"{answers} 500 1"]

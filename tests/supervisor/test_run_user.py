@@ -161,6 +161,17 @@ def test_only_the_descriptors_that_are_named_are_passed_on(host: Host) -> None:
             assert (done.stdout, done.stderr) == (f"{expected}\n", "")
 
 
+def test_folder_umask_and_limits_remain_ours(host: Host) -> None:
+    program = """
+import os, resource
+limits = [resource.getrlimit(each) for each in (resource.RLIMIT_NOFILE, resource.RLIMIT_CORE)]
+print(os.getcwd(), oct(os.umask(0)), *limits)
+"""
+    start = ["sh", "-c", 'cd / && umask 027 && ulimit -n 77 && ulimit -c 0 && exec "$@"', "sh"]
+    done = host.run([*start, *NOBODY, *python(program)], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("/ 0o27 (77, 77) (0, 0)\n", "")
+
+
 @pytest.mark.parametrize("options", [["--fd", "999"], ["--fd", "x"], ["--fd", "-1"], ["--env", "=x"]])
 def test_what_cannot_be_passed_on_is_a_wrong_usage(host: Host, options: list[str]) -> None:
     done = host.run([*NOBODY, *options, "true"], capture_output=True, text=True, timeout=60)
@@ -287,6 +298,30 @@ def test_the_modes_of_our_terminal_are_put_back(shell: Shell, tmp_path: Path, en
         os.kill(supervisor, end)
     shell.expect(r"root\$ ")
     assert shell.command("stty -g") == before
+
+
+def test_without_its_supervisor_a_program_loses_its_terminal(shell: Shell, tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    fifo.chmod(0o666)
+    program = script(
+        tmp_path,
+        rf"""
+import os, signal
+signal.signal(signal.SIGHUP, lambda *_: None)
+print("begins", flush=True)
+signal.pause()
+with open({str(fifo)!r}, "w") as file:
+    print(repr(os.read(0, 1)), file=file)
+""",
+    )
+    shell.type(as_nobody(program) + "\n")
+    shell.expect(r"\nbegins")
+    [supervisor] = children(shell.process.pid)
+    os.kill(supervisor, signal.SIGKILL)
+    # SIGHUP came, and the terminal is at its end.
+    assert fifo.read_text() == "b''\n"
+    shell.expect(r"root\$ ")
 
 
 def test_nothing_is_typed_into_our_shell(shell: Shell, tmp_path: Path) -> None:
