@@ -116,7 +116,7 @@ class Link:
         self._congestion_control: str | None = None
         self._name = name
         self._mtu = mtu
-        self.hosts = (a, b)
+        self.hosts: tuple[Host, Host] = (a, b)
 
     def __repr__(self) -> str:
         a, b = self.hosts

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from mptcp._recording import Recorder, Recording
+from mptcp._socket import Socket
 from mptcp.lab._host import Host
 from mptcp.lab._lab import Lab
 from mptcp.lab._link import Link
@@ -43,15 +44,15 @@ class Transfer:
         if not paths or any(set(link.hosts) != {sender, receiver} for link in paths):
             raise ValueError(f"paths must be links between {sender.name!r} and {receiver.name!r}, not {paths!r}")
         #: The bytes that have arrived.
-        self.received = 0
+        self.received: int = 0
         self._ending = threading.Event()
         self._running: list[Future[None]] = []
         first, *others = paths
         with contextlib.ExitStack() as stack:
             listener = stack.enter_context(receiver.create_server(("", port)))
             listener.settimeout(_TIMEOUT)
-            self.sock = stack.enter_context(sender.create_connection((first.address(receiver), port), _TIMEOUT))
-            self.peer = stack.enter_context(listener.accept()[0])
+            self.sock: Socket = stack.enter_context(sender.create_connection((first.address(receiver), port), _TIMEOUT))
+            self.peer: Socket = stack.enter_context(listener.accept()[0])
             self.peer.settimeout(_TIMEOUT)
             # A byte in each direction, after which subflows can be opened.
             for one, other in ((self.sock, self.peer), (self.peer, self.sock)):

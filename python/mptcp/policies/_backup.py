@@ -21,7 +21,8 @@ class Backup(PathPolicy):
 
     def __init__(self, primary: PathName, backup: PathName) -> None:
         super().__init__()
-        self.primary, self.backup = Path(primary), Path(backup)
+        self.primary: Path = Path(primary)
+        self.backup: Path = Path(backup)
 
     def wanted(self, conn: Connection, subflows: list[Subflow], opening: Sequence[Opening]) -> None:
         self.ensure(conn, subflows, opening, self.primary)

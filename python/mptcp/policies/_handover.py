@@ -25,7 +25,7 @@ class Handover(PathPolicy):
     Raises ValueError for fewer than two paths, and TypeError and ValueError for arguments that are not such numbers.
     """
 
-    tick = 0.2
+    tick: float = 0.2
 
     def __init__(
         self, *paths: PathName, rtt: float | None = None, loss: float | None = None, patience: int = 3
@@ -33,10 +33,10 @@ class Handover(PathPolicy):
         super().__init__()
         if len(paths) < 2:
             raise ValueError("Handover() needs at least two paths")
-        self.paths = [Path(name) for name in paths]
-        self.rtt = None if rtt is None else number("rtt", rtt)
-        self.loss = None if loss is None else number("loss", loss)
-        self.patience = number("patience", patience)
+        self.paths: list[Path] = [Path(name) for name in paths]
+        self.rtt: float | None = None if rtt is None else number("rtt", rtt)
+        self.loss: float | None = None if loss is None else number("loss", loss)
+        self.patience: float = number("patience", patience)
         self._watched: dict[int, dict[int | None, _Watched]] = {}
 
     def wanted(self, conn: Connection, subflows: list[Subflow], opening: Sequence[Opening]) -> None:

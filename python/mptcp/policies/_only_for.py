@@ -32,8 +32,10 @@ class OnlyFor(PathPolicy):
         self, path: PathName, *, programs: Iterable[str] = (), ports: Iterable[int] = (), uids: Iterable[int] = ()
     ) -> None:
         super().__init__()
-        self.path = Path(path)
-        self.programs, self.ports, self.uids = _set(programs, str), _set(ports, int), _set(uids, int)
+        self.path: Path = Path(path)
+        self.programs: frozenset[str] = _set(programs, str)
+        self.ports: frozenset[int] = _set(ports, int)
+        self.uids: frozenset[int] = _set(uids, int)
         self._warned = False
         if not (self.programs or self.ports or self.uids):
             raise ValueError("OnlyFor() needs programs, ports or uids")

@@ -25,7 +25,7 @@ class Prefer(PathPolicy):
         super().__init__()
         if not order:
             raise ValueError("Prefer() needs a path")
-        self.order = [Path(name) for name in order]
+        self.order: list[Path] = [Path(name) for name in order]
 
     def wanted(self, conn: Connection, subflows: list[Subflow], opening: Sequence[Opening]) -> None:
         for path in self.order:

@@ -20,10 +20,10 @@ class Refresh(Policy):
     Raises TypeError and ValueError if ``after`` is not a number above 0.
     """
 
-    tick = 0.2
+    tick: float = 0.2
 
     def __init__(self, after: float = 2.0) -> None:
-        self.after = number("after", after)
+        self.after: float = number("after", after)
         if not self.after > 0:
             raise ValueError("after must be a number of seconds above 0, not 0")
         self._stuck: dict[tuple[int, str, str], Subflow] = {}

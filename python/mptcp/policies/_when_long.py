@@ -23,15 +23,15 @@ class WhenLong(PathPolicy):
     Raises ValueError if neither is given, and TypeError and ValueError for what is not a number of 0 or more.
     """
 
-    tick = 0.1
+    tick: float = 0.1
 
     def __init__(self, path: PathName, *, after_bytes: float | None = None, after_seconds: float | None = None) -> None:
         super().__init__()
-        self.path = Path(path)
+        self.path: Path = Path(path)
         if after_bytes is None and after_seconds is None:
             raise ValueError("WhenLong() needs after_bytes or after_seconds")
-        self.after_bytes = float("inf") if after_bytes is None else number("after_bytes", after_bytes)
-        self.after_seconds = float("inf") if after_seconds is None else number("after_seconds", after_seconds)
+        self.after_bytes: float = float("inf") if after_bytes is None else number("after_bytes", after_bytes)
+        self.after_seconds: float = float("inf") if after_seconds is None else number("after_seconds", after_seconds)
         self._long: set[int] = set()
 
     def allows(self, conn: Connection, local: LocalAddress, remote: tuple[Any, ...] | None) -> bool:
