@@ -348,13 +348,11 @@ impl Supervisor<'_> {
     fn serve<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>) {
         while let Some(call) = self.next() {
             let Some(call) = call else { continue };
-            // Another thread waits for the next call while this one is served. If none can be created, it waits for
-            // the existing ones.
-            if self.waiting.fetch_sub(1, Ordering::Relaxed) == 1 {
-                let _ = self.start_thread(scope);
-            }
+            // Another thread waits for the next call while this one is served.
+            let is_alone =
+                self.waiting.fetch_sub(1, Ordering::Relaxed) == 1 && self.start_thread(scope).is_err();
             // A panic must leave no caller waiting.
-            let outcome = catch_unwind(AssertUnwindSafe(|| self.serve_one(&call)));
+            let outcome = catch_unwind(AssertUnwindSafe(|| self.serve_one(&call, is_alone)));
             match outcome.unwrap_or(Outcome::Fail(libc::EIO)) {
                 Outcome::Pass => self.listener.pass(call.id),
                 Outcome::Succeed => self.listener.answer(call.id, Ok(())),
@@ -377,7 +375,11 @@ impl Supervisor<'_> {
         }
     }
 
-    fn serve_one(&self, call: &Notification) -> Outcome {
+    /// With `is_alone`, if no other thread can be created, it serves only what cannot wait for a connection's lock.
+    fn serve_one(&self, call: &Notification, is_alone: bool) -> Outcome {
+        if is_alone && call.number != libc::SYS_socket {
+            return Outcome::Fail(libc::ENOBUFS);
+        }
         let caller = match Caller::of(self, call) {
             Ok(caller) => caller,
             Err(error) if call.number != libc::SYS_socket && is_short_of_descriptors(&error) => {
