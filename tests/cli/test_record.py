@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -25,6 +26,31 @@ def test_a_duration(pair: tuple[mptcp.Socket, mptcp.Socket], tmp_path: Path, suf
     assert set(recording.samples["token"]) == {pair[0].token}
     assert f"{len(recording.samples)} samples" in result.stdout
     assert {each.suffix for each in tmp_path.iterdir()} == {suffix}, "nothing else is left"
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+def test_killed_it_leaves_what_it_had_under_the_name_given(
+    pair: tuple[mptcp.Socket, mptcp.Socket], tmp_path: Path, suffix: str
+) -> None:
+    pytest.importorskip("pyarrow", reason="needs pyarrow")
+    path = tmp_path / f"run{suffix}"
+    command = [*COMMAND, "--token", str(pair[0].token), "--interval", "0.001", "-o", str(path)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+
+        def is_under_way() -> bool:
+            # One of its two files may not be there yet, or be empty.
+            with contextlib.suppress(OSError, ValueError):
+                return len(mptcp.load(path).samples) > 100
+            return False
+
+        try:
+            assert eventually(is_under_way, 60)
+        finally:
+            process.kill()
+    loaded = mptcp.load(path)
+    assert set(loaded.samples["token"]) == {pair[0].token}
+    assert loaded.metadata["complete"] is False
+    assert {each.name for each in tmp_path.iterdir()} == {f"run{suffix}", f"run.connections{suffix}"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -208,7 +208,7 @@ def test_made_up_metadata(recorded: Files, folder: Path, suffix: str, metadata: 
     else:
         from mptcp._recording import _arrow
 
-        read = _arrow.read_parquet if suffix == ".parquet" else _arrow.read_stream
+        read = _arrow.read_parquet if suffix == ".parquet" else _arrow.read
         (folder / f"whole{suffix}").write_bytes(recorded[f"run{suffix}"])
         rows, _ = read(folder / f"whole{suffix}")
         if suffix == ".parquet":

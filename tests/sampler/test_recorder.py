@@ -588,11 +588,47 @@ def test_a_killed_recorder_leaves_a_readable_file(tmp_path: Path) -> None:
     assert {mptcp.EventKind.CREATED, mptcp.EventKind.ESTABLISHED} & begun
     ends = {each["cookie"] for each in loaded.metadata["subflows"] if each["token"] == token}
     assert ends == set(loaded.samples["cookie"][loaded.samples["token"] == token])
+    assert loaded.metadata["complete"] is False
     # Cut anywhere, it is readable to the batch before.
     data = path.read_bytes()
     for cut in (len(data) - 1, len(data) // 2, len(data) // 3):
         path.write_bytes(data[:cut])
         assert len(mptcp.load(path).samples) < len(loaded.samples)
+
+
+def test_a_saved_file_is_told_from_a_cut_one_and_read_by_others(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="needs pyarrow")
+    path = tmp_path / "run.arrow"
+    with mptcp.Recorder(None, 0.01) as recorder:
+        assert eventually(lambda: recorder.metadata["ticks"] > 3)
+    many = mptcp.Recording(np.repeat(_example(), 200_000), recorder.connections, [], recorder.metadata)
+    many.save(path)
+    assert "complete" not in mptcp.load(path).metadata
+    with pyarrow.memory_map(str(path)) as file:
+        table = pyarrow.ipc.open_file(file).read_all()
+    assert table.num_rows == 200_000
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    cut = mptcp.load(path)
+    assert 0 < len(cut.samples) < 200_000
+    assert cut.metadata["complete"] is False
+    # A stream of Arrow's, as earlier versions wrote, is read as before.
+    with pyarrow.OSFile(str(path), "wb") as sink, pyarrow.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    assert len(mptcp.load(path).samples) == 200_000
+    assert "complete" not in mptcp.load(path).metadata
+
+
+def _example() -> Any:
+    """One row."""
+    with (
+        mptcp.create_server(("127.0.0.1", 0)) as listener,
+        mptcp.create_connection(listener.getsockname(), timeout=10) as sock,
+    ):
+        peer, _ = listener.accept()
+        with peer, mptcp.Recorder(sock, 0.01) as recorder:
+            exchange(sock, peer)
+    return recorder.samples[:1]
 
 
 GROWING = """

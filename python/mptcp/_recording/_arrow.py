@@ -64,24 +64,37 @@ def rows_of(batches: list[pa.RecordBatch], described: pa.Schema) -> Rows:
     return rows
 
 
+MAGIC = b"ARROW1"
+"""What a file in Arrow's file format begins with, and ends with once it is complete."""
+
+_ALIGNED = 8  # bytes from the beginning, after which the file format has a stream
+_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
+_ROWS = 1 << 16  # in a batch at most
+
+
 class Stream:
-    """A file in Arrow's stream format that grows by batches. What was written stays readable, whatever happens."""
+    """A file in Arrow's file format that grows by batches.
+
+    It has a footer when it is closed, which other readers need. Before that, and whatever happens, read() reads what
+    was written: up to the footer the format is that of a stream.
+    """
 
     def __init__(self, path: Path, dtype: np.dtype[np.void], metadata: dict[str, Any]) -> None:
         self._schema = schema(dtype, metadata)
         self._file = path.open("wb", buffering=0)
         # Compression pays because most columns hardly change from row to row.
         options = pa.ipc.IpcWriteOptions(compression="lz4")
-        self._writer = pa.ipc.new_stream(self._file, self._schema, options=options)
+        self._writer = pa.ipc.new_file(self._file, self._schema, options=options)
         # The schema is written with the first batch, so this one makes the file readable before there are rows.
         self._writer.write_batch(batch(np.empty(0, dtype), self._schema))
 
     def write(self, rows: Rows, metadata: dict[str, Any] | None = None) -> None:
         """Write a batch, with the metadata that have become known since the previous one."""
         if metadata:
-            self._writer.write_batch(batch(rows, self._schema), custom_metadata={KEY: json.dumps(metadata).encode()})
-        elif len(rows):
-            self._writer.write_batch(batch(rows, self._schema))
+            first, rows = rows[:_ROWS], rows[_ROWS:]
+            self._writer.write_batch(batch(first, self._schema), custom_metadata={KEY: json.dumps(metadata).encode()})
+        for start in range(0, len(rows), _ROWS):
+            self._writer.write_batch(batch(rows[start : start + _ROWS], self._schema))
 
     def close(self) -> None:
         self._writer.close()
@@ -96,10 +109,19 @@ class Stream:
         self.close()
 
 
-def read_stream(path: Path) -> tuple[Rows, dict[str, Any]]:
-    """Return the rows up to the last whole batch, and the metadata."""
+def read(path: Path) -> tuple[Rows, dict[str, Any]]:
+    """Return the rows up to the last whole batch, and the metadata, of a file in Arrow's file or stream format.
+
+    The metadata has ``complete``, which is False, if the file lacks its end.
+    """
     batches: list[pa.RecordBatch] = []
     with pa.memory_map(str(path)) as file:
+        is_file = file.read(len(MAGIC)) == MAGIC
+        end = MAGIC if is_file else _END_OF_STREAM
+        size = file.size()
+        file.seek(max(0, size - len(end)))
+        complete = file.read(len(end)) == end and size > len(end)
+        file.seek(_ALIGNED if is_file else 0)
         reader = pa.ipc.open_stream(file)
         metadata = json.loads((reader.schema.metadata or {}).get(KEY, b"{}"))
         while True:
@@ -108,12 +130,15 @@ def read_stream(path: Path) -> tuple[Rows, dict[str, Any]]:
             except StopIteration:
                 break
             except (pa.ArrowInvalid, OSError):
-                break  # the writer was killed while it wrote this batch
+                complete = False  # the writer was killed while it wrote this batch
+                break
             batches.append(each)
             if custom is not None and KEY in custom:
                 more = json.loads(custom[KEY])
                 grown = {name: metadata.get(name, []) + more.get(name, []) for name in GROWING}
                 metadata = {**metadata, **more, **grown}
+        if not complete:
+            metadata = {**metadata, "complete": False}
         return rows_of(batches, reader.schema), metadata
 
 

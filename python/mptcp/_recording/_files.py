@@ -1,8 +1,10 @@
-"""Recordings in files, in one of three formats, by the suffix."""
+"""Recordings in files, in one of three formats: written by the suffix, read by what the file begins with."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from .._core import Event
@@ -46,17 +48,31 @@ def save(recording: Recorded, path: str | os.PathLike[str]) -> None:
 
         import numpy as np
 
-        with path.open("wb") as file:
+        # Replaced when it is complete: a file of this name may be what this recording is read from.
+        with _replacing(path) as place, place.open("wb") as file:
             np.savez_compressed(file, samples=samples, connections=connections, metadata=np.array(json.dumps(metadata)))
         return
     from . import _arrow
 
-    for rows, place in ((samples, path), (connections, beside(path))):
-        if path.suffix == ".parquet":
-            _arrow.write_parquet(place, rows, metadata)
-        else:
-            with _arrow.Stream(place, rows.dtype, metadata) as stream:
-                stream.write(rows)
+    for rows, name in ((samples, path), (connections, beside(path))):
+        with _replacing(name) as place:
+            if path.suffix == ".parquet":
+                _arrow.write_parquet(place, rows, metadata)
+            else:
+                with _arrow.Stream(place, rows.dtype, metadata) as stream:
+                    stream.write(rows)
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Give the place of a new file, which replaces ``path`` at the end, or vanishes if something goes wrong."""
+    place = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield place
+        place.replace(path)
+    except BaseException:
+        place.unlink(missing_ok=True)
+        raise
 
 
 def metadata_of(recording: Recorded) -> dict[str, Any]:
@@ -80,7 +96,7 @@ def read(path: str | os.PathLike[str]) -> tuple[Rows, Rows, list[Event], dict[st
     """Return the samples, connections, events and metadata of a file. Its errors are those of load()."""
     path = check(path)
     try:
-        samples, connections, metadata = _READ[path.suffix](path)
+        samples, connections, metadata = _READ[_format(path)](path)
         _check_rows("samples", samples, SAMPLES_HEAD)
         _check_rows("connections", connections, CONNECTIONS_HEAD)
         events = [read_event(fields) for fields in metadata.pop("events", [])]
@@ -93,6 +109,14 @@ def read(path: str | os.PathLike[str]) -> tuple[Rows, Rows, list[Event], dict[st
 
 
 Read = tuple["Rows", "Rows", dict[str, Any]]
+
+_MAGIC = {b"PK\3\4": ".npz", b"PAR1": ".parquet", b"ARRO": ".arrow"}
+
+
+def _format(path: Path) -> str:
+    """Return the suffix of the format of a file: a recorder that was killed leaves Arrow's under any name."""
+    with path.open("rb") as file:
+        return _MAGIC.get(file.read(4), path.suffix)
 
 
 def _load_npz(path: Path) -> Read:
@@ -108,8 +132,9 @@ def _load_npz(path: Path) -> Read:
 def _load_arrow(path: Path) -> Read:
     from . import _arrow
 
-    samples, metadata = _arrow.read_stream(path)
-    return samples, _arrow.read_stream(beside(path))[0], metadata
+    samples, metadata = _arrow.read(path)
+    connections, about = _arrow.read(beside(path))
+    return samples, connections, {**metadata, **({} if about.get("complete", True) else {"complete": False})}
 
 
 def _load_parquet(path: Path) -> Read:

@@ -64,6 +64,8 @@ class Recorder(Recording):
     plain TCP, OSError (ENOTCONN) for a connection that has ended, UnsupportedError if the kernel cannot do it.
     """
 
+    _streams_to: tuple[str, ...] = (".arrow",)
+
     def __init__(
         self,
         sources: Source | Iterable[Source] | None,
@@ -78,7 +80,7 @@ class Recorder(Recording):
         wanted = _check_sources(sources)
         _check_interval("interval", interval)
         _check_interval("connection_interval", connection_interval)
-        self._path = None if path is None else _files.check(path, (".arrow",))
+        self._path = None if path is None else _files.check(path, self._streams_to)
         if self._path is not None:
             # Now rather than while the recording runs: pyarrow may not be installed.
             from . import _writer

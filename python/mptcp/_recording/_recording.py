@@ -107,6 +107,7 @@ class Recording:
         - ``dropped``: how many rows were lost because they could not be written in time.
         - ``notices_lost``: whether some subflows may lack their final row.
         - ``failure``: the error of the first reading that failed, or None.
+        - ``complete``: there, and False, only if the recorder was killed or the file was cut.
         """
         return self._metadata
 
@@ -137,7 +138,8 @@ class Recording:
         """Write everything to a file that load() reads: numpy's ``.npz``, ``.parquet`` or ``.arrow`` by the suffix.
 
         The last two need pyarrow (``pip install 'mptcp[arrow]'``), and have the connections in a second file beside
-        that of the samples: ``run.connections.parquet`` beside ``run.parquet``. An existing file is replaced.
+        that of the samples: ``run.connections.parquet`` beside ``run.parquet``. An ``.arrow`` file is in Arrow's file
+        format, in batches of 65,536 rows. An existing file is replaced when the new one is complete.
 
         Raises ValueError for another suffix.
         """
@@ -172,8 +174,9 @@ class Recording:
 def load(path: str | os.PathLike[str]) -> Recording:
     """Read a recording that Recorder.save() wrote, or that a Recorder streams or has streamed to its ``path``.
 
-    If the recorder was killed, this reads what it had written: up to the last whole batch, and without what is known
-    only at the end. ``.parquet`` and ``.arrow`` need pyarrow: ``pip install 'mptcp[arrow]'``.
+    The format is that of the file's content. If the recorder was killed, or the file was cut, this reads up to the last
+    whole batch, without what is known only at the end, and ``metadata["complete"]`` is False. ``.parquet`` and
+    ``.arrow`` need pyarrow: ``pip install 'mptcp[arrow]'``.
 
     Raises ValueError for another suffix and for a file that is not a recording or is damaged, OSError, and MemoryError
     for one that is larger than the memory.

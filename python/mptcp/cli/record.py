@@ -7,7 +7,6 @@ import importlib.util
 import os
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -56,15 +55,22 @@ def run(arguments: argparse.Namespace) -> int:
     if not has_arrow and output.suffix != ".npz":
         print(f"mptcp record: {output.suffix} files need pyarrow: pip install 'mptcp[arrow]'", file=sys.stderr)
         return 1
-    with _signals() as stopped, tempfile.TemporaryDirectory(dir=output.parent) as folder:
+    with _signals() as stopped:
         # Memory does not grow, whatever format the file has in the end. Without pyarrow it does grow.
-        streamed = output if output.suffix == ".arrow" else Path(folder) / "recording.arrow"
-        with Recorder(sources, arguments.interval, path=streamed if has_arrow else None) as recorder:
+        with _ToAnyName(sources, arguments.interval, path=output if has_arrow else None) as recorder:
             _wait(recorder, arguments.duration, stopped, show=not arguments.quiet)
-        if streamed != output:
+        if output.suffix != ".arrow" or not has_arrow:
             recorder.save(output)
+            if output.suffix == ".npz":
+                _files.beside(output).unlink(missing_ok=True)
         print(f"{output}: {_summary(recorder.metadata, len(recorder.samples))}")
     return 0
+
+
+class _ToAnyName(Recorder):
+    """A Recorder that streams to the file's final name: if it is killed, load() reads what is there by its content."""
+
+    _streams_to = _files.SUFFIXES
 
 
 class _signals:
