@@ -16,6 +16,8 @@ from mptcp.lab import Lab, Link
 
 DEADLINE = 10.0
 """Seconds after which a probe that waits has failed."""
+CHILD_DEADLINE = 60.0
+"""The same for a probe in a new process, which a busy or emulated machine takes long to start."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ def in_child(name: str) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
     command = [sys.executable, "-P", "-m", "mptcp._abilities._child", name]
     done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment, timeout=DEADLINE
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment, timeout=CHILD_DEADLINE
     )
     if done.returncode:
         number, _, text = done.stdout.partition(" ")
