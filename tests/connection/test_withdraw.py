@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from subprocess import DEVNULL
 
 import mptcp
 import pytest
 from mptcp import EventKind
 from mptcp.lab import Host, Link
-from support import PORT, Connection, connected, eventually, exchange, ss
+from mptcp.policies import FullMesh
+from support import PORT, ROOT, Connection, connected, eventually, exchange, needs, ss
 
 TwoPaths = tuple[Host, Host, tuple[Link, Link]]
 
@@ -207,6 +210,95 @@ def test_other_ports_of_the_address_keep_their_ids(without_timestamps: None, ope
     assert [one.local_id for one in sock.subflows()] == [0, other.local_id]
     with pytest.raises(mptcp.SubflowError, match="in use"):
         sock.remove_address(other.local_id)
+
+
+# A peer whose policy opens again what it lost
+
+
+@pytest.fixture(params=[socket.AF_INET, socket.AF_INET6], ids=["IPv4", "IPv6"])
+def full_mesh(mptcp_two_paths: TwoPaths, request: pytest.FixtureRequest) -> Iterator[Connection]:
+    client, server, paths = mptcp_two_paths
+    with client.run_policy(FullMesh()), connected(client, server, paths, family=request.param) as made:
+        yield made
+
+
+def stays_away(made: Connection, number: int) -> bool:
+    """Whether the client has left the server's address, for a few round trips and readings of its policy."""
+    if not eventually(lambda: all(one.local_id != number for one in made.peer.subflows())):
+        return False
+    joins = made.client.counters()["MPJoinSynTx"]
+    for _ in range(20):
+        exchange(made.sock, made.peer)
+        made.client.connections()
+    gone = all(one.local_id != number for one in made.peer.subflows())
+    return gone and made.client.counters()["MPJoinSynTx"] == joins
+
+
+@pytest.mark.parametrize("moment", ["while-joining", "joined"])
+def test_full_mesh_leaves_an_address_that_is_withdrawn(full_mesh: Connection, moment: str) -> None:
+    number = full_mesh.peer.announce_address(second_of_server(full_mesh))
+    assert eventually(lambda: len(full_mesh.peer.subflows()) >= (4 if moment == "joined" else 2))
+    full_mesh.peer.remove_address(number, force=True)
+    assert eventually(lambda: full_mesh.client.counters().get("RmAddr") == 1)
+    assert stays_away(full_mesh, number)
+
+
+def test_full_mesh_stays_away_after_a_close(full_mesh: Connection) -> None:
+    """It opens the lost subflows again at once, which crosses RM_ADDR."""
+    number = full_mesh.peer.announce_address(second_of_server(full_mesh))
+    assert eventually(lambda: len(full_mesh.peer.subflows()) == 4)
+    for subflow in full_mesh.peer.subflows():
+        if subflow.local_id == number:
+            subflow.close()
+    full_mesh.peer.remove_address(number, force=True)
+    assert eventually(lambda: full_mesh.client.counters().get("RmAddr") == 1)
+    assert stays_away(full_mesh, number)
+
+
+def test_full_mesh_leaves_the_initial_address(full_mesh: Connection) -> None:
+    full_mesh.peer.announce_address(second_of_server(full_mesh))
+    assert eventually(lambda: [one.state for one in full_mesh.peer.subflows()] == ["ESTABLISHED"] * 4)
+    exchange(full_mesh.sock, full_mesh.peer)
+    full_mesh.peer.remove_address(0, force=True)
+    assert stays_away(full_mesh, 0)
+    assert len(full_mesh.peer.subflows()) == 2
+
+
+# On the wire
+
+
+@pytest.mark.skipif(not ROOT, reason="tcpdump needs root")
+@needs("tcpdump", "tshark")
+@pytest.mark.parametrize("port", [None, 7000], ids=["no-port", "port"])
+def test_one_rm_addr_and_no_further_add_addr(
+    without_timestamps: None, accepting: Connection, tmp_path: Path, port: int | None
+) -> None:
+    with accepting.paths[0].capture(tmp_path / "first"), accepting.paths[1].capture(tmp_path / "second"):
+        number = accepting.peer.announce_address(second_of_server(accepting), port)
+        assert eventually(lambda: [one.state for one in joined(accepting)] == ["ESTABLISHED"])
+        exchange(accepting.sock, accepting.peer)
+        joined(accepting)[0].close()
+        accepting.peer.remove_address(number)
+        assert eventually(lambda: accepting.client.counters().get("RmAddr") == 1)
+        exchange(accepting.sock, accepting.peer)
+    server = accepting.peer.getsockname()[0]
+    source = f"{'ip' if accepting.sock.family == socket.AF_INET else 'ipv6'}.src == {server}"
+    seen = []
+    for name in ("first", "second"):
+        for option in (3, 4):
+            # RFC 8684, section 3: ADD_ADDR is 3, with 0 in its flags where it is no echo; REMOVE_ADDR is 4.
+            what = f"{source} && tcp.options.mptcp.subtype == {option}"
+            rows = tshark(tmp_path / name, what)
+            seen += [(name, option)] * len(rows)
+        assert tshark(tmp_path / name, "ip.addr == 127.0.0.0/8 || ipv6.addr == ::1") == []
+    assert seen == [("first", 3), ("first", 4)]
+    joins = tshark(tmp_path / "second", "tcp.flags.syn == 1 && tcp.flags.ack == 0")
+    assert len(joins) == 1
+
+
+def tshark(file: Path, what: str) -> list[str]:
+    command = ["tshark", "-n", "-r", str(file), "-Y", what]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
 # The ids that are asked for

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -98,6 +99,7 @@ class PathPolicy(Policy):
     def __init__(self) -> None:
         self._failures: dict[tuple[int, LocalAddress], _Failures] = {}
         self._announced: dict[int, dict[int, tuple[Any, ...]]] = {}
+        self._withdrawn: dict[int, set[tuple[Any, ...]]] = {}
 
     def _check_place(self, runtime: Runtime) -> None:
         for path in _paths_in(vars(self).values()):
@@ -166,11 +168,12 @@ class PathPolicy(Policy):
 
         The one whose address shares the longest prefix with the local address comes first, as in RFC 6724 (rule 9): it
         is probably the peer's address on the same path. The connection's own is left out if the peer denies subflows to
-        it (conn.deny_join_initial).
+        it (conn.deny_join_initial) or has withdrawn it.
         """
         own = conn.remote[:2]
         announced = [end for end in self._announced.get(conn.token, {}).values() if end != own]
-        ends = announced if conn.deny_join_initial else [own, *announced]
+        is_left_out = conn.deny_join_initial or own in self._withdrawn.get(conn.token, ())
+        ends = announced if is_left_out else [own, *announced]
         reachable = [end for end in ends if (":" in end[0]) == (":" in local.address)]
         return sorted(reachable, key=lambda end: _difference(end[0], local.address))
 
@@ -196,10 +199,12 @@ class PathPolicy(Policy):
 
     def on_closed(self, conn: Connection) -> None:
         self._announced.pop(conn.token, None)
+        self._withdrawn.pop(conn.token, None)
         self._failures = {key: value for key, value in self._failures.items() if key[0] != conn.token}
 
     def on_subflow_established(self, conn: Connection, subflow: Subflow) -> None:
         self._failures.pop((conn.token, self.local_of(subflow)), None)
+        self._leave_withdrawn(conn, subflow)
         self._look(conn)
 
     def on_subflow_failed(self, conn: Connection, event: Event) -> None:
@@ -217,11 +222,25 @@ class PathPolicy(Policy):
         if event.remote is not None and event.remote_id is not None:
             end = (event.remote[0], event.remote[1] or conn.remote[1])
             self._announced.setdefault(conn.token, {})[event.remote_id] = end
+            self._withdrawn.get(conn.token, set()).discard(end)
             self._look(conn)
 
     def on_address_removed(self, conn: Connection, event: Event) -> None:
-        if event.remote_id is not None:
-            self._announced.get(conn.token, {}).pop(event.remote_id, None)
+        if event.remote_id is None:
+            return
+        announced = self._announced.get(conn.token, {})
+        end = announced.pop(event.remote_id, conn.remote[:2] if event.remote_id == 0 else None)
+        if end is not None and end not in announced.values():
+            self._withdrawn.setdefault(conn.token, set()).add(end)
+            for subflow in conn.subflows():
+                self._leave_withdrawn(conn, subflow)
+
+    def _leave_withdrawn(self, conn: Connection, subflow: Subflow) -> None:
+        """Close a subflow to an address that the peer withdrew while it was being opened: the kernel closes others."""
+        withdrawn = self._withdrawn.get(conn.token, ())
+        if subflow.remote[:2] in withdrawn and subflow.initial is False and subflow.state == "ESTABLISHED":
+            with contextlib.suppress(OSError):
+                conn.close_subflow(subflow)
 
     def on_subflow_lost(self, conn: Connection, event: Event) -> None:
         self._look(conn)
