@@ -72,7 +72,7 @@ class Outcome:
 def soak(rounds: int, seed: int, seconds: float = float("inf")) -> Outcome:
     outcome = Outcome(seed)
     begin = time.monotonic()
-    with leaving_nothing(), contextlib.ExitStack() as stack:
+    with leaving_nothing(outcome), contextlib.ExitStack() as stack:
         client, server, paths = stack.enter_context(two_paths(rate=RATE))
         service = stack.enter_context(Server(server))
         faults = stack.enter_context(Faults(client, server, paths, service))
@@ -146,10 +146,12 @@ def memory() -> int:
 
 
 @contextlib.contextmanager
-def leaving_nothing() -> Iterator[None]:
+def leaving_nothing(outcome: Outcome) -> Iterator[None]:
     """Fails if descriptors, threads, processes, changed sysctls or network namespaces are left."""
     before = held(), children(), namespaces(), sysctls()
     yield
+    # Where the end fails, this tells what was measured until then.
+    print(f"{outcome.rounds:,} rounds over {outcome.connections:,} connections: {outcome.held[-1:]}", file=sys.stderr)
     assert holds_no_more_than(before[0]), f"{held()} descriptors and threads are left, and {before[0]} were before"
     left = children() - before[1]
     assert not left, f"processes are left: {left}"
