@@ -131,10 +131,10 @@ def postgresql(host: Host, folder: Path) -> Iterator[None]:
     """A server of its own in a folder. It refuses to be run by root."""
     if not POSTGRES:
         pytest.skip("needs PostgreSQL")
-    as_user: list[str] = []
-    if ROOT:
-        as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
-        shutil.chown(folder, "postgres", "postgres")
+    if not ROOT:
+        pytest.skip("needs root: PostgreSQL refuses to be run by who is root in a user namespace")
+    as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+    shutil.chown(folder, "postgres", "postgres")
     data = folder / "data"
     initdb = [*as_user, str(POSTGRES[-1] / "initdb"), "-D", str(data), "-U", "postgres", "-A", "trust", "-N"]
     subprocess.run(initdb, check=True, capture_output=True, timeout=DEADLINE, cwd=folder)
@@ -150,6 +150,10 @@ def place(mptcp_lab: Lab) -> Host:
 
 def needs(code: str) -> None:
     """Skip a recipe whose library is missing."""
+    if "gunicorn" in code:
+        code += "\nimport gunicorn"
+    if '"trio"' in code:
+        code += "\nimport trio"
     for node in ast.walk(ast.parse(code)):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
