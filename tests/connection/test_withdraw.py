@@ -223,15 +223,20 @@ def full_mesh(mptcp_two_paths: TwoPaths, request: pytest.FixtureRequest) -> Iter
 
 
 def stays_away(made: Connection, number: int) -> bool:
-    """Whether the client has left the server's address, for a few round trips and readings of its policy."""
-    if not eventually(lambda: all(one.local_id != number for one in made.peer.subflows())):
-        return False
-    joins = made.client.counters()["MPJoinSynTx"]
-    for _ in range(20):
-        exchange(made.sock, made.peer)
-        made.client.connections()
-    gone = all(one.local_id != number for one in made.peer.subflows())
-    return gone and made.client.counters()["MPJoinSynTx"] == joins
+    """Whether the client leaves the server's address for good; what it was just opening may be accepted once more."""
+
+    def is_gone() -> bool:
+        return all(one.local_id != number for one in made.peer.subflows())
+
+    def is_quiet() -> bool:
+        joins = made.client.counters()["MPJoinSynTx"]
+        was_gone = is_gone()
+        for _ in range(20):
+            exchange(made.sock, made.peer)
+            made.client.connections()
+        return was_gone and is_gone() and made.client.counters()["MPJoinSynTx"] == joins
+
+    return eventually(is_quiet)
 
 
 @pytest.mark.parametrize("moment", ["while-joining", "joined"])
