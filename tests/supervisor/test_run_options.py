@@ -938,9 +938,9 @@ print(len(ids(fd)))
 
 @needs_root
 @needs_python
-@pytest.mark.parametrize("short_of", ["room", "threads"])
+@pytest.mark.parametrize("short_of", ["threads"])
 def test_a_call_too_many_is_refused(mptcp_two_paths: Paths, echo: Echo, short_of: str) -> None:
-    """While 500 wait for a connection's lock, or where the supervisor cannot start one more thread."""
+    """Where the supervisor cannot start one more thread for it."""
     if not has_userfaultfd():
         pytest.skip("needs userfaultfd for system calls")
     server = mptcp_two_paths[2][0].address(mptcp_two_paths[1])
