@@ -438,7 +438,7 @@ mod tests {
         assert!(by_diag.take(&entry(2)).is_some() && by_diag.take(&entry(2)).is_none());
         assert_eq!(by_diag.order, [1, 2, 3], "the requests of the others were made again");
         by_diag.tick += 1;
-        by_diag.look_up(0, &mut Vec::new()).unwrap();
+        by_diag.look_up_all(0, &mut Vec::new()).unwrap();
         assert_eq!(by_diag.order, [1, 3]);
         // No socket has these ends.
         assert_eq!((by_diag.targets.len(), by_diag.gone.len()), (0, 2));
