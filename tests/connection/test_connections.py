@@ -549,3 +549,21 @@ def test_another_users_process() -> None:
         assert said["still"] == 1
         if os.geteuid() == 0:
             assert said["holder"] is None
+
+
+@pytest.mark.parametrize("initial", ["open", "closed"])
+def test_one_that_its_owner_has_closed_has_its_subflows(connection: Connection, initial: str) -> None:
+    """They keep its inode, while the connection has none any more."""
+    first = connection.sock.subflows()[0]
+    opened = connection.sock.open_subflow(*connection.second)
+    wanted = {first.cookie, opened.cookie}
+    if initial == "closed":
+        connection.sock.close_subflow(first)
+        assert eventually(lambda: len(connection.sock.subflows()) == 1)
+        wanted = {opened.cookie}
+    connection.sock.close()
+
+    def listed() -> set[int]:
+        return {subflow.cookie for conn in connection.client.connections() for subflow in conn.subflows()}
+
+    assert eventually(lambda: listed() == wanted)

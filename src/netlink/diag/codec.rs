@@ -29,8 +29,12 @@ impl Tuple {
     /// The same four-tuple, whatever the interface and the scope, and whether IPv4 is written as IPv6 or not: the kernel
     /// finds a subflow by either form.
     pub fn same_endpoints(&self, other: &Tuple) -> bool {
-        let key = |a: &SocketAddr| (a.ip().to_canonical(), a.port());
-        key(&self.local) == key(&other.local) && key(&self.remote) == key(&other.remote)
+        self.endpoints() == other.endpoints()
+    }
+
+    /// What [`Tuple::same_endpoints`] compares.
+    pub fn endpoints(&self) -> [(IpAddr, u16); 2] {
+        [&self.local, &self.remote].map(|end| (end.ip().to_canonical(), end.port()))
     }
 }
 

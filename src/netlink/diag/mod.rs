@@ -4,7 +4,7 @@
 
 pub mod codec;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 
 use crate::abi::bytes;
@@ -114,15 +114,21 @@ pub fn dump_payloads(channel: &mut Channel, on_socket: impl FnMut(&[u8])) -> Res
 /// program can hold the lock of a plain TCP socket for as long as it likes, by a sender that is stuck in a page fault.
 ///
 /// The kernel reports what makes a TCP socket a subflow under that socket's lock. So only those are asked that share the
-/// inode of a connection, or that have none, as before accept() and after close().
+/// inode of a connection, or that have none, as before accept(). Subflows of a connection that its owner has closed keep
+/// its inode while the connection itself has none: theirs is that of its initial subflow, which has the same ends. Where
+/// that is closed too, every socket is asked.
 pub fn dump(channel: &mut Channel, mut on_subflow: impl FnMut(Entry, TcpInfo)) -> Result<(), Failure> {
     let mut inodes = HashSet::from([0]);
+    let mut closed = Vec::new();
     let mut on_payload = |payload: &[u8]| {
         if let Some(entry) = decode(payload).filter(|entry| entry.subflow.is_some()) {
             on_subflow(entry, TcpInfo::decode(decode_info(payload)));
         }
     };
     match dump_connections(channel, |entry| {
+        if entry.inode == 0 {
+            closed.push(entry.tuple.endpoints());
+        }
         inodes.insert(entry.inode);
     }) {
         Ok(()) => {}
@@ -132,8 +138,18 @@ pub fn dump(channel: &mut Channel, mut on_subflow: impl FnMut(Entry, TcpInfo)) -
     }
     let mut candidates = Vec::new();
     channel.dump(diag::TCPDIAG_GETSOCK, &encode_dump_of_all_families(0), |payload| {
-        candidates.extend(decode(payload).filter(|entry| inodes.contains(&entry.inode)));
+        candidates.extend(decode(payload));
     })?;
+    if !closed.is_empty() {
+        let by_ends: HashMap<_, u32> =
+            candidates.iter().map(|entry| (entry.tuple.endpoints(), entry.inode)).collect();
+        let initial: Option<Vec<u32>> = closed.iter().map(|ends| by_ends.get(ends).copied()).collect();
+        match initial {
+            Some(initial) => inodes.extend(initial),
+            None => inodes.extend(candidates.iter().map(|entry| entry.inode)),
+        }
+    }
+    candidates.retain(|entry| inodes.contains(&entry.inode));
     let mut failed = None;
     for batch in candidates.chunks(BATCH) {
         let requests: Vec<_> = batch.iter().map(|entry| encode_request(&entry.tuple, entry.cookie)).collect();
