@@ -43,6 +43,8 @@ const KIND_TYPE_TAG: u32 = 18;
 const KIND_ENUM64: u32 = 19;
 /// Types within types, and names for types, deeper than which nothing of a kernel's goes.
 const DEEPEST: usize = 32;
+/// Members that one search looks at: a kernel's largest structure has some hundreds. Damaged types contain themselves.
+const MOST_MEMBERS: usize = 1 << 14;
 
 /// Where a member lies in its structure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,11 +147,21 @@ impl<'a> Btf<'a> {
     }
 
     /// A member of a structure or a union by its name, and its type's id.
-    fn find(&self, inside: &Type<'a>, name: &str, depth: usize) -> Option<(Member, u32)> {
+    fn find(
+        &self,
+        inside: &Type<'a>,
+        name: &str,
+        depth: usize,
+        looked_at: &mut usize,
+    ) -> Option<(Member, u32)> {
         if name.is_empty() || ![KIND_STRUCT, KIND_UNION].contains(&inside.kind) {
             return None;
         }
         for at in (0..inside.count).map(|number| number * MEMBER_SIZE) {
+            *looked_at += 1;
+            if *looked_at > MOST_MEMBERS {
+                return None;
+            }
             let field = |offset| bytes::u32(inside.tail, at + offset);
             let (name_at, id, offset) = (field(0)?, field(4)?, field(8)?);
             let (bit_offset, bits) =
@@ -160,7 +172,8 @@ impl<'a> Btf<'a> {
             }
             let unnamed = self.is_named(name_at, "") && depth > 0;
             let within = unnamed.then(|| self.resolve(id)).flatten();
-            if let Some((member, id)) = within.and_then(|within| self.find(within, name, depth - 1)) {
+            let found = within.and_then(|within| self.find(within, name, depth - 1, looked_at));
+            if let Some((member, id)) = found {
                 let bit_offset = member.bit_offset.checked_add(bit_offset)?;
                 return Some((Member { bit_offset, ..member }, id));
             }
@@ -235,7 +248,7 @@ impl Structure<'_> {
                 None => (step, None),
                 Some((wanted, index)) => (wanted, index.trim_end_matches(']').parse::<u32>().ok()),
             };
-            let (member, mut member_type) = btf.find(&inside, wanted, DEEPEST).ok_or_else(missing)?;
+            let (member, mut member_type) = btf.find(&inside, wanted, DEEPEST, &mut 0).ok_or_else(missing)?;
             found = Member {
                 bit_offset: found.bit_offset.checked_add(member.bit_offset).ok_or_else(missing)?,
                 bits: member.bits,
@@ -402,6 +415,15 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_structure_that_contains_itself_is_not_followed_for_ever() {
+        let itself = [0, 1, 0];
+        let words = [&[1, KIND_STRUCT << 24 | 8, 8][..], &itself.repeat(8)].concat();
+        let bytes = btf(&[&words], "\0outer\0");
+        let btf = Btf::parse(&bytes).unwrap();
+        assert!(btf.structure("outer").unwrap().member("a").is_err());
     }
 
     #[test]
