@@ -529,9 +529,9 @@ def came(*_):
 signal.signal(signal.SIGUSR1, came)
 os.kill(0, signal.SIGUSR1)
 # One that the supervisor passes on comes after those that it had before.
-signal.signal(signal.SIGUSR2, lambda *_: None)
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
 os.write(1, b"sent\n")
-signal.pause()
+signal.sigwait({signal.SIGUSR2})
 print(count)
 """
     with host.popen([*RUN, *python(program)], stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
