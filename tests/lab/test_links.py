@@ -351,6 +351,12 @@ def join_groups(host: Host, stack: ExitStack, first: int, count: int) -> None:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, group + struct.pack("=i", index))
 
 
+def multicast_reports(host: Host) -> int:
+    """How many the kernel of the host has sent (MLD, version 2)."""
+    counters = host.run(["cat", "/proc/net/snmp6"], capture_output=True, text=True, check=True).stdout.split()
+    return int(counters[counters.index("Icmp6OutMLDv2Reports") + 1])
+
+
 @needs_ipv6
 def test_a_seed_makes_losses_the_same(tmp_path: Path) -> None:
     """To the datagram, whatever the hosts' kernels send by themselves."""
@@ -363,7 +369,10 @@ def test_a_seed_makes_losses_the_same(tmp_path: Path) -> None:
             link = lab.link(a, b, loss=("20%", None))
             with link.capture(tmp_path / "sent", host=a):
                 for number in range(6):
+                    before = multicast_reports(a)
                     join_groups(a, stack, number * groups, groups)
+                    # They come by themselves, within a second or so.
+                    assert not groups or eventually(lambda before=before: multicast_reports(a) > before)
                     which += lost(a, b, link, 50)
             assert link.stats()[0].frames + link.stats()[0].lost == 300
         reports = [frame for _, frame in packets(tmp_path / "sent") if frame[12:14] == b"\x86\xdd"]
