@@ -74,7 +74,10 @@ def counters() -> dict[str, int]:
             group = keys.split(":")[0]
             for key, value in zip(keys.split()[1:], values.split()[1:], strict=True):
                 found[f"{group}.{key}"] = int(value)
-    return {"accepted": found["Tcp.PassiveOpens"], "multipath": found.get("MPTcpExt.MPCapableACKRX", 0)}
+    # SYNs with MP_CAPABLE at a Multipath TCP listener, less those that fell back in the third ACK. MPCapableACKRX would
+    # leave out connections that ended before that.
+    multipath = found.get("MPTcpExt.MPCapableSYNRX", 0) - found.get("MPTcpExt.MPCapableFallbackACK", 0)
+    return {"accepted": found["Tcp.PassiveOpens"], "multipath": multipath}
 
 
 def loopback_up() -> None:
