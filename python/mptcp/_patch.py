@@ -89,6 +89,7 @@ def _stop() -> None:
         else:
             os.environ[VARIABLE] = _variable_before
         if type(socket) is _PatchedModule:
+            # A module's class may be assigned; mypy knows it as read-only.
             socket.__class__ = types.ModuleType  # type: ignore[assignment]
         for cls, original in _originals.items():
             # Not what another has put over it meanwhile: below that, ours does nothing any more.
@@ -124,6 +125,7 @@ def _patch_classes() -> list[str]:
             passed_over.append(f"{cls.__module__}.{cls.__qualname__}")
             continue
         _originals[cls] = own
+        # To replace the constructor is what this is for.
         cls.__init__ = _constructor(own or cls.__init__)  # type: ignore[method-assign]
     return passed_over
 
@@ -148,6 +150,7 @@ def _constructor(original: Callable[..., None]) -> Callable[..., None]:
                 os.close(made[3])
                 raise
 
+    # The mark by which a patched class is known; mypy knows no attributes of functions.
     __init__._mptcp_patch = True  # type: ignore[attr-defined]
     return __init__
 

@@ -345,7 +345,7 @@ class _Servers(asyncio.Server):
         for server in self._servers:
             await server.wait_closed()
 
-    # Since Python 3.13.
+    # Since Python 3.13, so the types of older ones lack them.
 
     def close_clients(self) -> None:
         for server in self._servers:

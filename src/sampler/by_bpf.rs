@@ -18,11 +18,14 @@ pub struct ByBpf {
     socks: TcpSocks,
     /// Slots by cookie.
     slots: HashMap<u64, usize>,
+    /// For how many ticks each of the others has had none. The kernel is asked again after twice as many.
+    not_found: HashMap<u64, u64>,
 }
 
 impl ByBpf {
     pub fn new(site: &Arc<Site>) -> Result<ByBpf> {
-        Ok(ByBpf { site: Arc::clone(site), socks: TcpSocks::new()?, slots: HashMap::new() })
+        let (slots, not_found) = (HashMap::new(), HashMap::new());
+        Ok(ByBpf { site: Arc::clone(site), socks: TcpSocks::new()?, slots, not_found })
     }
 
     /// Adds a row a subflow, those without a slot by inet_diag.
@@ -56,14 +59,24 @@ impl ByBpf {
 
     /// Gives each subflow that has none a slot, if the kernel finds it.
     fn assign(&mut self, by_diag: &ByDiag) -> Result<()> {
-        if by_diag.targets().all(|target| self.slots.contains_key(&target.entry.cookie)) {
-            return Ok(());
-        }
-        let elsewhere = self.site.namespace.elsewhere()?;
-        for entry in by_diag.targets().map(|target| &target.entry) {
+        let mut asked = Vec::new();
+        let mut not_found = HashMap::new();
+        for entry in by_diag.targets().map(|target| target.entry) {
             if self.slots.contains_key(&entry.cookie) {
                 continue;
             }
+            let ticks = self.not_found.get(&entry.cookie).copied().unwrap_or(0) + 1;
+            not_found.insert(entry.cookie, ticks);
+            if ticks.is_power_of_two() {
+                asked.push(entry);
+            }
+        }
+        self.not_found = not_found;
+        if asked.is_empty() {
+            return Ok(());
+        }
+        let elsewhere = self.site.namespace.elsewhere()?;
+        for entry in asked {
             let ends = (entry.tuple.local, entry.tuple.remote);
             if let Some(slot) = self.socks.keep(ends, entry.tuple.interface, entry.cookie, elsewhere)? {
                 self.slots.insert(entry.cookie, slot);

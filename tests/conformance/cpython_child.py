@@ -26,6 +26,7 @@ def use_bare() -> None:
                 proto = IPPROTO_MPTCP
             super().__init__(family, type, proto, fileno)
 
+    # To replace the class is what this is for.
     socket.socket = Bare  # type: ignore[misc]
 
 
@@ -41,6 +42,7 @@ def use_socket() -> None:
                 proto = 0
             super().__init__(family, type, proto, fileno)
 
+    # As above.
     socket.socket = Socket  # type: ignore[misc]
 
 
@@ -112,6 +114,7 @@ def main() -> None:
         import test._test_multiprocessing
 
         module = sys.modules[task["module"]] = types.ModuleType(task["module"])
+        # The package does not have it: that is why it is made here.
         test.test_multiprocessing_fork = module  # type: ignore[attr-defined]
         test._test_multiprocessing.install_tests_in_module_dict(vars(module), "fork")
     report = os.fdopen(task["report"], "w", buffering=1)

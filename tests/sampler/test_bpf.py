@@ -41,8 +41,8 @@ def differences(one: Any, other: Any) -> dict[str, tuple[Any, Any]]:
     return {name: (one[name], other[name]) for name in sorted(names) if not same(one[name], other[name])}
 
 
-def readings(socks: list[mptcp.Socket], method: Any) -> Any:
-    with mptcp.Recorder(socks, 0.005, method=method) as recorder:
+def readings(sources: list[Any], method: Any) -> Any:
+    with mptcp.Recorder(sources, 0.005, method=method) as recorder:
         assert eventually(lambda: recorder.metadata["ticks"] > 10)
     assert recorder.metadata["method"] == method
     assert recorder.metadata["failure"] is None
@@ -133,7 +133,7 @@ def test_backup_changes_in_the_rows(connection: Connection) -> None:
 
 
 def test_ipv6_and_mapped_addresses_have_their_slot() -> None:
-    """What the kernel does not find has its row by inet_diag, milliseconds later under load; these are found."""
+    """What the kernel does not find has its row by inet_diag, without an id: that takes a descriptor or BPF."""
     any_address = ("::", 0)
     for address in ("::1", "::ffff:127.0.0.1"):
         with (
@@ -143,17 +143,20 @@ def test_ipv6_and_mapped_addresses_have_their_slot() -> None:
             peer, _ = listener.accept()
             with peer:
                 exchange(sock, peer)
-                rows = readings([sock, peer], "bpf")
-                assert set(rows["subflow"]) == {1}, "only the kernel's memory tells the id without a lock"
+                handles = [found for end in (sock, peer) for found in mptcp.connections(token=end.token)]
+                assert set(readings(handles, "inet_diag")["subflow"]) == {-1}
+                rows = readings(handles, "bpf")
+                assert set(rows["subflow"]) == {1}
                 assert set(rows["token"]) == {sock.token, peer.token}
 
 
 def test_a_subflow_bound_to_an_interface_is_found(connection: Connection) -> None:
     interface = connection.paths[1].interface(connection.client)
     local, remote = connection.second
-    connection.sock.open_subflow(local, remote, interface=interface)
-    rows = readings([connection.sock], "bpf")
-    assert len(np.unique(rows["cookie"])) == 2
+    opened = connection.sock.open_subflow(local, remote, interface=interface)
+    rows = readings(connection.client.connections(token=connection.sock.token), "bpf")
+    # By inet_diag it would have no id.
+    assert dict(zip(rows["cookie"], rows["subflow"], strict=True))[opened.cookie] == opened.id
 
 
 def test_more_subflows_than_slots_take_a_larger_map(connection: Connection) -> None:

@@ -73,6 +73,7 @@ class Capture:
         self._file: IO[bytes] | None = None
         with contextlib.ExitStack() as undo:
             undo.callback(self._abandon)
+            # Both are closed by close() and _abandon().
             self._file = open(path, "wb")  # noqa: SIM115
             if len(ends) > 1:
                 self._parts = [tempfile.TemporaryFile() for _ in ends]  # noqa: SIM115
