@@ -116,6 +116,8 @@ def run_once(
     python: str, module: str, suite: str, kind: str, only: list[str] | None, tests: dict[str, list[str]]
 ) -> tuple[dict[str, int], str | None, bool]:
     reading, writing = os.pipe()
+    # Its other end is held by this program alone: when that ends, in whatever way, the child's group is killed.
+    watched, held = os.pipe()
     task = {
         "kind": kind,
         "module": module,
@@ -123,6 +125,7 @@ def run_once(
         "only": only,
         "done": list(tests),
         "report": writing,
+        "watched": watched,
     }
     last: dict[str, int] = {}
     running, ended = None, False
@@ -130,18 +133,24 @@ def run_once(
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "PYTHON"))}
     environment["PYTHONPATH"] = str(Path(mptcp.__file__).parent.parent)
     environment["PYTHONDONTWRITEBYTECODE"] = "1"
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, open(reading) as report:
+    with (
+        open(held, "w"),
+        open(reading) as report,
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        open(os.path.join(folder, "stderr"), "w") as stderr,
+    ):
         process = subprocess.Popen(
             [*unshare, python, str(HERE / "cpython_child.py"), json.dumps(task)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=open(os.path.join(folder, "stderr"), "w"),  # noqa: SIM115
+            stderr=stderr,
             env=environment,
             cwd=folder,
-            pass_fds=(writing,),
+            pass_fds=(writing, watched),
             start_new_session=True,
         )
         os.close(writing)
+        os.close(watched)
         try:
             for line in lines(report.fileno()):
                 found = json.loads(line)

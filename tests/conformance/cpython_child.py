@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import sys
 
 IPPROTO_MPTCP = 262
@@ -82,6 +83,22 @@ def counters() -> dict[str, int]:
     return {"accepted": found["Tcp.PassiveOpens"], "multipath": multipath}
 
 
+def end_with_the_program(watched: int, report: int) -> None:
+    """Kill this process's group when the program that started it has ended, which closes the other end of ``watched``.
+
+    A process of its own does that, because what the tests start is to end too. It is nobody's child here, as some tests
+    wait for any child.
+    """
+    if (middle := os.fork()) == 0:
+        if os.fork() == 0:
+            os.close(report)
+            os.read(watched, 1)
+            os.killpg(0, signal.SIGKILL)
+        os._exit(0)
+    os.waitpid(middle, 0)
+    os.close(watched)
+
+
 def loopback_up() -> None:
     import fcntl
     import socket
@@ -93,6 +110,7 @@ def loopback_up() -> None:
 
 def main() -> None:
     task = json.loads(sys.argv[1])
+    end_with_the_program(task["watched"], task["report"])
     loopback_up()
     KINDS[task["kind"]]()
 
