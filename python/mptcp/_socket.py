@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypeAlias, cast, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 from . import _core
 from ._control import Control
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
 
 # What callers of socket.create_connection pass for "not given", http.client for instance.
-_DEFAULT_TIMEOUT: object = socket._GLOBAL_DEFAULT_TIMEOUT  # type: ignore[attr-defined]
+_DEFAULT_TIMEOUT: Any = socket._GLOBAL_DEFAULT_TIMEOUT  # type: ignore[attr-defined]
 
 IPPROTO_MPTCP = 262
 """<linux/in.h>; socket.IPPROTO_MPTCP exists only if Python was built with headers that define it."""
@@ -257,13 +257,16 @@ def _tell_multiprocessing() -> None:
         reduction.register(Socket, _reduce_for_process)
 
 
+# Those of socket.create_connection and socket.create_server.
+Port: TypeAlias = "bytes | str | int | None"
+SocketAddress: TypeAlias = "tuple[Any, ...] | str | Buffer"
 MakeSocket: TypeAlias = Callable[[int, int, int], Socket]
 
 
 def create_connection(
-    address: tuple[str | None, int],
-    timeout: float | object | None = _DEFAULT_TIMEOUT,
-    source_address: tuple[str, int] | None = None,
+    address: tuple[str | None, Port],
+    timeout: float | None = _DEFAULT_TIMEOUT,
+    source_address: SocketAddress | None = None,
     *,
     all_errors: bool = False,
     path_manager: str | None = None,
@@ -284,9 +287,9 @@ def create_connection(
 
 def _connect(
     make: MakeSocket,
-    address: tuple[str | None, int],
-    timeout: float | object | None,
-    source_address: tuple[str, int] | None,
+    address: tuple[str | None, Port],
+    timeout: float | None,
+    source_address: SocketAddress | None,
     all_errors: bool,
 ) -> Socket:
     """Do what create_connection does, with the sockets of ``make``."""
@@ -297,7 +300,7 @@ def _connect(
         try:
             sock = make(family, kind, IPPROTO_MPTCP)
             if timeout is not _DEFAULT_TIMEOUT:
-                sock.settimeout(cast("float | None", timeout))
+                sock.settimeout(timeout)
             if source_address:
                 sock.bind(source_address)
             sock.connect(target)
@@ -323,7 +326,7 @@ def _connect(
 
 
 def create_server(
-    address: tuple[str, int],
+    address: SocketAddress,
     *,
     family: int = socket.AF_INET,
     backlog: int | None = None,
@@ -346,7 +349,7 @@ def create_server(
 
 def _listen(
     make: MakeSocket,
-    address: tuple[str, int],
+    address: SocketAddress,
     family: int,
     backlog: int | None,
     reuse_port: bool,

@@ -30,6 +30,8 @@ def sockets() -> int:
         with mptcp.patch(), socket.create_connection(("10.0.1.2", 5000)) as patched:
             patched.sendall(b"x")
         plain.close()
+        mptcp.create_server(("::1", 0, 0, 0), family=socket.AF_INET6).close()
+        mptcp.create_connection((None, "http"), None, source_address=("10.0.1.1", 0)).close()
         return len(sock.subflows())
 
 

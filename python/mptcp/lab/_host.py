@@ -122,9 +122,9 @@ class Host:
 
     def create_connection(
         self,
-        address: tuple[str, int],
-        timeout: float | object | None = _socket._DEFAULT_TIMEOUT,
-        source_address: tuple[str, int] | None = None,
+        address: tuple[str | None, _socket.Port],
+        timeout: float | None = _socket._DEFAULT_TIMEOUT,
+        source_address: _socket.SocketAddress | None = None,
         *,
         all_errors: bool = False,
         path_manager: str | None = None,
@@ -138,7 +138,7 @@ class Host:
 
     def create_server(
         self,
-        address: tuple[str, int],
+        address: _socket.SocketAddress,
         *,
         family: int = AF_INET,
         backlog: int | None = None,
