@@ -37,6 +37,8 @@ PYTHON = "/usr/bin/python3"
 
 CAP_PERFMON, CAP_BPF = 38, 39
 
+SO_TIMESTAMPNS = 35  # <asm-generic/socket.h>
+
 # How much longer things take than on an idle machine; .ci/matrix sets it for emulated ones.
 PATIENCE = float(os.environ.get("MPTCP_TEST_PATIENCE", "1"))
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from mptcp._core import LinkLimits, LinkTrace
 from mptcp.lab import _namespaces
-from support import PATIENCE, ROOT, eventually, held, holds_no_more_than, needs
+from support import PATIENCE, ROOT, SO_TIMESTAMPNS, eventually, held, holds_no_more_than, needs
 
 from tests.emulation.wire import LINK, UNLIMITED, Wire
 
@@ -30,7 +30,6 @@ HEADERS = 14 + 20 + 8
 #: The payload of a datagram that fills a frame.
 FULL = 1514 - HEADERS
 
-SO_TIMESTAMPNS = 35  # <asm-generic/socket.h>
 ETH_P_ALL = 3  # <linux/if_ether.h>
 # <linux/if_packet.h>
 SOL_PACKET, PACKET_AUXDATA, TP_STATUS_VLAN_VALID = 263, 8, 1 << 4

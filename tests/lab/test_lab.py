@@ -10,6 +10,7 @@ import select
 import shutil
 import signal
 import socket
+import statistics
 import struct
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from mptcp import _proc
 from mptcp.lab import Host, Lab, Link, two_paths
 from mptcp.lab._topology import Edge, remote_addresses
 from mptcp.lab._units import parse_loss, parse_queue, parse_rate, parse_time
-from support import descriptors_left, eventually, held, holds_no_more_than
+from support import PATIENCE, SO_TIMESTAMPNS, descriptors_left, eventually, held, holds_no_more_than
 
 TwoPaths = tuple[Host, Host, tuple[Link, Link]]
 
@@ -513,16 +514,37 @@ def test_rate_is_changed(mptcp_lab: Lab, pair: tuple[Host, Host]) -> None:
     a, b = pair
     link = mptcp_lab.link(a, b, rate="50mbit")
     assert link.queue == 625_000
-    near, far = connect(a, b, link.address(b))
-    with near, far:
-        for rate in (20_000_000, 40_000_000):
-            link.set(rate=rate)
-            # What the queue held under the rate before comes at the new one.
-            transfer(near, far, rate // 16)
-            assert_rate(rate, lambda rate=rate: transfer(near, far, rate // 16))
+    frame, headers, count = 1250, 42, 100
+    with (
+        a.socket(type=socket.SOCK_DGRAM, proto=0) as near,
+        b.socket(type=socket.SOCK_DGRAM, proto=0) as far,
+    ):
+        far.bind((link.address(b), 5000))
+        far.settimeout(DEADLINE)
+        far.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+        far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        near.connect(far.getsockname())
+
+        def halfway() -> float:
+            """Send frames at once; return the seconds from one to the one half of them later, at the median."""
+            for _ in range(count):
+                near.send(bytes(frame - headers))
+            stamps = []
+            for _ in range(count):
+                ((_, _, stamp),) = far.recvmsg(frame, 64)[1]
+                seconds, nanoseconds = struct.unpack("=qq", stamp)
+                stamps.append(seconds + nanoseconds * 1e-9)
+            half = count // 2
+            return statistics.median(stamps[half + n] - stamps[n] for n in range(half))
+
+        # So slow that it does not matter if the machine stands still for a moment: 250 and 125 ms.
+        for rate in (2_000_000, 4_000_000):
+            link.set(rate=rate, queue=f"{count}p")
+            taken = count / 2 * frame * 8 / rate
+            assert 0.8 * taken < halfway() < 1.2 * taken * PATIENCE
         link.set(rate=None)
         assert (link.rate, link.queue) == (None, None)
-        assert transfer(near, far, 40_000_000) > 80_000_000
+        assert halfway() < 0.05 * PATIENCE
 
 
 def test_queue_holds_what_it_says(mptcp_lab: Lab, pair: tuple[Host, Host]) -> None:
