@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import _socket
-import contextlib
 import functools
+import inspect
 import os
 import socket
+import sys
 import threading
 import types
 import warnings
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 from . import _core
 from ._errors import UnsupportedError
@@ -22,19 +23,22 @@ VARIABLE = "MPTCP_PATCH"
 
 _PARAMETERS = ("family", "type", "proto", "fileno")
 
-_lock = threading.Lock()
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+# Of the same thread again, so that a signal handler may fork, or patch, while its thread patches.
+_lock = threading.RLock()
 _depth = 0
 # What each patched class had as its own constructor; None for the one that it inherits.
 _originals: dict[type[Any], Callable[..., None] | None] = {}
 _variable_before: str | None = None
 
 
-@contextlib.contextmanager
-def patch() -> Iterator[None]:
+def patch() -> _Block:
     """Make the TCP sockets that this process creates within the block Multipath TCP.
 
     It covers the whole process with all its threads. Blocks can be nested and can overlap; the end of the last one
-    undoes it. Sockets that exist by then stay what they are.
+    undoes it. Sockets that exist by then stay what they are. It is also a decorator for functions and coroutine
+    functions, each call of which is a block; raises TypeError for generator functions.
 
     The classes stay the same: their constructors change, those of socket.socket and of any other class that derives
     directly from the C class, such as gevent's, even if it replaces socket.socket within the block. So everything in
@@ -45,17 +49,61 @@ def patch() -> Iterator[None]:
     returns a Socket of it, with its subflows.
 
     Not covered: sockets that C code creates (uvloop, libpq, gRPC), for which there is ``mptcp run``; sockets passed as
-    a descriptor; a class with a constructor of its own over the C class, which a RuntimeWarning names; and other
-    processes. A forked child stays patched. For other children MPTCP_PATCH=1 is in the environment within the block: a
-    program that imports mptcp with it is patched from there on.
+    a descriptor; instances of the C class itself, which is socket.SocketType; a class with a constructor of its own
+    over the C class, which a RuntimeWarning names; a class that a module derives from the C class within the block and
+    does not put in place of socket.socket: import such a module, gevent.socket for instance, before.
+
+    Other processes are not covered either, except children. A forked child stays patched. For other children
+    MPTCP_PATCH=1 is in the environment within the block: a program that imports mptcp with it is patched from there on.
+    The server of multiprocessing's start method "forkserver", Python 3.14's default, keeps the environment of its own
+    start: a RuntimeWarning tells if it was started before the block, and if it was started within the block, the
+    processes that it starts later are patched too.
 
     socket(IPPROTO_MPTCP). No privilege.
     """
-    start()
-    try:
-        yield
-    finally:
-        _stop()
+    return _Block()
+
+
+class _Block:
+    """What patch() returns: a context manager that can be entered again, and a decorator.
+
+    Not a generator's: if nobody kept that, its collection would end the block.
+    """
+
+    def __init__(self) -> None:
+        self._entered = 0
+
+    def __enter__(self) -> None:
+        start()
+        with _lock:
+            self._entered += 1
+
+    def __exit__(self, *unused: object) -> None:
+        with _lock:
+            if not self._entered:
+                raise RuntimeError("this block of mptcp.patch() has not been entered, or has ended")
+            self._entered -= 1
+            _stop()
+
+    def __call__(self, function: _Function) -> _Function:
+        """Decorate a function, each call of which is a block."""
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise TypeError("mptcp.patch() cannot decorate a generator function: use it as a block within the function")
+        if inspect.iscoroutinefunction(function):
+
+            @functools.wraps(function)
+            async def asynchronous(*arguments: Any, **options: Any) -> Any:
+                with self:
+                    return await function(*arguments, **options)
+
+            return cast("_Function", asynchronous)
+
+        @functools.wraps(function)
+        def call(*arguments: Any, **options: Any) -> Any:
+            with self:
+                return function(*arguments, **options)
+
+        return cast("_Function", call)
 
 
 def start() -> None:
@@ -69,13 +117,28 @@ def start() -> None:
         os.environ[VARIABLE] = "1"
         socket.__class__ = _PatchedModule
         passed_over = _patch_classes()
+    messages = []
     if passed_over:
-        message = f"mptcp.patch() does not cover classes with a constructor of their own: {', '.join(passed_over)}"
-        try:
-            warnings.warn(message, RuntimeWarning, stacklevel=4)
-        except RuntimeWarning:
-            _stop()
-            raise
+        messages.append(
+            f"mptcp.patch() does not cover classes with a constructor of their own: {', '.join(passed_over)}"
+        )
+    if _forkserver_runs() and _variable_before != "1":
+        messages.append(
+            "mptcp.patch() does not cover processes of multiprocessing's forkserver, which was started before: "
+            "patch first, or use the start method 'spawn'"
+        )
+    try:
+        for message in messages:
+            warnings.warn(message, RuntimeWarning, stacklevel=3)
+    except RuntimeWarning:
+        _stop()
+        raise
+
+
+def _forkserver_runs() -> bool:
+    """Whether this process has started multiprocessing's forkserver, which keeps the environment of that moment."""
+    module = sys.modules.get("multiprocessing.forkserver")
+    return getattr(getattr(module, "_forkserver", None), "_forkserver_pid", None) is not None
 
 
 def _stop() -> None:
@@ -168,6 +231,9 @@ def _multipath_socket(family: Any, type: Any, proto: Any) -> tuple[int, int, int
     except UnsupportedError:
         return None
 
+
+# A child forked while another thread patches would otherwise wait for that thread, which it does not have.
+os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 if os.environ.get(VARIABLE) == "1":
     start()

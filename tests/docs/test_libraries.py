@@ -112,15 +112,22 @@ def serving(server: WebServer) -> Iterator[None]:
 def program(host: Host, command: list[str], port: int, **options: Any) -> Iterator[None]:
     """A server that knows nothing of Multipath TCP, by ``mptcp run``, until it listens and to its end."""
     command = [sys.executable, "-m", "mptcp", "run", *command]
-    with host.popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **options) as process:
+    with child(host, command, **options) as process:
+
+        def listens() -> bool:
+            assert process.poll() is None, command
+            return f"127.0.0.1:{port} " in host.run(["ss", "-Hltn"], capture_output=True, text=True).stdout
+
+        assert eventually(listens, DEADLINE)
+        yield
+
+
+@contextlib.contextmanager
+def child(host: Host, command: list[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """A process that is ended at the end."""
+    with host.popen(command, stdout=subprocess.DEVNULL, text=True, **options) as process:
         try:
-
-            def listens() -> bool:
-                assert process.poll() is None, process.stderr and process.stderr.read()
-                return f"127.0.0.1:{port} " in host.run(["ss", "-Hltn"], capture_output=True, text=True).stdout
-
-            assert eventually(listens, DEADLINE)
-            yield
+            yield process
         finally:
             process.terminate()
             process.wait(DEADLINE)
@@ -128,16 +135,17 @@ def program(host: Host, command: list[str], port: int, **options: Any) -> Iterat
 
 @contextlib.contextmanager
 def postgresql(host: Host, folder: Path) -> Iterator[None]:
-    """A server of its own in a folder. It refuses to be run by root."""
+    """A server of its own in a folder. It refuses to be run by root, which an ordinary user is too in a lab's host."""
     if not POSTGRES:
         pytest.skip("needs PostgreSQL")
-    if not ROOT:
-        pytest.skip("needs root: PostgreSQL refuses to be run by who is root in a user namespace")
-    as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
-    shutil.chown(folder, "postgres", "postgres")
+    if ROOT:
+        as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+        shutil.chown(folder, "postgres", "postgres")
+    else:
+        as_user = ["unshare", "--user", "--map-user=1000"]
     data = folder / "data"
     initdb = [*as_user, str(POSTGRES[-1] / "initdb"), "-D", str(data), "-U", "postgres", "-A", "trust", "-N"]
-    subprocess.run(initdb, check=True, capture_output=True, timeout=DEADLINE, cwd=folder)
+    host.run(initdb, check=True, capture_output=True, timeout=DEADLINE, cwd=folder)
     server = [*as_user, str(POSTGRES[-1] / "postgres"), "-D", str(data), "-h", "127.0.0.1", "-k", str(folder)]
     with program(host, server, 5432, cwd=folder):
         yield
@@ -176,7 +184,9 @@ def run(place: Host, tmp_path: Path, code: str) -> str:
     authority.issue_cert("127.0.0.1").configure_cert(tls)
     tls_file = str(tmp_path / "authority.pem")
     environment = {**os.environ, "SSL_CERT_FILE": tls_file, "REQUESTS_CA_BUNDLE": tls_file}
-    command = [sys.executable, "-c", code]
+    # By its file, which child processes of multiprocessing import.
+    (tmp_path / "program.py").write_text(code)
+    command = [sys.executable, "program.py"]
     with contextlib.ExitStack() as stack:
         for port, context in ((8000, None), (8443, tls), (8080, None)):
             if f":{port}" in code:
@@ -208,6 +218,49 @@ def counted(place: Host) -> tuple[int, int]:
 def test_recipe(place: Host, tmp_path: Path, name: str) -> None:
     code, output = RECIPES[name]
     assert run(place, tmp_path, code) == output
+    accepted, multipath = counted(place)
+    assert accepted == multipath > 0
+
+
+# dask.distributed where the workers do not import the program: as from a notebook, and by its commands.
+PRELOADED = """
+from distributed import Client, LocalCluster
+
+def protocol():
+    import socket
+    with socket.socket() as sock:
+        return sock.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL)
+
+if __name__ == "__main__":
+    import mptcp
+    options = dict(protocol="tcp", host="127.0.0.1", dashboard_address=None, preload="mptcp")
+    with mptcp.patch(), LocalCluster(2, **options) as cluster, Client(cluster) as client:
+        print(sorted(client.run(protocol).values()))
+"""
+CONNECTED = """
+import mptcp
+from distributed import Client
+
+with mptcp.patch(), Client("tcp://127.0.0.1:8786") as client:
+    client.wait_for_workers(1, timeout=60)
+    print(client.submit(sum, [40, 2]).result(timeout=60))
+"""
+
+
+def test_workers_of_dask_preload_the_package(place: Host, tmp_path: Path) -> None:
+    assert run(place, tmp_path, PRELOADED) == "[262, 262]\n"
+    accepted, multipath = counted(place)
+    assert accepted == multipath > 0
+
+
+def test_dask_by_its_commands(place: Host, tmp_path: Path) -> None:
+    needs(CONNECTED)
+    options = ["--no-dashboard", "--preload", "mptcp"]
+    environment = {**os.environ, "MPTCP_PATCH": "1"}
+    dask = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host=127.0.0.1", "--port=8786", *options]
+    worker = [sys.executable, "-m", "distributed.cli.dask_worker", "tcp://127.0.0.1:8786", "--host=127.0.0.1", *options]
+    with child(place, dask, env=environment, cwd=tmp_path), child(place, worker, env=environment, cwd=tmp_path):
+        assert run(place, tmp_path, CONNECTED) == "42\n"
     accepted, multipath = counted(place)
     assert accepted == multipath > 0
 

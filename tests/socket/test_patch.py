@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import mptcp
@@ -215,6 +215,56 @@ def test_as_a_decorator() -> None:
     assert [within(), within()] == [MPTCP, MPTCP]
 
 
+def test_as_a_decorator_of_coroutine_functions_and_of_no_others() -> None:
+    @mptcp.patch()
+    async def within(number: int) -> int:
+        await asyncio.sleep(0)
+        with protocols_of() as found:
+            return found[0] + number
+
+    async def twice() -> list[int]:
+        return await asyncio.gather(within(0), within(number=1))
+
+    assert asyncio.run(twice()) == [MPTCP, MPTCP + 1]
+    assert within.__name__ == "within"
+
+    def generator() -> Iterator[None]:
+        yield
+
+    async def asynchronous_generator() -> AsyncIterator[None]:
+        yield
+
+    for function in (generator, asynchronous_generator):
+        with pytest.raises(TypeError, match="generator"):
+            mptcp.patch()(function)
+
+
+def test_a_block_that_nobody_holds_goes_on() -> None:
+    """In a process of its own, as nothing ends it."""
+    program = """
+import gc, mptcp, socket
+mptcp.patch().__enter__()
+gc.collect()
+print(socket.socket().getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL))
+"""
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    assert subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE).stdout == "262\n"
+
+
+def test_a_block_is_entered_again_and_left_as_often() -> None:
+    block = mptcp.patch()
+    for _ in range(2):
+        with block, block:
+            pass
+    with pytest.raises(RuntimeError, match="has not been entered, or has ended"):
+        block.__exit__()
+    with mptcp.patch():
+        with pytest.raises(RuntimeError):
+            block.__exit__()
+        with protocols_of() as found:
+            assert found[0] == MPTCP
+
+
 def test_overlapping_blocks_of_threads() -> None:
     """The process is patched until the last of them ends, whoever began."""
     entered, leave = [threading.Event() for _ in range(2)], [threading.Event() for _ in range(2)]
@@ -364,6 +414,21 @@ print(socket.socket is theirs, "mptcp" not in type(socket).__module__)
     ], result.stderr
 
 
+def test_gevents_class_without_a_monkey_patch() -> None:
+    need("gevent")
+    program = """
+import gevent.socket, mptcp, socket
+def protocol():
+    with gevent.socket.socket() as sock:
+        return sock.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL)
+with mptcp.patch():
+    print(protocol())
+print(protocol())
+"""
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    assert subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE).stdout == "262\n6\n"
+
+
 # Child processes
 
 
@@ -387,6 +452,69 @@ def test_children_of_multiprocessing(method: str) -> None:
             answers.append(ours.recv())
             process.join(DEADLINE)
     assert answers == [MPTCP, TCP]
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_fork_while_other_threads_patch() -> None:
+    """The child has none of those threads, and must not wait for them."""
+    ended = threading.Event()
+
+    def work() -> None:
+        while not ended.is_set():
+            with mptcp.patch():
+                pass
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(100):
+            if (pid := os.fork()) == 0:
+                signal.alarm(int(DEADLINE))
+                with mptcp.patch(), protocols_of() as found:
+                    os._exit(found[0] != MPTCP)
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join(DEADLINE)
+
+
+FORKSERVER = """
+import multiprocessing, mptcp, socket, sys, warnings
+
+def child(connection):
+    with socket.socket() as sock:
+        connection.send(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL))
+
+def answer():
+    ours, theirs = context.Pipe()
+    process = context.Process(target=child, args=(theirs,))
+    process.start()
+    print(ours.recv(), flush=True)
+    process.join()
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore", ResourceWarning)
+    context = multiprocessing.get_context("forkserver")
+    if sys.argv[1] == "before":
+        answer()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", RuntimeWarning)
+        with mptcp.patch():
+            answer()
+    print(*[warning.message for warning in caught])
+"""
+
+
+@pytest.mark.parametrize(("when", "protocols"), [("before", [TCP, TCP]), ("within", [MPTCP])])
+def test_a_forkserver_keeps_the_environment_of_its_start(tmp_path: Path, when: str, protocols: list[int]) -> None:
+    (tmp_path / "program.py").write_text(FORKSERVER)
+    command = [sys.executable, "program.py", when]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, cwd=tmp_path)
+    *numbers, warning = result.stdout.splitlines()
+    assert numbers == [str(number) for number in protocols], result.stderr
+    assert ("forkserver, which was started before" in warning) == (when == "before")
 
 
 def test_a_program_that_imports_the_package() -> None:
