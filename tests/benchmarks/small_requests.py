@@ -7,21 +7,23 @@
 A client sends requests of 10 kB to a server over paths with round-trip times of 40 and 80 ms and 10 Mbit/s each, one
 after the other's answer, or one every 25 or 10 ms. The kernel's scheduler distributes them over two subflows, by what
 each has queued and not yet acknowledged. Where a shaper is on the sending host, what waits in it belongs to its socket,
-so the scheduler can see something else than in a network. Three arrangements take turns: a lab's links; netem on a
-forwarding host in each path, as in a network; and netem on the hosts' own interfaces, as it is often done by hand.
-Where the kernel lacks netem only the first is measured.
+so the scheduler can see something else than in a network. Three arrangements exist at once and take turns, in random
+order, each turn with a new connection: a lab's links; netem on a forwarding host in each path, as in a network; and
+netem on the hosts' own interfaces, as it is often done by hand. All have the same congestion control, buffers, segments
+and room in queues, and no memory of earlier connections. What is compared are the differences within turns: their mean,
+with a 95 % interval (bootstrap over turns). Where the kernel lacks netem only the lab's links are measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
 import platform
 import random
 import socket
 import statistics
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -38,9 +40,19 @@ GAPS = {None: "one by one", 0.025: "one every 25 ms", 0.01: "one every 10 ms"}
 PORT = 5000
 DEADLINE = 60.0
 CONGESTION_CONTROL = "reno"
-#: Percentage points by which the shares of a lab's links and of netem in a network may differ, or as much as the turns
-#: of one of them differ among themselves.
+#: What arrangements are compared, and by how many percentage points their shares may differ.
+OURS, NETWORK = "the lab's links", "netem behind a forwarding host"
 AGREEMENT = 5.0
+RESAMPLES = 10_000
+#: More than ever wait.
+QUEUE_PACKETS = 1000
+SYSCTLS: dict[str, str | int] = {
+    "net.ipv4.tcp_congestion_control": CONGESTION_CONTROL,
+    # Otherwise a connection begins with what an earlier one has learnt of the path.
+    "net.ipv4.tcp_no_metrics_save": 1,
+    "net.ipv4.tcp_rmem": "4096 131072 6291456",
+    "net.ipv4.tcp_wmem": "4096 16384 4194304",
+}
 
 
 class Ends(NamedTuple):
@@ -58,7 +70,7 @@ class Measured(NamedTuple):
 
 def lab_links(lab: Lab) -> Ends:
     client, server = lab.host("client"), lab.host("server")
-    links = [lab.link(client, server, rate=RATE, delay=delay) for delay in DELAYS]
+    links = [lab.link(client, server, rate=RATE, delay=delay, queue=f"{QUEUE_PACKETS}p") for delay in DELAYS]
     return Ends(client, server, [(link.address(client), link.address(server)) for link in links])
 
 
@@ -87,7 +99,7 @@ def at_the_sender(lab: Lab) -> Ends:
 
 
 def netem(host: Host, interface: str, delay: str) -> None:
-    rate = ("rate", RATE, "limit", "1000")
+    rate = ("rate", RATE, "limit", str(QUEUE_PACKETS))
     host.run(["tc", "qdisc", "add", "dev", interface, "root", "netem", "delay", delay, *rate], check=True)
 
 
@@ -97,8 +109,8 @@ def one_by_one(host: Host, interface: str) -> None:
 
 
 ARRANGEMENTS: dict[str, Callable[[Lab], Ends]] = {
-    "the lab's links": lab_links,
-    "netem behind a forwarding host": behind_a_router,
+    OURS: lab_links,
+    NETWORK: behind_a_router,
     "netem at the sender": at_the_sender,
 }
 
@@ -208,20 +220,25 @@ def has_netem() -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=100, help="of each turn")
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=1, help="of the order of turns and of the intervals")
     arguments = parser.parse_args()
-    chosen = ARRANGEMENTS if has_netem() else {"the lab's links": lab_links}
+    chosen = ARRANGEMENTS if has_netem() else {OURS: lab_links}
     found: dict[tuple[str, float | None], list[Measured]] = {}
     late: dict[str, list[float]] = {name: [] for name in chosen}
-    for _ in range(arguments.turns):
-        for name in random.sample(list(chosen), len(chosen)):
-            with Lab() as lab:
-                ends = chosen[name](lab)
-                for host in lab.hosts.values():
-                    host.sysctl("net.ipv4.tcp_congestion_control", CONGESTION_CONTROL)
-                late[name] += excess(ends, arguments.requests)
+    order = random.Random(arguments.seed)
+    with contextlib.ExitStack() as stack:
+        ends = {}
+        for name, make in chosen.items():
+            lab = stack.enter_context(Lab())
+            ends[name] = make(lab)
+            for host, (sysctl, value) in itertools.product(lab.hosts.values(), SYSCTLS.items()):
+                host.sysctl(sysctl, value)
+        for _ in range(arguments.turns):
+            for name in order.sample(list(chosen), len(chosen)):
+                late[name] += excess(ends[name], min(arguments.requests, 50))
                 for gap in GAPS:
-                    found.setdefault((name, gap), []).append(measure(ends, arguments.requests, gap))
+                    found.setdefault((name, gap), []).append(measure(ends[name], arguments.requests, gap))
 
     print(
         f"Linux {platform.release()}, {os.cpu_count()} processors, {CONGESTION_CONTROL}, the kernel's default "
@@ -238,16 +255,30 @@ def main() -> None:
     if len(chosen) == 1:
         print("This kernel has no netem to compare with.")
         return
-    ours, network = ("the lab's links", "netem behind a forwarding host")
-    for gap, what in GAPS.items():
-        shares = [[100 * each.share for each in found[name, gap]] for name in (ours, network)]
-        difference = abs(statistics.median(shares[0]) - statistics.median(shares[1]))
-        spread = max(max(each) - min(each) for each in shares)
-        verdict = "agree" if difference <= max(AGREEMENT, spread) else "DISAGREE"
-        print(
-            f"{what}: the lab's links and netem in a network {verdict}: {difference:.1f} percentage points apart, "
-            f"turns of one of them up to {spread:.1f}"
-        )
+    print(f"beside {NETWORK}, percentage points within a turn: mean and 95 % interval")
+    for name in chosen:
+        if name == NETWORK:
+            continue
+        for gap, what in GAPS.items():
+            pairs = zip(found[name, gap], found[NETWORK, gap], strict=True)
+            differences = [100 * (one.share - other.share) for one, other in pairs]
+            low, high = interval(differences, order)
+            text = f"{name:32}{what:18}{statistics.mean(differences):+6.2f} ({low:+.2f} to {high:+.2f})"
+            if name == OURS:
+                if low >= -AGREEMENT and high <= AGREEMENT:
+                    verdict = "agree"
+                elif low > AGREEMENT or high < -AGREEMENT:
+                    verdict = "DISAGREE"
+                else:
+                    verdict = "undecided"
+                text += f": {verdict}, to {AGREEMENT:g} points"
+            print(text)
+
+
+def interval(values: list[float], random: random.Random) -> tuple[float, float]:
+    """The 95 % interval of the mean, by resampling."""
+    means = sorted(statistics.fmean(random.choices(values, k=len(values))) for _ in range(RESAMPLES))
+    return means[RESAMPLES * 25 // 1000], means[RESAMPLES * 975 // 1000 - 1]
 
 
 def figures(turns: list[Measured]) -> str:
@@ -258,4 +289,4 @@ def figures(turns: list[Measured]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
