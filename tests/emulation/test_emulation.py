@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from mptcp._core import LinkLimits, LinkTrace
@@ -444,6 +445,14 @@ def test_many_links_take_one_thread_and_no_more_descriptors(wire: Wire) -> None:
         wire.emulator.add(number, *ends, LinkLimits(rate=10**6), LinkLimits(delay=MS))
     assert holds_no_more_than(before)
     assert send_all(wire, 100, 100) == list(range(100))
+    (thread,) = (task for task in Path("/proc/self/task").iterdir() if (task / "comm").read_text() == "mptcp-links\n")
+    # A real-time thread, where this user may have one.
+    code = "import os; os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))"
+    may = subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+    assert wire.emulator.status()["real_time"] is may
+    assert (os.sched_getscheduler(int(thread.name)) & ~os.SCHED_RESET_ON_FORK) == (
+        os.SCHED_FIFO if may else os.SCHED_OTHER
+    )
 
 
 @needs_namespaces

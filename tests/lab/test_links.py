@@ -711,8 +711,9 @@ def test_a_link_that_failed_leaves_nothing(mptcp_lab: Lab, pair: tuple[Host, Hos
     a, b = pair
     link = mptcp_lab.link(a, b, delay="10ms")
     for wrong in ({"rate": 5}, {"queue": "1ms"}, {"loss": 2}, {"congestion_control": "nosuch", "delay": "50ms"}):
-        with pytest.raises((ValueError, OSError)):
+        with pytest.raises((ValueError, OSError)) as refused:
             link.set(**wrong)  # type: ignore[arg-type]
+        assert refused.value.__notes__ == [f"link {link.name}"]
     assert (link.rate, link.delay, link.loss, link.queue) == (None, 0.01, None, None)
 
 

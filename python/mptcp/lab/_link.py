@@ -7,7 +7,7 @@ import errno
 import functools
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from socket import AF_INET, AF_INET6
 from types import EllipsisType
@@ -290,39 +290,49 @@ class Link:
 
         All but the last two act in the middle of the link, in the lab's emulator (AF_PACKET). Raises ValueError and
         TypeError before anything has changed, OSError for a trace that cannot be read, and OSError (EPIPE) if the
-        process of one of the hosts has ended. If it fails, the link stays as it was.
+        process of one of the hosts has ended; a note says which link it was. If it fails, the link stays as it was.
         """
-        limits = _limits.changed(
-            self._limits,
-            rate=rate,
-            trace=trace,
-            queue=queue,
-            aqm=aqm,
-            loss=loss,
-            delay=delay,
-            jitter=jitter,
-            reorder=reorder,
-        )
-        if not isinstance(congestion_control, EllipsisType):
-            check_congestion_control(congestion_control)
-        if not isinstance(mtu, EllipsisType):
-            check_size(mtu, "mtu", *MTU)
-        with self._state._locked(), contextlib.ExitStack() as undo:
-            self._check_alive()
-
-            def change(how: Callable[[Any], None], before: Any, after: Any) -> None:
-                undo.callback(_quietly, lambda: how(before))
-                how(after)
-
+        with self._named():
+            limits = _limits.changed(
+                self._limits,
+                rate=rate,
+                trace=trace,
+                queue=queue,
+                aqm=aqm,
+                loss=loss,
+                delay=delay,
+                jitter=jitter,
+                reorder=reorder,
+            )
             if not isinstance(congestion_control, EllipsisType):
-                change(self._set_congestion_control, self._congestion_control, congestion_control)
-            if not isinstance(mtu, EllipsisType) and mtu != self._mtu:
-                change(self._set_mtu, self._mtu, mtu)
-            if limits != self._limits:
-                undo.callback(_quietly, self._state._arrange)
-                change(self._set_limits, self._limits, limits)
-                self._state._arrange()
-            undo.pop_all()
+                check_congestion_control(congestion_control)
+            if not isinstance(mtu, EllipsisType):
+                check_size(mtu, "mtu", *MTU)
+            with self._state._locked(), contextlib.ExitStack() as undo:
+                self._check_alive()
+
+                def change(how: Callable[[Any], None], before: Any, after: Any) -> None:
+                    undo.callback(_quietly, lambda: how(before))
+                    how(after)
+
+                if not isinstance(congestion_control, EllipsisType):
+                    change(self._set_congestion_control, self._congestion_control, congestion_control)
+                if not isinstance(mtu, EllipsisType) and mtu != self._mtu:
+                    change(self._set_mtu, self._mtu, mtu)
+                if limits != self._limits:
+                    undo.callback(_quietly, self._state._arrange)
+                    change(self._set_limits, self._limits, limits)
+                    self._state._arrange()
+                undo.pop_all()
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Add the link's name to errors, as a note: a program may change several links."""
+        try:
+            yield
+        except (ValueError, TypeError, OSError) as error:
+            error.add_note(f"link {self.name}")
+            raise
 
     def stats(self) -> tuple[LinkStats, LinkStats]:
         """Return the statistics of the frames that the first host sent, and of those that the second host sent.
