@@ -6,7 +6,6 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,43 +17,11 @@ from mptcp.lab import Transfer, record_transfer, two_paths
 from support import eventually
 
 matplotlib = pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'mptcp[plot]'")
-matplotlib.use("agg")
-
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.collections import FillBetweenPolyCollection  # noqa: E402
 from matplotlib.patches import StepPatch  # noqa: E402
 
-PANELS = ("goodput", "rtt", "cwnd", "share")
-
-
-@pytest.fixture(scope="module")
-def recording() -> mptcp.Recording:
-    """Two paths, of which the second is opened and the first closed in mid-transfer."""
-    with (
-        two_paths() as (client, server, (first, second)),
-        Transfer(client, server, [first]) as transfer,
-        mptcp.Recorder(transfer.sock) as rec,
-    ):
-        sock = transfer.sock
-        assert eventually(lambda: transfer.received > 1 << 20)
-        opened = sock.open_subflow(second.address(client), second.address(server))
-        assert eventually(lambda: (of(sock, opened).tcp_info.bytes_acked or 0) > 1 << 20, 20)
-        sock.close_subflow(1)
-        assert eventually(lambda: len(sock.subflows()) == 1)
-        received = transfer.received
-        assert eventually(lambda: transfer.received > received + (1 << 19), 20)
-    return mptcp.Recording(rec.samples, rec.connections, rec.events, rec.metadata)
-
-
-def of(sock: mptcp.Socket, wanted: mptcp.Subflow) -> mptcp.Subflow:
-    (found,) = [subflow for subflow in sock.subflows() if subflow == wanted]
-    return found
-
-
-@pytest.fixture(autouse=True)
-def _no_figure_left() -> Iterator[None]:
-    yield
-    plt.close("all")
+PANELS = ("goodput", "rtt", "cwnd", "share", "rcv_rtt", "rcv_wnd", "rtt_cdf", "rtt_ccdf")
 
 
 def cookies(recording: mptcp.Recording) -> list[int]:
@@ -106,19 +73,21 @@ def test_share_is_the_measure(recording: mptcp.Recording) -> None:
     assert [text.get_text() for text in ax.texts] == [f"{width:.1f} %" for width in widths]
 
 
-def test_events_are_marked_at_their_time(recording: mptcp.Recording) -> None:
-    ax = mptcp.plot.rtt(recording)
+@pytest.mark.parametrize("end", ["recording", "receivers"])
+def test_events_are_marked_at_their_time(request: pytest.FixtureRequest, end: str) -> None:
+    recorded = request.getfixturevalue(end)
+    ax = mptcp.plot.goodput(recorded)
     kinds = ["SUB_ESTABLISHED", "SUB_CLOSED"]
     assert legend(ax)[2:] == kinds
-    start = recording.samples["time_ns"].min()
-    times = {event.kind.name: (event.time_ns - start) / 1e9 for event in recording.events}
+    start = recorded.samples["time_ns"].min()
+    times = {event.kind.name: (event.time_ns - start) / 1e9 for event in recorded.events}
     drawn = [float(points.get_offsets()[0][0]) for points in ax.collections]
-    assert len(ax.lines) == 2 + 2 * len(kinds), "of subflows, events and the legend"
     assert drawn == pytest.approx([times[kind] for kind in kinds])
     colours = [matplotlib.colors.to_hex(points.get_facecolor()[0]) for points in ax.collections]
-    # The second was established, and the first was closed.
-    assert colours == [line.get_color().lower() for line in (ax.lines[1], ax.lines[0])]
-    assert not mptcp.plot.rtt(recording, events=False).collections
+    areas = [matplotlib.colors.to_hex(patch.get_facecolor()) for patch in ax.patches if isinstance(patch, StepPatch)]
+    # The second was established, and the first was closed. At the receiver both have the same local port.
+    assert colours == [areas[1], areas[0]]
+    assert not mptcp.plot.goodput(recorded, events=False).collections
 
 
 def changed(recording: mptcp.Recording, **fields: Any) -> mptcp.Recording:
@@ -133,9 +102,9 @@ def test_what_is_missing_or_infinite_is_a_gap(recording: mptcp.Recording) -> Non
     rows = recording.samples
     threshold = np.where(np.arange(len(rows)) % 2 == 0, np.inf, 20.0)
     ax = mptcp.plot.cwnd(changed(recording, snd_ssthresh=threshold), ssthresh=True)
-    dotted = [line for line in ax.lines if line.get_linestyle() == ":"]
-    assert len(dotted) == 2
-    for line in dotted:
+    thin = [line for line in ax.lines if line.get_linewidth() == 0.5]
+    assert len(thin) == 2
+    for line in thin:
         values = np.asarray(line.get_ydata(), dtype=float)
         assert np.isnan(values).any()
         assert set(values[~np.isnan(values)]) == {20.0}
@@ -146,10 +115,11 @@ def test_many_samples_are_a_median_and_a_band(recording: mptcp.Recording) -> Non
     rows = np.repeat(recording.samples[recording.samples["subflow"] == 1][:1], 10_000)
     rows["time_ns"] += np.arange(10_000) * 1_000_000
     rows["rtt"] = 1000 + np.arange(10_000) % 20
+    rows["bytes_acked"] += np.arange(10_000)
     ax = mptcp.plot.rtt(mptcp.Recording(rows, recording.connections, [], recording.metadata))
     (line,), (band,) = ax.lines, ax.collections
     assert len(line.get_xdata()) == 500
-    np.testing.assert_allclose(line.get_ydata(), 1.0095)
+    np.testing.assert_allclose(line.get_ydata(), 1.0095, atol=1e-3)  # a piece may have one more or less
     assert isinstance(band, FillBetweenPolyCollection)
     assert band.get_datalim(ax.transData).get_points()[:, 1].tolist() == pytest.approx([1.0, 1.019])
 
@@ -169,7 +139,7 @@ def test_of_many_subflows_the_smallest_are_grey(recording: mptcp.Recording) -> N
     unit = ax.get_ylabel()[9:-1]
     total = sum(measures.goodput(many.samples, window=layers[0].edges[1])[1].values())[: len(layers[0].values)]
     np.testing.assert_allclose(layers[-1].values * {"Mbit/s": 1e6, "Gbit/s": 1e9}[unit], total, rtol=1e-6)
-    assert len(mptcp.plot.rtt(many).lines) == 10
+    assert len(mptcp.plot.rtt(many).lines) == 8
 
 
 def test_several_connections() -> None:
@@ -199,15 +169,27 @@ def test_panels(recording: mptcp.Recording) -> None:
     figure = recording.plot()
     titles = [ax.get_ylabel() or ax.get_xlabel() for ax in figure.axes]
     assert titles == ["Goodput (Mbit/s)", "RTT (ms)", "Congestion window\n(segments)", "Share of bytes sent (%)"]
-    assert [text.get_text() for text in figure.legends[0].get_texts()][:2] == ["10.0.1.1", "10.0.2.1"]
-    assert not any(ax.get_legend() for ax in figure.axes)
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()][:2] == ["10.0.1.1", "10.0.2.1"]
+    assert not any(ax.get_legend() for ax in figure.axes[1:])
     assert len({ax.get_xlim() for ax in figure.axes[:3]}) == 1
     assert len(recording.plot("rtt", size=(3, 2)).axes) == 1
     assert plt.gcf().get_size_inches().tolist() == [3, 2]
 
 
+def test_a_receiver_has_other_panels(receivers: mptcp.Recording) -> None:
+    titles = [ax.get_ylabel() or ax.get_xlabel() for ax in receivers.plot().axes]
+    window = "Receive window\n(MB)"
+    assert [title for title in titles if title != window] == [
+        "Goodput (Mbit/s)",
+        "Receiver's\nRTT (ms)",
+        "Share of bytes received (%)",
+    ]
+    # Linux 6.2 and later have it.
+    assert (window in titles) == bool(np.isfinite(receivers.samples["rcv_wnd"]).any())
+
+
 def test_on_given_axes(recording: mptcp.Recording) -> None:
-    _, axes = plt.subplots(4)
+    _, axes = plt.subplots(len(PANELS))
     for name, ax in zip(PANELS, axes, strict=True):
         assert getattr(mptcp.plot, name)(recording, ax=ax) is ax
     assert len(plt.get_fignums()) == 1

@@ -147,7 +147,7 @@ class Recording:
 
     def plot(
         self,
-        panels: Panel | Sequence[Panel] = ("goodput", "rtt", "cwnd", "share"),
+        panels: Panel | Sequence[Panel] | None = None,
         *,
         size: tuple[float, float] | None = None,
         token: int | None = None,
@@ -157,9 +157,10 @@ class Recording:
     ) -> Figure:
         """Draw plots of mptcp.plot, named by ``panels``, one above the other on a new pyplot figure, and return it.
 
-        ``size`` is its width and height in inches, ``window`` is in seconds; the other arguments are as in mptcp.plot.
-        Needs matplotlib: ``pip install 'mptcp[plot]'``. Raises ValueError for an unknown panel, and for a recording
-        without samples.
+        By default those are "goodput", "rtt", "cwnd" and "share" if more bytes were sent, and "goodput", "rcv_rtt",
+        "rcv_wnd" and "share", which are what a receiver has, if more were received. ``size`` is its width and height in
+        inches, ``window`` is in seconds; the other arguments are as in mptcp.plot. Needs matplotlib:
+        ``pip install 'mptcp[plot]'``. Raises ValueError for an unknown panel, and for a recording without samples.
         """
         from ..plot import _panels
 

@@ -7,7 +7,7 @@ import sys
 
 SUMMARY = "plot a recording that `mptcp record` or Recorder.save() wrote"
 
-_PANELS = ("goodput", "rtt", "cwnd", "share")
+_PANELS = ("goodput", "rtt", "cwnd", "share", "rcv_rtt", "rcv_wnd", "rtt_cdf", "rtt_ccdf")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the file to write; its suffix sets the format: .png, .pdf, .svg",
     )
     parser.add_argument(
-        "--panels", nargs="+", choices=_PANELS, default=_PANELS, help="what to plot, from top to bottom (default: all)"
+        "--panels",
+        nargs="+",
+        choices=_PANELS,
+        help="what to plot, from top to bottom (default: goodput, rtt, cwnd and share of a sender; goodput, rcv_rtt, "
+        "rcv_wnd and share of a receiver)",
     )
     parser.add_argument("--size", type=_size, metavar="WxH", help="width and height in inches, for example 6x4")
     parser.add_argument("--dpi", type=float, default=200, help="dots per inch, except in vector formats (default: 200)")
