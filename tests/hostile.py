@@ -10,7 +10,8 @@ from typing import Any
 import mptcp
 import pytest
 from hypothesis import strategies as st
-from mptcp.lab import Capture, Endpoint, Host, Lab, Limits, Link
+from mptcp import Endpoint, Limits
+from mptcp.lab import Capture, Host, Lab, Link
 from support import PORT, Connection, connected, descriptors, eventually, held, holds_no_more_than
 
 # Where no route leads, so that even what can be an endpoint is refused before a SYN.
@@ -192,7 +193,7 @@ class World:
         )
 
     def of_client(self) -> tuple[Limits, str, list[Endpoint]]:
-        return self.client.set_limits(), self.client.sysctl("net.ipv4.ip_forward"), self.client.endpoints
+        return self.client.get_limits(), self.client.sysctl("net.ipv4.ip_forward"), self.client.endpoints()
 
     def sent(self) -> dict[str, int]:
         """What a call that asks the kernel for something sends, by the kernel's counters."""

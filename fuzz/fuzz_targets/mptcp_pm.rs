@@ -12,9 +12,17 @@ fn decode(payload: &[u8]) {
     }
     let _ = pm::codec::decode_family(payload);
     if let Some(address) = pm::codec::decode_get_addr(payload) {
-        for command in [pm::codec::encode_announce(9, &address), pm::codec::encode_create(9, &address, &address)] {
+        for command in [
+            pm::codec::encode_announce(9, &address),
+            pm::codec::encode_create(9, &address, &address),
+            pm::endpoints::encode_add(&address),
+        ] {
             assert_eq!(pm::codec::decode_get_addr(&command), Some(address));
         }
+    }
+    if let Some(limits) = pm::endpoints::decode_limits(payload) {
+        let command = pm::endpoints::encode_set_limits(Some(limits.subflows), Some(limits.add_addr_accepted));
+        assert_eq!(pm::endpoints::decode_limits(&command), Some(limits));
     }
 }
 

@@ -13,6 +13,23 @@ import typing as _typing
 from . import enhanced_api
 from ._connection import Connection, connections, counters
 from ._core import Event, Info, Subflow, TcpInfo
+from ._endpoints import (
+    Endpoint,
+    Limits,
+    add_endpoint,
+    available_schedulers,
+    change_endpoint,
+    endpoints,
+    flush_endpoints,
+    get_limits,
+    get_scheduler,
+    remove_endpoint,
+    set_limits,
+    set_scheduler,
+    use_endpoints,
+    use_limits,
+    use_scheduler,
+)
 from ._errors import NotMultipathError, PathManagerError, SubflowError, UnsupportedError
 from ._event_kind import EventKind
 from ._events import Events
@@ -29,15 +46,28 @@ if _typing.TYPE_CHECKING:
     from . import plot as plot
     from . import policies as policies
 
-for _class in (LocalAddress, Opening, Policy, RunningPolicies, Connection, Recorder, Recording, Socket):
+for _class in (
+    Endpoint,
+    Limits,
+    LocalAddress,
+    Opening,
+    Policy,
+    RunningPolicies,
+    Connection,
+    Recorder,
+    Recording,
+    Socket,
+):
     _class.__module__ = "mptcp"
 
 __all__ = [
     "Connection",
+    "Endpoint",
     "Event",
     "EventKind",
     "Events",
     "Info",
+    "Limits",
     "LocalAddress",
     "NotMultipathError",
     "Opening",
@@ -51,18 +81,31 @@ __all__ = [
     "SubflowError",
     "TcpInfo",
     "UnsupportedError",
+    "add_endpoint",
     "attach",
+    "available_schedulers",
+    "change_endpoint",
     "connections",
     "counters",
     "create_connection",
     "create_server",
+    "endpoints",
     "enhanced_api",
+    "flush_endpoints",
+    "get_limits",
     "get_path_manager",
+    "get_scheduler",
     "load",
     "patch",
+    "remove_endpoint",
     "run_policy",
+    "set_limits",
     "set_path_manager",
+    "set_scheduler",
+    "use_endpoints",
+    "use_limits",
     "use_path_manager",
+    "use_scheduler",
     "wrap",
 ]
 

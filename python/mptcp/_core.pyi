@@ -1,7 +1,7 @@
 """The native core. Private: the package's own names are documented here, the rest serves mptcp's Python code."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn, Protocol, final, overload, type_check_only
+from typing import Any, NoReturn, Protocol, TypeAlias, final, overload, type_check_only
 
 import numpy as np
 from _typeshed import ReadableBuffer
@@ -11,6 +11,7 @@ from ._address import Address
 from ._event_kind import EventKind
 
 __all__ = [
+    "ENDPOINT_FLAGS",
     "PATH_MANAGERS",
     "ByToken",
     "Event",
@@ -26,17 +27,25 @@ __all__ = [
     "Subflow",
     "TcpInfo",
     "Watcher",
+    "add_endpoint",
     "after_fork",
+    "available_schedulers",
     "before_fork",
+    "change_endpoint",
     "check_path_manager",
+    "check_scheduler",
     "check_socket",
     "connections",
     "create_socket",
+    "endpoints",
     "enhanced_getsockopt",
     "enhanced_setsockopt",
     "enter_new_network_namespace",
     "enter_new_user_namespace",
+    "flush_endpoints",
+    "get_limits",
     "get_path_manager",
+    "get_scheduler",
     "has_interface",
     "probe_full_info",
     "probe_is_mptcp",
@@ -46,15 +55,21 @@ __all__ = [
     "protocol_of",
     "realtime_offset_ns",
     "remount_writable",
+    "remove_endpoint",
     "run_program",
+    "set_limits",
     "set_path_manager",
+    "set_scheduler",
     "subflows_at",
     "subflows_of",
     "supervised_signals",
     "take_descriptor",
 ]
 
+ENDPOINT_FLAGS: dict[str, int]
 PATH_MANAGERS: list[str]
+
+_EndpointFields: TypeAlias = tuple[str, int, int | None, str | None, int]
 
 @type_check_only
 class Owner(Protocol):
@@ -978,6 +993,23 @@ def remount_writable(path: str) -> None: ...
 def check_path_manager(name: object) -> str: ...
 def get_path_manager() -> str: ...
 def set_path_manager(name: str) -> str: ...
+def endpoints(fd: int | None) -> list[_EndpointFields]:
+    """Endpoints as (address, id, port, interface, flags), of a socket's namespace or of the calling thread's."""
+
+def add_endpoint(
+    fd: int | None, address: str, id: int | None, port: int | None, interface: str | None, flags: int
+) -> _EndpointFields: ...
+def change_endpoint(
+    fd: int | None, id: int, address: str | None, port: int | None, backup: bool | None, fullmesh: bool | None
+) -> _EndpointFields: ...
+def remove_endpoint(fd: int | None, id: int, address: str | None, port: int | None) -> None: ...
+def flush_endpoints(fd: int | None) -> None: ...
+def get_limits(fd: int | None) -> tuple[int, int]: ...
+def set_limits(fd: int | None, subflows: int | None, add_addr_accepted: int | None) -> tuple[int, int]: ...
+def get_scheduler() -> str: ...
+def check_scheduler(name: object) -> str: ...
+def set_scheduler(name: str) -> str: ...
+def available_schedulers() -> list[str]: ...
 def run_program(
     arguments: list[str],
     environment: list[str],

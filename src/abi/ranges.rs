@@ -29,6 +29,25 @@ pub fn descriptor(value: i64) -> Result<i32> {
     in_range("fd", value, 0, i32::MAX.into())
 }
 
+/// An address id of an endpoint; 0 is that of the initial address.
+pub fn endpoint_id(value: i64) -> Result<u8> {
+    in_range("id", value, 1, u8::MAX.into())
+}
+
+/// A port that an endpoint announces.
+pub fn port_of_endpoint(value: i64) -> Result<u16> {
+    in_range("port", value, 1, u16::MAX.into())
+}
+
+/// Limits of the in-kernel path manager, which counts in bytes; the most that it takes is the kernel's to say.
+pub fn limit_of_subflows(value: i64) -> Result<u32> {
+    in_range("subflows", value, 0, u8::MAX.into())
+}
+
+pub fn limit_of_addresses(value: i64) -> Result<u32> {
+    in_range("add_addr_accepted", value, 0, u8::MAX.into())
+}
+
 /// The length of a buffer for a socket option, where 0 stands for an int. Python's socket.getsockopt takes no more.
 pub fn buffer_length(value: i64) -> Result<usize> {
     in_range("buflen", value, 0, 1024)
@@ -52,5 +71,6 @@ mod tests {
         assert_eq!(message(port(-1)), "port must be from 0 to 65535, not -1");
         assert!(token(1 << 32).is_err() && scope_id(-1).is_err() && pid(0).is_err());
         assert!(pid(1 << 31).is_err() && descriptor(-1).is_err());
+        assert!(endpoint_id(0).is_err() && endpoint_id(256).is_err() && port_of_endpoint(0).is_err());
     }
 }

@@ -182,7 +182,12 @@ pub mod pm {
     pub const EVENT_GROUP: &str = "mptcp_pm_events";
     pub const VERSION: u8 = 1;
 
+    pub const CMD_ADD_ADDR: u8 = 1;
+    pub const CMD_DEL_ADDR: u8 = 2;
     pub const CMD_GET_ADDR: u8 = 3;
+    pub const CMD_FLUSH_ADDRS: u8 = 4;
+    pub const CMD_SET_LIMITS: u8 = 5;
+    pub const CMD_GET_LIMITS: u8 = 6;
     pub const CMD_SET_FLAGS: u8 = 7;
     pub const CMD_ANNOUNCE: u8 = 8;
     pub const CMD_REMOVE: u8 = 9;
@@ -190,6 +195,8 @@ pub mod pm {
     pub const CMD_SUBFLOW_DESTROY: u8 = 11;
 
     pub const ATTR_ADDR: u16 = 1;
+    pub const ATTR_RCV_ADD_ADDRS: u16 = 2;
+    pub const ATTR_SUBFLOWS: u16 = 3;
     pub const ATTR_TOKEN: u16 = 4;
     pub const ATTR_LOC_ID: u16 = 5;
     pub const ATTR_ADDR_REMOTE: u16 = 6;
@@ -203,7 +210,24 @@ pub mod pm {
     pub const ADDR_IF_IDX: u16 = 7;
 
     pub const FLAG_SIGNAL: u32 = 1 << 0;
+    pub const FLAG_SUBFLOW: u32 = 1 << 1;
     pub const FLAG_BACKUP: u32 = 1 << 2;
+    /// Since 5.15.
+    pub const FLAG_FULLMESH: u32 = 1 << 3;
+    /// Since 5.18; only the kernel makes such endpoints.
+    pub const FLAG_IMPLICIT: u32 = 1 << 4;
+    /// Since 6.18.
+    pub const FLAG_LAMINAR: u32 = 1 << 5;
+
+    /// The flags of an endpoint by their names, which `ip mptcp` uses too.
+    pub const FLAGS: [(&str, u32); 6] = [
+        ("signal", FLAG_SIGNAL),
+        ("subflow", FLAG_SUBFLOW),
+        ("backup", FLAG_BACKUP),
+        ("fullmesh", FLAG_FULLMESH),
+        ("implicit", FLAG_IMPLICIT),
+        ("laminar", FLAG_LAMINAR),
+    ];
 }
 
 /// `enum mptcp_event_type` and `enum mptcp_event_attr`. Listener events since 6.2.

@@ -4,9 +4,11 @@
 //! sockets that serve it. They are created once for each namespace and live as long as they are in use.
 
 pub mod address_ids;
+pub mod endpoints;
 pub mod known;
 pub mod path_manager;
 pub mod probe;
+pub mod scheduler;
 pub mod sub_ids;
 pub mod sysctls;
 
@@ -313,6 +315,11 @@ impl Namespace {
             let errno = error.raw_os_error().unwrap_or(libc::ENODEV);
             Error::os(errno, format!("interface {name:?}: {}", crate::error::describe(errno)))
         })
+    }
+
+    /// The name of an interface of this namespace; for one that is gone "if" and its index, as `ip` writes it.
+    pub fn interface_name(&self, index: u32) -> String {
+        sys::interface_name(lock(&self.route).fd(), index).unwrap_or_else(|_| format!("if{index}"))
     }
 
     /// Whether this namespace has an interface of this name, whatever its state.

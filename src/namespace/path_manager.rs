@@ -3,12 +3,13 @@
 
 use std::fs::{File, TryLockError};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::sync::MutexGuard;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
+use crate::namespace::sysctls::{read_open as read_sysctl, write_open as write};
 use crate::namespace::{new_socket, Namespace};
 use crate::sys::credentials::Owner;
 use crate::sys::lock::lock;
@@ -205,12 +206,6 @@ fn no_path_manager(error: &io::Error) -> Error {
     }
 }
 
-fn read_sysctl(file: &File) -> io::Result<String> {
-    let mut bytes = [0; 64];
-    let length = file.read_at(&mut bytes, 0)?;
-    Ok(String::from_utf8_lossy(&bytes[..length]).trim().to_owned())
-}
-
 fn write_path_manager(file: &File, name: &str) -> Result<()> {
     // pm_type holds a number where path_manager holds a name.
     let is_number = read_sysctl(file).is_ok_and(|text| text.parse::<u32>().is_ok());
@@ -220,25 +215,7 @@ fn write_path_manager(file: &File, name: &str) -> Result<()> {
         (true, _) => return Err(Error::value(format!("this kernel has no path manager {name:?}"))),
         (false, name) => name,
     };
-    let mut result = file.write_at(value.as_bytes(), 0).map(drop);
-    if result.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EBADF)) {
-        // It was opened for reading only: opening it for writing gives the cause.
-        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-        result = File::options()
-            .write(true)
-            .open(path)
-            .and_then(|file| file.write_at(value.as_bytes(), 0).map(drop));
-    }
-    result.map_err(|error| match error.raw_os_error() {
-        Some(libc::EPERM | libc::EACCES) => Error::permission(
-            "setting net.mptcp.path_manager needs CAP_NET_ADMIN in the user namespace that owns the network namespace",
-        ),
-        Some(libc::EROFS) => Error::os(
-            libc::EROFS,
-            "cannot set net.mptcp.path_manager: /proc/sys is mounted read-only, as in containers",
-        ),
-        _ => Error::call("setting net.mptcp.path_manager", &error),
-    })
+    write(file, "net.mptcp.path_manager", value)
 }
 
 /// Refuses a Multipath TCP socket of a family or type that it cannot have. SOCK_NONBLOCK and SOCK_CLOEXEC may be part of

@@ -1,8 +1,10 @@
 //! The sysctls of a network namespace that Multipath TCP depends on.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use crate::error::{is_shortage, Error, Result};
@@ -65,4 +67,34 @@ fn read_in<'a>(
         }
     }
     Ok(())
+}
+
+/// The value of one that is open.
+pub fn read_open(file: &File) -> io::Result<String> {
+    let mut bytes = [0; 1024];
+    let length = file.read_at(&mut bytes, 0)?;
+    Ok(String::from_utf8_lossy(&bytes[..length]).trim().to_owned())
+}
+
+/// Writes one that is open, if only for reading where this process must not write it.
+pub fn write_open(file: &File, name: &str, value: &str) -> Result<()> {
+    let mut result = file.write_at(value.as_bytes(), 0).map(drop);
+    if result.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EBADF)) {
+        // It was opened for reading only: opening it for writing gives the cause.
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        result = File::options()
+            .write(true)
+            .open(path)
+            .and_then(|file| file.write_at(value.as_bytes(), 0).map(drop));
+    }
+    result.map_err(|error| match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => Error::permission(format!(
+            "setting {name} needs CAP_NET_ADMIN in the user namespace that owns the network namespace"
+        )),
+        Some(libc::EROFS) => Error::os(
+            libc::EROFS,
+            format!("cannot set {name}: /proc/sys is mounted read-only, as in containers"),
+        ),
+        _ => Error::call(&format!("setting {name}"), &error),
+    })
 }

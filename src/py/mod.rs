@@ -5,6 +5,7 @@ mod by_token;
 mod connection;
 mod connections;
 mod emulation;
+mod endpoints;
 mod enhanced_api;
 mod errors;
 mod events;
@@ -29,11 +30,13 @@ use pyo3::prelude::*;
 /// The native core of mptcp. Private: use the package's own names.
 #[pymodule(gil_used = false)]
 mod _core {
+    use crate::abi::uapi::pm;
     use crate::namespace::path_manager::PathManager;
     use pyo3::exceptions::PyImportError;
     use pyo3::prelude::*;
     use pyo3::sync::PyOnceLock;
     use pyo3::types::PyModule;
+    use std::collections::BTreeMap;
 
     /// Refuses a second interpreter of the process. Python before 3.12 and interpreters that are not isolated let
     /// the module in, and what it keeps in statics, classes of exceptions for one, would be the first one's.
@@ -43,6 +46,7 @@ mod _core {
         let sys = module.py().import("sys")?;
         let first = SYS.get_or_init(module.py(), || sys.clone().unbind());
         if first.as_ptr() == sys.as_ptr() {
+            module.add("ENDPOINT_FLAGS", pm::FLAGS.into_iter().collect::<BTreeMap<_, _>>())?;
             return module.add("PATH_MANAGERS", PathManager::ALL.map(PathManager::name));
         }
         Err(PyImportError::new_err(
@@ -58,6 +62,11 @@ mod _core {
     use super::connections::{connections, subflows_at, subflows_of};
     #[pymodule_export]
     use super::emulation::{LinkEmulator, LinkLimits, LinkTrace};
+    #[pymodule_export]
+    use super::endpoints::{
+        add_endpoint, available_schedulers, change_endpoint, check_scheduler, endpoints, flush_endpoints,
+        get_limits, get_scheduler, remove_endpoint, set_limits, set_scheduler,
+    };
     #[pymodule_export]
     use super::enhanced_api::{enhanced_getsockopt, enhanced_setsockopt};
     #[pymodule_export]

@@ -119,7 +119,7 @@ def contestants(lab: Lab, folder: str) -> Iterator[Rig]:
             client.set_path_manager("kernel")
             client.set_limits(subflows=1)
             for link in links[1:]:
-                client.add_endpoint(link.address(client), "subflow")
+                client.add_endpoint(link.address(client), subflow=True)
         return Rig(name, client, server, links, is_in_kernel, opens, command and command(client, links))  # type: ignore[operator]
 
     yield rig("in-kernel", is_in_kernel=True)

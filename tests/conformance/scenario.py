@@ -202,21 +202,17 @@ def nonzero(host: Host) -> dict[str, int]:
     return {name: count for name, count in host.counters().items() if count}
 
 
-def change_endpoint(host: Host, address: str, *words: str) -> None:
-    """Sets flags of an endpoint of the in-kernel path manager: ``ip mptcp endpoint change``."""
-    [number] = [endpoint.id for endpoint in host.endpoints if endpoint.address == address]
-    _ip_mptcp(host, "endpoint", "change", "id", str(number), *words)
+def endpoint_of(host: Host, address: str) -> mptcp.Endpoint:
+    """The endpoint of the in-kernel path manager at an address."""
+    [found] = [endpoint for endpoint in host.endpoints() if endpoint.address == address]
+    return found
 
 
 def delete_id_0(host: Host, address: str) -> None:
-    """Removes the address of the initial subflow from every connection: ``ip mptcp endpoint delete id 0``."""
-    _ip_mptcp(host, "endpoint", "delete", "id", "0", address)
-
-
-def _ip_mptcp(host: Host, *words: str) -> None:
+    """Removes the address of the initial subflow from every connection, for which the package has no call."""
     if shutil.which("ip") is None:
         pytest.skip("needs ip of iproute2")
-    host.run(["ip", "mptcp", *words], check=True)
+    host.run(["ip", "mptcp", "endpoint", "delete", "id", "0", address], check=True)
 
 
 def command(

@@ -12,8 +12,8 @@ from scenario import (
     Network,
     Pair,
     announced,
-    change_endpoint,
     counted,
+    endpoint_of,
     in_kernel,
     joins,
     priorities,
@@ -38,12 +38,12 @@ def test_a_single_subflow(network: Network) -> None:
     in_kernel(server, subflows=1)
     in_kernel(client, subflows=1)
     address = network.address(client, 2)
-    client.add_endpoint(address, "subflow", "backup")
+    client.add_endpoint(address, subflow=True, backup=True)
     with network.connection() as pair:
         joins(client, server, 1, 1, 1)
         pair.subflows(2)
         assert (pair.here.subflow().backup, pair.there.subflow().peer_backup) == (True, True)
-        change_endpoint(client, address, "nobackup")
+        client.change_endpoint(endpoint_of(client, address), backup=False)
         priorities(server, sent=0, received=1)
         joined_as_backup(client, server, 1, 0)
         assert eventually(lambda: pair.there.subflow().peer_backup is False, 10)
@@ -64,13 +64,13 @@ def test_a_single_address(network: Network, announcing: str, port: int | None) -
     in_kernel(host, subflows=1)
     in_kernel(other, subflows=1, add_addr_accepted=1)
     address = network.address(host, 2)
-    host.add_endpoint(address, "signal", "backup", port=port)
+    host.add_endpoint(address, signal=True, backup=True, port=port)
     with network.connection(announcing) as pair:
         joins(other, host, 1, 1, 1)
         announced(host, other, 1, 1, ports=1 if port else 0)
         pair.subflows(2)
         assert (pair.here.subflow().backup, pair.there.subflow().peer_backup) == (True, True)
-        change_endpoint(host, address, "nobackup")
+        host.change_endpoint(endpoint_of(host, address), backup=False)
         priorities(host, sent=1, received=0)
         joined_as_backup(other, host, 0, 1)
         assert eventually(lambda: pair.there.subflow().peer_backup is False, 10)
@@ -83,12 +83,12 @@ def test_a_single_address_becomes_a_backup(network: Network, announcing: str, po
     in_kernel(host, subflows=1)
     in_kernel(other, subflows=1, add_addr_accepted=1)
     address = network.address(host, 2)
-    host.add_endpoint(address, "signal", port=port)
+    host.add_endpoint(address, signal=True, port=port)
     with network.connection(announcing) as pair:
         joins(other, host, 1, 1, 1)
         announced(host, other, 1, 1, ports=1 if port else 0)
         pair.subflows(2)
-        change_endpoint(host, address, "backup")
+        host.change_endpoint(endpoint_of(host, address), backup=True)
         priorities(host, sent=1, received=0)
         priorities(other, sent=0, received=1)
         joined_as_backup(other, host, 0, 0)
@@ -100,7 +100,7 @@ def test_the_initial_subflow(network: Network, side: str) -> None:
     host = network.host(side)
     for each in (network.client, network.server):
         in_kernel(each, subflows=2)
-    host.add_endpoint(network.address(host, 1), "subflow", "backup")
+    host.add_endpoint(network.address(host, 1), subflow=True, backup=True)
     with network.connection(side) as pair:
         priorities(pair.there.host, sent=0, received=1)
         priorities(host, sent=1, received=0)
@@ -115,12 +115,12 @@ def test_the_initial_subflow_of_both_sides(network: Network) -> None:
     client, server = network.client, network.server
     in_kernel(server, subflows=2)
     in_kernel(client, subflows=2, add_addr_accepted=1)
-    server.add_endpoint(network.address(server, 1), "signal", "backup")
-    client.add_endpoint(network.address(client, 1), "subflow", "backup")
+    server.add_endpoint(network.address(server, 1), signal=True, backup=True)
+    client.add_endpoint(network.address(client, 1), subflow=True, backup=True)
     # From an address that is no backup to the server's that is one.
-    client.add_endpoint(network.address(client, 2), "subflow")
+    client.add_endpoint(network.address(client, 2), subflow=True)
     # From the client's that is a backup to one that is none.
-    server.add_endpoint(network.address(server, 3), "signal")
+    server.add_endpoint(network.address(server, 3), signal=True)
     server_third = network.address(server, 3)
     length = 128 if ":" in server_third else 32
     way = ["via", network.address(server, 1), "dev", network.lab.links[0].interface(client), "metric", "1"]
@@ -136,10 +136,10 @@ def test_the_initial_subflow_becomes_a_backup(network: Network, side: str) -> No
     address = network.address(host, 1)
     for each in (network.client, network.server):
         in_kernel(each, subflows=2)
-    host.add_endpoint(address, "subflow")
+    host.add_endpoint(address, subflow=True)
     with network.connection(side) as pair:
         priorities(host, 0, 0)
-        change_endpoint(host, address, "backup")
+        host.change_endpoint(endpoint_of(host, address), backup=True)
         priorities(host, sent=1, received=0)
         priorities(pair.there.host, sent=0, received=1)
         joins(network.client, network.server, 0, 0, 0)
@@ -149,10 +149,10 @@ def test_the_initial_subflow_becomes_a_backup_of_both_sides(network: Network) ->
     hosts = (network.client, network.server)
     for host in hosts:
         in_kernel(host, subflows=2)
-        host.add_endpoint(network.address(host, 1), "subflow")
+        host.add_endpoint(network.address(host, 1), subflow=True)
     with network.connection():
         for host in hosts:
-            change_endpoint(host, network.address(host, 1), "backup")
+            host.change_endpoint(endpoint_of(host, network.address(host, 1)), backup=True)
         for host in hosts:
             priorities(host, sent=1, received=1)
         joins(network.client, network.server, 0, 0, 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
-from scenario import Network, announced, counted, delete_id_0, in_kernel, joins, no_resets, removed
+from scenario import Network, announced, counted, delete_id_0, endpoint_of, in_kernel, joins, no_resets, removed
 
 pytestmark = pytest.mark.conformance
 
@@ -14,7 +14,7 @@ def test_remove_the_id_0_subflow(network: Network) -> None:
     client, server = network.client, network.server
     in_kernel(server, subflows=1)
     in_kernel(client, subflows=1)
-    client.add_endpoint(network.address(client, 2), "subflow")
+    client.add_endpoint(network.address(client, 2), subflow=True)
     with network.connection() as pair:
         joins(client, server, 1, 1, 1)
         pair.subflows(2)
@@ -30,7 +30,7 @@ def test_remove_the_id_0_address(network: Network) -> None:
     client, server = network.client, network.server
     in_kernel(server, subflows=1)
     in_kernel(client, subflows=1, add_addr_accepted=1)
-    server.add_endpoint(network.address(server, 2), "signal")
+    server.add_endpoint(network.address(server, 2), signal=True)
     with network.connection() as pair:
         joins(client, server, 1, 1, 1)
         announced(server, client, 1, 1)
@@ -49,15 +49,15 @@ def test_delete_and_add_the_endpoint_of_the_initial_subflow_again(network: Netwo
     in_kernel(server, subflows=3)
     in_kernel(client, subflows=3)
     initial = network.address(client, 1)
-    client.add_endpoint(initial, "subflow", id=1)
-    client.add_endpoint(network.address(client, 2), "subflow", id=2)
+    client.add_endpoint(initial, subflow=True, id=1)
+    client.add_endpoint(network.address(client, 2), subflow=True, id=2)
     with network.connection() as pair:
         pair.subflows(2)
         for count in (1, 2, 3):
-            client.remove_endpoint(initial)
+            client.remove_endpoint(endpoint_of(client, initial))
             pair.subflows(1)
             removed(client, server, count, count)
-            client.add_endpoint(initial, "subflow", id=1)
+            client.add_endpoint(initial, subflow=True, id=1)
             pair.subflows(2)
             joins(client, server, 1 + count, 1 + count, 1 + count)
             pair.exchange()
@@ -68,15 +68,15 @@ def test_delete_and_announce_the_address_of_the_initial_subflow_again(network: N
     in_kernel(server, subflows=3)
     in_kernel(client, subflows=3, add_addr_accepted=3)
     initial = network.address(server, 1)
-    server.add_endpoint(network.address(server, 2), "signal", id=1)
-    server.add_endpoint(initial, "signal", id=42)
+    server.add_endpoint(network.address(server, 2), signal=True, id=1)
+    server.add_endpoint(initial, signal=True, id=42)
     with network.connection() as pair:
         pair.subflows(2)
         for count, number in ((1, 99), (2, 88)):
-            server.remove_endpoint(initial)
+            server.remove_endpoint(endpoint_of(server, initial))
             pair.subflows(1)
             counted(client, RmAddr=count)
-            server.add_endpoint(initial, "signal", id=number)
+            server.add_endpoint(initial, signal=True, id=number)
             pair.subflows(2)
             joins(client, server, 1 + count, 1 + count, 1 + count)
             pair.exchange()
@@ -113,9 +113,9 @@ def test_deny_joins_to_the_initial_address(network: Network, case: Denied) -> No
         in_kernel(host, subflows=2, add_addr_accepted=2)
         host.sysctl("net.mptcp.allow_join_initial_addr_port", allows)
     if case.client_opens:
-        client.add_endpoint(network.address(client, 2), "subflow")
+        client.add_endpoint(network.address(client, 2), subflow=True)
     if case.server_announces:
-        server.add_endpoint(network.address(server, 3), "signal")
+        server.add_endpoint(network.address(server, 3), signal=True)
     with network.connection() as pair:
         if case.server_announces:
             announced(server, client, 1, 1)

@@ -23,9 +23,9 @@ from scenario import (
     Pair,
     address_of,
     announced,
-    change_endpoint,
     command,
     counted,
+    endpoint_of,
     extra_subflows,
     in_kernel,
     joins,
@@ -56,7 +56,7 @@ def test_it_prevents_add_addr(network: Network, side: str) -> None:
     """Endpoints are the in-kernel path manager's alone."""
     host = network.host(side)
     in_kernel(network.other(host), subflows=2, add_addr_accepted=2)
-    host.add_endpoint(network.address(host, 2), "signal")
+    host.add_endpoint(network.address(host, 2), signal=True)
     with network.connection(side) as pair:
         pair.exchange()
         announced(host, pair.there.host, 0, 0)
@@ -66,7 +66,7 @@ def test_it_prevents_add_addr(network: Network, side: str) -> None:
 def test_it_does_not_send_a_join(network: Network, side: str) -> None:
     host = network.host(side)
     in_kernel(network.other(host), subflows=1, add_addr_accepted=1)
-    host.add_endpoint(network.address(host, 2), "subflow")
+    host.add_endpoint(network.address(host, 2), subflow=True)
     with network.connection(side) as pair:
         pair.exchange()
         joins(host, pair.there.host, 0, 0, 0)
@@ -76,9 +76,9 @@ def test_it_prevents_mp_prio(network: Network, side: str) -> None:
     """A change of the endpoint that the connection uses is not for it."""
     host = network.host(side)
     address = network.address(host, 1)
-    host.add_endpoint(address, "subflow")
+    host.add_endpoint(address, subflow=True)
     with network.connection(side) as pair:
-        change_endpoint(host, address, "backup")
+        host.change_endpoint(endpoint_of(host, address), backup=True)
         pair.exchange()
         priorities(host, 0, 0)
         priorities(pair.there.host, 0, 0)
@@ -87,9 +87,9 @@ def test_it_prevents_mp_prio(network: Network, side: str) -> None:
 def test_it_prevents_rm_addr(network: Network, side: str) -> None:
     host = network.host(side)
     address = network.address(host, 2)
-    host.add_endpoint(address, "subflow")
+    host.add_endpoint(address, subflow=True)
     with network.connection(side) as pair:
-        host.remove_endpoint(address)
+        host.remove_endpoint(endpoint_of(host, address))
         pair.exchange()
         removed(host, pair.there.host, 0, 0)
         joins(host, pair.there.host, 0, 0, 0)
@@ -154,7 +154,7 @@ def test_no_echo_without_a_subscriber(network: Network, side: str) -> None:
     host = network.host(side)
     told = network.other(host)
     in_kernel(host, subflows=2)
-    host.add_endpoint(network.address(host, 2), "signal")
+    host.add_endpoint(network.address(host, 2), signal=True)
     with without_subscribers(), plain_connection(network):
         announced(host, told, 1, 0)
 
@@ -162,7 +162,7 @@ def test_no_echo_without_a_subscriber(network: Network, side: str) -> None:
 def test_an_echo_with_a_subscriber(network: Network, side: str) -> None:
     host = network.host(side)
     in_kernel(host, subflows=2)
-    host.add_endpoint(network.address(host, 2), "signal")
+    host.add_endpoint(network.address(host, 2), signal=True)
     with network.connection(side) as pair:
         announced(host, pair.there.host, 1, 1)
         joins(pair.there.host, host, 0, 0, 0)
@@ -171,7 +171,7 @@ def test_an_echo_with_a_subscriber(network: Network, side: str) -> None:
 def test_it_rejects_a_join_without_a_subscriber(network: Network) -> None:
     """By the client only: from a server's endpoints the in-kernel path manager reaches nobody."""
     in_kernel(network.client, subflows=1)
-    network.client.add_endpoint(network.address(network.client, 2), "subflow")
+    network.client.add_endpoint(network.address(network.client, 2), subflow=True)
     with without_subscribers(), plain_connection(network):
         joins(network.client, network.server, 1, 1, 0)
 
@@ -179,7 +179,7 @@ def test_it_rejects_a_join_without_a_subscriber(network: Network) -> None:
 def test_from_a_servers_endpoints_nobody_is_reached(network: Network) -> None:
     """It tries once, before the connection is fully established or to a client's port, where nobody listens."""
     in_kernel(network.server, subflows=1)
-    network.server.add_endpoint(network.address(network.server, 2), "subflow")
+    network.server.add_endpoint(network.address(network.server, 2), subflow=True)
     with network.connection("server") as pair:
 
         def attempts() -> int:
@@ -195,7 +195,7 @@ def test_from_a_servers_endpoints_nobody_is_reached(network: Network) -> None:
 
 def test_it_accepts_a_join_with_a_subscriber(network: Network) -> None:
     in_kernel(network.client, subflows=1)
-    network.client.add_endpoint(network.address(network.client, 2), "subflow")
+    network.client.add_endpoint(network.address(network.client, 2), subflow=True)
     with network.connection() as pair:
         joins(network.client, network.server, 1, 1, 1)
         pair.subflows(2)

@@ -175,7 +175,7 @@ def test_a_mark_reaches_every_subflow(network: Network) -> None:
     paths = (2, 3, 4)
     for host in (client, server):
         in_kernel(host, subflows=8, add_addr_accepted=8)
-    server.add_endpoint(network.address(server, 2), "signal")
+    server.add_endpoint(network.address(server, 2), signal=True)
     any_address = "" if network.family == socket.AF_INET else "::"
     marks = {client: 2, server: 1}
     with server.create_server((any_address, 12001), family=network.family) as listener:
@@ -190,7 +190,7 @@ def test_a_mark_reaches_every_subflow(network: Network) -> None:
                 for count, path in enumerate(paths, 2):
                     assert eventually(lambda count=count: len(sock.subflows()) == len(peer.subflows()) == count, 10)
                     if path != paths[-1]:
-                        server.add_endpoint(network.address(server, path + 1), "signal")
+                        server.add_endpoint(network.address(server, path + 1), signal=True)
                 for end, host in ((sock, client), (peer, server)):
                     subflows = end.subflows()
                     assert len(subflows) == 1 + len(paths)

@@ -129,7 +129,8 @@ def test_an_ipv4_subflow_of_an_ipv6_connection(pair: Pair) -> None:
 
 def test_a_peer_at_its_limit(pair: Pair) -> None:
     """It answers the SYN and refuses at the third ACK: never taken for success."""
-    ip("netns", "exec", pair.names[1], "ip", "mptcp", "limits", "set", "subflow", "1")
+    set_limits = [sys.executable, "-c", "import mptcp; mptcp.set_limits(subflows=1)"]
+    subprocess.run(["ip", "netns", "exec", pair.names[1], *set_limits], check=True)
     pair.start_server()
     opens = [(("10.0.2.1", port), ("10.0.2.2", 5000)) for port in (12345, 12346)]
     said = pair.client("10.0.1.2", *opens)

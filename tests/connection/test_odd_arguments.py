@@ -23,7 +23,7 @@ from hostile import (
     with_each_value,
 )
 from hypothesis import given
-from mptcp.lab import Endpoint
+from mptcp import Endpoint
 
 # What the types forbid is the point: each `type: ignore` in these tables stands for a call that mypy refuses as well.
 CONNECTION: dict[str, Call] = {
@@ -97,7 +97,7 @@ def test_the_module_and_what_comes(world: World, call: Call, value: object) -> N
 
 @given(value=hostile)
 def test_snapshots_compare_with_anything_and_are_frozen(world: World, value: object) -> None:
-    endpoint = Endpoint("10.0.2.1", 1, (), None)
+    endpoint = Endpoint("10.0.2.1", 1)
     for one in (world.subflow, world.subflow.tcp_info, world.sock.info(), world.handle, endpoint):
         try:
             assert (one == value) is False

@@ -199,7 +199,7 @@ def test_a_peer_at_its_limit(mptcp_two_paths: TwoPaths, delay: str | None) -> No
     client, server, paths = mptcp_two_paths
     paths[1].set(delay=delay)
     server.set_path_manager("kernel")
-    server.run(["ip", "mptcp", "limits", "set", "subflow", "1"], check=True)
+    server.set_limits(subflows=1)
     with connected(client, server, paths) as made:
         made.sock.open_subflow(*made.second)
         error = failed_open(made, *made.second)

@@ -70,7 +70,11 @@ def public_names() -> dict[str, set[str]]:
             has_own = thing not in (mptcp.Info, mptcp.TcpInfo) and module is not mptcp.policies
             if inspect.isclass(thing) and has_own:
                 # What a class has from a mixin of ours is its own; a public base has rows of its own.
-                mixins = [base for base in thing.__mro__ if base.__module__.startswith("mptcp._") and base is not thing]
+                mixins = [
+                    base
+                    for base in thing.__mro__
+                    if re.match(r"mptcp\.(lab\.)?_", base.__module__) and base is not thing
+                ]
                 for part in (thing, *(base for base in mixins if not hasattr(mptcp, base.__name__))):
                     found |= {f"{name}.{member}" for member in vars(part) if not member.startswith("_")}
     return names

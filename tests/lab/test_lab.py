@@ -26,7 +26,7 @@ from pathlib import Path
 
 import mptcp
 import pytest
-from mptcp import _proc
+from mptcp import Endpoint, Limits, _proc
 from mptcp.lab import Host, Lab, Link, two_paths
 from mptcp.lab._topology import Edge, remote_addresses
 from mptcp.lab._units import parse_loss, parse_queue, parse_rate, parse_time
@@ -404,18 +404,18 @@ def test_kernel_path_manager_with_endpoints(mptcp_two_paths: TwoPaths) -> None:
     for host in (client, server):
         host.set_path_manager("kernel")
     before = server.set_limits(subflows=3, add_addr_accepted=1)
-    assert server.set_limits() == (3, 1)
-    assert server.set_limits(subflows=2) == (3, 1)
-    assert server.set_limits() == (2, 1)
+    assert server.get_limits() == Limits(3, 1)
+    assert server.set_limits(subflows=2) == Limits(3, 1)
+    assert server.set_limits() == Limits(2, 1)
     assert before.subflows >= 0
     client.set_limits(subflows=2)
-    client.add_endpoint(second.address(client), id=9)
-    client.add_endpoint(first.address(client, socket.AF_INET6), "signal", "backup")
-    endpoint, announced = sorted(client.endpoints, key=lambda endpoint: endpoint.address)
-    assert (endpoint.address, endpoint.id, endpoint.flags, endpoint.port) == ("10.0.2.1", 9, ("subflow",), None)
+    added = client.add_endpoint(second.address(client), id=9, subflow=True)
+    client.add_endpoint(first.address(client, socket.AF_INET6), signal=True, backup=True)
+    endpoint, announced = sorted(client.endpoints(), key=lambda endpoint: endpoint.address)
+    assert endpoint == added == Endpoint("10.0.2.1", 9, subflow=True)
     assert announced.flags == ("signal", "backup")
     with pytest.raises(FileExistsError):
-        client.add_endpoint(second.address(client))
+        client.add_endpoint(second.address(client), subflow=True)
     address = (first.address(server), 5000)
     with server.create_server(address) as listener, client.create_connection(address, DEADLINE) as near:
         far, _ = listener.accept()
@@ -426,12 +426,10 @@ def test_kernel_path_manager_with_endpoints(mptcp_two_paths: TwoPaths) -> None:
             deadline = time.monotonic() + DEADLINE
             while server.counters()["MPJoinAckRx"] < 1:
                 assert time.monotonic() < deadline, "no subflow came"
-    client.remove_endpoint(second.address(client))
-    assert [endpoint.address for endpoint in client.endpoints] == [announced.address]
-    with pytest.raises(OSError, match="not an endpoint"):
-        client.remove_endpoint(second.address(client))
-    with pytest.raises(ValueError, match="flag must be"):
-        client.add_endpoint(second.address(client), "everything")
+    client.remove_endpoint(endpoint)
+    assert client.endpoints() == [announced]
+    with pytest.raises(OSError, match="no endpoint"):
+        client.remove_endpoint(endpoint)
     with pytest.raises(ValueError, match="address"):
         client.add_endpoint("localhost")
 

@@ -5,6 +5,7 @@ Deterministic as it stands. With other and more examples each time: ``--hypothes
 
 from __future__ import annotations
 
+import dataclasses
 import socket
 from pathlib import Path
 from typing import Any
@@ -53,9 +54,15 @@ LAB: dict[str, Call] = {
     "Host.connections(port)": lambda w, x: one(w).connections(port=x),
     "Host.set_path_manager": lambda w, x: one(w).set_path_manager(x),
     "Host.add_endpoint": lambda w, x: one(w).add_endpoint(x),
-    "Host.add_endpoint(flags)": lambda w, x: one(w).add_endpoint("192.0.2.2", x),
+    "Host.add_endpoint(flag)": lambda w, x: one(w).add_endpoint("192.0.2.2", subflow=x),
+    "Host.add_endpoint(interface)": lambda w, x: one(w).add_endpoint("192.0.2.2", interface=x),
+    "Host.change_endpoint": lambda w, x: one(w).change_endpoint(x, backup=True),
+    "Host.change_endpoint(backup)": lambda w, x: one(w).change_endpoint(255, backup=x),
+    "Host.use_endpoints": lambda w, x: one(w).use_endpoints(x).__enter__(),
+    "Host.use_limits": lambda w, x: one(w).use_limits(subflows=x).__enter__() and None,
+    "Host.set_scheduler": lambda w, x: one(w).set_scheduler(x),
     "Host.add_endpoint(id)": lambda w, x: one(w).add_endpoint("192.0.2.2", id=x),
-    "Host.add_endpoint(port)": lambda w, x: one(w).add_endpoint("192.0.2.2", "signal", port=x),
+    "Host.add_endpoint(port)": lambda w, x: one(w).add_endpoint("192.0.2.2", signal=True, port=x),
     "Host.remove_endpoint": lambda w, x: one(w).remove_endpoint(x),
     "Host.set_limits(subflows)": lambda w, x: one(w).set_limits(subflows=x) and None,
     "Host.set_limits(add_addr_accepted)": lambda w, x: one(w).set_limits(add_addr_accepted=x) and None,
@@ -87,13 +94,12 @@ def check_lab(world: World, call: Call, value: object) -> None:
         assert error is None
         world.paths[1].set(rate=None, delay=None, loss=None, jitter=None, queue=None, congestion_control=None)
         assert world.of_lab() == before
-    if of_client is not None and (now := world.of_client()) != of_client:
+    if of_client is not None and world.of_client() != of_client:
         assert error is None
         limits, forwarding, _ = of_client
-        world.client.set_limits(**limits._asdict())
+        world.client.set_limits(**dataclasses.asdict(limits))
         world.client.sysctl("net.ipv4.ip_forward", forwarding)
-        for endpoint in now[2]:
-            world.client.remove_endpoint(endpoint.address)
+        world.client.flush_endpoints()
         assert world.of_client() == of_client
 
 

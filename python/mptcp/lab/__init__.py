@@ -1,7 +1,7 @@
 """Test hosts in network namespaces and links between them, with or without root."""
 
 from mptcp.lab._capture import Capture
-from mptcp.lab._host import Endpoint, Host, Limits
+from mptcp.lab._host import Host
 from mptcp.lab._lab import Lab
 from mptcp.lab._link import Link, LinkStats
 from mptcp.lab._transfer import Transfer, record_transfer
@@ -10,11 +10,9 @@ from mptcp.lab._units import GilbertElliott
 
 __all__ = [
     "Capture",
-    "Endpoint",
     "GilbertElliott",
     "Host",
     "Lab",
-    "Limits",
     "Link",
     "LinkStats",
     "Transfer",

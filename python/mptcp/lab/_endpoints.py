@@ -1,113 +1,126 @@
-"""The in-kernel path manager of one network namespace: endpoints and limits, by generic netlink ``mptcp_pm``.
-
-Runs in a host's process, inside its namespace.
-"""
+"""The in-kernel path manager and the packet scheduler of a lab's host: these methods of the class Host."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import ipaddress
-import os
-import socket
-import struct
 from collections.abc import Iterator
 from typing import Any
 
-from mptcp.lab._netlink import Netlink, Request, attribute, attributes, nested
-
-# linux/genetlink.h
-_NETLINK_GENERIC = 16
-_GENL_ID_CTRL, _CTRL_CMD_GETFAMILY, _CTRL_ATTR_FAMILY_ID, _CTRL_ATTR_FAMILY_NAME = 16, 3, 1, 2
-_HEADER = struct.Struct("=BBxx")  # command, version
-
-# linux/mptcp_pm.h
-_ADD_ADDR, _DEL_ADDR, _GET_ADDR, _SET_LIMITS, _GET_LIMITS = 1, 2, 3, 5, 6
-_ATTR_ADDR, _ATTR_RCV_ADD_ADDRS, _ATTR_SUBFLOWS = 1, 2, 3
-_ADDR_FAMILY, _ADDR_ID, _ADDR_4, _ADDR_6, _ADDR_PORT, _ADDR_FLAGS = 1, 2, 3, 4, 5, 6
+from mptcp import _core, _endpoints, _interrupts
+from mptcp._endpoints import Endpoint, Limits
 
 
-def add_endpoint(address: str, flags: int, id: int | None, port: int | None) -> None:
-    more = [attribute(_ADDR_FLAGS, flags)]
-    if id is not None:
-        more.append(attribute(_ADDR_ID, bytes([id])))
-    if port is not None:
-        more.append(attribute(_ADDR_PORT, struct.pack("=H", port)))
-    try:
-        with _path_manager() as path_manager:
-            path_manager.do(_ADD_ADDR, f"endpoint {address}", nested(_ATTR_ADDR, *_address(address), *more))
-    except OSError as error:
-        # What is EEXIST today was EINVAL in Linux 6.1.
-        known = {ipaddress.ip_address(endpoint["address"]) for endpoint in endpoints()}
-        if error.errno == errno.EINVAL and ipaddress.ip_address(address) in known:
-            raise OSError(errno.EEXIST, f"endpoint {address}: {os.strerror(errno.EEXIST)}") from None
-        raise
+class InKernelPathManager:
+    """The methods of Host for endpoints, limits and the packet scheduler."""
 
+    def _in_namespace(self) -> contextlib.AbstractContextManager[int]:
+        """Return a context that yields the descriptor of a socket of the host's network namespace."""
+        raise NotImplementedError
 
-def remove_endpoint(address: str, id: int) -> None:
-    # The kernel finds it by the id; the address it wants for an id of 0 only, and ignores else.
-    with _path_manager() as path_manager:
-        attribute_of_id = attribute(_ADDR_ID, bytes([id]))
-        path_manager.do(_DEL_ADDR, f"endpoint {id}", nested(_ATTR_ADDR, *_address(address), attribute_of_id))
+    def _request(self, call: str, **arguments: Any) -> tuple[Any, list[int]]:
+        raise NotImplementedError
 
+    def endpoints(self) -> list[Endpoint]:
+        """Return the endpoints of this host, as mptcp.endpoints() does for the caller's namespace."""
+        with self._in_namespace() as fd:
+            return _endpoints.list_endpoints(fd)
 
-def endpoints() -> list[dict[str, Any]]:
-    with _path_manager() as path_manager:
-        answers = path_manager.get(_GET_ADDR, "endpoints", dump=True)
-    found = []
-    for answer in answers:
-        endpoint = attributes(answer[_ATTR_ADDR])
-        packed = endpoint.get(_ADDR_4) or endpoint[_ADDR_6]
-        flags, port = endpoint.get(_ADDR_FLAGS), endpoint.get(_ADDR_PORT)
-        found.append(
-            {
-                "address": str(ipaddress.ip_address(packed)),
-                "id": endpoint[_ADDR_ID][0],
-                "flags": struct.unpack("=I", flags)[0] if flags else 0,
-                "port": struct.unpack("=H", port)[0] or None if port else None,
-            }
-        )
-    return found
+    def add_endpoint(
+        self,
+        address: str,
+        *,
+        id: int | None = None,
+        port: int | None = None,
+        interface: str | None = None,
+        subflow: bool = False,
+        signal: bool = False,
+        backup: bool = False,
+        fullmesh: bool = False,
+        laminar: bool = False,
+    ) -> Endpoint:
+        """Add an endpoint to this host, as mptcp.add_endpoint() does in the caller's namespace.
 
+        Endpoints are for connections under the in-kernel path manager, so call ``set_path_manager("kernel")`` first.
+        """
+        flags = _endpoints.bits(subflow=subflow, signal=signal, backup=backup, fullmesh=fullmesh, laminar=laminar)
+        with self._in_namespace() as fd:
+            return _endpoints.add_to(fd, address, id, port, interface, flags)
 
-def set_limits(subflows: int | None, add_addr_accepted: int | None) -> dict[str, int]:
-    """Set those limits that are not None, and return the previous ones."""
-    with _path_manager() as path_manager:
-        (answer,) = path_manager.get(_GET_LIMITS, "limits")
-        before = {
-            name: struct.unpack("=I", answer[kind])[0]
-            for name, kind in (("subflows", _ATTR_SUBFLOWS), ("add_addr_accepted", _ATTR_RCV_ADD_ADDRS))
-        }
-        given = [(_ATTR_SUBFLOWS, subflows), (_ATTR_RCV_ADD_ADDRS, add_addr_accepted)]
-        wanted = [attribute(kind, value) for kind, value in given if value is not None]
-        if wanted:
-            path_manager.do(_SET_LIMITS, "limits", *wanted)
-    return before
+    def change_endpoint(
+        self, endpoint: Endpoint | int, *, backup: bool | None = None, fullmesh: bool | None = None
+    ) -> Endpoint:
+        """Change flags of an endpoint of this host, as mptcp.change_endpoint() does in the caller's namespace."""
+        with self._in_namespace() as fd:
+            return _endpoints.change_in(fd, endpoint, backup, fullmesh)
 
+    def remove_endpoint(self, endpoint: Endpoint | int) -> None:
+        """Remove an endpoint of this host, as mptcp.remove_endpoint() does in the caller's namespace."""
+        with self._in_namespace() as fd:
+            _endpoints.remove_from(fd, endpoint)
 
-class _PathManager:
-    def __init__(self, netlink: Netlink, family: int) -> None:
-        self._netlink = netlink
-        self._family = family
+    def flush_endpoints(self) -> None:
+        """Remove all endpoints of this host, as mptcp.flush_endpoints() does in the caller's namespace."""
+        with self._in_namespace() as fd:
+            _core.flush_endpoints(fd)
 
-    def do(self, command: int, what: str, *payload: bytes) -> None:
-        self._netlink.do([Request(self._family, 0, _HEADER.pack(command, 1) + b"".join(payload), what)])
+    def get_limits(self) -> Limits:
+        """Return the limits of this host, as mptcp.get_limits() does for the caller's namespace."""
+        with self._in_namespace() as fd:
+            return Limits(*_core.get_limits(fd))
 
-    def get(self, command: int, what: str, *, dump: bool = False) -> list[dict[int, bytes]]:
-        request = Request(self._family, 0, _HEADER.pack(command, 1), what)
-        return [attributes(payload[_HEADER.size :]) for _, payload in self._netlink.get(request, dump=dump)]
+    def set_limits(self, *, subflows: int | None = None, add_addr_accepted: int | None = None) -> Limits:
+        """Set limits of this host and return those before, as mptcp.set_limits() does in the caller's namespace."""
+        with self._in_namespace() as fd:
+            return _endpoints.set_limits_in(fd, subflows, add_addr_accepted)
 
+    def get_scheduler(self) -> str:
+        """Return the packet scheduler of this host, as mptcp.get_scheduler() does for the caller's namespace."""
+        name: str = self._request("get_scheduler")[0]
+        return name
 
-@contextlib.contextmanager
-def _path_manager() -> Iterator[_PathManager]:
-    with contextlib.closing(Netlink(_NETLINK_GENERIC)) as netlink:
-        name = attribute(_CTRL_ATTR_FAMILY_NAME, "mptcp_pm")
-        request = Request(_GENL_ID_CTRL, 0, _HEADER.pack(_CTRL_CMD_GETFAMILY, 1) + name, "mptcp_pm")
-        ((_, answer),) = netlink.get(request)
-        (family,) = struct.unpack("=H", attributes(answer[_HEADER.size :])[_CTRL_ATTR_FAMILY_ID])
-        yield _PathManager(netlink, family)
+    def set_scheduler(self, name: str) -> str:
+        """Set the packet scheduler of this host, as mptcp.set_scheduler() does in the caller's namespace."""
+        reply: dict[str, str] = self._request("set_scheduler", name=_core.check_scheduler(name))[0]
+        if "refused" in reply:
+            raise ValueError(reply["refused"])
+        return reply["before"]
 
+    def available_schedulers(self) -> list[str]:
+        """Return the packet schedulers that the kernel has, as mptcp.available_schedulers() does."""
+        names: list[str] = self._request("available_schedulers")[0]
+        return names
 
-def _address(address: str) -> list[bytes]:
-    family, kind = (socket.AF_INET6, _ADDR_6) if ":" in address else (socket.AF_INET, _ADDR_4)
-    return [attribute(_ADDR_FAMILY, struct.pack("=H", family)), attribute(kind, socket.inet_pton(family, address))]
+    @contextlib.contextmanager
+    def use_endpoints(
+        self,
+        *addresses: str | Endpoint,
+        id: int | None = None,
+        port: int | None = None,
+        interface: str | None = None,
+        subflow: bool = False,
+        signal: bool = False,
+        backup: bool = False,
+        fullmesh: bool = False,
+        laminar: bool = False,
+    ) -> Iterator[list[Endpoint]]:
+        """Have these endpoints too within the block, as mptcp.use_endpoints() does in the caller's namespace."""
+        flags = _endpoints.bits(subflow=subflow, signal=signal, backup=backup, fullmesh=fullmesh, laminar=laminar)
+        with (
+            self._in_namespace() as fd,
+            _endpoints.endpoints_in(fd, addresses, id, port, interface, flags) as added,
+        ):
+            yield added
+
+    @contextlib.contextmanager
+    def use_limits(self, *, subflows: int | None = None, add_addr_accepted: int | None = None) -> Iterator[Limits]:
+        """Set limits within the block, as mptcp.use_limits() does in the caller's namespace."""
+        with self._in_namespace() as fd, _endpoints.limits_in(fd, subflows, add_addr_accepted) as limits:
+            yield limits
+
+    @contextlib.contextmanager
+    def use_scheduler(self, name: str) -> Iterator[None]:
+        """Have new connections of this host get this packet scheduler within the block, as mptcp.use_scheduler()."""
+        with contextlib.ExitStack() as stack:
+            with _interrupts.put_off():
+                stack.callback(self.set_scheduler, self.set_scheduler(name))
+            yield

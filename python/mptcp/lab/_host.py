@@ -2,65 +2,33 @@
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import functools
-import ipaddress
 import operator
 import os
 import re
 import socket
 import subprocess
-from dataclasses import dataclass
+from collections.abc import Iterator
 from socket import AF_INET, AF_INET6, SOCK_DGRAM, SOCK_STREAM
-from typing import Any, NamedTuple
+from typing import Any
 
 from mptcp import _connection, _core, _interrupts, _proc, _socket
 from mptcp._connection import Connection
-from mptcp._docs import document
 from mptcp._events import Events
 from mptcp._policy import Policy, RunningPolicies
-from mptcp._ranges import check_optional_range, check_range
+from mptcp._ranges import check_range
 from mptcp._socket import IPPROTO_MPTCP, Socket
 from mptcp.lab import _channel, _programs
+from mptcp.lab._endpoints import InKernelPathManager
 from mptcp.lab._state import State
 
 _SYSCTL = re.compile(r"net(/[A-Za-z0-9_.:@-]+)+")
 
 _DESCRIBED_SYSCTLS = ("net.mptcp.scheduler", "net.ipv4.tcp_congestion_control")
 
-# linux/mptcp_pm.h, MPTCP_PM_ADDR_FLAG_*
-_ENDPOINT_FLAGS = {"signal": 1, "subflow": 2, "backup": 4, "fullmesh": 8, "implicit": 16, "laminar": 32}
 
-
-class Limits(NamedTuple):
-    """The limits of a host's in-kernel path manager: see :meth:`Host.set_limits`."""
-
-    subflows: int
-    add_addr_accepted: int
-
-
-document(
-    Limits,
-    subflows="How many subflows a connection may have in addition to the initial one.",
-    add_addr_accepted="How many addresses that the peer announces (ADD_ADDR) are accepted.",
-)
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """An endpoint of a host's in-kernel path manager: see :meth:`Host.add_endpoint`.
-
-    ``address`` is its IPv4 or IPv6 address, ``id`` its address id, from 1 to 255, ``flags`` the names of its flags, and
-    ``port`` the port that it announces, or None.
-    """
-
-    address: str
-    id: int
-    flags: tuple[str, ...]
-    port: int | None
-
-
-class Host:
+class Host(InKernelPathManager):
     """A host of a lab, returned by :meth:`Lab.host`: a network namespace, held by the process ``pid``."""
 
     def __init__(
@@ -235,58 +203,10 @@ class Host:
         before: str = self._request("set_path_manager", name=name)[0]
         return before
 
-    @property
-    def endpoints(self) -> list[Endpoint]:
-        """The endpoints of the in-kernel path manager in this host, read from the kernel."""
-        return [
-            Endpoint(
-                found["address"],
-                found["id"],
-                tuple(name for name, bit in _ENDPOINT_FLAGS.items() if found["flags"] & bit),
-                found["port"],
-            )
-            for found in self._request("endpoints")[0]
-        ]
-
-    def add_endpoint(self, address: str, *flags: str, id: int | None = None, port: int | None = None) -> None:
-        """Add an endpoint to this host's in-kernel path manager, as ``ip mptcp endpoint add`` does.
-
-        ``flags`` are one or more of ``"subflow"``, ``"signal"``, ``"backup"``, ``"fullmesh"`` and ``"laminar"``, by
-        default ``"subflow"``. Endpoints are for connections under that path manager, so call
-        ``set_path_manager("kernel")`` first. Raises TypeError and ValueError for wrong arguments, FileExistsError for
-        an address that already is an endpoint, OSError for what the kernel refuses.
-        """
-        address = str(_endpoint_address(address))
-        for flag in flags:
-            if not isinstance(flag, str):
-                raise TypeError(f"an endpoint's flag must be a str, not {type(flag).__name__}")
-            if flag not in _ENDPOINT_FLAGS:
-                raise ValueError(f"an endpoint's flag must be one of {', '.join(_ENDPOINT_FLAGS)}, not {flag!r}")
-        check_optional_range(id, "an endpoint's id", 1, 255)
-        check_optional_range(port, "an endpoint's port", 1, 65535)
-        bits = sum(_ENDPOINT_FLAGS[flag] for flag in set(flags or ("subflow",)))
-        self._request("add_endpoint", address=address, flags=bits, id=id, port=port)
-
-    def remove_endpoint(self, address: str) -> None:
-        """Remove an endpoint. Raises OSError (EADDRNOTAVAIL) if the address is not an endpoint."""
-        wanted = _endpoint_address(address)
-        for endpoint in self.endpoints:
-            if ipaddress.ip_address(endpoint.address) == wanted:
-                self._request("remove_endpoint", address=endpoint.address, id=endpoint.id)
-                return
-        raise OSError(errno.EADDRNOTAVAIL, f"{address} is not an endpoint of host {self.name!r}")
-
-    def set_limits(self, *, subflows: int | None = None, add_addr_accepted: int | None = None) -> Limits:
-        """Set limits of this host's in-kernel path manager, and return the previous ones. None leaves a limit as it is.
-
-        ``subflows``, from 0 to 255, is how many subflows a connection may have in addition to the initial one,
-        including those that the peer opens. ``add_addr_accepted``, from 0 to 255, is how many addresses that the peer
-        announces are accepted, so that subflows are opened to them. Raises TypeError and ValueError for other values.
-        """
-        check_optional_range(subflows, "subflows", 0, 255)
-        check_optional_range(add_addr_accepted, "add_addr_accepted", 0, 255)
-        before = self._request("set_limits", subflows=subflows, add_addr_accepted=add_addr_accepted)[0]
-        return Limits(**before)
+    @contextlib.contextmanager
+    def _in_namespace(self) -> Iterator[int]:
+        with self.socket(AF_INET, SOCK_DGRAM, 0) as sock:
+            yield sock.fileno()
 
     def _describe(self) -> dict[str, Any]:
         """Describe the host for the metadata of a recording."""
@@ -338,12 +258,3 @@ def _c_int(value: int, what: str) -> int:
     number = operator.index(value)
     check_range(number, what, -(2**31), 2**31 - 1)
     return int(number)
-
-
-def _endpoint_address(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    if not isinstance(address, str):
-        raise TypeError(f"an endpoint's address must be a str, not {type(address).__name__}")
-    parsed = ipaddress.ip_address(address)
-    if "%" in address:
-        raise ValueError(f"an endpoint's address cannot name an interface: {address!r}")
-    return parsed

@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from mptcp import _core, _path_manager
-from mptcp.lab import _capture, _channel, _endpoints, _namespaces, _sysctls
+from mptcp.lab import _capture, _channel, _namespaces, _sysctls
 from mptcp.lab._network import Network
 
 
@@ -46,10 +46,9 @@ class _Host:
             "set_path_manager": self.set_path_manager,
             "arrange": self.arrange,
             "capture": self.capture,
-            "endpoints": lambda: (_endpoints.endpoints(), []),
-            "add_endpoint": _without_result(_endpoints.add_endpoint),
-            "remove_endpoint": _without_result(_endpoints.remove_endpoint),
-            "set_limits": lambda **limits: (_endpoints.set_limits(**limits), []),
+            "get_scheduler": lambda: (_core.get_scheduler(), []),
+            "set_scheduler": self.set_scheduler,
+            "available_schedulers": lambda: (_core.available_schedulers(), []),
             **{
                 name: _without_result(getattr(network, name))
                 for name in (
@@ -86,6 +85,12 @@ class _Host:
 
     def set_path_manager(self, name: str) -> _channel.Reply:
         return _path_manager.set_path_manager(name), []
+
+    def set_scheduler(self, name: str) -> _channel.Reply:
+        try:
+            return {"before": _core.set_scheduler(name)}, []
+        except ValueError as error:
+            return {"refused": str(error)}, []
 
     def capture(self, name: str, descriptors: list[int]) -> _channel.Reply:
         """Start writing the interface's packets to the file, in a process of its own; return a channel to it."""

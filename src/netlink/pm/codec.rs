@@ -18,7 +18,7 @@ pub struct Family {
 }
 
 /// `struct genlmsghdr` and attributes.
-fn message(command: u8, version: u8, attributes: &[DefaultNla]) -> Vec<u8> {
+pub(super) fn message(command: u8, version: u8, attributes: &[DefaultNla]) -> Vec<u8> {
     let mut bytes = vec![command, version, 0, 0];
     bytes.extend(emit(attributes));
     bytes
@@ -59,7 +59,7 @@ impl Address {
     }
 
     /// The attributes; what is 0 is left out, as the kernel's own tools do.
-    fn encode(&self, kind: u16) -> DefaultNla {
+    pub(super) fn encode(&self, kind: u16) -> DefaultNla {
         let mut inner = vec![attribute(pm::ADDR_FAMILY, &u16::from(address::family(self.ip)).to_ne_bytes())];
         match self.ip {
             IpAddr::V4(v4) => inner.push(attribute(pm::ADDR_ADDR4, &v4.octets())),
@@ -81,7 +81,7 @@ impl Address {
         nested(kind, &inner)
     }
 
-    fn decode(bytes: &[u8]) -> Option<Address> {
+    pub(super) fn decode(bytes: &[u8]) -> Option<Address> {
         let ip = match (find(bytes, pm::ADDR_ADDR4), find(bytes, pm::ADDR_ADDR6)) {
             (Some(v4), _) => IpAddr::V4(bytes::ipv4(v4, 0)?),
             (None, v6) => IpAddr::V6(bytes::ipv6(v6?, 0)?),

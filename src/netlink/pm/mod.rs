@@ -1,8 +1,9 @@
 //! The netlink socket for commands of `mptcp_pm` in one network namespace. The ones that change something need
-//! CAP_NET_ADMIN in the user namespace that owns it, and a connection under the userspace path manager. [`codec`] has
-//! the bytes.
+//! CAP_NET_ADMIN in the user namespace that owns it; those that name a connection need one under the userspace path
+//! manager. [`codec`] has the bytes of these, [`endpoints`] those of the in-kernel path manager.
 
 pub mod codec;
+pub mod endpoints;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,6 +11,8 @@ use crate::abi::uapi::ctrl;
 use crate::error::{Error, Result};
 use crate::netlink::pm::codec::{decode_family, decode_get_addr, encode_get_addr, encode_get_family};
 pub use crate::netlink::pm::codec::{Address, Family};
+pub use crate::netlink::pm::endpoints::Limits;
+use crate::netlink::pm::endpoints::{decode_limits, encode_get_endpoints, encode_get_limits};
 use crate::netlink::pool::Pool;
 use crate::netlink::{Channel, Failure};
 
@@ -61,14 +64,31 @@ impl PmSocket {
     /// GET_ADDR: a connection's list of local addresses. Empty on kernels that cannot list them (before 6.10); on others
     /// refused under the in-kernel path manager.
     pub fn local_addresses(&self, token: u32) -> Result<std::result::Result<Vec<Address>, Failure>> {
+        self.dump_addresses(&encode_get_addr(token))
+    }
+
+    /// GET_ADDR: the endpoints of the in-kernel path manager, in the order of their ids.
+    pub fn endpoints(&self) -> Result<std::result::Result<Vec<Address>, Failure>> {
+        self.dump_addresses(&encode_get_endpoints())
+    }
+
+    fn dump_addresses(&self, request: &[u8]) -> Result<std::result::Result<Vec<Address>, Failure>> {
         let family = self.family()?;
         let mut listed = Vec::new();
         let dumped = self.with(|channel| {
-            channel.dump(family.id, &encode_get_addr(token), |payload| {
+            channel.dump(family.id, request, |payload| {
                 // To the kernel an IPv4 address and its IPv4-mapped form are the same.
                 listed.extend(decode_get_addr(payload).map(|a| Address { ip: a.ip.to_canonical(), ..a }));
             })
         })?;
         Ok(dumped.map(|()| listed))
+    }
+
+    /// GET_LIMITS.
+    pub fn limits(&self) -> Result<std::result::Result<Limits, Failure>> {
+        let family = self.family()?;
+        let reply = self.with(|channel| channel.request(family.id, &encode_get_limits()))?;
+        let bad = || Failure { errno: libc::EBADMSG, text: None };
+        Ok(reply.and_then(|reply| decode_limits(&reply).ok_or_else(bad)))
     }
 }
