@@ -280,14 +280,15 @@ fn unsafe_stands_in_sys_and_at_one_named_exception() {
 
 #[test]
 fn no_room_is_a_cupboard_for_all() {
-    const MOST_LINES: usize = 2500;
+    // The binding has one file for each Python type, so it grows with the package's interface.
+    let most = |room: &str| if room == "py" { 3500 } else { 2500 };
     // Unit tests, which stand last in a file, are of the subject that they test.
     let without_tests = |source: String| source.lines().take_while(|line| *line != "#[cfg(test)]").count();
     for room in FLOORS.iter().copied().flatten() {
         let of_room = files().into_iter().filter(|(name, _)| name.starts_with(&format!("{room}/")));
         let lines: usize = of_room.map(|(_, source)| without_tests(source)).sum();
         assert!(
-            lines <= MOST_LINES,
+            lines <= most(room),
             "src/{room} has {lines} lines without tests: it may be more than one subject"
         );
     }
