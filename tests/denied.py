@@ -1,6 +1,7 @@
 """Run a program to which one system call is denied, as by the seccomp profile of a container.
 
-``python denied.py ERRNO CALL[:ARGUMENT] PROGRAM...``; with an argument only calls with that first argument are denied.
+``python denied.py ERRNO CALL[:ARGUMENT[@POSITION]] PROGRAM...``; with an argument only calls are denied that have it as
+their first, or at a position that counts from 0.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ NUMBERS = {"socket": (41, 198), "unshare": (272, 97), "pidfd_open": (434, 434)}
 
 # linux/filter.h, linux/bpf_common.h: load a word, jump if equal, return
 _LOAD, _EQUAL, _RETURN = 0x20, 0x15, 0x06
-_NUMBER, _ARGUMENT = 0, 16  # offsets in struct seccomp_data
+_NUMBER, _ARGUMENTS = 0, 16  # offsets in struct seccomp_data; the arguments have 8 bytes each
 _ERRNO, _ALLOW = 0x00050000, 0x7FFF0000
 _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, _PR_SET_NO_NEW_PRIVS = 22, 2, 38
 
@@ -26,10 +27,10 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
 
 
-def deny(call: str, argument: int | None, number: int) -> None:
+def deny(call: str, argument: int | None, position: int, number: int) -> None:
     code = [(_LOAD, 0, 0, _NUMBER), (_EQUAL, 0, 1 if argument is None else 3, _of_this_machine(call))]
     if argument is not None:
-        code += [(_LOAD, 0, 0, _ARGUMENT), (_EQUAL, 0, 1, argument)]
+        code += [(_LOAD, 0, 0, _ARGUMENTS + 8 * position), (_EQUAL, 0, 1, argument)]
     code += [(_RETURN, 0, 0, _ERRNO | number), (_RETURN, 0, 0, _ALLOW)]
     raw = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *one) for one in code))
     program = _Program(len(code), ctypes.addressof(raw))
@@ -48,5 +49,6 @@ def _of_this_machine(call: str) -> int:
 
 if __name__ == "__main__":
     name, _, text = sys.argv[2].partition(":")
-    deny(name, int(text) if text else None, getattr(errno, sys.argv[1]))
+    value, _, place = text.partition("@")
+    deny(name, int(value) if value else None, int(place or 0), getattr(errno, sys.argv[1]))
     os.execvp(sys.argv[3], sys.argv[3:])

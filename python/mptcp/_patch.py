@@ -44,9 +44,9 @@ def patch() -> _Block:
     directly from the C class, such as gevent's, even if it replaces socket.socket within the block. So everything in
     Python that creates a socket is covered, create_connection() and create_server() included, isinstance() holds for
     older sockets, and a module that imported the class before has it too. Protocols 0, -1, IPPROTO_TCP and 262 of
-    SOCK_STREAM with AF_INET or AF_INET6 are Multipath TCP, and plain TCP where the kernel has no Multipath TCP or
-    net.mptcp.enabled is 0. Other types and families stay as they are. Such a socket's ``proto`` is IPPROTO_TCP; wrap()
-    returns a Socket of it, with its subflows.
+    SOCK_STREAM with AF_INET or AF_INET6 are Multipath TCP, and plain TCP where the kernel has no Multipath TCP,
+    net.mptcp.enabled is 0 or a sandbox denies it. Other types and families stay as they are. Such a socket's ``proto``
+    is IPPROTO_TCP; wrap() returns a Socket of it, with its subflows.
 
     Not covered: sockets that C code creates (uvloop, libpq, gRPC), for which there is ``mptcp run``; sockets passed as
     a descriptor; instances of the C class itself, which is socket.SocketType; a class with a constructor of its own
@@ -72,8 +72,15 @@ class _Block:
 
     def __init__(self) -> None:
         self._entered = 0
+        self._is_used = False
+
+    def __del__(self) -> None:
+        if not self._is_used:
+            message = "mptcp.patch() alone has no effect: it is a block, 'with mptcp.patch():', or a decorator"
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
 
     def __enter__(self) -> None:
+        self._is_used = True
         start()
         with _lock:
             self._entered += 1
@@ -87,6 +94,7 @@ class _Block:
 
     def __call__(self, function: _Function) -> _Function:
         """Decorate a function, each call of which is a block."""
+        self._is_used = True
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise TypeError("mptcp.patch() cannot decorate a generator function: use it as a block within the function")
         if inspect.iscoroutinefunction(function):
@@ -228,7 +236,8 @@ def _multipath_socket(family: Any, type: Any, proto: Any) -> tuple[int, int, int
         return None
     try:
         return family, type, socket.IPPROTO_TCP, _core.create_socket(family, type, IPPROTO_MPTCP, None)
-    except UnsupportedError:
+    except (UnsupportedError, PermissionError):
+        # A sandbox may deny protocol 262 alone. What denies TCP too says so to the constructor.
         return None
 
 

@@ -459,7 +459,9 @@ def _target(sock: Reachable) -> Socket | Connection:
         return inner
     # The socket of another class, as another loop has: by a Connection, which holds no descriptor.
     with wrap(inner) as wrapped:
-        found = list_connections(wrapped.fileno(), token=wrapped.token)
+        # Raises NotMultipathError. A token of 0 is that of a socket without a connection.
+        token = wrapped.info().token
+        found = list_connections(wrapped.fileno(), token=token) if token else []
     if not found:
         raise ConnectionError(errno.ENOTCONN, f"the connection of {sock!r} has ended")
     return found[0]

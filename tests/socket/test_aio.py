@@ -301,6 +301,34 @@ def test_what_fails(connection: Connection) -> None:
     assert holds_no_more_than(before), held()
 
 
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX])
+def test_a_writer_that_is_not_multipath_tcp(connection: Connection, family: int) -> None:
+    """No other connection of its network namespace is taken for it."""
+
+    async def program(one: socket.socket) -> None:
+        _, writer = await asyncio.open_connection(sock=one)
+        with pytest.raises(mptcp.NotMultipathError):
+            await mptcp.aio.open_subflow(writer, *connection.second)
+        with pytest.raises(mptcp.NotMultipathError):
+            await mptcp.aio.close_subflow(writer, 1, force=True)
+        writer.close()
+        await writer.wait_closed()
+
+    if family == socket.AF_UNIX:
+        one, other = socket.socketpair()
+    else:
+        with connection.client.socket(proto=socket.IPPROTO_TCP) as listener:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen()
+            # Plain sockets, as asyncio has them of other libraries.
+            plain = connection.client.socket(proto=socket.IPPROTO_TCP)
+            plain.connect(listener.getsockname())
+            one, other = socket.socket(fileno=plain.detach()), listener.accept()[0]
+    with other:
+        run(program(one))
+    assert len(connection.sock.subflows()) == 1
+
+
 def test_many_at_once_beside_those_that_nobody_answers(connection: Connection) -> None:
     local, remote = connection.second
 

@@ -251,6 +251,12 @@ print(socket.socket().getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL))
     assert subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE).stdout == "262\n"
 
 
+def test_a_block_that_is_not_entered_is_warned_of() -> None:
+    with pytest.warns(RuntimeWarning, match="alone has no effect") as caught:
+        mptcp.patch()
+    assert caught[0].filename == __file__
+
+
 def test_a_block_is_entered_again_and_left_as_often() -> None:
     block = mptcp.patch()
     for _ in range(2):
@@ -317,6 +323,27 @@ with mptcp.patch():
         host.sysctl("net.mptcp.enabled", 0)
         result = host.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=DEADLINE)
     assert (result.stdout, result.stderr) == ("6\n" * 4, "")
+
+
+@pytest.mark.parametrize("number", ["EPERM", "EACCES", "EINVAL", "EPROTONOSUPPORT"])
+def test_where_a_sandbox_denies_it(number: str) -> None:
+    program = """
+import mptcp, socket
+with mptcp.patch(), socket.create_server(("127.0.0.1", 0)) as sock:
+    print(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL))
+"""
+    denied = Path(__file__).parents[1] / "denied.py"
+    command = [sys.executable, denied, number, f"socket:{MPTCP}@2", sys.executable, "-c", program]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE)
+    assert (result.stdout, result.stderr) == ("6\n", "")
+
+
+def test_where_a_sandbox_denies_tcp_too() -> None:
+    program = "import mptcp, socket\nwith mptcp.patch(): socket.socket()"
+    denied = Path(__file__).parents[1] / "denied.py"
+    command = [sys.executable, denied, "EACCES", f"socket:{int(socket.AF_INET)}", sys.executable, "-c", program]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE)
+    assert result.stderr.splitlines()[-1] == "PermissionError: [Errno 13] Permission denied"
 
 
 def test_a_constructor_that_another_puts_over_it_stays() -> None:
