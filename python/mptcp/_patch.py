@@ -53,11 +53,9 @@ def patch() -> _Block:
     over the C class, which a RuntimeWarning names; a class that a module derives from the C class within the block and
     does not put in place of socket.socket: import such a module, gevent.socket for instance, before.
 
-    Other processes are not covered either, except children. A forked child stays patched. For other children
-    MPTCP_PATCH=1 is in the environment within the block: a program that imports mptcp with it is patched from there on.
-    The server of multiprocessing's start method "forkserver", Python 3.14's default, keeps the environment of its own
-    start: a RuntimeWarning tells if it was started before the block, and if it was started within the block, the
-    processes that it starts later are patched too.
+    Children: a forked child stays patched, and one that multiprocessing or concurrent.futures starts is patched if this
+    process is at that moment, with every start method. For others MPTCP_PATCH=1 is in the environment within the block:
+    a program that imports mptcp with it is patched from there on.
 
     socket(IPPROTO_MPTCP). No privilege.
     """
@@ -116,6 +114,8 @@ class _Block:
 
 def start() -> None:
     """Patch the process; without a counterpart, until it ends."""
+    _spawn()  # not under the lock
+
     global _depth, _variable_before
     with _lock:
         _depth += 1
@@ -124,27 +124,90 @@ def start() -> None:
         _variable_before = os.environ.get(VARIABLE)
         os.environ[VARIABLE] = "1"
         socket.__class__ = _PatchedModule
+        _tell_children()
         passed_over = _patch_classes()
-    messages = []
     if passed_over:
-        messages.append(
-            f"mptcp.patch() does not cover classes with a constructor of their own: {', '.join(passed_over)}"
-        )
-    if _forkserver_runs() and _variable_before != "1":
-        messages.append(
-            "mptcp.patch() does not cover processes of multiprocessing's forkserver, which was started before: "
-            "patch first, or use the start method 'spawn'"
-        )
-    try:
-        for message in messages:
+        message = f"mptcp.patch() does not cover classes with a constructor of their own: {', '.join(passed_over)}"
+        try:
             warnings.warn(message, RuntimeWarning, stacklevel=3)
-    except RuntimeWarning:
-        _stop()
-        raise
+        except RuntimeWarning:
+            _stop()
+            raise
+
+
+# Children of multiprocessing
+
+# What takes over a parent's state in a child. Its sys.path is not yet the parent's, by which this package may be found;
+# a child of another interpreter may not have it at all.
+_IN_THE_CHILD = """
+import sys
+path = sys.path[:]
+sys.path.append({folder!r})
+try:
+    from mptcp import _patch
+except ImportError:
+    pass
+else:
+    _patch.take_over({patched})
+finally:
+    sys.path[:] = path
+"""
+_prepare: Callable[[str], dict[str, Any]] | None = None  # multiprocessing's own function, while ours is in its place
+
+
+class _State:
+    """Whether this process is patched, which a child takes over when it reads this.
+
+    Children that are spawned or come from a forkserver read it before their program. The environment would not do: the
+    forkserver keeps that of its own start, and a program need not import mptcp.
+    """
+
+    def __reduce__(self) -> tuple[Callable[..., None], tuple[str]]:
+        folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+        return exec, (_IN_THE_CHILD.format(folder=folder, patched=_depth > 0),)
+
+
+def take_over(patched: bool) -> None:
+    """Be patched as the parent is, whatever the environment says."""
+    if patched and not _depth:
+        start()
+    elif not patched:
+        if _depth:
+            _stop()
+        os.environ.pop(VARIABLE, None)
+
+
+def _spawn() -> Any:
+    """multiprocessing.spawn, which takes longer to import than this package."""
+    import multiprocessing.spawn
+
+    return multiprocessing.spawn
+
+
+def _preparation_data(name: str) -> dict[str, Any]:
+    """What multiprocessing sends to a child that it does not fork itself, and the state of this process."""
+    data = _prepare(name) if _prepare else {}
+    data["mptcp.patch"] = _State()
+    return data
+
+
+def _tell_children() -> None:
+    global _prepare
+    if _prepare is None:
+        _prepare = _spawn().get_preparation_data
+        _spawn().get_preparation_data = _preparation_data
+
+
+def _tell_children_no_more() -> None:
+    global _prepare
+    # Not if another has wrapped it meanwhile.
+    if _spawn().get_preparation_data is _preparation_data:
+        _spawn().get_preparation_data = _prepare
+        _prepare = None
 
 
 def _forkserver_runs() -> bool:
-    """Whether this process has started multiprocessing's forkserver, which keeps the environment of that moment."""
+    """Whether this process has started multiprocessing's forkserver."""
     module = sys.modules.get("multiprocessing.forkserver")
     return getattr(getattr(module, "_forkserver", None), "_forkserver_pid", None) is not None
 
@@ -162,6 +225,9 @@ def _stop() -> None:
         if type(socket) is _PatchedModule:
             # A module's class may be assigned; mypy knows it as read-only.
             socket.__class__ = types.ModuleType  # type: ignore[assignment]
+        # A server that was started meanwhile has the environment of that moment.
+        if not _forkserver_runs():
+            _tell_children_no_more()
         for cls, original in _originals.items():
             # Not what another has put over it meanwhile: below that, ours does nothing any more.
             if not hasattr(cls.__init__, "_mptcp_patch"):

@@ -222,8 +222,8 @@ def test_recipe(place: Host, tmp_path: Path, name: str) -> None:
     assert accepted == multipath > 0
 
 
-# dask.distributed where the workers do not import the program: as from a notebook, and by its commands.
-PRELOADED = """
+# dask.distributed where the workers do not import the package by themselves, and by its commands.
+WORKERS = """
 from distributed import Client, LocalCluster
 
 def protocol():
@@ -233,7 +233,7 @@ def protocol():
 
 if __name__ == "__main__":
     import mptcp
-    options = dict(protocol="tcp", host="127.0.0.1", dashboard_address=None, preload="mptcp")
+    options = dict(protocol="tcp", host="127.0.0.1", dashboard_address=None)
     with mptcp.patch(), LocalCluster(2, **options) as cluster, Client(cluster) as client:
         print(sorted(client.run(protocol).values()))
 """
@@ -247,8 +247,8 @@ with mptcp.patch(), Client("tcp://127.0.0.1:8786") as client:
 """
 
 
-def test_workers_of_dask_preload_the_package(place: Host, tmp_path: Path) -> None:
-    assert run(place, tmp_path, PRELOADED) == "[262, 262]\n"
+def test_workers_of_dask_that_do_not_import_the_package(place: Host, tmp_path: Path) -> None:
+    assert run(place, tmp_path, WORKERS) == "[262, 262]\n"
     accepted, multipath = counted(place)
     assert accepted == multipath > 0
 

@@ -507,41 +507,56 @@ def test_a_fork_while_other_threads_patch() -> None:
             thread.join(DEADLINE)
 
 
-FORKSERVER = """
-import multiprocessing, mptcp, socket, sys, warnings
+# Of a program that does not import mptcp, whose children start before, within and after a block.
+CHILDREN = """
+import multiprocessing, os, socket, sys
 
 def child(connection):
     with socket.socket() as sock:
-        connection.send(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL))
+        connection.send((sock.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL), os.environ.get("MPTCP_PATCH")))
 
 def answer():
     ours, theirs = context.Pipe()
     process = context.Process(target=child, args=(theirs,))
     process.start()
-    print(ours.recv(), flush=True)
+    print(*ours.recv(), flush=True)
     process.join()
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore", ResourceWarning)
-    context = multiprocessing.get_context("forkserver")
-    if sys.argv[1] == "before":
+    context = multiprocessing.get_context(sys.argv[1])
+    if sys.argv[2] == "before":
         answer()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", RuntimeWarning)
-        with mptcp.patch():
-            answer()
-    print(*[warning.message for warning in caught])
+    import mptcp
+    with mptcp.patch():
+        answer()
+    answer()
+    print(multiprocessing.spawn.get_preparation_data.__module__)
 """
 
 
-@pytest.mark.parametrize(("when", "protocols"), [("before", [TCP, TCP]), ("within", [MPTCP])])
-def test_a_forkserver_keeps_the_environment_of_its_start(tmp_path: Path, when: str, protocols: list[int]) -> None:
-    (tmp_path / "program.py").write_text(FORKSERVER)
-    command = [sys.executable, "program.py", when]
+@pytest.mark.parametrize("first", ["before", "within"])
+@pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
+def test_a_child_is_patched_as_its_parent_is_when_it_starts(tmp_path: Path, method: str, first: str) -> None:
+    """A forkserver keeps the environment of its own start."""
+    (tmp_path / "program.py").write_text(CHILDREN)
+    command = [sys.executable, "-W", "ignore", "program.py", method, first]
     result = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, cwd=tmp_path)
-    *numbers, warning = result.stdout.splitlines()
-    assert numbers == [str(number) for number in protocols], result.stderr
-    assert ("forkserver, which was started before" in warning) == (when == "before")
+    *lines, module = result.stdout.splitlines()
+    assert lines == ["6 None"] * (first == "before") + ["262 1", "6 None"], result.stderr
+    assert module == ("mptcp._patch" if method == "forkserver" else "multiprocessing.spawn")
+
+
+def test_a_child_finds_the_package_where_its_parent_did(tmp_path: Path) -> None:
+    """In a folder that the parent's program has put into sys.path, with an interpreter that has no such package."""
+    package = Path(mptcp.__file__).parent
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "mptcp").symlink_to(package)
+    program = CHILDREN.replace("import mptcp\n", f"sys.path.insert(0, {str(tmp_path / 'folder')!r}); import mptcp\n")
+    (tmp_path / "program.py").write_text(program)
+    command = [sys.executable, "-S", "-W", "ignore", "program.py", "spawn", "within"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, cwd=tmp_path, env=environment)
+    assert result.stdout.splitlines() == ["262 1", "6 None", "multiprocessing.spawn"], result.stderr
 
 
 def test_a_program_that_imports_the_package() -> None:
