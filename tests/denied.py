@@ -14,7 +14,7 @@ import struct
 import sys
 
 # asm/unistd.h of x86-64, and asm-generic/unistd.h, which the other architectures share.
-NUMBERS = {"socket": (41, 198), "unshare": (272, 97), "pidfd_open": (434, 434)}
+NUMBERS = {"socket": (41, 198), "bpf": (321, 280), "unshare": (272, 97), "pidfd_open": (434, 434)}
 
 # linux/filter.h, linux/bpf_common.h: load a word, jump if equal, return
 _LOAD, _EQUAL, _RETURN = 0x20, 0x15, 0x06

@@ -121,8 +121,11 @@ def share(
     if not error:
         return shares
     doubt = sum(flow.unknown for flow in flows)
-    bounds = {flow.cookie: (flow.unknown + shares[flow.cookie] * doubt) / total if total else np.nan for flow in flows}
-    return shares, bounds
+
+    def bound(flow: _Flow) -> float:
+        return min(1.0, (flow.unknown + shares[flow.cookie] * doubt) / total) if np.isfinite(doubt) else 1.0
+
+    return shares, {flow.cookie: bound(flow) if total else np.nan for flow in flows}
 
 
 @overload
@@ -320,13 +323,15 @@ def _flow(cookie: int, rows: Rows, ticks: Floats, interval: float, counter: _Cou
 
 
 def _unknown(rows: Rows, values: Floats, is_final: np.ndarray) -> float:
-    """Return how many bytes may be missing at the end: none if the subflow lives, or its final row has new counters.
+    """Return how many bytes may be missing at the end: none if the subflow lives, or its final row has its counters.
 
-    A final row that repeats the last reading is one whose counters the kernel had cleared. What was in flight or
-    waiting then may have been counted since, or as much as in the busiest interval.
+    Where the kernel had cleared these, wait_ns is negative, and the final row repeats the last reading. What was in
+    flight or waiting then may have been counted since, or as much as in the busiest interval.
     """
-    if not is_final[-1] or len(rows) < 2 or rows["segs_out"][-1] != rows["segs_out"][-2]:
+    if not is_final[-1] or rows["wait_ns"][-1] >= 0:
         return 0.0
+    if len(rows) < 2:
+        return np.inf
     last = rows[-2]
     waiting = float(last["unacked"]) * float(last["snd_mss"]) + float(last["notsent_bytes"])
     return max(waiting, float(np.diff(values).max()))

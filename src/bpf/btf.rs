@@ -19,6 +19,8 @@ pub enum BtfError {
     UnknownKind(u32),
     #[error("no function {0}")]
     NoSuchFunction(String),
+    #[error("no typedef {0}")]
+    NoSuchTypedef(String),
     #[error("no struct {0}")]
     NoSuchStruct(String),
     #[error("struct {0} has no member {1}")]
@@ -131,6 +133,12 @@ impl<'a> Btf<'a> {
     pub fn function_id(&self, name: &str) -> Result<u32, BtfError> {
         let position = self.position(KIND_FUNC, name);
         position.map(|position| position as u32 + 1).ok_or_else(|| BtfError::NoSuchFunction(name.to_owned()))
+    }
+
+    /// The id of the typedef `name`: a tracepoint `x` is named by `btf_trace_x`.
+    pub fn typedef_id(&self, name: &str) -> Result<u32, BtfError> {
+        let position = self.position(KIND_TYPEDEF, name);
+        position.map(|position| position as u32 + 1).ok_or_else(|| BtfError::NoSuchTypedef(name.to_owned()))
     }
 
     /// The structure `name`.

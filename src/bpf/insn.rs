@@ -53,6 +53,8 @@ pub enum Helper {
     SkcLookupTcp = 99,
     ProbeReadKernel = 113,
     Jiffies64 = 118,
+    RingbufReserve = 131,
+    RingbufSubmit = 132,
     SkcToTcpSock = 137,
 }
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::by_diag::{sample, ByDiag};
+use super::by_diag::{sample, ByDiag, Target};
 use super::row::RawSample;
 use super::Site;
 use crate::abi::uapi::ulp;
@@ -42,11 +42,8 @@ impl ByBpf {
                 by_diag.retire_one(*cookie);
                 return false;
             };
-            if let (Some(now), Some(known)) = (copied.subflow, &mut target.entry.subflow) {
-                if now.token == known.token {
-                    update(known, now);
-                    target.id = now.id.filter(|_| target.id < 0).map_or(target.id, |id| id as i32);
-                }
+            if let Some(now) = copied.subflow {
+                update(target, now);
             }
             target.entry.state = copied.state;
             let mut row = sample(time_ns, target, copied.state, copied.tcp_info.bytes());
@@ -86,8 +83,14 @@ impl ByBpf {
     }
 }
 
-/// Takes over what changes of a subflow's part of Multipath TCP.
-fn update(known: &mut Ulp, now: SubflowState) {
+/// Takes over what the kernel's memory says of a subflow's part of Multipath TCP.
+pub fn update(target: &mut Target, now: SubflowState) {
+    if now.token != target.token {
+        return;
+    }
+    target.id = now.id.filter(|_| target.id < 0).map_or(target.id, |id| id as i32);
+    let unknown = Ulp { token: now.token, local_id: 0, remote_id: 0, flags: 0 };
+    let known = target.entry.subflow.get_or_insert(unknown);
     known.local_id = now.local_id;
     known.remote_id = now.remote_id;
     known.flags &= !(ulp::FLAG_BKUP_LOC | ulp::FLAG_BKUP_REM);

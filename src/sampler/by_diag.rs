@@ -34,20 +34,26 @@ pub struct Target {
     pub since_ns: u64,
     /// It has its final row.
     pub ended: bool,
-    /// What was read of it last.
+    /// What was read of it last, and when.
     read: TcpInfo,
+    read_ns: u64,
     /// It was there at the tick of this number.
     tick: u64,
 }
 
 impl Target {
     pub fn new(entry: Entry, token: u32, id: i32, since_ns: u64) -> Target {
-        Target { entry, token, id, since_ns, ended: false, read: TcpInfo::decode(&[]), tick: 0 }
+        let read = TcpInfo::decode(&[]);
+        Target { entry, token, id, since_ns, ended: false, read, read_ns: since_ns, tick: 0 }
     }
 
-    /// What the subflow had sent when it was read last.
-    fn segs_out(&self) -> Option<u64> {
-        tcp_info::field::segs_out.read(self.read.bytes())
+    /// The kernel has cleared the counters since the last reading: it has sent less now. A subflow has sent or received a
+    /// segment at least.
+    fn is_cleared(&self, tcp_info: &[u8]) -> bool {
+        let [sent, received] = [tcp_info::field::segs_out, tcp_info::field::segs_in]
+            .map(|field| field.read(tcp_info).unwrap_or(0));
+        let before = tcp_info::field::segs_out.read(self.read.bytes()).unwrap_or(0);
+        sent < before || sent == 0 && received == 0
     }
 }
 
@@ -90,17 +96,22 @@ pub fn sample(time_ns: u64, target: &mut Target, state: u8, tcp_info: &[u8]) -> 
         last: 0,
     };
     target.read = TcpInfo::decode(tcp_info);
+    target.read_ns = time_ns;
     RawSample { head, tcp_info: target.read }
 }
 
-/// The final row of a subflow that is dead. The kernel wipes the counters of some before it tells of their death, of an
-/// initial subflow that was reset for one: then they are those of the last reading.
+/// The final row of a subflow that has ended. The kernel clears the counters of some before it tells of their end, of an
+/// initial subflow that was reset for instance: then they are those of the last reading, and `wait_ns` is negative, the
+/// time since then.
 pub fn final_sample(time_ns: u64, target: &mut Target, tcp_info: &[u8]) -> RawSample {
     let before = *target;
     let mut row = sample(time_ns, target, tcp_state::CLOSE, tcp_info);
     row.head.last = 1;
-    if target.segs_out() < before.segs_out() {
-        row.tcp_info = before.read;
+    if before.is_cleared(tcp_info) {
+        if !before.read.bytes().is_empty() {
+            row.tcp_info = before.read;
+        }
+        row.head.wait_ns = (before.read_ns as i64 - time_ns as i64).min(-1);
     }
     target.ended = true;
     row
@@ -261,6 +272,7 @@ impl ByDiag {
                         lock(&site.known.tokens).insert(ulp.token);
                         let target = Target::new(entry, ulp.token, -1, time_ns);
                         common.note(&entry, ulp.token);
+                        lock(&site.known.begun).find(&entry);
                         targets.entry(entry.cookie).or_insert(target)
                     }
                 },
@@ -379,13 +391,14 @@ impl ByDiag {
         }
     }
 
-    /// What was known of a socket that has died.
-    pub fn take(&mut self, entry: &Entry) -> Option<Target> {
-        let mut target = match self.gone.remove(&entry.cookie) {
+    /// What is known of a subflow that has ended. It is not read any more.
+    pub fn end(&mut self, cookie: u64) -> Option<Target> {
+        let mut target = match self.gone.remove(&cookie) {
             Some(target) => target,
             None => {
+                let target = self.targets.remove(&cookie)?;
                 self.is_stale = true;
-                self.targets.remove(&entry.cookie)?
+                target
             }
         };
         if target.id < 0 {
@@ -435,7 +448,7 @@ mod tests {
             by_diag.targets.insert(cookie, Target::new(entry(cookie), 7, -1, 0));
         }
         by_diag.prepare_all();
-        assert!(by_diag.take(&entry(2)).is_some() && by_diag.take(&entry(2)).is_none());
+        assert!(by_diag.end(2).is_some() && by_diag.end(2).is_none());
         assert_eq!(by_diag.order, [1, 2, 3], "the requests of the others were made again");
         by_diag.tick += 1;
         by_diag.look_up_all(0, &mut Vec::new()).unwrap();

@@ -69,6 +69,9 @@ impl Finder {
             while let Some(events) = &place.events {
                 match events.take()? {
                     Taken::Event(event) => {
+                        if place.records(&event) {
+                            lock(&place.site.known.begun).follow(&event);
+                        }
                         found |= place.follow(&event)?;
                         if place.records(&event) {
                             lock(&self.common.events).push(event);
@@ -118,7 +121,7 @@ impl SearchSite {
     /// Finds the subflow that an event tells of; true if there is one.
     fn follow(&mut self, event: &Event) -> Result<bool> {
         let begins = matches!(event.kind, Kind::Created | Kind::Established | Kind::SubEstablished);
-        if !begins || !self.site.known.searched.load(Ordering::Relaxed) || !self.records(event) {
+        if !begins || !self.records(event) {
             return Ok(false);
         }
         let (Some(local), Some(remote)) = (event.local, event.remote) else { return Ok(false) };
@@ -144,6 +147,7 @@ impl SearchSite {
 
     fn add(&self, entry: Entry) {
         if entry.subflow.is_some_and(|ulp| self.site.wants(ulp.token)) {
+            lock(&self.site.known.begun).find(&entry);
             lock(&self.site.known.found).insert(entry.cookie, entry);
         }
     }

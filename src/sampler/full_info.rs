@@ -1,6 +1,5 @@
 //! Subflows of one connection by MPTCP_FULL_INFO through a descriptor: all in one moment, and after the connection's
-//! lock. What inet_diag alone tells, cookies, address ids and backup, is looked up when a subflow appears and again
-//! from time to time.
+//! lock. What inet_diag alone tells, cookies, address ids and backup, is looked up at once after that.
 
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -17,9 +16,6 @@ use crate::error::{Error, Result};
 use crate::netlink::diag::{self, Entry, Tuple};
 use crate::netlink::Channel;
 use crate::sys;
-
-/// How old what inet_diag told may be: a priority that was changed.
-const REFRESH_NS: u64 = 1_000_000_000;
 
 /// What one reading fills, for all connections one after the other.
 #[derive(Debug)]
@@ -68,13 +64,14 @@ pub struct FullInfo {
     targets: Vec<Target>,
     /// Not in the list any more.
     gone: Vec<Target>,
-    refreshed_ns: u64,
+    /// Somebody else tells when a subflow has ended, and with which counters: its place in the list does not.
+    ends_are_told: bool,
     /// This kernel has no MPTCP_FULL_INFO: our own count of subflows.
     by_parts: Option<u32>,
 }
 
 impl FullInfo {
-    pub fn new(common: &Arc<Common>, fd: RawFd, token: u32) -> FullInfo {
+    pub fn new(common: &Arc<Common>, fd: RawFd, token: u32, ends_are_told: bool) -> FullInfo {
         FullInfo {
             common: Arc::clone(common),
             fd,
@@ -82,7 +79,7 @@ impl FullInfo {
             ended: false,
             targets: Vec::new(),
             gone: Vec::new(),
-            refreshed_ns: 0,
+            ends_are_told,
             by_parts: None,
         }
     }
@@ -121,17 +118,17 @@ impl FullInfo {
             }
             buffers.make_room(total + 8);
         };
-        let wait_ns = (sys::monotonic_ns() - time_ns) as i64;
         let token =
             bytes::u32(&buffers.header, full_info::MPTCP_INFO + crate::abi::mptcp_info::field::token.offset);
         if token != Some(self.token) || stride == 0 {
             return Ok(ReadOutcome::Ended);
         }
         self.follow(&buffers.subflows, channel, total, time_ns)?;
+        let wait_ns = (sys::monotonic_ns() - time_ns) as i64;
         let mut tcp_infos = buffers.tcp_infos.chunks_exact(stride);
         for target in &mut self.targets {
             let Some(bytes) = tcp_infos.next() else { break };
-            push(target, bytes, time_ns, wait_ns, rows);
+            push(target, bytes, (time_ns, wait_ns), self.ends_are_told, rows);
         }
         Ok(ReadOutcome::Read)
     }
@@ -142,8 +139,8 @@ impl FullInfo {
         let id = |element: &[u8]| bytes::u32(element, subflow_info::ID).unwrap_or(0) as i32;
         let same = self.targets.len() == total
             && elements().zip(&self.targets).all(|(element, target)| id(element) == target.id);
-        if same && time_ns < self.refreshed_ns + REFRESH_NS {
-            return Ok(());
+        if same {
+            return self.refresh(channel);
         }
         let readings: Vec<Reading> = elements()
             .filter_map(|element| {
@@ -156,6 +153,16 @@ impl FullInfo {
             })
             .collect();
         self.adopt(channel, &readings, time_ns)
+    }
+
+    /// Asks inet_diag what may have changed of each.
+    fn refresh(&mut self, channel: &mut Channel) -> Result<()> {
+        let tuples: Vec<Tuple> = self.targets.iter().map(|target| target.entry.tuple).collect();
+        let entries = diag::look_up(channel, &tuples).map_err(diag::failed)?;
+        for (target, entry) in self.targets.iter_mut().zip(entries) {
+            self.common.update(target, entry);
+        }
+        Ok(())
     }
 
     /// Takes over a new list, and asks inet_diag what it tells of each.
@@ -171,19 +178,12 @@ impl FullInfo {
         for ((reading, tuple), entry) in readings.iter().zip(tuples).zip(entries) {
             let id = reading.id.and_then(|id| i32::try_from(id).ok()).unwrap_or(-1);
             let known = before.iter().position(|target| target.id == id).map(|at| before.swap_remove(at));
-            let unknown = Entry { tuple, state: 0, cookie: 0, uid: 0, inode: 0, cgroup: None, subflow: None };
+            let unknown = Entry::of_ends(tuple, 0);
             let mut target = known.unwrap_or_else(|| Target::new(unknown, self.token, id, time_ns));
-            // A closed subflow's place may be another's by now.
-            if let Some(entry) = entry.filter(|entry| [0, entry.cookie].contains(&target.entry.cookie)) {
-                if target.entry.cookie == 0 {
-                    self.common.note(&entry, self.token);
-                }
-                target.entry = entry;
-            }
+            self.common.update(&mut target, entry);
             self.targets.push(target);
         }
-        self.gone.append(&mut before);
-        self.refreshed_ns = time_ns;
+        self.gone.extend(before.into_iter().filter(|target| !target.ended));
         Ok(())
     }
 
@@ -226,7 +226,6 @@ impl FullInfo {
                 }
             }
         };
-        let wait_ns = (sys::monotonic_ns() - time_ns) as i64;
         for reading in &mut read.subflows {
             let ends = (reading.local, reading.remote);
             let known = self
@@ -244,30 +243,55 @@ impl FullInfo {
         }
         let same = self.targets.len() == read.subflows.len()
             && self.targets.iter().zip(&read.subflows).all(|(target, r)| Some(target.id as u32) == r.id);
-        if !same || time_ns >= self.refreshed_ns + REFRESH_NS {
+        if same {
+            self.refresh(channel)?;
+        } else {
             self.adopt(channel, &read.subflows, time_ns)?;
         }
+        let wait_ns = (sys::monotonic_ns() - time_ns) as i64;
         for (target, reading) in self.targets.iter_mut().zip(&read.subflows) {
-            push(target, reading.tcp_info.bytes(), time_ns, wait_ns, rows);
+            push(target, reading.tcp_info.bytes(), (time_ns, wait_ns), self.ends_are_told, rows);
         }
         Ok(ReadOutcome::Read)
     }
 
-    /// What was known of a socket that has died.
-    pub fn take(&mut self, entry: &Entry) -> Option<Target> {
-        for targets in [&mut self.gone, &mut self.targets] {
-            if let Some(at) = targets.iter().position(|target| target.entry.cookie == entry.cookie) {
-                return Some(if targets[at].ended { targets[at] } else { targets.swap_remove(at) });
-            }
+    /// What is known of a subflow that has ended. The kernel may go on to list it: it has no further rows.
+    pub fn end(&mut self, cookie: u64) -> Option<Target> {
+        if let Some(at) = self.gone.iter().position(|target| target.entry.cookie == cookie) {
+            return Some(self.gone.swap_remove(at));
         }
-        None
+        let target = self.targets.iter_mut().find(|target| target.entry.cookie == cookie)?;
+        let found = *target;
+        target.ended = true;
+        Some(found)
     }
 }
 
-/// The row of a subflow. One that is closed and stays in the kernel's list has its last.
-fn push(target: &mut Target, bytes: &[u8], time_ns: u64, wait_ns: i64, rows: &mut Vec<RawSample>) {
+impl Common {
+    /// Takes over what inet_diag tells of a subflow now.
+    fn update(&self, target: &mut Target, entry: Option<Entry>) {
+        // A closed subflow's place may be another's by now.
+        let Some(entry) = entry.filter(|entry| [0, entry.cookie].contains(&target.entry.cookie)) else {
+            return;
+        };
+        if target.entry.cookie == 0 {
+            self.note(&entry, target.token);
+        }
+        target.entry = entry;
+    }
+}
+
+/// The row of a subflow. One that is closed and stays in the kernel's list has its last, unless others tell that.
+fn push(
+    target: &mut Target,
+    bytes: &[u8],
+    (time_ns, wait_ns): (u64, i64),
+    ends_are_told: bool,
+    rows: &mut Vec<RawSample>,
+) {
     let state = bytes.first().copied().unwrap_or(0);
-    if target.ended || state == tcp_state::LISTEN {
+    let is_told = state == tcp_state::CLOSE && (ends_are_told || target.entry.cookie == 0);
+    if target.ended || is_told || state == tcp_state::LISTEN {
         return;
     }
     let mut row = if state == tcp_state::CLOSE {
@@ -275,6 +299,8 @@ fn push(target: &mut Target, bytes: &[u8], time_ns: u64, wait_ns: i64, rows: &mu
     } else {
         sample(time_ns, target, state, bytes)
     };
-    row.head.wait_ns = wait_ns;
+    if row.head.wait_ns == 0 {
+        row.head.wait_ns = wait_ns;
+    }
     rows.push(row);
 }

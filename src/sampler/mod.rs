@@ -3,10 +3,12 @@
 //! One thread reads the subflows, tick by tick ([`ticks`]); a second reads connections, which waits for their locks
 //! whichever way it is done ([`connections`]); a third finds new subflows ([`finder`]).
 
+mod begun;
 mod by_bpf;
 mod by_diag;
 mod choice;
 mod connections;
+mod ended;
 mod finder;
 mod full_info;
 mod notices;
@@ -34,6 +36,7 @@ use crate::sys;
 use crate::sys::lock::lock;
 use crate::sys::wait::EventFd;
 
+use begun::Begun;
 pub use choice::{Choice, Cost, Trial};
 use row::RawSample;
 pub use row::{ConnectionRow, Sample};
@@ -211,6 +214,8 @@ struct Found {
     /// Connections of which subflows were seen.
     tokens: Mutex<BTreeSet<u32>>,
     ids: Mutex<Ids>,
+    /// Subflows of which events told.
+    begun: Mutex<Begun>,
     /// Subflows that were found and not taken over yet, by cookie.
     found: Mutex<HashMap<u64, Entry>>,
     /// Whether anybody needs the search.
@@ -281,8 +286,8 @@ fn sites(sources: &[Source]) -> Vec<Site> {
 #[derive(Debug)]
 pub struct Sampler {
     common: Arc<Common>,
-    stop: Arc<EventFd>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Each with what stops it, from the last that is stopped to the first.
+    threads: Mutex<Vec<(Arc<EventFd>, JoinHandle<()>)>>,
     process: u32,
     /// By network namespace.
     pub surroundings: Vec<Surroundings>,
@@ -309,7 +314,7 @@ impl Sampler {
         let by_diag = matches!(settings.method, Some(Method::InetDiag | Method::Bpf));
         let common = Arc::new(Common::new(settings.room, settings.method.unwrap_or(Method::InetDiag)));
         let event_fd = || EventFd::new().map(Arc::new).map_err(failed("eventfd"));
-        let stop = event_fd()?;
+        let (stop, stop_finder) = (event_fd()?, event_fd()?);
         // First the connections: they tell the subflows' ids.
         let mut connections = connections::Connections::new(&sites, &common)?;
         connections.tick()?;
@@ -336,31 +341,36 @@ impl Sampler {
         let (tick_timer, connection_timer) =
             (timer(settings.interval)?, timer(settings.connection_interval)?);
         let finder_timer = timer(finder::INTERVAL)?;
-        let [stop_ticks, stop_connections, stop_finder] = [(); 3].map(|()| Arc::clone(&stop));
         let sampler = Sampler {
             common: Arc::clone(&common),
-            stop,
             threads: Mutex::default(),
             process: std::process::id(),
             surroundings: sites.iter().map(|site| Surroundings::of(site)).collect(),
         };
         let for_ticks = Arc::clone(&common);
-        sampler.spawn("mptcp-ticks", move || {
+        sampler.spawn("mptcp-ticks", &stop, move |stop| {
             let real_time = sys::clock::become_real_time().is_ok();
             for_ticks.real_time.store(real_time, Ordering::Relaxed);
-            ticks.run(&tick_timer, &stop_ticks)
+            ticks.run(&tick_timer, stop)
         })?;
-        sampler.spawn("mptcp-conns", move || {
-            connections.run(&connection_timer, &stop_connections, &new_subflow)
+        sampler.spawn("mptcp-conns", &stop, move |stop| {
+            connections.run(&connection_timer, stop, &new_subflow)
         })?;
-        sampler.spawn("mptcp-finder", move || finder.run(&finder_timer, &stop_finder))?;
+        // It is stopped before the others: the last tick uses what events told.
+        sampler.spawn("mptcp-finder", &stop_finder, move |stop| finder.run(&finder_timer, stop))?;
         Ok(sampler)
     }
 
-    fn spawn(&self, name: &str, run: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
-        let common = Arc::clone(&self.common);
+    fn spawn(
+        &self,
+        name: &str,
+        stop: &Arc<EventFd>,
+        run: impl FnOnce(&EventFd) -> Result<()> + Send + 'static,
+    ) -> Result<()> {
+        let (common, stop) = (Arc::clone(&self.common), Arc::clone(stop));
+        let until = Arc::clone(&stop);
         let body = move || {
-            if let Err(error) = run() {
+            if let Err(error) = run(&until) {
                 lock(&common.failure).get_or_insert(error);
             }
         };
@@ -368,7 +378,7 @@ impl Sampler {
             .name(name.to_owned())
             .spawn(body)
             .map_err(|error| Error::call("starting a thread", &error))?;
-        lock(&self.threads).push(thread);
+        lock(&self.threads).push((stop, thread));
         Ok(())
     }
 
@@ -381,8 +391,8 @@ impl Sampler {
             return;
         }
         let threads = std::mem::take(&mut *lock(&self.threads));
-        self.stop.set();
-        for thread in threads {
+        for (stop, thread) in threads.into_iter().rev() {
+            stop.set();
             let _ = thread.join();
         }
     }

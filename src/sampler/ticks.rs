@@ -5,17 +5,22 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
-use super::by_bpf::ByBpf;
-use super::by_diag::{final_sample, ByDiag};
+use super::begun::Beginning;
+use super::by_bpf::{self, ByBpf};
+use super::by_diag::{final_sample, ByDiag, Target};
 use super::choice::{self, Choice, Cost, Trial};
+use super::ended::{Destroyed, Ended};
 use super::full_info::{Buffers, FullInfo, ReadOutcome};
 use super::notices::Notices;
 use super::row::RawSample;
 use super::{Common, Method, Settings, Site};
+use crate::abi::tcp_info::TcpInfo;
 use crate::error::{Error, Result};
+use crate::netlink::diag::{Entry, Tuple};
 use crate::sys;
 use crate::sys::lock::lock;
 use crate::sys::wait::EventFd;
+use crate::tcp_sock::{Ending, Endings};
 
 /// What is read in one network namespace.
 struct TickSite {
@@ -25,6 +30,7 @@ struct TickSite {
     full_info: Vec<FullInfo>,
     buffers: Buffers,
     notices: Notices,
+    ended: Ended,
 }
 
 impl TickSite {
@@ -40,10 +46,13 @@ impl TickSite {
     }
 
     fn read_full_info(&mut self, time_ns: u64, rows: &mut Vec<RawSample>) -> Result<()> {
-        let TickSite { by_diag, full_info, buffers, .. } = self;
+        let TickSite { by_diag, full_info, buffers, ended, .. } = self;
         let mut failed = Ok(());
         for connection in full_info.iter_mut().filter(|connection| !connection.ended) {
-            match connection.read(buffers, &mut by_diag.channel, time_ns, rows) {
+            let first = rows.len();
+            let outcome = connection.read(buffers, &mut by_diag.channel, time_ns, rows);
+            ended.note(&rows[first..]);
+            match outcome {
                 Ok(ReadOutcome::Read) => {}
                 // It stays for the notices of its subflows. A connection may outlive its descriptor.
                 Ok(ReadOutcome::Ended | ReadOutcome::FellBack) => {
@@ -54,6 +63,68 @@ impl TickSite {
             }
         }
         failed
+    }
+
+    /// What is known of a subflow that has ended.
+    fn end(&mut self, cookie: u64) -> Option<Target> {
+        // In a measurement both have read it.
+        let by_full_info = self.full_info.iter_mut().find_map(|connection| connection.end(cookie));
+        self.by_diag.end(cookie).or(by_full_info)
+    }
+
+    /// Adds the final row of a subflow, from what it had counted when it ended.
+    fn add_ending(&mut self, ending: &Ending, common: &Common, rows: &mut Vec<RawSample>) {
+        let state = &ending.subflow;
+        let known = self.end(ending.cookie);
+        let mut target = match known {
+            Some(target) if target.ended => return,
+            Some(target) => target,
+            None if ending.was_established && self.site.wants(state.token) => {
+                let tuple = Tuple { local: ending.local, remote: ending.remote, interface: 0 };
+                let entry = Entry::of_ends(tuple, ending.cookie);
+                common.note(&entry, state.token);
+                Target::new(entry, state.token, -1, ending.time_ns)
+            }
+            None => return,
+        };
+        by_bpf::update(&mut target, *state);
+        rows.push(final_sample(ending.time_ns, &mut target, ending.tcp_info.bytes()));
+        self.ended.insert(ending.cookie);
+    }
+
+    /// Final rows of the sockets that the kernel has destroyed. False if some were lost.
+    fn read_notices(&mut self, common: &Common, rows: &mut Vec<RawSample>) -> Result<bool> {
+        // One that lived for less than a tick.
+        self.by_diag.adopt(sys::monotonic_ns());
+        let mut destroyed = self.ended.unclaimed();
+        let complete = self.notices.read(|entry, tcp_info| {
+            destroyed.push(Destroyed {
+                entry,
+                tcp_info: TcpInfo::decode(tcp_info),
+                time_ns: sys::monotonic_ns(),
+            });
+        })?;
+        for Destroyed { entry, tcp_info, time_ns } in destroyed {
+            let known = self.end(entry.cookie);
+            let tuple = known.map_or(entry.tuple, |target| target.entry.tuple);
+            let beginning = lock(&self.site.known.begun).take(&Entry { tuple, ..entry });
+            if self.ended.remove(entry.cookie) {
+                continue;
+            }
+            let target = known.or_else(|| {
+                let Beginning { subflow, local, time_ns, .. } = beginning?;
+                let tuple = Tuple { local, ..entry.tuple };
+                let entry = Entry { tuple, subflow: Some(subflow), ..entry };
+                common.note(&entry, subflow.token);
+                Some(Target::new(entry, subflow.token, -1, time_ns))
+            });
+            match target {
+                None => self.ended.keep(Destroyed { entry, tcp_info, time_ns }),
+                Some(target) if target.ended || tcp_info.bytes().is_empty() => {}
+                Some(mut target) => rows.push(final_sample(time_ns, &mut target, tcp_info.bytes())),
+            }
+        }
+        Ok(complete)
     }
 
     /// Gives inet_diag all connections, and their subflows as MPTCP_FULL_INFO knew them.
@@ -90,6 +161,8 @@ fn better(before: Option<Result<Cost>>, now: Result<Cost>) -> Result<Cost> {
 pub struct Ticks {
     places: Vec<TickSite>,
     common: Arc<Common>,
+    /// Absent where that is not permitted.
+    endings: Option<Endings>,
     rows: Vec<RawSample>,
     /// Absent where the way was asked for.
     choice: Option<Choice>,
@@ -107,10 +180,12 @@ impl Ticks {
         settings: Settings,
     ) -> Result<Ticks> {
         let mut by_bpf = by_bpf.into_iter().flatten();
+        // Whatever the method: nothing else has the last counters of every subflow.
+        let endings = Endings::new().ok();
         let place = |site: &Arc<Site>| {
             let by_descriptor = || {
                 let connections = site.descriptors.iter();
-                connections.map(|(fd, token)| FullInfo::new(common, *fd, *token)).collect()
+                connections.map(|(fd, token)| FullInfo::new(common, *fd, *token, endings.is_some())).collect()
             };
             let (tokens, full_info) = match settings.method {
                 Some(Method::InetDiag | Method::Bpf) => (site.tokens.clone(), Vec::new()),
@@ -124,17 +199,19 @@ impl Ticks {
                 full_info,
                 buffers: Buffers::new(),
                 notices: Notices::new(site.diag_socket()?)?,
+                ended: Ended::default(),
             })
         };
         let places = sites.iter().map(place).collect::<Result<_>>()?;
         let method = settings.method.unwrap_or(Method::InetDiag);
         let choice = settings.method.is_none().then(|| Choice::new(method));
-        Ok(Ticks { places, common: Arc::clone(common), rows: Vec::new(), choice, method, subflows: 0 })
+        let common = Arc::clone(common);
+        Ok(Ticks { places, common, endings, rows: Vec::new(), choice, method, subflows: 0 })
     }
 
     /// Reads everything once.
     pub fn tick(&mut self) -> Result<()> {
-        self.read_notices()?;
+        self.read_endings()?;
         if self.choice.as_ref().is_some_and(|choice| choice.is_due(sys::monotonic_ns(), self.subflows)) {
             self.measure()?;
         }
@@ -214,25 +291,22 @@ impl Ticks {
     }
 
     /// Final rows of subflows that have ended.
-    fn read_notices(&mut self) -> Result<()> {
-        for place in &mut self.places {
-            let TickSite { by_diag, full_info, notices, .. } = place;
-            // One that lived for less than a tick.
-            by_diag.adopt(sys::monotonic_ns());
-            let rows = &mut self.rows;
-            let complete = notices.read(|entry, tcp_info| {
-                // In a measurement both have read it.
-                let by_full_info = full_info.iter_mut().find_map(|connection| connection.take(&entry));
-                let target = by_diag.take(&entry).or(by_full_info);
-                if let Some(mut target) = target.filter(|target| !target.ended && !tcp_info.is_empty()) {
-                    rows.push(final_sample(sys::monotonic_ns(), &mut target, tcp_info));
+    fn read_endings(&mut self) -> Result<()> {
+        let Ticks { places, common, endings, rows, .. } = self;
+        if let Some(endings) = endings {
+            endings.read(|ending| {
+                let of_it = |place: &&mut TickSite| place.site.namespace.cookie == ending.namespace;
+                if let Some(place) = places.iter_mut().find(of_it) {
+                    place.add_ending(&ending, common, rows);
                 }
-            })?;
-            if !complete {
-                self.common.notices_lost.store(true, Ordering::Relaxed);
+            });
+        }
+        for place in places {
+            if !place.read_notices(common, rows)? {
+                common.notices_lost.store(true, Ordering::Relaxed);
             }
         }
-        self.common.samples.append(&mut self.rows);
+        common.samples.append(rows);
         Ok(())
     }
 
@@ -240,6 +314,7 @@ impl Ticks {
     pub fn run(mut self, timer: &OwnedFd, stop: &EventFd) -> Result<()> {
         let mut fds: Vec<RawFd> = vec![timer.as_raw_fd(), stop.as_raw_fd()];
         fds.extend(self.places.iter().map(|place| place.notices.fd()));
+        fds.extend(self.endings.as_ref().map(Endings::fd));
         let mut ready = Vec::new();
         let failed = |error: std::io::Error| Error::call("waiting for the next tick", &error);
         loop {
@@ -249,7 +324,11 @@ impl Ticks {
                 let expired = sys::clock::expirations(timer.as_raw_fd()).map_err(failed)?;
                 self.common.missed.fetch_add(expired.saturating_sub(1), Ordering::Relaxed);
             }
-            let read = if ready[0] || stopped { self.tick() } else { self.read_notices() };
+            let mut read = if ready[0] || stopped { self.tick() } else { self.read_endings() };
+            if stopped {
+                // What ended while the last tick was read has no row by that.
+                read = read.and_then(|()| self.read_endings());
+            }
             if let Err(error) = read {
                 // A reading that failed is a tick without rows. The next may go well.
                 self.rows.clear();

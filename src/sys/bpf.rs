@@ -6,6 +6,7 @@ use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// `enum bpf_cmd`
 #[derive(Clone, Copy)]
@@ -16,6 +17,7 @@ enum Command {
     MapDelete = 3,
     ProgramLoad = 5,
     ProgramTestRun = 10,
+    RawTracepointOpen = 17,
     LinkCreate = 28,
     IteratorCreate = 33,
 }
@@ -25,12 +27,17 @@ enum Command {
 pub enum MapKind {
     Hash = 1,
     Array = 2,
+    RingBuffer = 27,
 }
 
 const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
 const BPF_PROG_TYPE_TRACING: u32 = 26;
 const BPF_PROG_TYPE_SYSCALL: u32 = 31;
+const BPF_TRACE_RAW_TP: u32 = 23;
 const BPF_TRACE_ITER: u32 = 28;
+const BPF_RINGBUF_BUSY_BIT: u32 = 1 << 31;
+const BPF_RINGBUF_DISCARD_BIT: u32 = 1 << 30;
+const BPF_RINGBUF_HDR_SZ: usize = 8;
 const BPF_F_SLEEPABLE: u32 = 1 << 4;
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 
@@ -39,6 +46,8 @@ const BPF_F_MMAPABLE: u32 = 1 << 10;
 pub enum ProgramKind {
     /// An iterator over what the kernel function `target`, an id of the kernel's BTF, gives.
     Iterator { target: u32 },
+    /// The tracepoint of the typedef with this id in the kernel's BTF.
+    Tracepoint { typedef: u32 },
     /// A traffic classifier. Here it is only ever run by [`run_classifier`], on a packet that does not exist.
     Classifier,
     /// A program that only [`run_syscall`] runs.
@@ -121,6 +130,14 @@ struct TestRun {
 
 #[repr(C)]
 #[derive(Default)]
+struct RawTracepoint {
+    name: u64,
+    program: u32,
+    padding: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
 struct LinkCreate {
     program: u32,
     target: u32,
@@ -149,6 +166,8 @@ unsafe impl Attribute for MapElement {}
 unsafe impl Attribute for ProgramLoad {}
 // SAFETY: as above.
 unsafe impl Attribute for TestRun {}
+// SAFETY: as above.
+unsafe impl Attribute for RawTracepoint {}
 // SAFETY: as above.
 unsafe impl Attribute for LinkCreate {}
 // SAFETY: as above.
@@ -342,6 +361,110 @@ impl Drop for SharedArray {
     }
 }
 
+/// A ring buffer that programs write records into and one thread reads, in this process's memory.
+#[derive(Debug)]
+pub struct RingBuffer {
+    descriptor: OwnedFd,
+    /// One page, which begins with how many bytes were consumed.
+    consumer: NonNull<u8>,
+    /// One page, which begins with how many bytes were produced, and then the data twice, so that a record at the end
+    /// lies in one piece.
+    producer: NonNull<u8>,
+    page: usize,
+    size: usize,
+}
+
+// SAFETY: both mappings are this value's alone, and stay where they are whatever thread uses them.
+unsafe impl Send for RingBuffer {}
+
+impl RingBuffer {
+    /// `size` is rounded up to a power of two and whole pages.
+    pub fn create(size: usize, name: &str) -> io::Result<RingBuffer> {
+        // SAFETY: takes and returns numbers.
+        let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize;
+        let size = size.max(page).next_power_of_two();
+        let attribute = MapCreate {
+            kind: MapKind::RingBuffer as u32,
+            entries: size as u32,
+            name: name_bytes(name),
+            ..MapCreate::default()
+        };
+        // SAFETY: the command takes no address and answers with a descriptor.
+        let descriptor = unsafe { bpf_descriptor(Command::MapCreate, &attribute)? };
+        let map = |length: usize, access: i32, offset: usize| {
+            let (fd, none) = (descriptor.as_raw_fd(), std::ptr::null_mut());
+            // SAFETY: a new mapping, wherever the kernel puts it.
+            let memory =
+                unsafe { libc::mmap(none, length, access, libc::MAP_SHARED, fd, offset as libc::off_t) };
+            if memory == libc::MAP_FAILED {
+                return Err(io::Error::last_os_error());
+            }
+            NonNull::new(memory.cast::<u8>()).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
+        };
+        let consumer = map(page, libc::PROT_READ | libc::PROT_WRITE, 0)?;
+        let producer = match map(page + 2 * size, libc::PROT_READ, page) {
+            Ok(producer) => producer,
+            Err(error) => {
+                // SAFETY: the mapping was made above and nothing refers to it.
+                unsafe { libc::munmap(consumer.as_ptr().cast(), page) };
+                return Err(error);
+            }
+        };
+        Ok(RingBuffer { descriptor, consumer, producer, page, size })
+    }
+
+    /// Takes the records that there are, in order.
+    pub fn read(&mut self, mut on_record: impl FnMut(&[u8])) {
+        // SAFETY: both positions are aligned words at the beginning of mappings that live as long as `self`.
+        let (consumed, produced) = unsafe {
+            (&*self.consumer.as_ptr().cast::<AtomicU64>(), &*self.producer.as_ptr().cast::<AtomicU64>())
+        };
+        let mut at = consumed.load(Ordering::Relaxed);
+        while at < produced.load(Ordering::Acquire) {
+            let offset = self.page + (at as usize & (self.size - 1));
+            // SAFETY: the offset is inside of the data's first copy, and every record begins at a multiple of eight.
+            let header = unsafe { &*self.producer.as_ptr().add(offset).cast::<AtomicU32>() };
+            let header = header.load(Ordering::Acquire);
+            if header & BPF_RINGBUF_BUSY_BIT != 0 {
+                return;
+            }
+            let length = (header & !BPF_RINGBUF_DISCARD_BIT) as usize;
+            if length > self.size {
+                return;
+            }
+            if header & BPF_RINGBUF_DISCARD_BIT == 0 {
+                // SAFETY: a record is no longer than the ring, so it ends inside of the second copy. The kernel does not
+                // write there until it is consumed.
+                on_record(unsafe {
+                    std::slice::from_raw_parts(
+                        self.producer.as_ptr().add(offset + BPF_RINGBUF_HDR_SZ),
+                        length,
+                    )
+                });
+            }
+            at += (BPF_RINGBUF_HDR_SZ + length).next_multiple_of(8) as u64;
+            consumed.store(at, Ordering::Release);
+        }
+    }
+}
+
+impl AsRawFd for RingBuffer {
+    /// Readable when there are records.
+    fn as_raw_fd(&self) -> RawFd {
+        self.descriptor.as_raw_fd()
+    }
+}
+
+impl Drop for RingBuffer {
+    fn drop(&mut self) {
+        // SAFETY: the mappings are ours, of these lengths, and nothing refers to them any more.
+        unsafe {
+            libc::munmap(self.consumer.as_ptr().cast(), self.page);
+            libc::munmap(self.producer.as_ptr().cast(), self.page + 2 * self.size);
+        }
+    }
+}
+
 /// Loads a program. `log` receives what the verifier says, at a price: leave it empty except to explain a failure.
 pub fn load_program(
     kind: ProgramKind,
@@ -352,6 +475,7 @@ pub fn load_program(
 ) -> io::Result<OwnedFd> {
     let (kind, flags, expected_attach_type, attach_btf_id) = match kind {
         ProgramKind::Iterator { target } => (BPF_PROG_TYPE_TRACING, 0, BPF_TRACE_ITER, target),
+        ProgramKind::Tracepoint { typedef } => (BPF_PROG_TYPE_TRACING, 0, BPF_TRACE_RAW_TP, typedef),
         ProgramKind::Classifier => (BPF_PROG_TYPE_SCHED_CLS, 0, 0, 0),
         ProgramKind::Syscall => (BPF_PROG_TYPE_SYSCALL, BPF_F_SLEEPABLE, 0, 0),
     };
@@ -408,6 +532,13 @@ pub fn run_syscall(program: BorrowedFd<'_>, context: &mut [u32]) -> io::Result<(
     unsafe { bpf(Command::ProgramTestRun, &attribute) }.map(drop)
 }
 
+/// Attaches a program to its tracepoint, until the descriptor is closed.
+pub fn attach_tracepoint(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let attribute = RawTracepoint { program: number(&program), ..RawTracepoint::default() };
+    // SAFETY: the program says by its typedef which tracepoint, so there is no name; the answer is a descriptor.
+    unsafe { bpf_descriptor(Command::RawTracepointOpen, &attribute) }
+}
+
 /// Attaches an iterator program. The link is what iterators are made from.
 pub fn create_link(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let attribute =
@@ -438,6 +569,7 @@ mod tests {
         assert_eq!(size_of::<ProgramLoad>(), 112);
         assert_eq!(std::mem::offset_of!(TestRun, context_in), 48);
         assert_eq!(size_of::<TestRun>(), 80);
+        assert_eq!(size_of::<RawTracepoint>(), 16);
         assert_eq!(size_of::<LinkCreate>(), 16);
         assert_eq!(size_of::<IteratorCreate>(), 8);
     }

@@ -1,9 +1,12 @@
 //! Where this kernel keeps what `tcp_info` tells, by its BTF, and `tcp_info` made from it as tcp_get_info() makes it.
 //! Pure.
 
+use std::net::{IpAddr, SocketAddr};
+
+use crate::abi::bytes;
 use crate::abi::fields::{Field, Kind};
 use crate::abi::tcp_info::{self, TcpInfo};
-use crate::bpf::btf::{Btf, BtfError, Member};
+use crate::bpf::btf::{Btf, BtfError, Member, Structure};
 
 /// Kernels from 6.18 have TCP_ECN_MODE_RFC3168 and TCP_ECN_MODE_ACCECN, those before TCP_ECN_OK as the former.
 const TCP_ECN_MODE_ANY: u64 = 1 | 1 << 4;
@@ -133,6 +136,34 @@ struct Subflow {
     tcp_sock: Member,
 }
 
+/// Members of `sock_common` and `inet_sock`.
+#[derive(Debug)]
+struct Ends {
+    family: Member,
+    /// In the byte order of the network, like all that follow.
+    local: Member,
+    remote: Member,
+    local_ipv6: Member,
+    remote_ipv6: Member,
+    remote_port: Member,
+    /// `inet_sport`: `skc_num` is 0 once the port was given back.
+    local_port: Member,
+}
+
+impl Ends {
+    fn new(common: &Structure<'_>, inet_connection: &Structure<'_>) -> Result<Ends, BtfError> {
+        Ok(Ends {
+            family: common.member("skc_family")?,
+            local: common.member("skc_rcv_saddr")?,
+            remote: common.member("skc_daddr")?,
+            local_ipv6: common.member("skc_v6_rcv_saddr")?,
+            remote_ipv6: common.member("skc_v6_daddr")?,
+            remote_port: common.member("skc_dport")?,
+            local_port: inet_connection.member("icsk_inet.inet_sport")?,
+        })
+    }
+}
+
 /// What a `mptcp_subflow_context` says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SubflowState {
@@ -161,6 +192,13 @@ pub struct Layout {
     pub cookie: Member,
     /// `icsk_ulp_data`: the address of the `mptcp_subflow_context`.
     pub context: Member,
+    /// `skc_net.net`: the address of the `struct net`.
+    pub net: Member,
+    /// `net_cookie`, of the `struct net`.
+    pub net_cookie: Member,
+    /// The typedef of the tracepoint inet_sock_set_state.
+    pub set_state: u32,
+    ends: Ends,
     copied: Vec<(Field, Member)>,
     computed: Computed,
     subflow: Subflow,
@@ -256,6 +294,10 @@ impl Layout {
             context_size,
             cookie: common.member("skc_cookie")?,
             context: csk("icsk_ulp_data")?,
+            net: common.member("skc_net.net")?,
+            net_cookie: btf.structure("net")?.member("net_cookie")?,
+            set_state: btf.typedef_id("btf_trace_inet_sock_set_state")?,
+            ends: Ends::new(&common, &inet_connection)?,
             copied,
             computed,
             subflow,
@@ -267,6 +309,22 @@ impl Layout {
     /// The state of a copy of a `tcp_sock`.
     pub fn state(&self, socket: &[u8]) -> u8 {
         self.copied.first().map_or(0, |(_, member)| member.read(socket) as u8)
+    }
+
+    /// The local and the remote end of a copy of a `tcp_sock`.
+    pub fn ends(&self, socket: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
+        let Ends { family, local, remote, local_ipv6, remote_ipv6, remote_port, local_port } = &self.ends;
+        let address = |ipv4: Member, ipv6: Member| -> Option<IpAddr> {
+            if family.read(socket) == libc::AF_INET as u64 {
+                return bytes::ipv4(socket, ipv4.offset()).map(IpAddr::from);
+            }
+            bytes::ipv6(socket, ipv6.offset()).map(IpAddr::from)
+        };
+        let port = |member: Member| bytes::be16(socket, member.offset());
+        Some((
+            SocketAddr::new(address(*local, *local_ipv6)?, port(*local_port)?),
+            SocketAddr::new(address(*remote, *remote_ipv6)?, port(*remote_port)?),
+        ))
     }
 
     /// What the context says, if it is that of the `tcp_sock` at `address`: one that was read as it was freed is not.

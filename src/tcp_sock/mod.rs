@@ -4,6 +4,7 @@
 //!
 //! Needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN in the initial user namespace.
 
+mod endings;
 mod layout;
 mod program;
 
@@ -21,6 +22,7 @@ use crate::error::Result;
 use crate::sys;
 use crate::sys::bpf::{ProgramKind, SharedArray};
 use crate::sys::lock::PerProcess;
+pub use endings::{Ending, Endings};
 pub use layout::SubflowState;
 use layout::{Layout, Moment};
 use program::{request, slot};

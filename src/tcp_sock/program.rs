@@ -1,14 +1,16 @@
-//! The two programs, and the shape of the memory that they share with us. Pure.
+//! The three programs, and the shape of the memory that they share with us. Pure.
 //!
 //! `find`, a traffic classifier run on a packet that does not exist, looks one subflow up by its ends and leaves the
 //! address of its `struct tcp_sock`. `read`, a syscall program, copies the `tcp_sock` and the `mptcp_subflow_context`
-//! of every slot that has an address, by bpf_probe_read_kernel, which takes no lock and survives any address.
+//! of every slot that has an address, by bpf_probe_read_kernel, which takes no lock and survives any address. `end`, at the
+//! tracepoint inet_sock_set_state, copies both of every subflow that becomes CLOSE, before the kernel can clear anything.
 //!
 //! Memory of a `tcp_sock` is only ever used for others (SLAB_TYPESAFE_BY_RCU), and a cookie is never used again: a copy
 //! is of the subflow that is meant if the cookie was the same before and after.
 
+use crate::abi::uapi::tcp_state;
 use crate::bpf::insn::Register::{R0, R1, R10, R2, R3, R4, R5, R6, R7, R8, R9};
-use crate::bpf::insn::When::{Equal, NotLess};
+use crate::bpf::insn::When::{Equal, NotEqual, NotLess};
 use crate::bpf::insn::Width::{U32, U64};
 use crate::bpf::insn::{Assembler, Helper};
 
@@ -52,6 +54,33 @@ pub fn context(layout: &Layout) -> usize {
 
 pub fn slot_size(layout: &Layout) -> usize {
     (context(layout) + layout.context_size).next_multiple_of(8)
+}
+
+/// What a record of `end` has before the two copies. Eight bytes each.
+pub mod ending {
+    /// Of the `tcp_sock`.
+    pub const ADDRESS: usize = 0;
+    pub const COOKIE: usize = 8;
+    /// `net_cookie` of its network namespace.
+    pub const NAMESPACE: usize = 16;
+    /// CLOCK_MONOTONIC.
+    pub const TIME_NS: usize = 24;
+    pub const JIFFIES: usize = 32;
+    /// The state that it leaves.
+    pub const STATE: usize = 40;
+    pub const HEAD: usize = 48;
+}
+
+/// Where the `tcp_sock` lies in a record of `end`.
+pub const ENDED_SOCKET: usize = ending::HEAD;
+
+/// Where the `mptcp_subflow_context` lies in a record of `end`.
+pub fn ended_context(layout: &Layout) -> usize {
+    (ENDED_SOCKET + layout.socket_size).next_multiple_of(8)
+}
+
+pub fn ending_size(layout: &Layout) -> usize {
+    (ended_context(layout) + layout.context_size).next_multiple_of(8)
 }
 
 fn offset(at: usize) -> i16 {
@@ -145,6 +174,57 @@ pub fn read(slots: i32, layout: &Layout) -> Vec<u8> {
     a.place(next);
     a.add(R7, 1);
     a.jump(top);
+    a.place(end);
+    a.set(R0, 0);
+    a.exit();
+    a.finish()
+}
+
+/// At the tracepoint inet_sock_set_state: puts a record of each subflow that becomes CLOSE into `records`, a ring buffer.
+pub fn end(records: i32, layout: &Layout) -> Vec<u8> {
+    let mut a = Assembler::new();
+    let end = a.label();
+    // The tracepoint's arguments: the socket, its state and its new state.
+    a.load(U64, R8, R1, 16);
+    a.jump_if(R8, NotEqual, tcp_state::CLOSE.into(), end);
+    a.load(U64, R9, R1, 8);
+    a.load(U64, R1, R1, 0);
+    a.call(Helper::SkcToTcpSock);
+    a.jump_if(R0, Equal, 0, end);
+    a.copy(R7, R0);
+    a.load(U64, R8, R7, offset(layout.context.offset()));
+    a.jump_if(R8, Equal, 0, end);
+    a.load_map(R1, records);
+    a.set(R2, ending_size(layout) as i32);
+    a.set(R3, 0);
+    a.call(Helper::RingbufReserve);
+    a.jump_if(R0, Equal, 0, end);
+    a.copy(R6, R0);
+    a.store(U64, R6, offset(ending::ADDRESS), R7);
+    a.store(U64, R6, offset(ending::STATE), R9);
+    a.load(U64, R1, R7, offset(layout.net.offset()));
+    a.load(U64, R1, R1, offset(layout.net_cookie.offset()));
+    a.store(U64, R6, offset(ending::NAMESPACE), R1);
+    // One that was never listed has no cookie yet.
+    a.copy(R1, R7);
+    a.call(Helper::GetSocketCookie);
+    a.store(U64, R6, offset(ending::COOKIE), R0);
+    let copy = |a: &mut Assembler, to: usize, size: usize, from| {
+        a.copy(R1, R6);
+        a.add(R1, to as i32);
+        a.set(R2, size as i32);
+        a.copy(R3, from);
+        a.call(Helper::ProbeReadKernel);
+    };
+    copy(&mut a, ENDED_SOCKET, layout.socket_size, R7);
+    copy(&mut a, ended_context(layout), layout.context_size, R8);
+    a.call(Helper::Jiffies64);
+    a.store(U64, R6, offset(ending::JIFFIES), R0);
+    a.call(Helper::KtimeGetNs);
+    a.store(U64, R6, offset(ending::TIME_NS), R0);
+    a.copy(R1, R6);
+    a.set(R2, 0);
+    a.call(Helper::RingbufSubmit);
     a.place(end);
     a.set(R0, 0);
     a.exit();

@@ -77,12 +77,13 @@ def test_bounds_hold_what_a_finer_recording_says(dtypes: tuple[np.dtype[Any], np
 def test_a_final_row_without_counters_makes_the_share_uncertain(dtypes: tuple[np.dtype[Any], np.dtype[Any]]) -> None:
     ended = rows(dtypes[0], 1, [0, 1, 2], [0, 1000, 1000])
     ended["final"][-1] = True
+    ended["wait_ns"][-1] = -SECOND
     ended["unacked"], ended["snd_mss"], ended["notsent_bytes"] = 4, 500, 3000
     other = rows(dtypes[0], 2, [0, 1, 2], [0, 1000, 9000])
     shares, bounds = measures.share(np.concatenate((ended, other)), error=True)
     assert shares == {1: 0.1, 2: 0.9}
     assert bounds == {1: pytest.approx(0.55), 2: pytest.approx(0.45)}
-    ended["segs_out"] = [0, 5, 9]
+    ended["wait_ns"] = 0
     assert measures.share(np.concatenate((ended, other)), error=True)[1] == {1: 0, 2: 0}
 
 

@@ -665,13 +665,63 @@ def test_to_pandas_and_arrow(connection: Connection) -> None:
         assert eventually(lambda: recorder.metadata["ticks"] > 2)
     samples = recorder.samples
     frame = recorder.to_pandas()
-    assert list(frame.columns) == list(samples.dtype.names or ())
+    assert [name for name in frame.columns if name in (samples.dtype.names or ())] == list(samples.dtype.names or ())
     assert np.shares_memory(frame["rtt"].to_numpy(), samples)
+    np.testing.assert_allclose(frame["time_s"], (samples["time_ns"] - recorder.metadata["start_ns"]) / 1e9)
+    assert 0 < frame["time_s"].iloc[0] < 60
     assert frame.attrs["mptcp"]["method"] == recorder.metadata["method"]
     table = recorder.to_arrow("connections")
     assert table.column("write_seq").to_pylist() == list(recorder.connections["write_seq"])
+    with pytest.raises(ValueError, match="'samples', 'connections' or 'events'"):
+        recorder.to_pandas("links")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="'samples' or 'connections'"):
-        recorder.to_pandas("events")  # type: ignore[arg-type]
+        recorder.to_arrow("events")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_frames_name_links_and_hosts(family: int, tmp_path: Path) -> None:
+    pytest.importorskip("pandas", reason="needs pandas")
+    with (
+        two_paths(names=("wifi", "lte")) as (client, server, paths),
+        connected(client, server, paths, family) as made,
+        mptcp.Recorder([made.sock, made.peer]) as recorder,
+    ):
+        local, remote = (paths[1].address(host, family=family) for host in (client, server))
+        opened = made.sock.open_subflow(local, remote)
+        assert eventually(lambda: len(np.unique(recorder.samples["cookie"])) == 4)
+        assert eventually(lambda: "SUB_ESTABLISHED" in {event.kind.name for event in recorder.events})
+        token = made.sock.token
+    recorder.save(tmp_path / "run.npz")
+    for recording in (recorder, mptcp.load(tmp_path / "run.npz")):
+        frame = recording.to_pandas()
+        place = ["local", "remote", "link", "host", "peer"]
+        at = list(frame.columns).index("cookie")
+        assert list(frame.columns[at + 1 : at + 6]) == place
+        here = frame[frame["token"] == token].drop_duplicates("cookie")[place].to_numpy().tolist()
+        there = frame[frame["token"] != token].drop_duplicates("cookie")[place].to_numpy().tolist()
+        written = [
+            f"[{end[0]}]:{end[1]}" if ":" in end[0] else f"{end[0]}:{end[1]}" for end in (opened.local, opened.remote)
+        ]
+        assert {row[2] for row in here} == {"wifi", "lte"}
+        assert [*written, "lte", "client", "server"] in here
+        assert [*reversed(written), "lte", "server", "client"] in there
+        told = recording.to_pandas("events")
+        assert len(told) == len(recording.events)
+        row = told[(told["kind"] == "SUB_ESTABLISHED") & (told["token"] == token)].iloc[0]
+        assert [row[name] for name in place] == [*written, "lte", "client", "server"]
+        assert 0 < row["time_s"] < 60
+        assert recording.to_pandas("connections")["time_s"].min() >= 0
+
+
+def test_frames_without_rows_and_without_a_lab(tmp_path: Path) -> None:
+    pytest.importorskip("pandas", reason="needs pandas")
+    with mptcp.Recorder(None) as recorder:
+        pass
+    empty = mptcp.Recording(recorder.samples[:0], recorder.connections[:0], [], recorder.metadata)
+    for table in ("samples", "connections", "events"):
+        frame = empty.to_pandas(table)  # type: ignore[arg-type]
+        assert len(frame) == 0
+        assert "time_s" in frame.columns
 
 
 def test_metadata_can_be_written_and_names_the_lab() -> None:
@@ -691,7 +741,10 @@ def test_metadata_can_be_written_and_names_the_lab() -> None:
     assert namespace["sysctls"]["net.mptcp.stale_loss_cnt"] == "77", "the client's, not the caller's"
     assert namespace["sysctls"]["net.ipv4.tcp_congestion_control"] == "reno"
     assert metadata["scheduler"] in ("SCHED_FIFO", "SCHED_OTHER")
-    assert abs(metadata["realtime_offset_ns"] - (time.time_ns() - time.monotonic_ns())) < 60e9
+    now = time.time_ns() - time.monotonic_ns()
+    for name in ("realtime_offset_ns", "realtime_offset_end_ns"):
+        assert abs(metadata[name] - now) < 60e9
+    assert metadata["start_ns"] < time.monotonic_ns()
 
 
 # The documentation of the arrays.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from .. import _core, _topologies
@@ -19,7 +20,9 @@ def surroundings() -> dict[str, Any]:
         "machine": platform.machine(),
         "versions": {**names, "python": platform.python_version()},
         "labs": _topologies.topologies(),
+        "start_ns": time.monotonic_ns(),
         "realtime_offset_ns": _core.realtime_offset_ns(),
+        "realtime_offset_end_ns": None,
     }
 
 

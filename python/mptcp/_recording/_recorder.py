@@ -148,6 +148,7 @@ class Recorder(Recording):
             # Before a lab around the recording is closed.
             self._links = _metadata.links()
             self._sampler.stop()
+            self._metadata["realtime_offset_end_ns"] = _core.realtime_offset_ns()
             if self._writer is not None:
                 # It has written the subflows as they appeared.
                 self._writer.end({name: value for name, value in self.metadata.items() if name != "subflows"})

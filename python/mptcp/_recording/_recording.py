@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from .. import _tables
 from .._core import Event
-from .._rows import names
 from . import _files
 
 if TYPE_CHECKING:
@@ -55,7 +54,8 @@ class Recording:
         Its fields are ``time_ns, wait_ns, token, subflow, cookie, state, local_id, remote_id, backup, final`` and those
         of struct tcp_info without the prefix. Rows of one tick share ``time_ns``, in nanoseconds of CLOCK_MONOTONIC;
         each was read at most ``wait_ns`` nanoseconds later. A field that this kernel lacks is NaN. The row in which
-        ``final`` is true has a subflow's last counters.
+        ``final`` is true has a subflow's last counters. If the kernel had cleared them, it has those of the last
+        reading, and ``wait_ns`` is negative: minus the time since that reading.
         """
         return self._samples
 
@@ -100,7 +100,9 @@ class Recording:
         - ``method_trials``: what "auto" measured for each method: the processor time of one reading of everything, the
           number of subflows that it showed, and whether it waited for a lock.
         - ``scheduler``: SCHED_FIFO if the thread that reads subflows runs under it, otherwise SCHED_OTHER.
-        - ``realtime_offset_ns``: CLOCK_REALTIME minus CLOCK_MONOTONIC at the start, in nanoseconds.
+        - ``start_ns``: CLOCK_MONOTONIC at the start, in nanoseconds.
+        - ``realtime_offset_ns``, ``realtime_offset_end_ns``: CLOCK_REALTIME minus CLOCK_MONOTONIC at the start and at
+          the end, in nanoseconds. The second is None until then.
         - ``subflows``: a list of the ends of each subflow, with its cookie and token.
         - ``links``: what each link of the open labs had done in each direction at the end, as in LinkStats.
         - ``ticks``, ``missed``: how many readings of the subflows were done, and how many were due but not done.
@@ -111,16 +113,23 @@ class Recording:
         """
         return self._metadata
 
-    def to_pandas(self, table: Table = "samples") -> pandas.DataFrame:
-        """Return the samples, or the connections, as a pandas DataFrame whose columns are views of the array.
+    def to_pandas(self, table: Literal["samples", "connections", "events"] = "samples") -> pandas.DataFrame:
+        """Return the samples, the connections or the events as a pandas DataFrame.
 
-        The metadata is in its ``attrs``. Needs pandas: ``pip install 'mptcp[pandas]'``. Raises ValueError if ``table``
-        is neither "samples" nor "connections".
+        The columns of the arrays are views of them. ``time_s`` is added: seconds since the recording's start, as
+        float64. The samples and events also have, as categories: ``local`` and ``remote``, a subflow's addresses and
+        ports, and, where the recording was made in a lab, ``link``, ``host`` and ``peer``, the names of its link and of
+        the hosts at its local and its remote end. An event has a column for each attribute; what events of its kind do
+        not have is missing.
+
+        The metadata is in the frame's ``attrs``. Needs pandas: ``pip install 'mptcp[pandas]'``. Raises ValueError for
+        another ``table``.
         """
-        import pandas
+        if table not in ("samples", "connections", "events"):
+            raise ValueError(f"table must be 'samples', 'connections' or 'events', not {table!r}")
+        from . import _frames
 
-        rows = self._table(table)
-        frame = pandas.DataFrame({name: rows[name] for name in names(rows)}, copy=False)
+        frame = {"samples": _frames.samples, "connections": _frames.connections, "events": _frames.events}[table](self)
         frame.attrs["mptcp"] = self.metadata
         return frame
 

@@ -54,6 +54,11 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// Of a socket of which only the ends and the cookie are known.
+    pub fn of_ends(tuple: Tuple, cookie: u64) -> Entry {
+        Entry { tuple, state: 0, cookie, uid: 0, inode: 0, cgroup: None, subflow: None }
+    }
+
     /// A subflow that was closed while its connection continues: it has no owner any more, and waits for the other end's
     /// last segments. Meaningless for a connection that has no owner itself.
     pub fn is_orphan(&self) -> bool {
