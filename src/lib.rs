@@ -12,6 +12,7 @@ pub mod abi;
 pub mod bpf;
 pub mod connection;
 pub mod emulation;
+pub mod endings;
 pub mod enhanced_api;
 pub mod error;
 pub mod events;

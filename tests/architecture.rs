@@ -10,7 +10,7 @@ const FLOORS: [&[&str]; 10] = [
     &["supervisor", "broker"],
     &["enhanced_api"],
     &["sampler", "tracing", "options", "emulation", "capture"],
-    &["connection", "tcp_sock"],
+    &["connection", "tcp_sock", "endings"],
     &["namespace"],
     &["events"],
     &["netlink", "bpf"],
@@ -280,8 +280,13 @@ fn unsafe_stands_in_sys_and_at_one_named_exception() {
 
 #[test]
 fn no_room_is_a_cupboard_for_all() {
-    // The binding has one file for each Python type, so it grows with the package's interface.
-    let most = |room: &str| if room == "py" { 3500 } else { 2500 };
+    let most = |room: &str| match room {
+        // The binding has one file for each Python type, so it grows with the package's interface.
+        "py" => 3500,
+        // All that is unsafe, whatever it is for.
+        "sys" => 3000,
+        _ => 2500,
+    };
     // Unit tests, which stand last in a file, are of the subject that they test.
     let without_tests = |source: String| source.lines().take_while(|line| *line != "#[cfg(test)]").count();
     for room in FLOORS.iter().copied().flatten() {

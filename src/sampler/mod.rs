@@ -3,15 +3,12 @@
 //! One thread reads the subflows, tick by tick ([`ticks`]); a second reads connections, which waits for their locks
 //! whichever way it is done ([`connections`]); a third finds new subflows ([`finder`]).
 
-mod begun;
 mod by_bpf;
 mod by_diag;
 mod choice;
 mod connections;
-mod ended;
 mod finder;
 mod full_info;
-mod notices;
 pub mod row;
 mod store;
 mod ticks;
@@ -27,6 +24,7 @@ use std::time::Duration;
 use crate::connection::by_descriptor::read_info;
 use crate::connection::by_token::ByToken;
 use crate::connection::Connection;
+use crate::endings::Begun;
 use crate::error::{Error, Result};
 use crate::events::event::Event;
 use crate::namespace::sysctls;
@@ -36,7 +34,6 @@ use crate::sys;
 use crate::sys::lock::lock;
 use crate::sys::wait::EventFd;
 
-use begun::Begun;
 pub use choice::{Choice, Cost, Trial};
 use row::RawSample;
 pub use row::{ConnectionRow, Sample};

@@ -5,16 +5,14 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
-use super::begun::Beginning;
 use super::by_bpf::{self, ByBpf};
 use super::by_diag::{final_sample, ByDiag, Target};
 use super::choice::{self, Choice, Cost, Trial};
-use super::ended::{Destroyed, Ended};
 use super::full_info::{Buffers, FullInfo, ReadOutcome};
-use super::notices::Notices;
 use super::row::RawSample;
 use super::{Common, Method, Settings, Site};
 use crate::abi::tcp_info::TcpInfo;
+use crate::endings::{Beginning, Destroyed, Ended, Notices};
 use crate::error::{Error, Result};
 use crate::netlink::diag::{Entry, Tuple};
 use crate::sys;
@@ -51,7 +49,8 @@ impl TickSite {
         for connection in full_info.iter_mut().filter(|connection| !connection.ended) {
             let first = rows.len();
             let outcome = connection.read(buffers, &mut by_diag.channel, time_ns, rows);
-            ended.note(&rows[first..]);
+            let finals = rows.iter().skip(first).filter(|row| row.head.last == 1);
+            finals.for_each(|row| ended.insert(row.head.cookie));
             match outcome {
                 Ok(ReadOutcome::Read) => {}
                 // It stays for the notices of its subflows. A connection may outlive its descriptor.

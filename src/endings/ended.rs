@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 
-use super::row::RawSample;
 use crate::abi::tcp_info::TcpInfo;
 use crate::netlink::diag::Entry;
 use crate::sys;
@@ -28,13 +27,9 @@ pub struct Ended {
 }
 
 impl Ended {
+    /// Remembers one that has its final row.
     pub fn insert(&mut self, cookie: u64) {
         self.cookies.insert(cookie);
-    }
-
-    /// Remembers those of which these are the final rows.
-    pub fn note(&mut self, rows: &[RawSample]) {
-        self.cookies.extend(rows.iter().filter(|row| row.head.last == 1).map(|row| row.head.cookie));
     }
 
     /// Forgets one that is destroyed now; true if it had its final row.
