@@ -47,10 +47,12 @@ __all__ = [
     "get_path_manager",
     "get_scheduler",
     "has_interface",
+    "interface_of_route",
     "probe_full_info",
     "probe_is_mptcp",
     "probe_path_manager_commands",
     "probe_path_manager_family",
+    "probe_subflow_options",
     "probe_user_notification",
     "protocol_of",
     "realtime_offset_ns",
@@ -193,8 +195,12 @@ class TcpInfo:
 
     Read by MPTCP_FULL_INFO (getsockopt at SOL_MPTCP), or by inet_diag for a Connection. No privilege. Fields have the
     kernel's names without the prefix ``tcpi_``; a field that this kernel lacks is None.
+
+    For tests, one can be created with the fields as keyword arguments: ``state`` is ESTABLISHED and the others are 0
+    unless given. Raises TypeError for what is not a field or not an int, ValueError for what the field cannot hold.
     """
 
+    def __new__(cls, **fields: int) -> TcpInfo: ...
     @property
     def state(self) -> int:
         """TCP state: 1 is ESTABLISHED, 2 SYN_SENT (<net/tcp_states.h>)."""
@@ -480,8 +486,27 @@ class Subflow:
     ``initial`` and the backup flags are a second one (inet_diag), and None if the subflow was gone by then; before
     Linux 6.15 all of these but the cookie are None without CAP_NET_ADMIN. Two snapshots are equal if they are of the
     same subflow.
+
+    For tests, one can be created, of a connection with the ``token`` and with ``tcp_info``; ``cookie`` is a new one
+    unless given. Its methods go to ``owner``, a Connection for instance, and raise SubflowError (ENOTCONN) without one.
     """
 
+    def __new__(
+        cls,
+        *,
+        token: int,
+        local: Address,
+        remote: Address,
+        tcp_info: TcpInfo | None = None,
+        id: int | None = None,
+        cookie: int | None = None,
+        local_id: int | None = None,
+        remote_id: int | None = None,
+        initial: bool = False,
+        backup: bool = False,
+        peer_backup: bool = False,
+        owner: Any = None,
+    ) -> Subflow: ...
     @property
     def id(self) -> int | None:
         """The kernel's subflow id, never reused within the connection. Before Linux 6.5 this package counts subflows
@@ -983,9 +1008,13 @@ def enhanced_setsockopt(handle: Handle, optname: int, buffer: bytes, draft: bool
 def probe_full_info(fd: int) -> None: ...
 def probe_is_mptcp(fd: int) -> None: ...
 def probe_path_manager_family() -> None: ...
+def probe_subflow_options(fd: int) -> None: ...
 def probe_path_manager_commands() -> None: ...
 def probe_user_notification() -> int: ...
 def has_interface(fd: int, name: str) -> bool: ...
+def interface_of_route(fd: int, local: str, remote: str) -> str | None:
+    """The interface by which a namespace sends from a local address to a remote one; None without a route."""
+
 def take_descriptor(pid: int, fd: int) -> int: ...
 def enter_new_user_namespace() -> None: ...
 def enter_new_network_namespace() -> None: ...

@@ -43,6 +43,36 @@ impl Field {
             }
         }
     }
+
+    /// The largest value that the field can have.
+    pub fn most(&self) -> u64 {
+        match self.kind {
+            Kind::U8 => u8::MAX.into(),
+            Kind::U16 => u16::MAX.into(),
+            Kind::U32 => u32::MAX.into(),
+            Kind::U64 => u64::MAX,
+            Kind::Bits { width, .. } => (1 << width) - 1,
+        }
+    }
+
+    /// Writes a value into a structure of the newest kernel's size; one that the field cannot have leaves it as it was.
+    pub fn write(&self, bytes: &mut [u8], value: u64) {
+        use crate::abi::bytes::put;
+        if value > self.most() {
+            return;
+        }
+        match self.kind {
+            Kind::U8 => put(bytes, self.offset, &[value as u8]),
+            Kind::U16 => put(bytes, self.offset, &(value as u16).to_ne_bytes()),
+            Kind::U32 => put(bytes, self.offset, &(value as u32).to_ne_bytes()),
+            Kind::U64 => put(bytes, self.offset, &value.to_ne_bytes()),
+            Kind::Bits { shift, width } => {
+                let mask = ((1u8 << width) - 1) << shift;
+                let old = crate::abi::bytes::u8(bytes, self.offset).unwrap_or(0);
+                put(bytes, self.offset, &[(old & !mask) | ((value as u8) << shift)]);
+            }
+        }
+    }
 }
 
 /// Defines `FIELDS` and one constant a field from rows of `since SIZE { name: KIND @ offset, "meaning"; }`.

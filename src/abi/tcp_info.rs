@@ -1,5 +1,6 @@
 //! `struct tcp_info` of `<linux/tcp.h>`: what the kernel knows of one subflow.
 
+use crate::abi::fields::Field;
 use crate::abi::uapi::tcp_state;
 
 /// Size of the structure in the newest kernel known here (6.18). Its last four bytes are left out: they are
@@ -109,6 +110,15 @@ impl TcpInfo {
         TcpInfo { bytes, length }
     }
 
+    /// A structure of the newest kernel's size with these fields, as tests make them. The others are 0, but for the state,
+    /// which is ESTABLISHED.
+    pub fn of(values: impl IntoIterator<Item = (&'static Field, u64)>) -> TcpInfo {
+        let mut bytes = [0; SIZE];
+        field::state.write(&mut bytes, tcp_state::ESTABLISHED.into());
+        values.into_iter().for_each(|(field, value)| field.write(&mut bytes, value));
+        TcpInfo { bytes, length: SIZE }
+    }
+
     pub fn bytes(&self) -> &[u8] {
         &self.bytes[..self.length]
     }
@@ -143,6 +153,17 @@ mod tests {
             end = f.offset + width;
             assert!(end <= f.since_size, "{}", f.name);
         }
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        for written in FIELDS {
+            let info = TcpInfo::of([(written, written.most())]);
+            assert_eq!(written.read(info.bytes()), Some(written.most()), "{}", written.name);
+            let others = FIELDS.iter().filter(|other| other.name != written.name && other.name != "state");
+            others.for_each(|other| assert_eq!(other.read(info.bytes()), Some(0), "{}", other.name));
+        }
+        assert_eq!(TcpInfo::of([]).state_name(), "ESTABLISHED");
     }
 
     #[test]

@@ -292,6 +292,7 @@ pub mod rtnetlink {
     pub const RTMSG_TYPE: usize = 7;
     pub const RTN_LOCAL: u8 = 2;
     pub const RTA_DST: u16 = 1;
+    pub const RTA_SRC: u16 = 2;
     pub const RTA_OIF: u16 = 4;
     pub const RTA_PREFSRC: u16 = 7;
 }

@@ -15,6 +15,7 @@ pub mod sysctls;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
@@ -26,6 +27,7 @@ use crate::events::{Events, Sockets};
 use crate::namespace::known::Known;
 use crate::netlink::pm::PmSocket;
 use crate::netlink::pool::Pool;
+use crate::netlink::route;
 use crate::netlink::Channel;
 use crate::sys::lock::{lock, PerProcess};
 use crate::sys::{self, wait, Wanted};
@@ -329,6 +331,17 @@ impl Namespace {
             Err(error) if [libc::ENODEV, libc::EINVAL].contains(&error.errno()) => Ok(false),
             found => found.map(|_| true),
         }
+    }
+
+    /// The interface by which this namespace sends from a local address to a remote one; `None` without a route.
+    pub fn interface_of_route(&self, local: IpAddr, remote: IpAddr) -> Result<Option<String>> {
+        let mut channel = lock(&self.route);
+        let Ok(route) = route::look_up_from(&mut channel, local.to_canonical(), remote.to_canonical()) else {
+            return Ok(None);
+        };
+        let name = |index| sys::interface_name(channel.fd(), index);
+        let name = route.interface.map(name).transpose();
+        name.map_err(|error| Error::call("SIOCGIFNAME", &error))
     }
 
     /// A new socket in this namespace, whatever the caller's.

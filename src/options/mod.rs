@@ -99,6 +99,14 @@ pub fn set(connection: &dyn Connection, changes: &[Change]) -> Result<()> {
     refusal(changes, &outcomes).map_or(Ok(()), Err)
 }
 
+/// Refuses where options cannot be set on the subflows of a namespace: loads the program, and visits the sockets for a
+/// cookie that none has.
+pub fn probe(namespace: &Namespace) -> Result<()> {
+    let action = Action::Get(size_of::<i32>());
+    let nobody = Request { cookie: u64::MAX, level: libc::SOL_SOCKET, name: libc::SO_RCVBUF, action };
+    bpf::serve(&[nobody], namespace.elsewhere()?).map(drop)
+}
+
 /// The namespace of the socket, whose connection must be that of the subflows.
 fn namespace_of(connection: &dyn Connection, subflows: &[&Subflow]) -> Result<Arc<Namespace>> {
     check_is_of(connection, subflows.iter().copied())?;

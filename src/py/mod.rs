@@ -78,14 +78,14 @@ mod _core {
     #[pymodule_export]
     use super::namespace::{
         check_path_manager, enter_new_network_namespace, enter_new_user_namespace, get_path_manager,
-        has_interface, remount_writable, set_path_manager,
+        has_interface, interface_of_route, remount_writable, set_path_manager,
     };
     #[pymodule_export]
     use super::opening::Opening;
     #[pymodule_export]
     use super::probes::{
         probe_full_info, probe_is_mptcp, probe_path_manager_commands, probe_path_manager_family,
-        probe_user_notification,
+        probe_subflow_options, probe_user_notification,
     };
     #[pymodule_export]
     use super::sampler::{realtime_offset_ns, Sampler};

@@ -8,6 +8,7 @@ use pyo3::types::PyString;
 
 use super::errors::to_py;
 use super::integer::type_name;
+use crate::abi::address::Endpoint;
 use crate::error::Error;
 use crate::namespace::path_manager::PathManager;
 use crate::namespace::Namespace;
@@ -17,6 +18,16 @@ use crate::sys::namespaces;
 #[pyfunction]
 pub fn has_interface(py: Python<'_>, fd: i32, name: &str) -> PyResult<bool> {
     py.detach(|| Namespace::of_socket(fd)?.has_interface(name)).map_err(|error| to_py(py, error))
+}
+
+/// The interface by which the network namespace of a socket sends from a local address to a remote one, by their text.
+/// None without a route.
+#[pyfunction]
+pub fn interface_of_route(py: Python<'_>, fd: i32, local: &str, remote: &str) -> PyResult<Option<String>> {
+    let parse = |text: &str| Endpoint::parse(text, 0).map(|end| end.ip).map_err(|error| to_py(py, error));
+    let (local, remote) = (parse(local)?, parse(remote)?);
+    py.detach(|| Namespace::of_socket(fd)?.interface_of_route(local, remote))
+        .map_err(|error| to_py(py, error))
 }
 
 /// Refuses what is not the name of a path manager; returns it.

@@ -7,7 +7,8 @@ use pyo3::prelude::*;
 use super::errors::to_py;
 use crate::connection::by_descriptor::read_full_info;
 use crate::error::Error;
-use crate::namespace::probe;
+use crate::namespace::{probe, Namespace};
+use crate::options;
 use crate::supervisor;
 
 /// Reads MPTCP_FULL_INFO of a connection (Linux 6.5). No privilege.
@@ -21,6 +22,12 @@ pub fn probe_full_info(py: Python<'_>, fd: i32) -> PyResult<()> {
 #[pyfunction]
 pub fn probe_is_mptcp(py: Python<'_>, fd: i32) -> PyResult<()> {
     probe::tcp_is_mptcp(fd).map_err(|error| to_py(py, error))
+}
+
+/// Whether options can be set on the subflows of a socket's network namespace: raises what setting one would.
+#[pyfunction]
+pub fn probe_subflow_options(py: Python<'_>, fd: i32) -> PyResult<()> {
+    py.detach(|| options::probe(&*Namespace::of_socket(fd)?)).map_err(|error| to_py(py, error))
 }
 
 /// Asks the kernel for the generic netlink family mptcp_pm. No privilege.

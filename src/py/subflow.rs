@@ -6,10 +6,14 @@ use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict, PyTuple};
 
-use super::address::to_tuple;
+use super::address::{endpoint, to_tuple};
+use super::errors::to_py;
+use super::integer::{ranged, whole};
 use super::structs::TcpInfo;
 use crate::abi::address::unmapped;
+use crate::abi::{ranges, tcp_info};
 use crate::connection;
+use crate::error::Error;
 
 /// A frozen snapshot of one subflow, whose methods act on the live subflow.
 ///
@@ -17,6 +21,9 @@ use crate::connection;
 /// ``initial`` and the backup flags are a second one (inet_diag), and None if the subflow was gone by then; before
 /// Linux 6.15 all of these but the cookie are None without CAP_NET_ADMIN. Two snapshots are equal if they are of the
 /// same subflow.
+///
+/// For tests, one can be created, of a connection with the ``token`` and with ``tcp_info``; ``cookie`` is a new one unless
+/// given. Its methods go to ``owner``, a Connection for instance, and raise SubflowError (ENOTCONN) without one.
 #[pyclass(frozen, module = "mptcp")]
 pub struct Subflow {
     pub data: connection::Subflow,
@@ -31,10 +38,59 @@ impl Subflow {
     fn ulp(&self) -> Option<crate::netlink::diag::Ulp> {
         self.data.entry.and_then(|entry| entry.subflow)
     }
+
+    fn owner<'py>(&self, py: Python<'py>) -> PyResult<&Bound<'py, PyAny>> {
+        let owner = self.owner.bind(py);
+        if owner.is_none() {
+            let what = "this snapshot was created without an owner: there is no live subflow behind it";
+            return Err(to_py(py, Error::subflow(libc::ENOTCONN, what.to_owned())));
+        }
+        Ok(owner)
+    }
 }
 
 #[pymethods]
 impl Subflow {
+    #[new]
+    #[pyo3(signature = (
+        *, token, local, remote, tcp_info = None, id = None, cookie = None, local_id = None, remote_id = None,
+        initial = false, backup = false, peer_backup = false, owner = None
+    ))]
+    #[expect(clippy::too_many_arguments, reason = "the fields")]
+    fn create(
+        py: Python<'_>,
+        token: &Bound<'_, PyAny>,
+        local: &Bound<'_, PyAny>,
+        remote: &Bound<'_, PyAny>,
+        tcp_info: Option<&Bound<'_, TcpInfo>>,
+        id: Option<&Bound<'_, PyAny>>,
+        cookie: Option<&Bound<'_, PyAny>>,
+        local_id: Option<&Bound<'_, PyAny>>,
+        remote_id: Option<&Bound<'_, PyAny>>,
+        initial: bool,
+        backup: bool,
+        peer_backup: bool,
+        owner: Option<Py<PyAny>>,
+    ) -> PyResult<Subflow> {
+        let end = |name, value| endpoint(name, value).map(|endpoint| endpoint.socket_address());
+        let address_id =
+            |name, value: Option<&Bound<'_, PyAny>>| value.map_or(Ok(0), |value| whole(name, value));
+        let made = connection::Made {
+            id: id.map(|id| whole("id", id)).transpose()?,
+            cookie: cookie.map(|cookie| whole("cookie", cookie)).transpose()?,
+            local_id: address_id("local_id", local_id)?,
+            remote_id: address_id("remote_id", remote_id)?,
+            initial,
+            backup,
+            peer_backup,
+        };
+        let tcp_info = tcp_info.map_or_else(|| tcp_info::TcpInfo::of([]), |info| info.get().0);
+        let token = ranged("token", token, ranges::token)?;
+        let data =
+            connection::Subflow::made(token, end("local", local)?, end("remote", remote)?, tcp_info, made);
+        Ok(Subflow { data, owner: owner.unwrap_or_else(|| py.None()) })
+    }
+
     /// The kernel's subflow id, never reused within the connection. Before Linux 6.5 this package counts subflows
     /// instead, in order of appearance. None where neither is known, as for a Connection.
     #[getter]
@@ -132,7 +188,7 @@ impl Subflow {
     /// Raises SubflowError (ENOTCONN) if the subflow is closed already, PathManagerError for the last one under the
     /// in-kernel path manager, NotMultipathError, PermissionError.
     fn close(slf: Bound<'_, Self>) -> PyResult<()> {
-        slf.get().owner.bind(slf.py()).call_method1("close_subflow", (&slf,)).map(drop)
+        slf.get().owner(slf.py())?.call_method1("close_subflow", (&slf,)).map(drop)
     }
 
     /// Ask the peer, by MP_PRIO, to use the subflow only when no other is left, or like the others again.
@@ -148,7 +204,7 @@ impl Subflow {
     fn set_backup(slf: Bound<'_, Self>, backup: &Bound<'_, PyAny>) -> PyResult<()> {
         let backup =
             backup.cast::<PyBool>().map_err(|_| PyTypeError::new_err("backup must be True or False"))?;
-        slf.get().owner.bind(slf.py()).call_method1("_set_backup", (&slf, backup)).map(drop)
+        slf.get().owner(slf.py())?.call_method1("_set_backup", (&slf, backup)).map(drop)
     }
 
     /// Read a socket option of this subflow alone, as socket.getsockopt does: an int, or with ``buflen`` at most that
@@ -168,7 +224,7 @@ impl Subflow {
         optname: Bound<'py, PyAny>,
         buflen: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        slf.get().owner.bind(slf.py()).call_method1("_get_subflow_option", (&slf, level, optname, buflen))
+        slf.get().owner(slf.py())?.call_method1("_get_subflow_option", (&slf, level, optname, buflen))
     }
 
     /// Set a socket option on this subflow alone: Socket.set_subflow_options with one option.
@@ -185,7 +241,7 @@ impl Subflow {
         let (option, changes) = (PyDict::new(py), PyDict::new(py));
         option.set_item((level, optname), value)?;
         changes.set_item(&slf, option)?;
-        slf.get().owner.bind(py).call_method1("set_subflow_options", (changes,)).map(drop)
+        slf.get().owner(py)?.call_method1("set_subflow_options", (changes,)).map(drop)
     }
 
     fn __repr__(&self) -> String {

@@ -12,11 +12,36 @@ import mptcp
 import pytest
 from hostile import KNOWN, Theirs, hostile
 from hypothesis import given
-from mptcp.policies import Backup, FullMesh, Handover, NDiffPorts, OnlyFor, Prefer, Refresh, WhenLong
+from mptcp.policies import (
+    Announce,
+    Backup,
+    Budget,
+    Deadline,
+    FullMesh,
+    Handover,
+    NDiffPorts,
+    OnlyFor,
+    Prefer,
+    Refresh,
+    Split,
+    WhenLong,
+)
 
 Make = Callable[[Any], object]
 
 MAKE: dict[str, Make] = {
+    "Announce": lambda x: Announce(x),
+    "Backup(rto)": lambda x: Backup("eth0", "eth1", rto=x),
+    "Budget(path)": lambda x: Budget(x, 1e6),
+    "Budget(bytes_per_hour)": lambda x: Budget("eth0", x),
+    "Deadline(size)": lambda x: Deadline("eth0", size=x, seconds=1),
+    "Deadline(seconds)": lambda x: Deadline("eth0", size=1, seconds=x),
+    "FullMesh(exclude)": lambda x: FullMesh(exclude=x),
+    "FullMesh(bind)": lambda x: FullMesh(bind=x),
+    "Handover(rto)": lambda x: Handover("eth0", "eth1", rto=x),
+    "Refresh(every)": lambda x: Refresh(every=x),
+    "Split": lambda x: Split(x),
+    "Split(share)": lambda x: Split({"eth0": 1, "eth1": x}),
     "Backup(primary)": lambda x: Backup(x, "eth0"),
     "Backup(backup)": lambda x: Backup("eth0", x),
     "FullMesh": lambda x: FullMesh(x),  # type: ignore[call-arg]
@@ -39,7 +64,20 @@ MAKE: dict[str, Make] = {
     "run_policy of two": lambda x: mptcp.run_policy(FullMesh(), x).__enter__(),
 }
 # What the callbacks do arithmetic with.
-NUMBERS = ("rtt", "loss", "patience", "n", "after", "after_bytes", "after_seconds")
+NUMBERS = (
+    "rtt",
+    "loss",
+    "patience",
+    "n",
+    "after",
+    "after_bytes",
+    "after_seconds",
+    "rto",
+    "every",
+    "size",
+    "seconds",
+    "bytes_per_hour",
+)
 every = pytest.mark.parametrize("make", [pytest.param(make, id=name) for name, make in MAKE.items()])
 
 

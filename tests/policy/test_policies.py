@@ -4,159 +4,33 @@ of them carry bytes, by the kernel's counters, before and after what the policy 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 import mptcp
 import pytest
-from mptcp.lab import Host, Lab, Link
-from mptcp.policies import Backup, FullMesh, Handover, NDiffPorts, OnlyFor, Prefer, Refresh, WhenLong
+from flows import PORT, Site, Start
+from mptcp.lab import Host, Link
+from mptcp.policies import (
+    Announce,
+    Backup,
+    Budget,
+    Deadline,
+    FullMesh,
+    Handover,
+    NDiffPorts,
+    OnlyFor,
+    Prefer,
+    Refresh,
+    Split,
+    WhenLong,
+)
 from support import PYTHON, RUN, connected, eventually, needs, needs_python
 
 TwoPaths = tuple[Host, Host, tuple[Link, Link]]
 
-PORT = 5000
-
 pytestmark = needs_python
-
-# Sends until it is told to end by a line, and prints the digest of what it sent. It knows TCP only: `mptcp run` starts
-# it.
-SENDER = """
-import hashlib, select, socket, sys
-source, host, port = sys.argv[1:4]
-sock = socket.socket()
-sock.bind((source, 0))
-sock.connect((host, int(port)))
-print(sock.getsockname()[1], flush=True)
-sent, block = hashlib.sha256(), bytes(range(251)) * 16
-while not select.select([sys.stdin], [], [], 0)[0]:
-    sock.sendall(block)
-    sent.update(block)
-sock.shutdown(socket.SHUT_WR)
-sock.recv(1)
-print(sent.hexdigest(), flush=True)
-"""
-
-
-@dataclass
-class Site:
-    """Three links between a client and a server that takes whatever comes."""
-
-    client: Host
-    server: Host
-    links: list[Link]
-    listener: mptcp.Socket
-    received: dict[int, str] = field(default_factory=dict)
-
-    def serve(self) -> None:
-        while True:
-            try:
-                sock, (_, port) = self.listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._drain, args=(sock, port), daemon=True).start()
-
-    def _drain(self, sock: mptcp.Socket, port: int) -> None:
-        digest = hashlib.sha256()
-        with sock:
-            while data := sock.recv(1 << 16):
-                digest.update(data)
-        self.received[port] = digest.hexdigest()
-
-
-class Flow:
-    """A sender's connection, looked at from outside."""
-
-    def __init__(self, site: Site, process: subprocess.Popen[str]) -> None:
-        self.site, self.process = site, process
-        assert process.stdout is not None
-        self.port = int(process.stdout.readline())
-
-    def subflows(self) -> list[mptcp.Subflow]:
-        found = [conn for conn in self.site.client.connections(port=self.port) if not conn.server_side]
-        return found[0].subflows() if found else []
-
-    def on(self, *links: Link) -> bool:
-        """Whether the subflows are exactly on these links, one each."""
-        addresses = sorted(link.address(self.site.client) for link in links)
-        return sorted(local[0] for local in self.established()) == addresses
-
-    def comes_to_be_on(self, *links: Link, seconds: float = 20) -> None:
-        if not eventually(lambda: self.on(*links), seconds):
-            there = [(one.state, one.local, one.remote) for one in self.subflows()]
-            pytest.fail(f"not on {links} alone, but {there}")
-
-    def established(self) -> list[tuple[str, int]]:
-        return [subflow.local for subflow in self.subflows() if subflow.state == "ESTABLISHED"]
-
-    def sent(self) -> dict[tuple[str, int], int]:
-        return {subflow.local: subflow.tcp_info.bytes_acked or 0 for subflow in self.subflows()}
-
-    def carrying(self, *links: Link) -> bool:
-        """Whether it comes to this: of 400 kB acknowledged these links carried 50 kB each, and no other did."""
-        wanted = {link.address(self.site.client) for link in links}
-        before = self.sent()
-
-        def settled() -> bool:
-            nonlocal before
-            now = self.sent()
-            moved: dict[str, int] = {}
-            for ends, count in now.items():
-                moved[ends[0]] = moved.get(ends[0], 0) + count - before.get(ends, 0)
-            if sum(moved.values()) < 400_000:
-                return False
-            # What was on its way on another link before takes its time.
-            before = now
-            return {address for address, count in moved.items() if count > 50_000} == wanted
-
-        return eventually(settled, 30)
-
-    def finish(self) -> None:
-        """Ends the transfer: every byte has arrived."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        digest = self.process.stdout.readline().strip()
-        assert self.process.wait(60) == 0
-        assert eventually(lambda: self.port in self.site.received, 20)
-        assert self.site.received[self.port] == digest
-
-
-@pytest.fixture
-def site(mptcp_lab: Lab) -> Iterator[Site]:
-    client, server = mptcp_lab.host("client"), mptcp_lab.host("server")
-    links = [mptcp_lab.link(client, server, rate="20mbit") for _ in range(3)]
-    with server.create_server(("", PORT), backlog=64) as listener, server.run_policy(mptcp.Policy()):
-        site = Site(client, server, links, listener)
-        thread = threading.Thread(target=site.serve)
-        thread.start()
-        yield site
-        with contextlib.suppress(OSError):
-            listener.shutdown(2)
-        thread.join(10)
-
-
-@pytest.fixture
-def start(site: Site) -> Iterator[Callable[..., Flow]]:
-    with contextlib.ExitStack() as stack:
-
-        def start(link: Link, to: Link | None = None, executable: str | None = None) -> Flow:
-            """Begins over a link, to the server's address on another one, which that link leads to as well."""
-            ends = link.address(site.client), (to or link).address(site.server)
-            command = [*RUN, executable or PYTHON, "-c", SENDER, *ends, str(PORT)]
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-            process = stack.enter_context(site.client.popen(command, text=True, **pipes))
-            stack.callback(process.kill)
-            return Flow(site, process)
-
-        yield start
-
-
-Start = Callable[..., Flow]
 
 
 # The three sentences of 2016
@@ -376,6 +250,101 @@ def test_refresh(site: Site, start: Start) -> None:
     flow.finish()
 
 
+def test_refresh_of_the_slowest(site: Site, start: Start) -> None:
+    """Of three subflows one is replaced again and again, and there are three in the end."""
+    a = site.links[0]
+    with site.client.run_policy(NDiffPorts(3), Refresh(after=60, every=0.4)):
+        flow = start(a)
+        flow.comes_to_be_on(a, a, a)
+        first = set(flow.established())
+        assert eventually(lambda: len(first & set(flow.established())) <= 1, 60)
+        flow.comes_to_be_on(a, a, a)
+        assert flow.carrying(a)
+    flow.finish()
+
+
+def test_backup_by_rto(site: Site, start: Start) -> None:
+    """The primary link swallows everything and stays up: only the RTO tells."""
+    a, b, c = site.links
+    with site.client.run_policy(Backup(a, b, rto=1.0)):
+        flow = start(a, to=c)
+        flow.comes_to_be_on(a, b)
+        assert flow.carrying(a)
+        a.set(rate="20mbit", loss=1.0)
+        flow.comes_to_be_on(b, seconds=30)
+        assert flow.carrying(b)
+        a.set(rate="20mbit")
+    flow.finish()
+
+
+def test_handover_by_rto(site: Site, start: Start) -> None:
+    a, b, c = site.links
+    with site.client.run_policy(Handover(a, b, rto=1.0)):
+        flow = start(a, to=c)
+        assert flow.carrying(a)
+        a.set(rate="20mbit", loss=1.0)
+        flow.comes_to_be_on(b, seconds=30)
+        assert flow.carrying(b)
+        a.set(rate="20mbit")
+    flow.finish()
+
+
+def test_budget(site: Site, start: Start) -> None:
+    a, b, _ = site.links
+    budget = Budget(b, bytes_per_hour=2_000_000)
+    with site.client.run_policy(FullMesh(exclude=site.links[2]), budget):
+        flow = start(a)
+        flow.comes_to_be_on(a, b)
+        flow.comes_to_be_on(a, seconds=40)
+        assert flow.carrying(a)
+        # At 20 Mbit/s a tick is 250 kB; a busy machine may be late for some.
+        assert 2_000_000 <= budget.used() < 6_000_000
+        assert budget.is_spent()
+        other = start(a)
+        assert other.carrying(a)
+        assert other.on(a)
+    flow.finish()
+    other.finish()
+
+
+def test_budget_of_the_only_path(site: Site, start: Start) -> None:
+    """The last subflow is not closed: it waits with the backup flag until there is another path."""
+    a, b, c = site.links
+    for link in (b, c):
+        link.down()
+    with site.client.run_policy(FullMesh(), Budget(a, bytes_per_hour=500_000)):
+        flow = start(a)
+        assert eventually(lambda: [subflow.backup for subflow in flow.subflows()] == [True], 40)
+        b.up()
+        flow.comes_to_be_on(b, seconds=40)
+        assert flow.carrying(b)
+    flow.finish()
+
+
+def test_deadline_that_would_be_missed(site: Site, start: Start) -> None:
+    a, b, _ = site.links
+    with site.client.run_policy(Deadline(b, size=9_000_000, seconds=3)):
+        flow = start(a)
+        flow.comes_to_be_on(a, b)
+        # Once all is through the path is left.
+        flow.comes_to_be_on(a, seconds=40)
+    flow.finish()
+
+
+def test_deadline_that_is_met(site: Site, start: Start) -> None:
+    a, b, c = site.links
+    with site.client.run_policy(Deadline(b, size=4_000_000, seconds=60), FullMesh(exclude=c)):
+        flow = start(a)
+
+        def is_over() -> bool:
+            assert flow.on(a) or not flow.subflows()
+            return sum(flow.sent().values()) > 4_000_000
+
+        assert eventually(is_over, 40)
+        assert flow.on(a)
+    flow.finish()
+
+
 def test_wrong_arguments() -> None:
     for wrong in (
         lambda: Prefer(),
@@ -385,6 +354,15 @@ def test_wrong_arguments() -> None:
         lambda: NDiffPorts(0),
         lambda: Refresh(0),
         lambda: Prefer("10.0.0.1/8"),
+        lambda: FullMesh(exclude=["10.0.0.1/8"]),
+        lambda: Announce(""),
+        lambda: Budget("eth0", 0),
+        lambda: Deadline("eth0", size=0, seconds=1),
+        lambda: Deadline("eth0", size=1, seconds=float("nan")),
+        lambda: Split({"eth0": 1}),
+        lambda: Split({"eth0": 1, "eth1": 0}),
+        lambda: Backup("eth0", "eth1", rto=0),
+        lambda: Refresh(every=-1),
     ):
         with pytest.raises(ValueError, match=r"\w"):
             wrong()
@@ -393,6 +371,11 @@ def test_wrong_arguments() -> None:
         lambda: Prefer(3),  # type: ignore[arg-type]
         lambda: OnlyFor("eth0", programs="curl"),
         lambda: OnlyFor("eth0", ports=["http"]),  # type: ignore[list-item]
+        lambda: FullMesh(exclude=3),  # type: ignore[arg-type]
+        lambda: FullMesh(bind=1),  # type: ignore[arg-type]
+        lambda: Split(["eth0", "eth1"]),  # type: ignore[arg-type]
+        lambda: Split({"eth0": "1", "eth1": "2"}),  # type: ignore[dict-item]
+        lambda: Handover("eth0", "eth1", rto="1"),  # type: ignore[arg-type]
     ):
         with pytest.raises(TypeError):
             of_wrong_type()

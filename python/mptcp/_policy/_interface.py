@@ -55,6 +55,10 @@ class Runtime(Protocol):
     def addresses(self) -> Sequence[LocalAddress]: ...
     def opening(self, conn: Connection) -> Sequence[Opening]: ...
     def interface_of(self, address: str) -> str | None: ...
+    def now(self) -> float: ...
+
+    def interface_of_route(self, local: str, remote: str) -> str | None:
+        """Return the interface by which packets from a local to a remote address leave; None without a route."""
 
     # For a policy of paths, when it starts
 
@@ -63,6 +67,9 @@ class Runtime(Protocol):
 
     def known_addresses(self) -> Sequence[LocalAddress]:
         """Return every address of the network namespace, including those of interfaces that are down."""
+
+    def check_subflow_options(self) -> None:
+        """Raise PermissionError or UnsupportedError where options cannot be set on one subflow."""
 
     # For the connections that policies get
 

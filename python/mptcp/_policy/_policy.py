@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -90,7 +91,14 @@ class Policy:
     def _check_place(self, runtime: Runtime) -> None:
         """Raise ValueError if the network namespace lacks what the policy needs; called when it starts."""
 
+    def _ended(self) -> None:
+        """Put back what the policy changed; called when it ends, after its last callback."""
+
     # For use by policies
+
+    def now(self) -> float:
+        """Return the time in seconds, of a clock that never goes back: time.monotonic(), or that of a test's bench."""
+        return time.monotonic() if self._runtime is None else self._runtime.now()
 
     def connections(self) -> Sequence[Connection]:
         """Return the connections that on_connection() was called for and that have not ended."""

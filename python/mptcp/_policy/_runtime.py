@@ -76,6 +76,16 @@ class Runtime:
             if not callbacks.stop(_PATIENCE):
                 LOGGER.error("a callback of %s is still running after the policies were stopped", callbacks.policy)
         for policy in self._policies:
+            self._end_policy(policy)
+
+    def _end_policy(self, policy: Policy) -> None:
+        if policy._runtime is not self:
+            return
+        try:
+            policy._ended()
+        except Exception:
+            LOGGER.exception("%s did not put back what it had changed", policy)
+        finally:
             policy._runtime = None
 
     # For policies, called by their threads
@@ -98,6 +108,15 @@ class Runtime:
     def interface_of(self, address: str) -> str | None:
         with self.lock:
             return self._interfaces.get(plain_host(address))
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def interface_of_route(self, local: str, remote: str) -> str | None:
+        return _core.interface_of_route(self._fd, local, remote)
+
+    def check_subflow_options(self) -> None:
+        _core.probe_subflow_options(self._fd)
 
     def has_interface(self, name: str) -> bool:
         """Return whether the network namespace has an interface of this name, whatever its state."""

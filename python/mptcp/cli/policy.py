@@ -15,7 +15,10 @@ from mptcp.cli import _policy_file
 SUMMARY = "run policies, your own or built-in ones, for every connection of this network namespace"
 
 # The names of the classes in lower case: fullmesh, prefer and so on.
-_BUILTIN = {name.lower(): getattr(policies, name) for name in policies.__all__}
+_BUILTIN = {name.lower(): getattr(policies, name) for name in policies.__all__ if name not in ("Path", "PathPolicy")}
+
+# Arguments of which there may be several, with + between them.
+_SEVERAL = ("programs", "ports", "uids", "exclude")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,8 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=_builtin,
         metavar="NAME[:ARGUMENT,...]",
-        help="a built-in policy, for example fullmesh, ndiffports:4, prefer:eth1,eth0 or whenlong:eth1,after_bytes=1e6;"
-        f" repeatable. One of {', '.join(_BUILTIN)}",
+        help="a built-in policy, for example fullmesh, ndiffports:4, prefer:eth1,eth0, whenlong:eth1,after_bytes=1e6, "
+        "split:eth0=80,eth1=20 or fullmesh:exclude=wlan0+wwan0,bind=true; repeatable. One of "
+        f"{', '.join(_BUILTIN)}",
     )
 
 
@@ -75,11 +79,14 @@ def _builtin(text: str) -> _policy.Policy:
     for argument in filter(None, arguments.split(",")):
         key, equals, value = argument.partition("=")
         if equals:
-            named[key] = (
-                [_number(one) for one in value.split("+")] if key in ("programs", "ports", "uids") else _number(value)
-            )
+            named[key] = [_number(one) for one in value.split("+")] if key in _SEVERAL else _number(value)
         else:
             positional.append(_number(argument))
+    if name.lower() == "split":
+        # Its one argument is a mapping: what is no option of a policy is a path.
+        shares = {key: value for key, value in named.items() if key not in ("exclude", "bind")}
+        positional = [shares]
+        named = {key: value for key, value in named.items() if key not in shares}
     try:
         policy: _policy.Policy = _BUILTIN[name.lower()](*positional, **named)
         return policy
@@ -87,7 +94,9 @@ def _builtin(text: str) -> _policy.Policy:
         raise argparse.ArgumentTypeError(f"{text}: {error}") from None
 
 
-def _number(text: str) -> int | float | str:
+def _number(text: str) -> bool | int | float | str:
+    if text in ("true", "false"):
+        return text == "true"
     if re.fullmatch(r"\d+", text):
         return int(text)
     if re.fullmatch(r"\d+\.?\d*(e\d+)?", text):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ._paths import PathPolicy
+from ._path_policy import PathPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +23,8 @@ class FullMesh(PathPolicy):
         there = {(subflow.local[0], subflow.remote[0]) for subflow in subflows}
         there |= {(one.local[0], one.remote[0]) for one in opening}
         for local in self.addresses():
+            if self.is_excluded(local):
+                continue
             for remote in self.remotes(conn, local):
                 if (local.address, remote[0]) not in there and self.may_try(conn, local):
-                    conn.open_subflow(local.address, remote)
+                    self.open(conn, local, remote)

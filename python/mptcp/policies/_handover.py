@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
-from ._arguments import number
-from ._paths import Path, PathName, PathPolicy
+from ._arguments import number, positive
+from ._path import Path, PathName
+from ._path_policy import PathPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,8 +21,9 @@ class Handover(PathPolicy):
     A path is left when its interface goes down and, where ``rtt`` or ``loss`` is given, when the subflow on it exceeds
     it for ``patience`` consecutive ticks (of 0.2 s): a smoothed round-trip time above ``rtt`` seconds, or data in
     flight that long without an acknowledgement; or more than the fraction ``loss`` (0 to 1) of a tick's bytes
-    retransmitted. The subflow on it is closed once the peer has accepted the one on the next path, in the given order
-    and starting over after the last.
+    retransmitted. With ``rto`` it is left at once when the subflow's retransmission timeout exceeds so many seconds,
+    which it does as it doubles while nothing is acknowledged. The subflow on it is closed once the peer has accepted
+    the one on the next path, in the given order and starting over after the last.
 
     Raises ValueError for fewer than two paths, and TypeError and ValueError for arguments that are not such numbers.
     """
@@ -28,14 +31,22 @@ class Handover(PathPolicy):
     tick: float = 0.2
 
     def __init__(
-        self, *paths: PathName, rtt: float | None = None, loss: float | None = None, patience: int = 3
+        self,
+        *paths: PathName,
+        rtt: float | None = None,
+        loss: float | None = None,
+        rto: float | None = None,
+        patience: int = 3,
+        exclude: PathName | Iterable[PathName] = (),
+        bind: bool | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(exclude=exclude, bind=bind)
         if len(paths) < 2:
             raise ValueError("Handover() needs at least two paths")
         self.paths: list[Path] = [Path(name) for name in paths]
         self.rtt: float | None = None if rtt is None else number("rtt", rtt)
         self.loss: float | None = None if loss is None else number("loss", loss)
+        self.rto: float | None = None if rto is None else positive("rto", rto)
         self.patience: float = number("patience", patience)
         self._watched: dict[int, dict[int | None, _Watched]] = {}
 
@@ -71,6 +82,8 @@ class Handover(PathPolicy):
         waits = (info.last_ack_recv or 0) / 1e3 if info.unacked else 0.0
         is_slow = self.rtt is not None and max((info.rtt or 0) / 1e6, waits) > self.rtt
         is_lossy = self.loss is not None and again - since.again > self.loss * max(1, sent - since.sent)
+        if self.rto is not None and (info.rto or 0) / 1e6 > self.rto:
+            return _Watched(sent, again, max(self.patience, since.bad))
         return _Watched(sent, again, since.bad + 1 if is_slow or is_lossy else 0)
 
     def on_closed(self, conn: Connection) -> None:
@@ -83,4 +96,4 @@ class _Watched(NamedTuple):
 
     sent: int
     again: int
-    bad: int
+    bad: float

@@ -5,7 +5,9 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from .._policy import LocalAddress
-from ._paths import Path, PathName, PathPolicy, is_over_loopback
+from ._base import is_over_loopback
+from ._path import Path, PathName
+from ._path_policy import PathPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,9 +31,16 @@ class OnlyFor(PathPolicy):
     """
 
     def __init__(
-        self, path: PathName, *, programs: Iterable[str] = (), ports: Iterable[int] = (), uids: Iterable[int] = ()
+        self,
+        path: PathName,
+        *,
+        programs: Iterable[str] = (),
+        ports: Iterable[int] = (),
+        uids: Iterable[int] = (),
+        exclude: PathName | Iterable[PathName] = (),
+        bind: bool | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(exclude=exclude, bind=bind)
         self.path: Path = Path(path)
         self.programs: frozenset[str] = _set(programs, str)
         self.ports: frozenset[int] = _set(ports, int)
@@ -62,7 +71,8 @@ class OnlyFor(PathPolicy):
         return name
 
     def allows(self, conn: Connection, local: LocalAddress, remote: tuple[Any, ...] | None) -> bool:
-        return local not in self.path or is_over_loopback(self, conn) or self.is_for(conn)
+        is_free = local not in self.path or is_over_loopback(self, conn) or self.is_for(conn)
+        return is_free and super().allows(conn, local, remote)
 
     def wanted(self, conn: Connection, subflows: list[Subflow], opening: Sequence[Opening]) -> None:
         if self.is_for(conn):

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ._paths import Path, PathName, PathPolicy
+from ._path import Path, PathName
+from ._path_policy import PathPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,8 +23,8 @@ class Prefer(PathPolicy):
     Raises ValueError without a path.
     """
 
-    def __init__(self, *order: PathName) -> None:
-        super().__init__()
+    def __init__(self, *order: PathName, exclude: PathName | Iterable[PathName] = (), bind: bool | None = None) -> None:
+        super().__init__(exclude=exclude, bind=bind)
         if not order:
             raise ValueError("Prefer() needs a path")
         self.order: list[Path] = [Path(name) for name in order]

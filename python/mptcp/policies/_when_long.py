@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from .._policy import LocalAddress
 from ._arguments import number
-from ._paths import Path, PathName, PathPolicy, is_over_loopback
+from ._base import is_over_loopback
+from ._path import Path, PathName
+from ._path_policy import PathPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,8 +28,16 @@ class WhenLong(PathPolicy):
 
     tick: float = 0.1
 
-    def __init__(self, path: PathName, *, after_bytes: float | None = None, after_seconds: float | None = None) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        path: PathName,
+        *,
+        after_bytes: float | None = None,
+        after_seconds: float | None = None,
+        exclude: PathName | Iterable[PathName] = (),
+        bind: bool | None = None,
+    ) -> None:
+        super().__init__(exclude=exclude, bind=bind)
         self.path: Path = Path(path)
         if after_bytes is None and after_seconds is None:
             raise ValueError("WhenLong() needs after_bytes or after_seconds")
@@ -35,7 +46,8 @@ class WhenLong(PathPolicy):
         self._long: set[int] = set()
 
     def allows(self, conn: Connection, local: LocalAddress, remote: tuple[Any, ...] | None) -> bool:
-        return local not in self.path or is_over_loopback(self, conn) or conn.token in self._long
+        is_free = local not in self.path or is_over_loopback(self, conn) or conn.token in self._long
+        return is_free and super().allows(conn, local, remote)
 
     def wanted(self, conn: Connection, subflows: list[Subflow], opening: Sequence[Opening]) -> None:
         if conn.token in self._long:

@@ -76,6 +76,15 @@ pub struct Ulp {
 }
 
 impl Ulp {
+    /// One of a subflow that the peer has accepted, as tests make it: the initial one, or one that this side joined.
+    pub fn made(token: u32, ids: (u8, u8), is_initial: bool, backup: bool, peer_backup: bool) -> Ulp {
+        let began = if is_initial { ulp::FLAG_MCAP_LOC } else { ulp::FLAG_JOIN_LOC };
+        let when = |holds, flag| if holds { flag } else { 0 };
+        let priority = when(backup, ulp::FLAG_BKUP_LOC) | when(peer_backup, ulp::FLAG_BKUP_REM);
+        let flags = began | priority | ulp::FLAG_FULLY_ESTABLISHED | ulp::FLAG_CONNECTED;
+        Ulp { token, local_id: ids.0, remote_id: ids.1, flags }
+    }
+
     /// The subflow that MP_CAPABLE opened; the others joined.
     pub fn initial(&self) -> bool {
         self.flags & (ulp::FLAG_JOIN_LOC | ulp::FLAG_JOIN_REM) == 0

@@ -1,85 +1,23 @@
-"""Paths, and what policies over paths have in common."""
+"""What policies over paths have in common."""
 
 from __future__ import annotations
 
 import contextlib
 import ipaddress
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .._policy import LocalAddress, Opening, Policy
+from .._policy import LocalAddress, Opening
+from ._base import Base, is_over_loopback
+from ._path import Path, PathName
 
 if TYPE_CHECKING:
     from .._connection import Connection
     from .._core import Event, Subflow
-    from .._policy._interface import Runtime
 
-
-class Link(Protocol):
-    """A link of a lab, as a path: the hosts at its ends, and the addresses that each has there."""
-
-    @property
-    def hosts(self) -> tuple[Any, Any]: ...
-    def address(self, host: Any) -> str: ...
-    def _addresses(self, host: Any) -> list[str]: ...
-
-
-Ip: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address | ipaddress.IPv4Network | ipaddress.IPv6Network
-PathName: TypeAlias = "str | Ip | Link"
 
 # Seconds before a path is tried again after a failure: the first time, and at most.
 _FIRST_RETRY, _LAST_RETRY = 1.0, 60.0
-
-
-class Path:
-    """One path, which local addresses are on: an interface, a local address, a network or a link of a lab."""
-
-    def __init__(self, name: Any) -> None:
-        self.name = name
-        self._interface: str | None = None
-        self._networks: list[Any] = []
-        # Of a link, its first host's addresses: a subflow that has one of them, at either end, is on the link.
-        self._first: list[Any] = []
-        if isinstance(name, str | Ip):
-            try:
-                self._networks = [ipaddress.ip_network(name)]
-            except ValueError:
-                if not isinstance(name, str) or "/" in name or not name:
-                    raise ValueError(f"a network must have no bits set behind its prefix: {name!r}") from None
-                self._interface = name
-        elif hasattr(name, "hosts") and hasattr(name, "address"):
-            self._networks = [ipaddress.ip_network(address) for host in name.hosts for address in name._addresses(host)]
-            self._first = [ipaddress.ip_address(address) for address in name._addresses(name.hosts[0])]
-        else:
-            kind = type(name).__name__
-            raise TypeError(f"a path must be an interface, a local address, a network or a link of a lab, not {kind}")
-
-    def __repr__(self) -> str:
-        return f"Path({self.name!r})"
-
-    def exists(self, runtime: Runtime) -> bool:
-        """Return whether the network namespace has the interface, or an address on the path, up or down."""
-        if self._interface is not None:
-            return runtime.has_interface(self._interface)
-        return any(local in self for local in runtime.known_addresses())
-
-    def __contains__(self, local: LocalAddress) -> bool:
-        if self._interface is not None:
-            return local.interface == self._interface
-        try:
-            address = ipaddress.ip_address(local.address)
-        except ValueError:
-            return False
-        return any(address in network for network in self._networks)
-
-    def carries(self, subflow: Subflow, local: LocalAddress) -> bool:
-        """Return whether a subflow, whose local address is given, is on the path."""
-        if not self._first:
-            return local in self
-        ends = [ipaddress.ip_address(end[0].partition("%")[0]) for end in (subflow.local, subflow.remote)]
-        # An IPv4 subflow of an IPv6 socket has IPv4-mapped addresses.
-        return any((getattr(end, "ipv4_mapped", None) or end) in self._first for end in ends)
 
 
 class _Failures(NamedTuple):
@@ -89,25 +27,26 @@ class _Failures(NamedTuple):
     try_again: float
 
 
-class PathPolicy(Policy):
+class PathPolicy(Base):
     """A policy that keeps subflows on certain paths of every connection that this side opened.
 
     A subclass says which, in wanted(), which is called again whenever something has changed. A subflow that failed is
-    tried again: to another address of the peer at once, otherwise after 1 s, doubled each time up to 60 s.
+    tried again: to another address of the peer at once, otherwise after 1 s, doubled each time up to 60 s. A subclass
+    that defines a callback of Policy calls the inherited one too: they are where this class looks again.
+
+    Paths in the attributes of the instance, also in lists and mappings, must exist when the policy starts (ValueError).
+
+    ``exclude`` is a path or several that are never used: no policy that runs beside opens a subflow on them either.
+    ``bind`` True binds every subflow to the interface that has its local address, False none; None binds those on a
+    path that was named by an interface. Where the packets of a subflow that is not bound leave by another interface, a
+    warning is logged.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, exclude: PathName | Iterable[PathName] = (), bind: bool | None = None) -> None:
+        super().__init__(exclude=exclude, bind=bind)
         self._failures: dict[tuple[int, LocalAddress], _Failures] = {}
         self._announced: dict[int, dict[int, tuple[Any, ...]]] = {}
         self._withdrawn: dict[int, set[tuple[Any, ...]]] = {}
-
-    def _check_place(self, runtime: Runtime) -> None:
-        for path in _paths_in(vars(self).values()):
-            if not path.exists(runtime):
-                raise ValueError(
-                    f"{type(self).__name__}: path {path.name!r} does not exist: the network namespace has no such "
-                    "interface or address"
-                )
 
     def wanted(self, conn: Connection, subflows: list[Subflow], opening: Sequence[Opening]) -> None:
         """Open and close subflows as the connection needs, by ensure() and conn.close_subflow().
@@ -134,7 +73,7 @@ class PathPolicy(Policy):
         return [
             local
             for local in self.addresses()
-            if local in path and self.remotes(conn, local) and self.may_try(conn, local)
+            if local in path and not self.is_excluded(local) and self.remotes(conn, local) and self.may_try(conn, local)
         ]
 
     def ensure(
@@ -154,14 +93,14 @@ class PathPolicy(Policy):
                 failures = self._failures.get((conn.token, local))
                 remotes = self.remotes(conn, local)
                 remote = remotes[(failures.in_a_row if failures else 0) % len(remotes)]
-                conn.open_subflow(local.address, remote, backup=backup)
+                self.open(conn, local, remote, backup=backup, path=path)
             return True
         return False
 
     def may_try(self, conn: Connection, local: LocalAddress) -> bool:
         """Return whether a subflow from this address may be tried: none failed, or long enough ago."""
         failures = self._failures.get((conn.token, local))
-        return failures is None or failures.try_again <= time.monotonic()
+        return failures is None or failures.try_again <= self.now()
 
     def remotes(self, conn: Connection, local: LocalAddress) -> list[tuple[Any, ...]]:
         """Return the remote ends for a subflow from this address: the connection's own, and those the peer announced.
@@ -215,7 +154,7 @@ class PathPolicy(Policy):
             # Another address of the peer is tried at once.
             rounds = count // max(1, len(self.remotes(conn, local)))
             pause = min(_FIRST_RETRY * 2 ** (rounds - 1), _LAST_RETRY) if rounds else 0.0
-            self._failures[conn.token, local] = _Failures(count, time.monotonic() + pause)
+            self._failures[conn.token, local] = _Failures(count, self.now() + pause)
         self._look(conn)
 
     def on_address_announced(self, conn: Connection, event: Event) -> None:
@@ -258,20 +197,6 @@ class PathPolicy(Policy):
         # What failed is tried again.
         if any(token == conn.token for token, _ in self._failures):
             self._look(conn)
-
-
-def is_over_loopback(policy: Policy, conn: Connection) -> bool:
-    """Return whether both ends of the connection are in this network namespace: no other path would help."""
-    remote = conn.remote[0].partition("%")[0]
-    return remote.startswith("127.") or remote == "::1" or policy.interface_of(remote) is not None
-
-
-def _paths_in(values: Iterable[Any]) -> Iterator[Path]:
-    for value in values:
-        if isinstance(value, Path):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from _paths_in(value)
 
 
 def _difference(first: str, second: str) -> int:
