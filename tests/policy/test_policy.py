@@ -480,7 +480,15 @@ class Second(mptcp.Policy):
 """
 
 
-@pytest.mark.parametrize("arguments", [["FILE"], ["--builtin", "fullmesh"], ["--builtin", "prefer:10.0.2.0/24,eth1"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["FILE"],
+        ["--builtin", "fullmesh"],
+        ["--builtin", "prefer:10.0.2.0/24,eth1"],
+        ["--builtin", "fullmesh:exclude=10.0.1.0/24+10.0.1.1,bind=true"],
+    ],
+)
 def test_the_command(mptcp_two_paths: TwoPaths, arguments: list[str], tmp_path: Path) -> None:
     client, _, _ = mptcp_two_paths
     (tmp_path / "policy.py").write_text(FILE)
