@@ -15,7 +15,6 @@ pub mod withdraw;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
 use crate::abi::address;
@@ -27,7 +26,7 @@ use crate::events::Events;
 use crate::namespace::known::Known;
 use crate::namespace::path_manager::PathManager;
 use crate::namespace::Namespace;
-use crate::netlink::diag::{Entry, Tuple, Ulp};
+use crate::netlink::diag::Entry;
 
 /// A snapshot of one subflow. `entry` is a second reading, by inet_diag: absent if the subflow was gone by then.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,40 +51,6 @@ impl Subflow {
             tcp_info: reading.tcp_info,
             entry,
         }
-    }
-}
-
-/// The cookies of made subflows: apart from the kernel's, which count from 1 on.
-static MADE: AtomicU64 = AtomicU64::new(1 << 63);
-
-/// What a test says of a subflow that it makes, besides its ends.
-#[derive(Debug, Clone, Copy)]
-pub struct Made {
-    pub id: Option<u32>,
-    /// A new one without.
-    pub cookie: Option<u64>,
-    pub local_id: u8,
-    pub remote_id: u8,
-    pub initial: bool,
-    pub backup: bool,
-    pub peer_backup: bool,
-}
-
-impl Subflow {
-    /// A snapshot that no kernel told, for tests.
-    pub fn made(token: u32, local: SocketAddr, remote: SocketAddr, tcp_info: TcpInfo, made: Made) -> Subflow {
-        let ids = (made.local_id, made.remote_id);
-        let ulp = Ulp::made(token, ids, made.initial, made.backup, made.peer_backup);
-        let entry = Entry {
-            tuple: Tuple { local, remote, interface: 0 },
-            state: tcp_info.state(),
-            cookie: made.cookie.unwrap_or_else(|| MADE.fetch_add(1, Ordering::Relaxed)),
-            uid: 0,
-            inode: 0,
-            cgroup: None,
-            subflow: Some(ulp),
-        };
-        Subflow { token, id: made.id, local, remote, tcp_info, entry: Some(entry) }
     }
 }
 

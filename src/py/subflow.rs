@@ -1,6 +1,7 @@
 //! A snapshot of one subflow as a Python object.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
@@ -14,6 +15,10 @@ use crate::abi::address::unmapped;
 use crate::abi::{ranges, tcp_info};
 use crate::connection;
 use crate::error::Error;
+use crate::netlink::diag::{Entry, Tuple, Ulp};
+
+/// The next cookie of a subflow that is created: apart from the kernel's, which count from 1 on.
+static CREATED: AtomicU64 = AtomicU64::new(1 << 63);
 
 /// A frozen snapshot of one subflow, whose methods act on the live subflow.
 ///
@@ -75,19 +80,22 @@ impl Subflow {
         let end = |name, value| endpoint(name, value).map(|endpoint| endpoint.socket_address());
         let address_id =
             |name, value: Option<&Bound<'_, PyAny>>| value.map_or(Ok(0), |value| whole(name, value));
-        let made = connection::Made {
-            id: id.map(|id| whole("id", id)).transpose()?,
-            cookie: cookie.map(|cookie| whole("cookie", cookie)).transpose()?,
-            local_id: address_id("local_id", local_id)?,
-            remote_id: address_id("remote_id", remote_id)?,
-            initial,
-            backup,
-            peer_backup,
-        };
-        let tcp_info = tcp_info.map_or_else(|| tcp_info::TcpInfo::of([]), |info| info.get().0);
         let token = ranged("token", token, ranges::token)?;
-        let data =
-            connection::Subflow::made(token, end("local", local)?, end("remote", remote)?, tcp_info, made);
+        let (local, remote) = (end("local", local)?, end("remote", remote)?);
+        let tcp_info = tcp_info.map_or_else(|| tcp_info::TcpInfo::of([]), |info| info.get().0);
+        let ids = (address_id("local_id", local_id)?, address_id("remote_id", remote_id)?);
+        let cookie = cookie.map(|cookie| whole("cookie", cookie)).transpose()?;
+        let entry = Entry {
+            tuple: Tuple { local, remote, interface: 0 },
+            state: tcp_info.state(),
+            cookie: cookie.unwrap_or_else(|| CREATED.fetch_add(1, Ordering::Relaxed)),
+            uid: 0,
+            inode: 0,
+            cgroup: None,
+            subflow: Some(Ulp::made(token, ids, initial, backup, peer_backup)),
+        };
+        let id = id.map(|id| whole("id", id)).transpose()?;
+        let data = connection::Subflow { token, id, local, remote, tcp_info, entry: Some(entry) };
         Ok(Subflow { data, owner: owner.unwrap_or_else(|| py.None()) })
     }
 
