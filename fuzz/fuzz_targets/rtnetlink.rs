@@ -11,7 +11,7 @@ fn decode(message_type: u16, payload: &[u8]) {
         assert!(!name.contains('\0'));
     }
     let Some(source) = route::codec::decode(payload).and_then(|route| route.source) else { return };
-    let request = route::codec::encode(source, 1);
+    let request = route::codec::encode(source, None, 1);
     let octets = match source {
         std::net::IpAddr::V4(v4) => v4.octets().to_vec(),
         std::net::IpAddr::V6(v6) => v6.octets().to_vec(),
