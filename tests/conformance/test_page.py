@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import ast
-import json
 import re
 from pathlib import Path
 
-import cpython
 import pytest
 
 pytestmark = pytest.mark.conformance
@@ -32,23 +30,12 @@ def test_the_page_lists_the_tests() -> None:
             named = [name for _, tests in rows for name in re.findall(r"`(\w+)`", tests)]
             assert len(named) == len(set(named)), "named twice"
             listed[heading[1]] = set(named)
-    files = {path.name: defined(path) for path in HERE.glob("test_*.py") if path != Path(__file__)}
+    # Those two are about the page and the program of CPython's own tests.
+    scenarios = [path for path in HERE.glob("test_*.py") if path.name not in ("test_page.py", "test_cpython.py")]
+    files = {path.name: defined(path) for path in scenarios}
     assert listed == files
 
 
 def test_every_test_has_the_marker() -> None:
     for path in HERE.glob("test_*.py"):
         assert "\npytestmark = pytest.mark.conformance\n" in path.read_text(), path.name
-
-
-def test_the_tables_of_cpythons_tests_are_what_their_program_writes() -> None:
-    text = PAGE.read_text()
-    tables = text.partition(cpython.BEGIN)[2].partition(cpython.END)[0]
-    assert tables == cpython.page(json.loads(cpython.RESULTS.read_text())) + "\n"
-
-
-def test_nothing_fails_with_ours_that_passes_with_a_bare_socket() -> None:
-    """As the results say, which the page shows."""
-    results = json.loads(cpython.RESULTS.read_text())
-    assert results
-    assert [each for summary in results.values() for each in cpython.check(summary)] == []
