@@ -40,6 +40,7 @@ BENCHMARKS = {
     "Recording": ["recorder rows", "recorder load", "recorder missed", "recorder sender"],
     "Replacing a lost subflow": ["policies --rounds 10"],
     "Emulated links": ["links", "small_requests"],
+    "Plots": ["plots"],
 }
 #: Programs that we compare with, and the commands that print their versions.
 PROGRAMS = {"ss": ["ss", "-V"], "mptcpd": ["/usr/libexec/mptcpd", "--version"], "iperf3": ["iperf3", "--version"]}

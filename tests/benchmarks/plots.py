@@ -3,10 +3,10 @@
     .venv/bin/python tests/benchmarks/plots.py [--rows N] [--subflows N]
 
 A transfer over four paths is recorded and repeated until it has that many rows, of that many subflows (8 by default,
-10 ms apart or less). It is drawn as a PNG image: by Recording.plot(); and by what one would write at first, the same
-four panels with every row of each subflow given to matplotlib. Each is drawn in a process of its own, which reads the
-rows from a file in numpy's format first; the time is that of drawing and writing the image. Memory is the process's
-peak resident set, rows included, which alone are as much as "rows" says. Of three rounds the best counts.
+10 ms apart or less). It is drawn as a PNG image and as a PDF: by Recording.plot(); and by what one would write at
+first, the same four panels with every row of each subflow given to matplotlib. Each is drawn in a process of its own,
+which reads the rows from a file in numpy's format first; the time is that of drawing and writing the image. Memory is
+the process's peak resident set, rows included, which alone are as much as "rows" says. Of three rounds the best counts.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def recorded(rows: int, subflows: int, folder: Path) -> None:
     (folder / "metadata.json").write_text(json.dumps({**one.metadata, "subflows": []}))
 
 
-def draw(how: str, folder: Path) -> None:
+def draw(how: str, suffix: str, folder: Path) -> None:
     """Draw in this process, and print what it cost."""
     import matplotlib
     import matplotlib.pyplot  # not part of the drawing
@@ -89,9 +89,10 @@ def draw(how: str, folder: Path) -> None:
     files = (np.load(folder / f"{name}.npy") for name in ("samples", "connections"))
     recording = mptcp.Recording(*files, [], json.loads((folder / "metadata.json").read_text()))
     begin = time.perf_counter()
-    HOW[how](recording, folder / "image.png")
+    image = folder / f"image{suffix}"
+    HOW[how](recording, image)
     seconds = time.perf_counter() - begin
-    print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, image.stat().st_size / (1 << 20))
 
 
 def main() -> None:
@@ -99,28 +100,33 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--subflows", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--draw", nargs=2, metavar=("HOW", "FOLDER"), help=argparse.SUPPRESS)
+    parser.add_argument("--draw", nargs=3, metavar=("HOW", "SUFFIX", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.draw:
-        draw(arguments.draw[0], Path(arguments.draw[1]))
+        draw(*arguments.draw[:2], Path(arguments.draw[2]))
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         recorded(arguments.rows, arguments.subflows, folder)
         size = (folder / "samples.npy").stat().st_size / (1 << 20)
-        best: dict[str, tuple[float, float]] = {}
-        for _ in range(arguments.rounds):
-            for how in HOW:
-                command = [sys.executable, __file__, "--draw", how, name]
-                result = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
-                seconds, memory = map(float, result.stdout.split())
-                known = best.get(how, (np.inf, np.inf))
-                best[how] = min(known[0], seconds), min(known[1], memory)
-    (time_ours, memory_ours), (time_plain, memory_plain) = best["Recording.plot"], best["plain matplotlib"]
-    print(f"{arguments.rows:,} rows of {arguments.subflows} subflows, which are {size:,.0f} MiB")
-    for how, (seconds, memory) in best.items():
-        print(f"  {how:<18} {seconds:6.2f} s  {memory:7,.0f} MiB")
-    print(f"  ratio              {time_ours / time_plain:6.2f}    {memory_ours / memory_plain:7.2f}")
+        print(f"{arguments.rows:,} rows of {arguments.subflows} subflows, which are {size:,.0f} MiB")
+        for suffix in (".png", ".pdf"):
+            compare(suffix, arguments.rounds, folder)
+
+
+def compare(suffix: str, rounds: int, folder: Path) -> None:
+    best: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        for how in HOW:
+            command = [sys.executable, __file__, "--draw", how, suffix, str(folder)]
+            result = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
+            figures = [float(word) for word in result.stdout.split()]
+            best[how] = [min(pair) for pair in zip(best.get(how, figures), figures, strict=True)]
+    print(f"{suffix[1:].upper():<18} {'time':>8} {'memory':>11} {'file':>11}")
+    for how, (seconds, memory, file) in best.items():
+        print(f"  {how:<16} {seconds:6.2f} s {memory:7,.0f} MiB {file:7,.2f} MiB")
+    ratios = [one / other for one, other in zip(*best.values(), strict=True)]
+    print(f"  {'ratio':<16} {ratios[0]:6.2f}   {ratios[1]:7.2f}     {ratios[2]:7.3f}")
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ MAGIC = b"ARROW1"
 
 _ALIGNED = 8  # bytes from the beginning, after which the file format has a stream
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
-_ROWS = 1 << 16  # in a batch at most
+_ROWS = 1 << 16  # in a batch at most, of which the memory has one beside the rows
 
 
 class Stream:
@@ -145,7 +145,10 @@ def read(path: Path) -> tuple[Rows, dict[str, Any]]:
 def write_parquet(path: Path, rows: Rows, metadata: dict[str, Any]) -> None:
     import pyarrow.parquet as parquet
 
-    parquet.write_table(table(rows, metadata), path)
+    described = schema(rows.dtype, metadata)
+    with parquet.ParquetWriter(path, described) as writer:
+        for start in range(0, len(rows), _ROWS):
+            writer.write_batch(batch(rows[start : start + _ROWS], described))
 
 
 def read_parquet(path: Path) -> tuple[Rows, dict[str, Any]]:
