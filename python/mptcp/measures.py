@@ -31,10 +31,10 @@ _SYN_AND_FIN = 2
 
 COLUMNS = (
     "time_ns",
+    "wait_ns",
     "token",
     "cookie",
     "final",
-    "segs_out",
     "snd_mss",
     "unacked",
     "bytes_acked",
