@@ -2,7 +2,7 @@
 
     .venv/bin/maturin develop --release
     sudo .venv/bin/python tests/benchmarks/small_requests.py
-    sudo .ci/kernel 6.12 -- .venv/bin/python tests/benchmarks/small_requests.py     # a kernel that has netem
+    sudo .ci/kernel --icount 6.12 -- .venv/bin/python tests/benchmarks/small_requests.py --requests 50  # with netem
 
 A client sends requests of 10 kB to a server over paths with round-trip times of 40 and 80 ms and 10 Mbit/s each, one
 after the other's answer, or one every 25 or 10 ms. The kernel's scheduler distributes them over two subflows, by what
