@@ -1,6 +1,7 @@
 //! Control and measurement of Multipath TCP, subflow by subflow: the core, which knows nothing of Python.
 //!
 //! Each module uses only those below it, which `tests/architecture.rs` checks: [`supervisor`] (calls of other programs);
+//! [`broker`] (what needs privilege, for programs that have none);
 //! [`enhanced_api`] (the socket options of 2016); [`sampler`] and [`options`] (measuring, and socket options on one
 //! subflow); [`emulation`] (links of a lab; it uses [`sys`] alone); [`connection`] (operations on one connection);
 //! [`namespace`] (what a process holds and knows of one network namespace); [`events`]; [`netlink`]; [`sys`] (system
@@ -10,6 +11,7 @@
 
 pub mod abi;
 pub mod bpf;
+pub mod broker;
 pub mod connection;
 pub mod emulation;
 pub mod endings;

@@ -42,6 +42,7 @@ __all__ = [
     "enhanced_setsockopt",
     "enter_new_network_namespace",
     "enter_new_user_namespace",
+    "find_broker",
     "flush_endpoints",
     "get_limits",
     "get_path_manager",
@@ -59,6 +60,7 @@ __all__ = [
     "remount_writable",
     "remove_endpoint",
     "run_program",
+    "serve_broker",
     "set_limits",
     "set_path_manager",
     "set_scheduler",
@@ -1049,6 +1051,8 @@ def run_program(
     blocked: list[int],
 ) -> int: ...
 def supervised_signals() -> list[int]: ...
+def serve_broker(listener: int, stop: int, journal: int, arguments: list[dict[str, Any]], uid: int | None) -> None: ...
+def find_broker() -> tuple[str, list[str]] | None: ...
 def before_fork() -> None: ...
 def after_fork() -> None: ...
 def realtime_offset_ns() -> int:

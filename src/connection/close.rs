@@ -3,9 +3,7 @@
 use crate::connection::{find, gone, needs_net_admin, wait_for_lock, Connection, Subflow, Which};
 use crate::error::{Cause, Error, Result};
 use crate::namespace::Namespace;
-use crate::netlink::diag;
 use crate::netlink::pm;
-use crate::sys::lock::lock;
 
 /// Closes one subflow: SUBFLOW_DESTROY under the userspace path manager, SOCK_DESTROY under another.
 /// Needs CAP_NET_ADMIN.
@@ -39,8 +37,7 @@ pub fn reset_subflow(connection: &dyn Connection, which: Which) -> Result<()> {
 
 fn destroy(namespace: &Namespace, subflow: &Subflow, which: Which) -> Result<()> {
     let entry = subflow.entry.ok_or_else(|| gone(which))?;
-    let destroyed = diag::destroy(&mut lock(&namespace.diag), &entry.tuple, entry.cookie);
-    destroyed.map_err(|failure| match failure.errno {
+    namespace.destroy(&entry.tuple, entry.cookie)?.map_err(|failure| match failure.errno {
         libc::ENOENT => gone(which),
         libc::EPERM => needs_net_admin("closing a subflow"),
         libc::EOPNOTSUPP => Error::unsupported(

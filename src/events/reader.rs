@@ -8,11 +8,13 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io::Read;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use netlink_packet_core::NLMSG_OVERRUN;
 
 use crate::abi::uapi;
 use crate::error::{Error, Result};
@@ -22,11 +24,12 @@ use crate::events::links::Watch;
 use crate::events::snapshot::{self, Snapshot};
 use crate::events::subscription::{Filter, Loss, Subscription};
 use crate::events::Sockets;
+use crate::netlink::broker::Broker;
 use crate::netlink::codec::{messages, Message};
 use crate::netlink::diag::{self, Tuple};
 use crate::netlink::{receive_buffer, Channel, Failure};
 use crate::sys::lock::lock;
-use crate::sys::{self, wait, wait::EventFd};
+use crate::sys::{self, descriptor, wait, wait::EventFd};
 
 /// Bytes of events that the kernel may queue for us, if it lets us choose; else net.core.rmem_max.
 const RECEIVE_BUFFER: i32 = 4 << 20;
@@ -36,6 +39,9 @@ const INTERVAL: Duration = Duration::from_millis(50);
 
 /// The same as a multiple of what the last reading took.
 const IDLE: u32 = 20;
+
+/// How long to wait before looking for a broker again.
+const ABSENCE: Duration = Duration::from_millis(100);
 
 /// How many datagrams are read from one socket before the others.
 const TURN: usize = 256;
@@ -47,6 +53,8 @@ enum Origin {
     Netlink {
         group: u32,
     },
+    /// The broker of the namespace, which passes on those of the caller's connections.
+    Broker(Arc<Broker>),
     Polling {
         requests: Mutex<Channel>,
         snapshot: Mutex<Snapshot>,
@@ -130,6 +138,12 @@ impl Reader {
         membership(&socket, libc::NETLINK_ADD_MEMBERSHIP, group)
             .map_err(|error| Error::call("joining mptcp_pm_events (CAP_NET_ADMIN)", &error))?;
         Reader::start(socket, Origin::Netlink { group }, Ends::new(sockets))
+    }
+
+    /// Takes events from the broker of the namespace.
+    pub fn of_broker(broker: Arc<Broker>, sockets: Weak<dyn Sockets>) -> Result<Reader> {
+        let socket = broker.events().map_err(|error| Error::call("events of the broker", &error))?;
+        Reader::start(Arc::new(socket), Origin::Broker(broker), Ends::new(sockets))
     }
 
     /// Compares readings of the sockets. Takes a bound socket of sock_diag for notices, and one for requests.
@@ -283,7 +297,7 @@ fn membership(socket: &socket2::Socket, option: i32, group: u32) -> std::io::Res
 fn run(inner: &Inner, mut buffer: Vec<u8>) {
     let mut rounds = Rounds::default();
     let mut polling = match &inner.origin {
-        Origin::Netlink { .. } => None,
+        Origin::Netlink { .. } | Origin::Broker(_) => None,
         Origin::Polling { requests, snapshot } => {
             Some(Polling { inner, requests, snapshot, earliest: Instant::now(), due: None })
         }
@@ -348,9 +362,11 @@ impl Inner {
     /// True if the sockets are empty.
     fn read_events(&self, buffer: &mut [u8]) -> bool {
         let interface_name = |index| sys::interface_name(self.socket.as_raw_fd(), index).ok().map(Arc::from);
+        let mut was_dropped = false;
         let drained = drain(self, &self.socket, buffer, |datagram, now| {
             for message in messages(datagram) {
-                if let Message::Data { payload, .. } = message {
+                if let Message::Data { message_type, payload, .. } = message {
+                    was_dropped |= message_type == NLMSG_OVERRUN;
                     if let Some(event) = event::decode(payload, now, interface_name) {
                         self.note(&event);
                         self.dispatch(&event);
@@ -358,10 +374,31 @@ impl Inner {
                 }
             }
         });
-        if drained.lost {
+        if drained.lost || was_dropped {
             self.lost(|_| true);
         }
+        if drained.ended {
+            self.find_broker_again();
+        }
         drained.all
+    }
+
+    /// The broker has ended: events that it would have passed on are lost, until another listens in its place.
+    fn find_broker_again(&self) {
+        let Origin::Broker(broker) = &self.origin else { return };
+        self.lost(|_| true);
+        while !self.stop.load(Ordering::Relaxed) {
+            if let Ok(socket) = broker.events() {
+                if descriptor::replace(self.socket.as_fd(), socket.as_fd()).is_ok() {
+                    return self.lost(|_| true);
+                }
+            }
+            // Nothing tells when there is one.
+            let _ = wait::readable([self.wake.as_raw_fd()], Some(ABSENCE));
+            if !self.stop.load(Ordering::Relaxed) {
+                self.wake.reset();
+            }
+        }
     }
 
     /// Reads the sockets, and reports what has changed since the last reading: of the wanted connections, or of all.
@@ -422,6 +459,8 @@ struct Drained {
     lost: bool,
     /// The socket is empty.
     all: bool,
+    /// The other end of the socket has been closed.
+    ended: bool,
 }
 
 /// Reads the datagrams in a socket: all of them if the kernel dropped some, because it queues no more until they are read.
@@ -435,14 +474,15 @@ fn drain(
     let mut left = TURN;
     while (lost || left > 0) && !inner.stop.load(Ordering::Relaxed) {
         match socket.read(buffer) {
+            Ok(0) => return Drained { lost, all: true, ended: true },
             Ok(length) => on_datagram(&buffer[..length], sys::monotonic_ns()),
             Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => lost = true,
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(_) => return Drained { lost, all: true },
+            Err(_) => return Drained { lost, all: true, ended: false },
         }
         left = left.saturating_sub(1);
     }
-    Drained { lost, all: false }
+    Drained { lost, all: false, ended: false }
 }
 
 /// The state of the thread that compares readings.

@@ -25,10 +25,12 @@ use crate::error::{describe, is_shortage, Cause, Error, Result};
 use crate::events::reader::Reader;
 use crate::events::{Events, Sockets};
 use crate::namespace::known::Known;
+use crate::netlink::broker;
+use crate::netlink::diag::{self, Tuple};
 use crate::netlink::pm::PmSocket;
 use crate::netlink::pool::Pool;
 use crate::netlink::route;
-use crate::netlink::Channel;
+use crate::netlink::{Channel, Failure};
 use crate::sys::lock::{lock, PerProcess};
 use crate::sys::{self, wait, Wanted};
 
@@ -224,7 +226,7 @@ impl Namespace {
             process: std::process::id(),
             diag: channel(diag)?,
             diag_of_connections: pool(diag_of_connections, libc::NETLINK_SOCK_DIAG)?,
-            pm: PmSocket::new(pool(pm, libc::NETLINK_GENERIC)?),
+            pm: PmSocket::new(pool(pm, libc::NETLINK_GENERIC)?, Some(cookie)),
             route: channel(route)?,
             events: Arc::new(events),
             reader: Mutex::default(),
@@ -249,7 +251,14 @@ impl Namespace {
             return Ok(running);
         }
         let sockets: Weak<dyn Sockets> = Weak::clone(&self.this) as Weak<Namespace>;
-        let started = Arc::new(Reader::of_netlink(Arc::clone(&self.events), group, sockets)?);
+        let started = match Reader::of_netlink(Arc::clone(&self.events), group, Weak::clone(&sockets)) {
+            Err(error) if error.errno() == libc::EPERM => match broker::of(self.cookie) {
+                Some(broker) => Reader::of_broker(broker, sockets)?,
+                None => return Err(error),
+            },
+            started => started?,
+        };
+        let started = Arc::new(started);
         *reader = Arc::downgrade(&started);
         Ok(started)
     }
@@ -294,6 +303,18 @@ impl Namespace {
             result => result?,
         };
         Events::new(Arc::clone(self) as Arc<dyn Sockets>, reader, token)
+    }
+
+    /// Aborts exactly the socket with this cookie: SOCK_DESTROY, by the broker where the caller lacks the privilege and
+    /// there is one. A refusal by the kernel is the inner error.
+    pub fn destroy(&self, tuple: &Tuple, cookie: u64) -> Result<std::result::Result<(), Failure>> {
+        match diag::destroy(&mut lock(&self.diag), tuple, cookie) {
+            Err(failure) if failure.errno == libc::EPERM => match broker::of(self.cookie) {
+                Some(broker) => broker.destroy(tuple, cookie),
+                None => Ok(Err(failure)),
+            },
+            answer => Ok(answer),
+        }
     }
 
     /// What this process knows of a connection, shared by all its descriptors.

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use crate::error::{Error, Result};
 use crate::namespace::sysctls::{read_open as read_sysctl, write_open as write};
 use crate::namespace::{new_socket, Namespace};
+use crate::netlink::broker;
 use crate::sys::credentials::Owner;
 use crate::sys::lock::lock;
 use crate::sys::program::{pending, ENDING};
@@ -106,11 +107,15 @@ impl Namespace {
     /// Any process may hold this lock, even for ever: EBUSY after [`PATIENCE`], and at once for some time from then on.
     /// EINTR where a signal is pending that the caller has blocked and that would end it.
     fn lock(&self) -> Result<Locked<'_>> {
+        self.lock_within(PATIENCE)
+    }
+
+    fn lock_within(&self, patience: Duration) -> Result<Locked<'_>> {
         let failed = |error: &io::Error| Error::call("flock of the network namespace", error);
         let file = self.file.as_ref().as_ref().map_err(failed)?;
         let threads = lock(&self.changing);
         let start = Instant::now();
-        let patience = if impatience::lasts(self.cookie) { Duration::ZERO } else { PATIENCE };
+        let patience = if impatience::lasts(self.cookie) { Duration::ZERO } else { patience };
         let mut pause = Duration::from_micros(50);
         loop {
             match file.try_lock() {
@@ -136,6 +141,14 @@ impl Namespace {
         }
     }
 
+    /// Has new sockets of this namespace latch a path manager, until what this returns is dropped. EBUSY where another
+    /// process holds the lock for longer than `patience`.
+    pub fn hold_path_manager(&self, name: PathManager, patience: Duration) -> Result<Held<'_>> {
+        let locked = self.lock_within(patience)?;
+        let before = self.change_path_manager(name.name())?;
+        Ok(Held { namespace: self, before, _locked: locked })
+    }
+
     /// A new socket in the calling thread's namespace, which must be this one, latched to a path manager.
     fn latched_socket(&self, name: &str, make: impl FnOnce() -> Result<OwnedFd>) -> Result<OwnedFd> {
         let _locked = match self.lock() {
@@ -155,6 +168,7 @@ impl Namespace {
 }
 
 /// The flock and the mutex behind `Namespace::lock`.
+#[derive(Debug)]
 struct Locked<'a> {
     file: &'a File,
     _threads: MutexGuard<'a, ()>,
@@ -163,6 +177,21 @@ struct Locked<'a> {
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
         let _ = self.file.unlock();
+    }
+}
+
+/// The path manager of a namespace is another for a moment.
+#[derive(Debug)]
+pub struct Held<'a> {
+    namespace: &'a Namespace,
+    before: String,
+    _locked: Locked<'a>,
+}
+
+impl Drop for Held<'_> {
+    /// Before the lock is given back, which is a member.
+    fn drop(&mut self) {
+        let _ = self.namespace.change_path_manager(&self.before);
     }
 }
 
@@ -268,6 +297,14 @@ pub fn create_socket(
     };
     match path_manager {
         None => make(),
-        Some(name) => Namespace::current()?.latched_socket(name, make),
+        Some(name) => {
+            let namespace = Namespace::current()?;
+            match namespace.latched_socket(name, make) {
+                Err(error) if matches!(error.errno(), libc::EPERM | libc::EROFS) => {
+                    broker::of(namespace.cookie).map_or(Err(error), |broker| broker.hold(name, make))
+                }
+                socket => socket,
+            }
+        }
     }
 }

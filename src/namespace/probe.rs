@@ -19,7 +19,7 @@ fn path_manager_socket() -> Result<PmSocket> {
         let [socket] = sys::open_here(&[super::NETLINK]);
         socket
     };
-    Ok(PmSocket::new(Pool::new(first, Box::new(open))))
+    Ok(PmSocket::new(Pool::new(first, Box::new(open)), None))
 }
 
 /// The generic netlink family `mptcp_pm`. No privilege.

@@ -1,5 +1,6 @@
 //! Requests by netlink, and their replies: one socket to send them on. [`codec`] has the bytes.
 
+pub mod broker;
 pub mod codec;
 pub mod diag;
 pub mod links;

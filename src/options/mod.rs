@@ -7,13 +7,15 @@
 pub mod bpf;
 pub mod table;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
 use crate::connection::{check_is_of, Connection, Subflow};
 use crate::error::{describe, Error, Result};
 use crate::namespace::Namespace;
+use crate::netlink::broker::codec::OptionRequest;
+use crate::netlink::broker::{self, Broker};
 use crate::netlink::diag::{self, Attributes, Entry};
 use crate::netlink::Channel;
 use crate::options::bpf::program::MAX_VALUE;
@@ -192,7 +194,13 @@ fn dump(channel: &mut Channel, subflows: &[&Subflow]) -> Result<Vec<Entry>> {
 /// Serves requests by BPF, with what a single visit of the sockets cannot give.
 fn serve(namespace: &Namespace, subflows: &[&Subflow], requests: &[Request]) -> Result<Vec<Visit>> {
     let elsewhere = namespace.elsewhere()?;
-    let mut outcomes = bpf::serve(requests, elsewhere)?;
+    let mut outcomes = match bpf::serve(requests, elsewhere) {
+        Err(error) if error.errno() == libc::EPERM => match broker::of(namespace.cookie) {
+            Some(broker) => return serve_by(&broker, subflows, requests),
+            None => return Err(error),
+        },
+        outcomes => outcomes?,
+    };
     let not_met = |outcome: &Visit| *outcome == Visit::NotMet;
     if outcomes.iter().any(not_met) {
         // The visit walks a table that changes meanwhile and may pass a socket by: once more for those that live.
@@ -209,6 +217,33 @@ fn serve(namespace: &Namespace, subflows: &[&Subflow], requests: &[Request]) -> 
     if !missing.is_empty() {
         missing.iter().filter_map(|&position| congestion_control(&requests[position])).for_each(load_module);
         repeat(requests, &missing, elsewhere, &mut outcomes)?;
+    }
+    Ok(outcomes)
+}
+
+/// Has the broker serve requests, which does all that [`serve`] does.
+fn serve_by(broker: &Broker, subflows: &[&Subflow], requests: &[Request]) -> Result<Vec<Visit>> {
+    let tuples: HashMap<u64, diag::Tuple> = subflows
+        .iter()
+        .filter_map(|subflow| subflow.entry.map(|entry| (entry.cookie, entry.tuple)))
+        .collect();
+    let mut outcomes = vec![Visit::NotMet; requests.len()];
+    let known = |(position, request): (usize, &Request)| {
+        let (value, room) = match &request.action {
+            Action::Get(room) => (None, *room),
+            Action::Set(value) => (Some(value.clone()), value.len()),
+        };
+        let tuple = *tuples.get(&request.cookie)?;
+        let (cookie, level, name) = (request.cookie, request.level, request.name);
+        Some((position, OptionRequest { tuple, cookie, level, name, value, room }))
+    };
+    let (positions, asked): (Vec<_>, Vec<_>) = requests.iter().enumerate().filter_map(known).unzip();
+    for (position, result) in positions.into_iter().zip(broker.options(&asked)?) {
+        outcomes[position] = match result {
+            Ok(value) => Visit::Done(value),
+            Err(0) => Visit::NotMet,
+            Err(errno) => Visit::Refused(errno),
+        };
     }
     Ok(outcomes)
 }

@@ -1,6 +1,7 @@
 //! The binding: the export list. One file for each Python type or group of functions; no decisions.
 
 mod address;
+mod broker;
 mod by_token;
 mod connection;
 mod connections;
@@ -54,6 +55,8 @@ mod _core {
         ))
     }
 
+    #[pymodule_export]
+    use super::broker::{find_broker, serve_broker};
     #[pymodule_export]
     use super::by_token::ByToken;
     #[pymodule_export]

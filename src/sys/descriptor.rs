@@ -1,7 +1,7 @@
 //! Descriptors of other threads.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use super::check;
 
@@ -25,6 +25,12 @@ pub fn take_from_thread(thread: i32, process: i32, fd: RawFd) -> io::Result<Owne
         let taken = libc::syscall(libc::SYS_pidfd_getfd, opened.as_raw_fd(), fd, 0) as libc::c_int;
         Ok(OwnedFd::from_raw_fd(check(taken)?))
     }
+}
+
+/// Puts a duplicate of `new` in the place of `old`, in one step: who uses `old` goes on with the other open file.
+pub fn replace(old: BorrowedFd<'_>, new: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: no pointers. `old` stays open.
+    check(unsafe { libc::dup3(new.as_raw_fd(), old.as_raw_fd(), libc::O_CLOEXEC) }).map(drop)
 }
 
 fn open_pidfd(id: i32, flags: libc::c_int) -> io::Result<OwnedFd> {

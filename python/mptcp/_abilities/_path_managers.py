@@ -74,8 +74,20 @@ def net_admin(ground: Ground) -> None:
         raise
 
 
+def broker(ground: Ground) -> None:
+    found = _core.find_broker()
+    if found is None:
+        path = os.environ.get("MPTCP_BROKER", "/run/mptcp/broker.sock")
+        raise Lack(f"none listens for this network namespace at {path}: start one as root (mptcp broker)")
+    path, allowed = found
+    if "own" not in allowed or "path_manager" not in allowed:
+        raise Lack(f"the rules of the broker at {path} allow this user only: {', '.join(allowed) or 'nothing'}")
+
+
 def here(ground: Ground) -> None:
     """Try the parts of opening a subflow. Opening one would change this namespace's path manager for a moment."""
+    if ground.has("multipath") and ground.has("broker"):
+        return
     for name in ("multipath", "mptcp_info", "mptcp_pm", "userspace", "net_admin"):
         if not ground.has(name):
             raise Lack(f"missing: {ground.find(name).what}")

@@ -43,9 +43,8 @@ class RunningPolicies:
                 # This socket gives access to the namespace.
                 place = stack.enter_context(open_socket(socket.AF_INET, socket.SOCK_DGRAM))
                 self._sockets = turn, place
-                before = set_path_manager("userspace")
-                stack.callback(set_path_manager, before)
-                runtime = Runtime(policies, place.fileno(), _core.Watcher(place.fileno()))
+                uid = _use_userspace(stack, set_path_manager)
+                runtime = Runtime(policies, place.fileno(), _core.Watcher(place.fileno()), uid)
                 stack.callback(runtime.stop)
                 # A weak reference, so that policies end when nothing holds them.
                 stack.enter_context(_ended_by_sigterm(weakref.WeakMethod(self.close)))
@@ -85,6 +84,23 @@ class RunningPolicies:
             policy._runtime = None
 
 
+def _use_userspace(stack: contextlib.ExitStack, set_path_manager: Callable[[str], str]) -> int | None:
+    """Have new connections under the userspace path manager until the end of ``stack``.
+
+    Where only a broker may, it is each socket's own choice, and policies are run for connections of the user who is
+    returned.
+    """
+    try:
+        before = set_path_manager("userspace")
+    except PermissionError:
+        broker = _core.find_broker()
+        if broker is None or "own" not in broker[1]:
+            raise
+        return os.geteuid()
+    stack.callback(set_path_manager, before)
+    return None
+
+
 # For forked children.
 _running: weakref.WeakSet[RunningPolicies] = weakref.WeakSet()
 
@@ -108,7 +124,8 @@ def run_policy(*policies: Policy) -> RunningPolicies:
     Uses one thread that reads the namespace's events, and one for each policy.
 
     Generic netlink mptcp_pm, sock_diag and rtnetlink. Needs CAP_NET_ADMIN in the user namespace that owns the
-    network namespace.
+    network namespace. Without it, and with a broker (`mptcp broker`), policies run for connections of the calling
+    user alone, and only those act whose socket was created with ``path_manager="userspace"``.
 
     Raises TypeError for what is not a Policy and for one with a misspelt callback, a callback that takes other
     arguments, or a coroutine; ValueError without a policy, for a policy that already runs, and for a path that the

@@ -32,7 +32,7 @@ _PATIENCE = 5.0
 class Runtime:
     """Takes the watcher's reports of one network namespace and calls the policies."""
 
-    def __init__(self, policies: Sequence[Policy], fd: int, watcher: _core.Watcher) -> None:
+    def __init__(self, policies: Sequence[Policy], fd: int, watcher: _core.Watcher, uid: int | None = None) -> None:
         self.lock = threading.RLock()
         # Held by a policy of paths from its look at a connection until it has opened what was missing: two that look
         # at once would both find it missing. Never taken with the lock above held.
@@ -40,6 +40,8 @@ class Runtime:
         self._policies = policies
         self._fd = fd
         self._watcher = watcher
+        # Only connections of this user, if it is given.
+        self._uid = uid
         self._connections: dict[int, PolicyConnection] = {}
         self._addresses: list[LocalAddress] = []
         self._interfaces: dict[str, str] = {}
@@ -265,6 +267,8 @@ class Runtime:
                 raise
 
     def _add(self, native: _core.ByToken, known: Iterable[Ends]) -> None:
+        if self._uid is not None and native.uid != self._uid:
+            return
         conn = PolicyConnection(native, self)
         conn.known.update(known)
         with self.lock:

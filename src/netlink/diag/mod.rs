@@ -238,11 +238,7 @@ pub fn check_tells(channel: &mut Channel) -> Result<(), Error> {
 
 /// The listener that would take a connection from anywhere to `local`: whether it is one of Multipath TCP.
 pub fn listener(channel: &mut Channel, local: SocketAddr, interface: u32) -> Result<Option<bool>, Failure> {
-    let nobody = match local.ip() {
-        IpAddr::V4(_) => IpAddr::from([0; 4]),
-        IpAddr::V6(_) => IpAddr::from([0; 16]),
-    };
-    let tuple = Tuple { local, remote: SocketAddr::new(nobody, 0), interface };
+    let tuple = Tuple { local, remote: nobody(local), interface };
     match channel.request(diag::SOCK_DIAG_BY_FAMILY, &encode_request(&tuple, diag::NOCOOKIE)) {
         Ok(payload) => {
             let listens = decode(&payload).is_some_and(|entry| entry.state == tcp_state::LISTEN);
@@ -251,6 +247,28 @@ pub fn listener(channel: &mut Channel, local: SocketAddr, interface: u32) -> Res
         Err(failure) if failure.errno == libc::ENOENT => Ok(None),
         Err(failure) => Err(failure),
     }
+}
+
+/// The user whose listener takes connections from anywhere to `local`.
+pub fn owner_of_listener(channel: &mut Channel, local: SocketAddr) -> Result<Option<u32>, Failure> {
+    let tuple = Tuple { local, remote: nobody(local), interface: 0 };
+    match channel.request(diag::SOCK_DIAG_BY_FAMILY, &encode_request(&tuple, diag::NOCOOKIE)) {
+        Ok(payload) => {
+            let listener = decode(&payload).filter(|entry| entry.state == tcp_state::LISTEN);
+            Ok(listener.map(|entry| entry.uid))
+        }
+        Err(failure) if failure.errno == libc::ENOENT => Ok(None),
+        Err(failure) => Err(failure),
+    }
+}
+
+/// The unspecified address of the same family, which no connection comes from.
+fn nobody(local: SocketAddr) -> SocketAddr {
+    let ip = match local.ip() {
+        IpAddr::V4(_) => IpAddr::from([0; 4]),
+        IpAddr::V6(_) => IpAddr::from([0; 16]),
+    };
+    SocketAddr::new(ip, 0)
 }
 
 /// SOCK_DESTROY, as `ss -K`: aborts exactly the socket with this cookie. Needs CAP_NET_ADMIN.

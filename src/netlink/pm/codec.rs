@@ -1,6 +1,7 @@
 //! Commands of the generic netlink family `mptcp_pm` as bytes, `<linux/mptcp_pm.h>`: those that name a connection by its
 //! token.
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use netlink_packet_core::DefaultNla;
@@ -135,6 +136,74 @@ pub fn encode_remove(token: u32, id: u8) -> Vec<u8> {
     with_token(pm::CMD_REMOVE, token, vec![attribute(pm::ATTR_LOC_ID, &[id])])
 }
 
+/// A command that changes something of one connection, as others may ask for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Command {
+    Create { token: u32, local: Address, remote: Address },
+    Destroy { token: u32, local: Address, remote: Address },
+    SetFlags { token: u32, local: Address, remote: Address },
+    Announce { token: u32, address: Address },
+    Remove { token: u32, id: u8 },
+}
+
+impl fmt::Display for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let end = |address: &Address| SocketAddr::new(address.ip, address.port);
+        let of_subflow = |f: &mut fmt::Formatter<'_>, name, token, local, remote| {
+            write!(f, "{name} token {token} {} -> {}", end(local), end(remote))
+        };
+        match self {
+            Command::Create { token, local, remote } => of_subflow(f, "SUBFLOW_CREATE", token, local, remote),
+            Command::Destroy { token, local, remote } => {
+                of_subflow(f, "SUBFLOW_DESTROY", token, local, remote)
+            }
+            Command::SetFlags { token, local, remote } => of_subflow(f, "SET_FLAGS", token, local, remote),
+            Command::Announce { token, address } => {
+                write!(f, "ANNOUNCE token {token} {} id {}", end(address), address.id)
+            }
+            Command::Remove { token, id } => write!(f, "REMOVE token {token} id {id}"),
+        }
+    }
+}
+
+impl Command {
+    pub fn token(&self) -> u32 {
+        match self {
+            Command::Create { token, .. }
+            | Command::Destroy { token, .. }
+            | Command::SetFlags { token, .. }
+            | Command::Announce { token, .. }
+            | Command::Remove { token, .. } => *token,
+        }
+    }
+
+    pub fn encode(&self) -> Vec<u8> {
+        match self {
+            Command::Create { token, local, remote } => encode_create(*token, local, remote),
+            Command::Destroy { token, local, remote } => encode_destroy(*token, local, remote),
+            Command::SetFlags { token, local, remote } => encode_set_flags(*token, local, remote),
+            Command::Announce { token, address } => encode_announce(*token, address),
+            Command::Remove { token, id } => encode_remove(*token, *id),
+        }
+    }
+
+    /// The command in a message of another program; `None` for any other, and for one that lacks something.
+    pub fn decode(payload: &[u8]) -> Option<Command> {
+        let body = payload.get(4..)?;
+        let token = bytes::u32(find(body, pm::ATTR_TOKEN)?, 0)?;
+        let local = || Address::decode(find(body, pm::ATTR_ADDR)?);
+        let remote = || Address::decode(find(body, pm::ATTR_ADDR_REMOTE)?);
+        Some(match bytes::u8(payload, 0)? {
+            pm::CMD_SUBFLOW_CREATE => Command::Create { token, local: local()?, remote: remote()? },
+            pm::CMD_SUBFLOW_DESTROY => Command::Destroy { token, local: local()?, remote: remote()? },
+            pm::CMD_SET_FLAGS => Command::SetFlags { token, local: local()?, remote: remote()? },
+            pm::CMD_ANNOUNCE => Command::Announce { token, address: local()? },
+            pm::CMD_REMOVE => Command::Remove { token, id: bytes::u8(find(body, pm::ATTR_LOC_ID)?, 0)? },
+            _ => return None,
+        })
+    }
+}
+
 /// GET_ADDR of a connection, as a dump: its local addresses and their ids. No privilege. Kernels before 6.10
 /// ignore the token and list the in-kernel endpoints.
 pub fn encode_get_addr(token: u32) -> Vec<u8> {
@@ -161,6 +230,29 @@ mod tests {
                 let _ = decode_get_addr(&bytes[..length]);
             }
         }
+    }
+
+    #[test]
+    fn commands_of_others_read_back() {
+        let address = |text: &str| Address { id: 2, ..Address::new(text.parse().unwrap()) };
+        let (token, local, remote) = (9, address("10.0.2.1:1"), address("[fd00::2]:2"));
+        let commands = [
+            Command::Create { token, local, remote },
+            Command::Destroy { token, local, remote },
+            Command::SetFlags { token, local, remote },
+            Command::Announce { token, address: local },
+            Command::Remove { token, id: 7 },
+        ];
+        for command in commands {
+            let bytes = command.encode();
+            assert_eq!(Command::decode(&bytes), Some(command));
+            assert_eq!(command.token(), token);
+            for length in 0..bytes.len() {
+                let _ = Command::decode(&bytes[..length]);
+            }
+        }
+        assert_eq!(Command::decode(&encode_get_addr(token)), None);
+        assert_eq!(Command::decode(&encode_destroy_nothing()), None);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::abi::uapi::ctrl;
 use crate::error::{Error, Result};
+use crate::netlink::broker;
 use crate::netlink::pm::codec::{decode_family, decode_get_addr, encode_get_addr, encode_get_family};
 pub use crate::netlink::pm::codec::{Address, Family};
 pub use crate::netlink::pm::endpoints::Limits;
@@ -24,15 +25,19 @@ pub fn resolve(channel: &mut Channel) -> std::result::Result<Family, Failure> {
 
 /// Commands wait for the connection's lock, so they do not share one socket.
 #[derive(Debug)]
-pub struct PmSocket(Pool);
+pub struct PmSocket {
+    pool: Pool,
+    /// The cookie of its network namespace, whose broker sends what the caller may not.
+    namespace: Option<u64>,
+}
 
 impl PmSocket {
-    pub fn new(pool: Pool) -> PmSocket {
-        PmSocket(pool)
+    pub fn new(pool: Pool, namespace: Option<u64>) -> PmSocket {
+        PmSocket { pool, namespace }
     }
 
     fn with<T>(&self, request: impl FnOnce(&mut Channel) -> T) -> Result<T> {
-        self.0.with(request).map_err(|error| Error::call("socket(AF_NETLINK)", &error))
+        self.pool.with(request).map_err(|error| Error::call("socket(AF_NETLINK)", &error))
     }
 
     /// The numbers of the generic netlink family `mptcp_pm`.
@@ -55,10 +60,17 @@ impl PmSocket {
         }
     }
 
-    /// Sends a command; a refusal by the kernel is the inner error.
+    /// Sends a command, by the broker where the caller lacks the privilege and there is one; a refusal by the kernel is
+    /// the inner error.
     pub fn command(&self, payload: &[u8]) -> Result<std::result::Result<(), Failure>> {
         let family = self.family()?;
-        self.with(|channel| channel.command(family.id, payload))
+        match self.with(|channel| channel.command(family.id, payload))? {
+            Err(failure) if failure.errno == libc::EPERM => match self.namespace.and_then(broker::of) {
+                Some(broker) => broker.command(payload),
+                None => Ok(Err(failure)),
+            },
+            answer => Ok(answer),
+        }
     }
 
     /// GET_ADDR: a connection's list of local addresses. Empty on kernels that cannot list them (before 6.10); on others

@@ -1,0 +1,414 @@
+//! One connection to the broker: its requests, one after the other, on a thread of its own.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use socket2::Socket;
+
+use super::checks::{self, refusal, trouble, Checks};
+use super::quotas::Place;
+use super::rules::Allowed;
+use super::Broker;
+use crate::abi::bytes;
+use crate::abi::tcp_info::TcpInfo;
+use crate::namespace::path_manager::PathManager;
+use crate::netlink::broker::codec::{self, allows, Denial, Hello, Kind, Request};
+use crate::netlink::broker::seqpacket::{self, Peer, Received};
+use crate::netlink::diag::{self, Entry, Tuple};
+use crate::netlink::pm::codec::Command;
+use crate::sys;
+use crate::sys::lock::lock;
+use crate::sys::wait;
+
+/// How long new sockets of the namespace latch another path manager at most, for one caller's.
+const HOLD: Duration = Duration::from_millis(1);
+
+/// How long to wait for the lock that others change the path manager under.
+const PATIENCE: Duration = Duration::from_millis(50);
+
+/// How long a reply may wait for a caller who does not read.
+const UNREAD: Duration = Duration::from_secs(5);
+
+/// Of every user namespace but one that was made with all ids: `/proc/PID/uid_map`.
+fn uid_map(process: &str) -> Option<String> {
+    let text = std::fs::read_to_string(format!("/proc/{process}/uid_map")).ok()?;
+    Some(text.split_ascii_whitespace().collect::<Vec<_>>().join(" "))
+}
+
+/// Whether a caller's user ids mean what they mean here. A process of another user namespace has other ids than those
+/// that it sees, and one that ours does not know has the overflow id, as many have.
+fn is_of_our_user_namespace(peer: &Peer) -> bool {
+    let ours = uid_map("self");
+    ours.is_some() && uid_map(&peer.process.to_string()) == ours
+}
+
+pub struct Client<'a> {
+    broker: &'a Arc<Broker>,
+    socket: Socket,
+    peer: Peer,
+    allowed: Allowed,
+    place: Place,
+    /// Requests by the uid alone.
+    by_uid: bool,
+}
+
+/// What is to be done after a request.
+enum Then {
+    Reply(Vec<u8>),
+    /// The reply was sent.
+    Replied,
+    /// It is an event stream from now on.
+    Stream,
+}
+
+impl<'a> Client<'a> {
+    pub fn new(
+        broker: &'a Arc<Broker>,
+        socket: Socket,
+        peer: Peer,
+        allowed: Allowed,
+        place: Place,
+    ) -> Client<'a> {
+        let by_uid = allowed.own && peer.uid != 0 && is_of_our_user_namespace(&peer);
+        Client { broker, socket, peer, allowed, place, by_uid }
+    }
+
+    /// One more descriptor of its socket.
+    pub fn duplicate(&self) -> io::Result<Socket> {
+        self.socket.try_clone()
+    }
+
+    /// Serves until the caller closes the connection, or misuses it.
+    pub fn serve(self) {
+        let mut buffer = vec![0; codec::MAX_MESSAGE];
+        let _ = self.socket.set_write_timeout(Some(UNREAD));
+        loop {
+            let received = match seqpacket::receive(self.socket.as_fd(), &mut buffer) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(_) => return,
+                Ok(received) if received.length == 0 => return,
+                Ok(received) => received,
+            };
+            let message = &buffer[..received.length];
+            let number = bytes::u16(message, 2).unwrap_or(0);
+            let sequence = bytes::u32(message, 4).unwrap_or(0);
+            let answer = self.answer(message, &received);
+            // close() may block (SO_LINGER), here it holds up nobody but the caller himself.
+            drop(received.descriptors);
+            let sent = match answer {
+                Ok(Then::Reply(payload)) => self.reply(number, sequence, Ok(&payload)),
+                Err(denial) => self.reply(number, sequence, Err(&denial)),
+                Ok(Then::Replied) => Ok(()),
+                Ok(Then::Stream) => {
+                    let reply = codec::encode_reply(number, sequence, Ok(&[]));
+                    return self.broker.streams.add(self.peer.uid, self.socket, self.place, reply);
+                }
+            };
+            if sent.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn reply(&self, number: u16, sequence: u32, result: Result<&[u8], &Denial>) -> io::Result<()> {
+        let bytes = codec::encode_reply(number, sequence, result);
+        self.socket.send_with_flags(&bytes, libc::MSG_NOSIGNAL).map(drop)
+    }
+
+    fn answer(&self, message: &[u8], received: &Received) -> Result<Then, Denial> {
+        if received.is_cut {
+            return Err(refusal("a message must have at most 64 KiB and one descriptor"));
+        }
+        let request = codec::decode_request(message).map_err(|errno| Denial {
+            errno,
+            refused: true,
+            text: match errno {
+                libc::EPROTONOSUPPORT => {
+                    format!("this broker speaks version {} of the protocol only", codec::VERSION)
+                }
+                _ => "malformed request".to_owned(),
+            },
+        })?;
+        let descriptor = match received.descriptors.as_slice() {
+            [] => None,
+            [one] => Some(one),
+            _ => return Err(refusal("a message must have at most one descriptor")),
+        };
+        match request.kind {
+            Kind::Hello => Ok(Then::Reply(codec::encode_hello(self.hello()))),
+            Kind::Command => self.command(request.payload, descriptor),
+            Kind::Destroy => self.destroy(request.payload, descriptor),
+            Kind::Events => self.by_uid.then_some(Then::Stream).ok_or_else(|| self.needs_descriptor()),
+            Kind::Hold => self.hold(&request),
+            Kind::Release => Err(refusal("there is nothing to release")),
+            Kind::Options => self.options(request.payload, descriptor),
+        }
+    }
+
+    fn hello(&self) -> Hello {
+        let bit = |is_allowed, bit| if is_allowed { bit } else { 0 };
+        Hello {
+            namespace: self.broker.namespace.cookie,
+            allows: bit(self.by_uid, allows::OWN)
+                | bit(self.allowed.hold, allows::HOLD)
+                | bit(self.allowed.options, allows::OPTIONS),
+        }
+    }
+
+    fn needs_descriptor(&self) -> Denial {
+        refusal(if self.peer.uid == 0 {
+            "connections of root are never changed by their uid alone: send a descriptor of the connection"
+        } else if self.allowed.own {
+            "the caller's user ids are those of another user namespace: send a descriptor of the connection"
+        } else {
+            "its rules want a descriptor of the connection"
+        })
+    }
+
+    /// The connection with a token, if it is the caller's to change; `None` if there is none.
+    fn connection(&self, token: u32, descriptor: Option<&OwnedFd>) -> Result<Option<Entry>, Denial> {
+        if let Some(descriptor) = descriptor {
+            self.check_descriptor(token, descriptor)?;
+        } else if !self.by_uid {
+            return Err(self.needs_descriptor());
+        }
+        let Some(connection) = checks::connection(&self.broker.namespace, token)? else { return Ok(None) };
+        let uid = super::streams::uid_of(&mut lock(&self.broker.namespace.diag), &connection);
+        match uid {
+            Some(uid) if uid == self.peer.uid && (uid != 0 || descriptor.is_some()) => Ok(Some(connection)),
+            Some(_) if descriptor.is_some() && self.allowed.others => Ok(Some(connection)),
+            Some(uid) => Err(refusal(format!("the connection is of uid {uid}"))),
+            None => Ok(None),
+        }
+    }
+
+    /// That it is of the connection with this token. Its lock is not waited for: fstat first, then inet_diag tells the
+    /// inode, which only an open descriptor of the socket has.
+    fn check_descriptor(&self, token: u32, descriptor: &OwnedFd) -> Result<(), Denial> {
+        let file = descriptor.try_clone().map(File::from);
+        let metadata = file.and_then(|file| file.metadata());
+        let metadata =
+            metadata.map_err(|error| trouble(error.raw_os_error().unwrap_or(libc::EBADF), "fstat"))?;
+        let fd = descriptor.as_raw_fd();
+        if !metadata.file_type().is_socket()
+            || !sys::getsockopt_i32(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL)
+                .is_ok_and(|protocol| protocol == libc::IPPROTO_MPTCP)
+        {
+            return Err(refusal("the descriptor is not that of a Multipath TCP socket"));
+        }
+        if !self.broker.namespace.has_socket(fd) {
+            return Err(refusal("the socket belongs to another network namespace"));
+        }
+        let connection = checks::connection(&self.broker.namespace, token)?;
+        let inode = std::os::unix::fs::MetadataExt::ino(&metadata);
+        if connection.is_some_and(|entry| u64::from(entry.inode) == inode & u64::from(u32::MAX)) {
+            return Ok(());
+        }
+        Err(refusal("the descriptor is of another connection"))
+    }
+
+    fn command(&self, payload: &[u8], descriptor: Option<&OwnedFd>) -> Result<Then, Denial> {
+        let Some(command) = Command::decode(payload) else {
+            return Err(refusal("it is not a command that changes one connection"));
+        };
+        let token = command.token();
+        let Some(connection) = self.connection(token, descriptor)? else {
+            return Err(Denial {
+                errno: libc::EINVAL,
+                refused: false,
+                text: format!("there is no connection with token {token}"),
+            });
+        };
+        let checks = Checks {
+            namespace: &self.broker.namespace,
+            allowed: &self.allowed,
+            ports: &self.broker.ports,
+            connection,
+            announced: &self.broker.streams.announced(token),
+        };
+        let command = checks.check(command).inspect_err(|denial| self.log(&command, Err(denial)))?;
+        match &command {
+            Command::Create { .. }
+                if !self.broker.quotas.open(self.peer.uid, self.allowed.opens_per_second) =>
+            {
+                return Err(refusal(format!(
+                    "a user may open {} subflows a second",
+                    self.allowed.opens_per_second
+                )));
+            }
+            Command::Announce { address, .. }
+                if !self.broker.quotas.announce(token, address.id, self.allowed.announced) =>
+            {
+                return Err(refusal(format!(
+                    "a user may announce {} addresses on a connection",
+                    self.allowed.announced
+                )));
+            }
+            Command::Remove { id, .. } => self.broker.quotas.withdraw(token, *id),
+            _ => {}
+        }
+        // It waits for the connection's lock, on this caller's own thread.
+        let answer = self.broker.namespace.pm.command(&command.encode());
+        let answer = answer.map_err(|error| trouble(error.errno(), error.to_string()))?;
+        let answer = answer.map_err(|failure| Denial {
+            errno: failure.errno,
+            refused: false,
+            text: failure.text.unwrap_or_default(),
+        });
+        // What the kernel refused has changed nothing; the library asks it so for a connection's path manager.
+        if answer.is_ok() {
+            self.log(&command, Ok(()));
+        }
+        answer.map(|()| Then::Reply(Vec::new()))
+    }
+
+    /// One line for each change, for the journal.
+    fn log(&self, what: &dyn std::fmt::Display, result: Result<(), &Denial>) {
+        let Peer { process, uid, .. } = self.peer;
+        let outcome = match result {
+            Ok(()) => "done".to_owned(),
+            Err(denial) if denial.refused => denial.text.clone(),
+            Err(denial) => format!("the kernel refuses it: {}", crate::error::describe(denial.errno)),
+        };
+        let line = format!("uid {uid} process {process}: {what}: {outcome}\n");
+        let _ = io::Write::write_all(&mut io::stderr().lock(), line.as_bytes());
+    }
+
+    /// A subflow of a connection that is the caller's to change; `None` if it is gone.
+    fn subflow(
+        &self,
+        tuple: &Tuple,
+        cookie: u64,
+        descriptor: Option<&OwnedFd>,
+    ) -> Result<Option<Entry>, Denial> {
+        let found: Result<Vec<Option<(Entry, TcpInfo)>>, _> =
+            diag::look_up_with_info(&mut lock(&self.broker.namespace.diag), &[*tuple]);
+        let found = found.map_err(|failure| trouble(failure.errno, failure.describe()))?;
+        let Some((entry, _)) = found.into_iter().next().flatten().filter(|(entry, _)| entry.cookie == cookie)
+        else {
+            return Ok(None);
+        };
+        let Some(token) = entry.subflow.map(|subflow| subflow.token) else { return Ok(None) };
+        Ok(self.connection(token, descriptor)?.map(|_| entry))
+    }
+
+    fn destroy(&self, payload: &[u8], descriptor: Option<&OwnedFd>) -> Result<Then, Denial> {
+        let (tuple, cookie) = codec::decode_destroy(payload).ok_or_else(malformed)?;
+        let gone = || Denial { errno: libc::ENOENT, refused: false, text: String::new() };
+        let entry = self.subflow(&tuple, cookie, descriptor)?.ok_or_else(gone)?;
+        let destroyed = diag::destroy(&mut lock(&self.broker.namespace.diag), &entry.tuple, cookie);
+        let answer = destroyed.map_err(|failure| Denial {
+            errno: failure.errno,
+            refused: false,
+            text: failure.text.unwrap_or_default(),
+        });
+        self.log(&format!("SOCK_DESTROY {} -> {}", tuple.local, tuple.remote), answer.as_ref().map(drop));
+        answer.map(|()| Then::Reply(Vec::new()))
+    }
+
+    fn options(&self, payload: &[u8], descriptor: Option<&OwnedFd>) -> Result<Then, Denial> {
+        if !self.allowed.options {
+            return Err(refusal("its rules do not allow socket options on one subflow"));
+        }
+        let requests = codec::decode_options(payload).ok_or_else(malformed)?;
+        let (mut there, mut results) = (Vec::new(), vec![Err(0); requests.len()]);
+        for (position, request) in requests.iter().enumerate() {
+            if self.subflow(&request.tuple, request.cookie, descriptor)?.is_some() {
+                there.push(position);
+            }
+        }
+        let served: Vec<_> = there.iter().map(|position| requests[*position].clone()).collect();
+        let served = self.broker.limits.serve(&served);
+        let served = served.map_err(|error| trouble(error.errno(), error.to_string()))?;
+        for (position, result) in there.into_iter().zip(served) {
+            let request = &requests[position];
+            if request.value.is_some() {
+                let option =
+                    crate::options::table::SocketOption { level: request.level, number: request.name };
+                let denial = result.as_ref().err().map(|errno| Denial {
+                    errno: *errno,
+                    refused: false,
+                    text: String::new(),
+                });
+                let what =
+                    format!("setsockopt({option}) {} -> {}", request.tuple.local, request.tuple.remote);
+                self.log(&what, denial.as_ref().map_or(Ok(()), Err));
+            }
+            results[position] = result;
+        }
+        Ok(Then::Reply(codec::encode_option_results(&results)))
+    }
+
+    /// Meanwhile the caller makes a socket of his own, with his own rights.
+    fn hold(&self, request: &Request<'_>) -> Result<Then, Denial> {
+        let name = String::from_utf8_lossy(request.payload);
+        let Some(name) = PathManager::of_name(&name) else { return Err(malformed()) };
+        if !self.allowed.hold {
+            return Err(refusal("its rules do not allow choosing a socket's path manager"));
+        }
+        if !self.broker.quotas.hold(self.peer.uid, self.allowed.holds_per_second) {
+            let text = format!(
+                "a user may choose the path manager of {} sockets a second, and all users together of 50",
+                self.allowed.holds_per_second
+            );
+            return Err(Denial { errno: libc::EAGAIN, ..refusal(text) });
+        }
+        let held = self.broker.hold(name, PATIENCE);
+        let held = held.map_err(|error| trouble(error.errno(), error.to_string()))?;
+        let end = Instant::now() + HOLD;
+        let sent = self.reply(Kind::Hold as u16, request.sequence, Ok(&[]));
+        let in_time = sent.is_ok() && self.is_answered_before(end);
+        drop(held);
+        sent.map_err(|_| malformed())?;
+        let mut buffer = [0; 64];
+        let received = seqpacket::receive(self.socket.as_fd(), &mut buffer).map_err(|_| malformed())?;
+        let release = codec::decode_request(&buffer[..received.length]).map_err(|_| malformed())?;
+        if release.kind != Kind::Release {
+            return Err(malformed());
+        }
+        let late = Denial {
+            errno: libc::ETIMEDOUT,
+            refused: true,
+            text: "the socket was not created in time".to_owned(),
+        };
+        let result = if in_time { Ok(&[][..]) } else { Err(&late) };
+        let _ = self.reply(Kind::Release as u16, release.sequence, result);
+        Ok(Then::Replied)
+    }
+
+    fn is_answered_before(&self, end: Instant) -> bool {
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            match wait::readable([self.socket.as_raw_fd()], Some(left)) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                ready => return matches!(ready, Ok([true])),
+            }
+        }
+    }
+}
+
+fn malformed() -> Denial {
+    Denial { errno: libc::EBADMSG, refused: true, text: "malformed request".to_owned() }
+}
+
+/// Tells somebody who may not come in why.
+pub fn turn_away(socket: &Socket, why: &Denial) {
+    let bytes = codec::encode_reply(Kind::Hello as u16, 1, Err(why));
+    let _ = socket.send_with_flags(&bytes, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_is_of_our_user_namespace() {
+        let peer = |process| Peer { process, uid: 1, gid: 1, groups: vec![] };
+        assert!(is_of_our_user_namespace(&peer(std::process::id() as i32)));
+        assert!(!is_of_our_user_namespace(&peer(0)) && !is_of_our_user_namespace(&peer(i32::MAX)));
+    }
+}

@@ -1,0 +1,236 @@
+//! `mptcp broker`: a daemon that does for ordinary users what needs CAP_NET_ADMIN, on connections that are their own.
+//!
+//! Each connection to it has a thread, so that a caller who waits for a connection's lock, or who reads nothing, holds
+//! nobody up. What a caller says is checked against what the kernel says of him (SO_PEERCRED) and of the connection
+//! (inet_diag). The protocol is in [`crate::netlink::broker`], where its client is.
+
+mod checks;
+mod client;
+mod options;
+mod quotas;
+pub mod rules;
+mod streams;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use socket2::Socket;
+
+use crate::broker::checks::{refusal, LowPorts};
+use crate::broker::client::{turn_away, Client};
+use crate::broker::options::Limits;
+use crate::broker::quotas::Quotas;
+use crate::broker::rules::Rules;
+use crate::broker::streams::Streams;
+use crate::error::{Error, Result};
+use crate::namespace::path_manager::{Held, PathManager};
+use crate::namespace::Namespace;
+use crate::netlink::broker::seqpacket;
+use crate::netlink::Channel;
+use crate::sys::credentials::Rights;
+use crate::sys::lock::lock;
+use crate::sys::{self, wait, wait::EventFd};
+
+/// How many connections there are at most, of all users.
+const CLIENTS: usize = 1024;
+
+/// A thread's stack: it calls nothing deep.
+const STACK: usize = 256 * 1024;
+
+/// Bytes of the journal.
+const RECORD: usize = 64;
+
+const CAP_NET_ADMIN: u64 = 1 << 12;
+const CAP_PERFMON: u64 = 1 << 38;
+const CAP_BPF: u64 = 1 << 39;
+
+#[derive(Debug)]
+pub struct Settings {
+    /// A listening socket of the type SOCK_SEQPACKET.
+    pub listener: Socket,
+    /// Readable when it is to end.
+    pub stop: RawFd,
+    /// A file that says which path manager the namespace has to get back, if this process is killed.
+    pub journal: File,
+    pub rules: Rules,
+    /// Whose rights to keep, apart from CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON. Absent: no change of the uid.
+    pub uid: Option<u32>,
+}
+
+/// What its threads share.
+#[derive(Debug)]
+struct Broker {
+    namespace: Arc<Namespace>,
+    quotas: Arc<Quotas>,
+    streams: Streams,
+    ports: LowPorts,
+    limits: Limits,
+    journal: File,
+    /// One hold at a time, so that the journal is of that one.
+    holding: Mutex<()>,
+}
+
+/// New sockets of the namespace latch another path manager, until this is dropped.
+struct Hold<'a> {
+    held: Option<Held<'a>>,
+    journal: &'a File,
+    _one: MutexGuard<'a, ()>,
+}
+
+impl Broker {
+    fn hold(&self, name: PathManager, patience: Duration) -> Result<Hold<'_>> {
+        let one = lock(&self.holding);
+        let before = self.namespace.path_manager()?;
+        // Put back by the keeper of this process, should it be killed meanwhile.
+        let mut record = before.into_bytes();
+        record.resize(RECORD, 0);
+        self.journal.write_all_at(&record, 0).map_err(|error| Error::call("the journal", &error))?;
+        let mut hold = Hold { held: None, journal: &self.journal, _one: one };
+        hold.held = Some(self.namespace.hold_path_manager(name, patience)?);
+        Ok(hold)
+    }
+}
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        drop(self.held.take());
+        let _ = self.journal.write_all_at(&[0; RECORD], 0);
+    }
+}
+
+/// The threads, by number, and their sockets, which are shut down at the end.
+#[derive(Debug, Default)]
+struct Threads(Mutex<HashMap<u64, Socket>>);
+
+/// Serves until it is told to stop.
+pub fn serve(settings: &Settings) -> Result<()> {
+    let namespace = Namespace::current()?;
+    namespace.path_manager()?;
+    let broker = Arc::new(Broker {
+        namespace: Arc::clone(&namespace),
+        quotas: Arc::new(Quotas::new()),
+        streams: Streams::new()?,
+        ports: LowPorts::open(),
+        limits: Limits::open(),
+        journal: settings.journal.try_clone().map_err(|error| Error::call("the journal", &error))?,
+        holding: Mutex::default(),
+    });
+    let events = subscribe(&namespace)?;
+    let socket = namespace.socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_SOCK_DIAG)?;
+    let mut requests = Channel::new(socket).map_err(|error| Error::call("socket(AF_NETLINK)", &error))?;
+    // Before there is a second thread, which would keep its own.
+    if let Some(uid) = settings.uid {
+        let capabilities = CAP_NET_ADMIN | CAP_BPF | CAP_PERFMON;
+        let rights = Rights { uid, capabilities, user_namespace: None };
+        rights.keep().map_err(|error| Error::call("dropping privileges", &error))?;
+    }
+    let stop = EventFd::new().map_err(|error| Error::call("eventfd", &error))?;
+    std::thread::scope(|scope| {
+        let (broker, events, stop) = (&broker, &events, &stop);
+        let reader = std::thread::Builder::new()
+            .name("mptcp-events".into())
+            .spawn_scoped(scope, move || {
+                broker.streams.run(events, &mut requests, &broker.quotas, stop.as_raw_fd())
+            })
+            .map_err(|error| Error::call("starting the thread that reads events", &error))?;
+        let served = accept_all(broker, settings);
+        stop.set();
+        let read = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        served.and(read)
+    })
+}
+
+/// A subscription to the events of the namespace.
+fn subscribe(namespace: &Namespace) -> Result<Socket> {
+    let group = namespace.pm.family()?.event_group;
+    let socket = Socket::from(namespace.socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_GENERIC)?);
+    let fd = socket.as_raw_fd();
+    let joined = sys::bind_netlink(fd).and_then(|()| socket.set_nonblocking(true)).and_then(|()| {
+        sys::setsockopt_i32(fd, libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, group as i32)
+    });
+    joined.map_err(|error| match error.raw_os_error() {
+        Some(libc::EPERM) => Error::permission(
+            "mptcp broker needs CAP_NET_ADMIN in the user namespace that owns the network namespace",
+        ),
+        _ => Error::call("joining mptcp_pm_events", &error),
+    })?;
+    for option in [libc::SO_RCVBUFFORCE, libc::SO_RCVBUF] {
+        if sys::setsockopt_i32(fd, libc::SOL_SOCKET, option, 4 << 20).is_ok() {
+            break;
+        }
+    }
+    Ok(socket)
+}
+
+fn accept_all(broker: &Arc<Broker>, settings: &Settings) -> Result<()> {
+    let threads = Threads::default();
+    let mut number = 0;
+    std::thread::scope(|scope| loop {
+        match wait::readable([settings.stop, settings.listener.as_raw_fd()], None) {
+            Ok([false, true]) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+            ended => {
+                // Each thread then finds its socket closed.
+                for socket in lock(&threads.0).values() {
+                    let _ = socket.shutdown(std::net::Shutdown::Both);
+                }
+                return ended.map(drop).map_err(|error| Error::call("poll", &error));
+            }
+        }
+        // It may have gone by now, or there is no descriptor left: the next round tries again.
+        let Ok((socket, _)) = settings.listener.accept() else {
+            let _ = wait::readable([settings.stop], Some(Duration::from_millis(10)));
+            continue;
+        };
+        number += 1;
+        let threads = &threads;
+        if let Some(client) = admit(broker, settings, threads, socket) {
+            let kept = client.duplicate();
+            let Ok(kept) = kept else { continue };
+            lock(&threads.0).insert(number, kept);
+            let run = move || {
+                client.serve();
+                lock(&threads.0).remove(&number);
+            };
+            let thread = std::thread::Builder::new().stack_size(STACK).name("mptcp-client".into());
+            if thread.spawn_scoped(scope, run).is_err() {
+                lock(&threads.0).remove(&number);
+            }
+        }
+    })
+}
+
+/// The connection of somebody who may come in.
+fn admit<'a>(
+    broker: &'a Arc<Broker>,
+    settings: &Settings,
+    threads: &Threads,
+    socket: Socket,
+) -> Option<Client<'a>> {
+    let peer = seqpacket::peer(socket.as_fd()).ok()?;
+    let Some(allowed) = settings.rules.of(&peer).cloned() else {
+        turn_away(&socket, &refusal(format!("its rules allow nothing to uid {}", peer.uid)));
+        return None;
+    };
+    let is_full = lock(&threads.0).len() >= CLIENTS;
+    let place = if is_full {
+        None
+    } else {
+        broker.quotas.place(peer.uid, allowed.clients, allowed.opens_per_second, allowed.holds_per_second)
+    };
+    let Some(place) = place else {
+        turn_away(
+            &socket,
+            &refusal(format!(
+                "a user may have {} connections to it, and all users together {CLIENTS}",
+                allowed.clients
+            )),
+        );
+        return None;
+    };
+    Some(Client::new(broker, socket, peer, allowed, place))
+}

@@ -1,0 +1,170 @@
+//! How much each user has asked for.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use crate::sys::lock::lock;
+
+/// So many a second, and as many at once.
+#[derive(Debug)]
+pub struct Bucket {
+    level: f64,
+    filled: Instant,
+}
+
+impl Bucket {
+    fn new(rate: u32, now: Instant) -> Bucket {
+        Bucket { level: rate.into(), filled: now }
+    }
+
+    /// Takes one, if there is one.
+    fn take(&mut self, rate: u32, now: Instant) -> bool {
+        let more = now.saturating_duration_since(self.filled).as_secs_f64() * f64::from(rate);
+        (self.level, self.filled) = ((self.level + more).min(rate.into()), now);
+        let there_is_one = self.level >= 1.0;
+        if there_is_one {
+            self.level -= 1.0;
+        }
+        there_is_one
+    }
+}
+
+#[derive(Debug)]
+struct User {
+    clients: usize,
+    opens: Bucket,
+    holds: Bucket,
+}
+
+/// The address ids that were announced on each connection.
+type Announced = HashMap<u32, HashSet<u8>>;
+
+/// How many holds there are in a second, of all users.
+const HOLDS: u32 = 50;
+
+/// How many users are remembered after their last connection.
+const REMEMBERED: usize = 1024;
+
+#[derive(Debug)]
+pub struct Quotas {
+    users: Mutex<HashMap<u32, User>>,
+    holds: Mutex<Bucket>,
+    announced: Mutex<Announced>,
+}
+
+/// One connection to the broker. It counts until it is dropped.
+#[derive(Debug)]
+pub struct Place {
+    quotas: Arc<Quotas>,
+    uid: u32,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(user) = lock(&self.quotas.users).get_mut(&self.uid) {
+            user.clients = user.clients.saturating_sub(1);
+        }
+    }
+}
+
+impl Quotas {
+    pub fn new() -> Quotas {
+        Quotas {
+            users: Mutex::default(),
+            holds: Mutex::new(Bucket::new(HOLDS, Instant::now())),
+            announced: Mutex::default(),
+        }
+    }
+
+    /// A place for one more connection of a user, if he has fewer than `most`.
+    pub fn place(self: &Arc<Quotas>, uid: u32, most: usize, opens: u32, holds: u32) -> Option<Place> {
+        let now = Instant::now();
+        let mut users = lock(&self.users);
+        if users.len() > REMEMBERED {
+            users.retain(|_, user| user.clients > 0);
+        }
+        let (opens, holds) = (Bucket::new(opens, now), Bucket::new(holds, now));
+        let user = users.entry(uid).or_insert(User { clients: 0, opens, holds });
+        if user.clients >= most {
+            return None;
+        }
+        user.clients += 1;
+        Some(Place { quotas: Arc::clone(self), uid })
+    }
+
+    pub fn open(&self, uid: u32, per_second: u32) -> bool {
+        lock(&self.users).get_mut(&uid).is_some_and(|user| user.opens.take(per_second, Instant::now()))
+    }
+
+    pub fn hold(&self, uid: u32, per_second: u32) -> bool {
+        let now = Instant::now();
+        lock(&self.users).get_mut(&uid).is_some_and(|user| user.holds.take(per_second, now))
+            && lock(&self.holds).take(HOLDS, now)
+    }
+
+    /// One more address announced on a connection, if it has fewer than `most`.
+    pub fn announce(&self, token: u32, id: u8, most: usize) -> bool {
+        let mut announced = lock(&self.announced);
+        let ids = announced.entry(token).or_default();
+        ids.contains(&id) || (ids.len() < most && ids.insert(id))
+    }
+
+    pub fn withdraw(&self, token: u32, id: u8) {
+        if let Some(ids) = lock(&self.announced).get_mut(&token) {
+            ids.remove(&id);
+        }
+    }
+
+    /// The connection has ended.
+    pub fn forget(&self, token: u32) {
+        lock(&self.announced).remove(&token);
+    }
+
+    /// Those that have not ended are these.
+    pub fn keep(&self, is_there: impl Fn(u32) -> bool) {
+        lock(&self.announced).retain(|token, _| is_there(*token));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn a_bucket_gives_so_many_a_second() {
+        let start = Instant::now();
+        let mut bucket = Bucket::new(3, start);
+        let take = |bucket: &mut Bucket, at| (0..5).filter(|_| bucket.take(3, start + at)).count();
+        assert_eq!(take(&mut bucket, Duration::ZERO), 3);
+        assert_eq!(take(&mut bucket, Duration::from_millis(300)), 0);
+        assert_eq!(take(&mut bucket, Duration::from_millis(700)), 2);
+        assert_eq!(take(&mut bucket, Duration::from_secs(60)), 3);
+    }
+
+    #[test]
+    fn a_place_is_free_again_when_it_is_dropped() {
+        let quotas = Arc::new(Quotas::new());
+        let place = |uid| quotas.place(uid, 2, 1, 1);
+        let (one, two) = (place(5), place(5));
+        assert!(one.is_some() && two.is_some() && place(5).is_none() && place(6).is_some());
+        drop(one);
+        assert!(place(5).is_some());
+        assert!(quotas.open(5, 1) && !quotas.open(5, 1) && !quotas.open(7, 1));
+    }
+
+    #[test]
+    fn so_many_addresses_are_announced_on_a_connection() {
+        let quotas = Quotas::new();
+        assert!(quotas.announce(1, 1, 2) && quotas.announce(1, 2, 2));
+        assert!(quotas.announce(1, 2, 2), "an id that it has");
+        assert!(!quotas.announce(1, 3, 2) && quotas.announce(2, 3, 2));
+        quotas.withdraw(1, 1);
+        assert!(quotas.announce(1, 3, 2));
+        quotas.forget(1);
+        assert!(quotas.announce(1, 4, 2) && quotas.announce(1, 5, 2));
+        quotas.keep(|token| token == 2);
+        assert!(quotas.announce(1, 6, 2) && quotas.announce(1, 7, 2));
+    }
+}

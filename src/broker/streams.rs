@@ -1,0 +1,232 @@
+//! The events of the namespace, passed on to the users whose connections they are of.
+//!
+//! One thread reads them. Its subscription also has the kernel accept joins under the userspace path manager.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use netlink_packet_core::NLMSG_OVERRUN;
+use socket2::Socket;
+
+use super::quotas::{Place, Quotas};
+use crate::error::{Error, Result};
+use crate::events::event::{self, Event, Kind};
+use crate::netlink::codec::{messages, push_request, Message};
+use crate::netlink::diag::{self, Entry};
+use crate::netlink::{receive_buffer, Channel};
+use crate::sys;
+use crate::sys::lock::lock;
+use crate::sys::wait::{self, EventFd};
+
+/// How often streams are looked after while no event comes.
+const ROUND: Duration = Duration::from_secs(1);
+
+/// How many addresses of a peer are remembered for each connection.
+const ADDRESSES: usize = 64;
+
+/// One who listens.
+#[derive(Debug)]
+struct Stream {
+    uid: u32,
+    socket: Socket,
+    /// Its queue was full: it is told when there is room.
+    has_lost: bool,
+    _place: Place,
+}
+
+impl Stream {
+    /// False if nobody reads it any more.
+    fn send(&mut self, message: &[u8]) -> bool {
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        if self.has_lost {
+            let mut overrun = Vec::new();
+            push_request(&mut overrun, NLMSG_OVERRUN, 0, 0, &[]);
+            match self.socket.send_with_flags(&overrun, flags) {
+                Ok(_) => self.has_lost = false,
+                Err(error) => return error.kind() == std::io::ErrorKind::WouldBlock,
+            }
+        }
+        if message.is_empty() {
+            return true;
+        }
+        match self.socket.send_with_flags(message, flags) {
+            Ok(_) => true,
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                self.has_lost = true;
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// It has been closed, or its reader has sent something, which nobody asked for.
+    fn is_over(&self) -> bool {
+        !matches!(wait::readable([self.socket.as_raw_fd()], Some(Duration::ZERO)), Ok([false]))
+    }
+}
+
+/// What is known of a connection.
+#[derive(Debug, Default)]
+struct Known {
+    uid: Option<u32>,
+    announced: Vec<SocketAddr>,
+}
+
+#[derive(Debug)]
+pub struct Streams {
+    streams: Mutex<Vec<Stream>>,
+    /// New ones, each with the reply that it waits for.
+    joining: Mutex<Vec<(Stream, Vec<u8>)>>,
+    wake: EventFd,
+    connections: Mutex<HashMap<u32, Known>>,
+}
+
+impl Streams {
+    pub fn new() -> Result<Streams> {
+        Ok(Streams {
+            streams: Mutex::default(),
+            joining: Mutex::default(),
+            wake: EventFd::new().map_err(|error| Error::call("eventfd", &error))?,
+            connections: Mutex::default(),
+        })
+    }
+
+    /// Passes on the events of a user from now on; events of before still wait to be read here. `reply` is sent when it
+    /// has begun.
+    pub fn add(&self, uid: u32, socket: Socket, place: Place, reply: Vec<u8>) {
+        lock(&self.joining).push((Stream { uid, socket, has_lost: false, _place: place }, reply));
+        self.wake.set();
+    }
+
+    fn join(&self) {
+        for (mut stream, reply) in std::mem::take(&mut *lock(&self.joining)) {
+            if stream.send(&reply) {
+                lock(&self.streams).push(stream);
+            }
+        }
+    }
+
+    /// The addresses that the peer of a connection has announced.
+    pub fn announced(&self, token: u32) -> Vec<SocketAddr> {
+        lock(&self.connections).get(&token).map_or_else(Vec::new, |known| known.announced.clone())
+    }
+
+    /// The thread: until `stop` is readable.
+    pub fn run(&self, events: &Socket, requests: &mut Channel, quotas: &Quotas, stop: RawFd) -> Result<()> {
+        let mut buffer = receive_buffer().map_err(|error| Error::call("reading events", &error))?;
+        let mut round = Instant::now() + ROUND;
+        loop {
+            let left = round.saturating_duration_since(Instant::now());
+            match wait::readable([stop, events.as_raw_fd(), self.wake.as_raw_fd()], Some(left)) {
+                Ok([true, ..]) => return Ok(()),
+                Ok([_, has_events, is_woken]) => {
+                    if is_woken {
+                        self.wake.reset();
+                    }
+                    if has_events || is_woken {
+                        self.read(events, requests, quotas, &mut buffer);
+                    }
+                    if is_woken {
+                        self.join();
+                    }
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(Error::call("poll", &error)),
+            }
+            if Instant::now() >= round {
+                lock(&self.streams).retain_mut(|stream| !stream.is_over() && stream.send(&[]));
+                round = Instant::now() + ROUND;
+            }
+        }
+    }
+
+    fn read(&self, mut events: &Socket, requests: &mut Channel, quotas: &Quotas, buffer: &mut [u8]) {
+        loop {
+            match std::io::Read::read(&mut events, buffer) {
+                Ok(length) => {
+                    for message in messages(&buffer[..length]) {
+                        if let Message::Data { message_type, payload, .. } = message {
+                            self.take(message_type, payload, requests, quotas);
+                        }
+                    }
+                }
+                // The kernel dropped some, of whomever.
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+                    lock(&self.streams).iter_mut().for_each(|stream| stream.has_lost = true);
+                    self.read_back(requests, quotas);
+                    lock(&self.streams).retain_mut(|stream| stream.send(&[]));
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn take(&self, message_type: u16, payload: &[u8], requests: &mut Channel, quotas: &Quotas) {
+        let Some(event) = event::decode(payload, sys::monotonic_ns(), |_| None) else { return };
+        let Some(uid) = self.note(&event, requests) else { return };
+        let mut message = Vec::new();
+        push_request(&mut message, message_type, 0, 0, payload);
+        lock(&self.streams).retain_mut(|stream| stream.uid != uid || stream.send(&message));
+        if let (Kind::Closed, Some(token)) = (event.kind, event.token) {
+            lock(&self.connections).remove(&token);
+            quotas.forget(token);
+        }
+    }
+
+    /// Remembers what an event says; whose it is.
+    fn note(&self, event: &Event, requests: &mut Channel) -> Option<u32> {
+        let Some(token) = event.token else {
+            return owner_of_listener(requests, event.local?);
+        };
+        let mut connections = lock(&self.connections);
+        if event.kind == Kind::Created {
+            // An earlier connection may have had the token.
+            connections.remove(&token);
+        }
+        let known = connections.entry(token).or_default();
+        match (event.kind, event.remote) {
+            (Kind::Announced, Some(address)) if known.announced.len() < ADDRESSES => {
+                known.announced.push(address);
+            }
+            _ => {}
+        }
+        if known.uid.is_none() {
+            known.uid = owner(requests, token);
+        }
+        known.uid
+    }
+
+    /// After a loss: what has ended meanwhile is forgotten.
+    fn read_back(&self, requests: &mut Channel, quotas: &Quotas) {
+        let mut connections = lock(&self.connections);
+        let tokens: Vec<u32> = connections.keys().copied().collect();
+        if let Ok(found) = diag::look_up_tokens(requests, &tokens) {
+            for (token, _) in tokens.iter().zip(found).filter(|(_, found)| found.is_none()) {
+                connections.remove(token);
+            }
+            quotas.keep(|token| connections.contains_key(&token));
+        }
+    }
+}
+
+/// Whose connection has this token. One that was not accepted yet is its listener's owner's.
+fn owner(requests: &mut Channel, token: u32) -> Option<u32> {
+    let entry = diag::look_up_tokens(requests, &[token]).ok()?.pop().flatten()?;
+    uid_of(requests, &entry)
+}
+
+/// The user whose connection this is.
+pub fn uid_of(requests: &mut Channel, connection: &Entry) -> Option<u32> {
+    if connection.inode != 0 || connection.uid != 0 {
+        return Some(connection.uid);
+    }
+    owner_of_listener(requests, connection.tuple.local)
+}
+
+fn owner_of_listener(requests: &mut Channel, local: SocketAddr) -> Option<u32> {
+    diag::owner_of_listener(requests, local).ok().flatten()
+}

@@ -1,0 +1,205 @@
+"""Ordinary users control their own connections through the broker: what root's calls do, with the same results."""
+
+from __future__ import annotations
+
+import sys
+
+from brokered import Brokered
+
+CONNECT = """
+sock = mptcp.create_connection((s1, 5000), path_manager="userspace")
+sock.sendall(b"hello"); assert sock.recv(5) == b"hello"
+"""
+
+
+def test_the_example_of_the_readme(brokered: Brokered) -> None:
+    brokered.run(
+        CONNECT
+        + """
+assert sock.path_manager == "userspace"
+sf = sock.open_subflow(local=(c2, 12345), remote=(s2, 5000))
+assert (sf.local, sf.remote, sf.id) == ((c2, 12345), (s2, 5000), 2) and sf.tcp_info.rtt > 0
+assert [s.local[0] for s in sock.subflows()] == [c1, c2]
+sf.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+read = [s.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\\0") for s in sock.subflows()]
+assert read[1] == b"reno", read
+sock.close_subflow(sf)
+assert len(sock.subflows()) == 1
+sock.sendall(b"hello"); assert sock.recv(5) == b"hello"
+"""
+    )
+
+
+def test_without_a_broker_each_call_is_refused(brokered: Brokered) -> None:
+    brokered.run(
+        """
+def refused(call, *arguments, **named):
+    try:
+        call(*arguments, **named)
+    except PermissionError:
+        return
+    raise AssertionError(call)
+refused(mptcp.Socket, path_manager="userspace")
+sock = mptcp.create_connection((s1, 5000))
+sock.sendall(b"hello"); sock.recv(5)
+refused(sock.open_subflow, c2, s2)
+refused(sock.close_subflow, sock.subflows()[0], force=True)
+refused(sock.announce_address, c2)
+[subflow] = sock.subflows()
+refused(subflow.set_backup, True)
+refused(subflow.setsockopt, socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+assert mptcp.Events().source == "polling"
+""",
+        broker=False,
+    )
+
+
+def test_backup_announcing_and_removing(brokered: Brokered) -> None:
+    brokered.run(
+        CONNECT
+        + """
+with sock.events() as events:
+    sf = sock.open_subflow(c2, s2, backup=True)
+    assert sf.backup
+    sf.set_backup(False)
+    assert not next(s for s in sock.subflows() if s.id == sf.id).backup
+    assert events.get(timeout=5).kind == EventKind.SUB_ESTABLISHED
+    address_id = sock.announce_address(c1, 6000)
+    assert any(a.id == address_id for a in sock.addresses()) if hasattr(sock, "addresses") else True
+    sock.remove_address(address_id)
+"""
+    )
+
+
+def test_under_the_in_kernel_path_manager(brokered: Brokered) -> None:
+    """Opening is refused with the same exception as root's, closing works."""
+    brokered.run(
+        """
+sock = mptcp.create_connection((s1, 5000))
+sock.sendall(b"hello"); sock.recv(5)
+assert sock.path_manager == "kernel"
+try:
+    sock.open_subflow(c2, s2)
+except mptcp.PathManagerError:
+    pass
+else:
+    raise AssertionError
+sock.close_subflow(sock.subflows()[0], force=True)
+"""
+    )
+
+
+def test_events_of_one_s_own_connections_alone(brokered: Brokered) -> None:
+    brokered.run(
+        """
+with mptcp.Events() as events:
+    assert events.source == "netlink"
+    sock = mptcp.create_connection((s1, 5000), path_manager="userspace")
+    sock.sendall(b"hello"); sock.recv(5)
+    sock.open_subflow(c2, s2)
+    token = sock.token
+    sock.close()
+    kinds = []
+    while EventKind.CLOSED not in kinds:
+        event = events.get(timeout=10)
+        if not event.kind.name.startswith(("LINK", "ADDRESS", "LISTENER")):
+            assert event.token == token
+            kinds.append(event.kind)
+    wanted = [EventKind.CREATED, EventKind.ESTABLISHED, EventKind.SUB_ESTABLISHED]
+    assert kinds[:3] == wanted and kinds[-1] == EventKind.CLOSED, kinds
+"""
+    )
+
+
+def test_a_server_hears_of_connections_before_it_accepts_them(brokered: Brokered) -> None:
+    brokered.run(
+        """
+listener = mptcp.create_server(("127.0.0.1", 0))
+with mptcp.Events() as events:
+    client = mptcp.create_connection(listener.getsockname())
+    seen = []
+    while len([e for e in seen if e.kind == EventKind.CREATED]) < 2:
+        seen.append(events.get(timeout=10))
+    assert {e.server_side for e in seen if e.kind == EventKind.CREATED} == {True, False}
+    accepted, _ = listener.accept()
+    client.sendall(b"x"); accepted.recv(1)
+    assert accepted.token in {e.token for e in seen}
+"""
+    )
+
+
+def test_asyncio(brokered: Brokered) -> None:
+    brokered.run(
+        """
+async def main():
+    reader, writer = await mptcp.aio.open_connection(s1, 5000, path_manager="userspace")
+    writer.write(b"hello"); assert await reader.readexactly(5) == b"hello"
+    sock = mptcp.wrap(writer.get_extra_info("socket"))
+    subflow = await mptcp.aio.open_subflow(sock, c2, s2)
+    assert subflow.local[0] == c2
+    sock.close_subflow(subflow)
+    task = asyncio.create_task(mptcp.aio.open_subflow(sock, c2, "10.255.255.1"))
+    await asyncio.sleep(0)
+    task.cancel()
+    try:
+        await task
+    except asyncio.CancelledError:
+        pass
+    assert len(sock.subflows()) == 1
+    writer.close()
+asyncio.run(main())
+"""
+    )
+
+
+def test_policies_and_recordings(brokered: Brokered) -> None:
+    brokered.run(
+        """
+with mptcp.run_policy(mptcp.policies.FullMesh()):
+    sock = mptcp.create_connection((s1, 5000), path_manager="userspace")
+    with Recorder(sock, interval=0.01) as recorder:
+        for _ in range(100):
+            sock.sendall(b"hello" * 100); sock.recv(1000)
+            if len(sock.subflows()) == 2:
+                break
+            time.sleep(0.05)
+        else:
+            raise AssertionError(sock.subflows())
+        sock.close_subflow(sock.subflows()[1])
+    assert len(numpy.unique(recorder.samples["cookie"])) == 2
+    assert EventKind.SUB_CLOSED in {event.kind for event in recorder.events}
+"""
+    )
+
+
+def test_a_socket_of_another_namespace_keeps_its_own_error(brokered: Brokered) -> None:
+    code = f"""
+import os, mptcp
+os.environ["MPTCP_BROKER"] = {str(brokered.socket)!r}
+import mptcp._errors
+os.setresuid(65534, 65534, 65534)
+try:
+    mptcp.Socket(path_manager="kernel")
+except PermissionError as error:
+    assert "broker" not in str(error), error
+else:
+    raise AssertionError
+"""
+    assert brokered.server.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_namespace_is_left_as_it_was(brokered: Brokered) -> None:
+    brokered.run(CONNECT * 5)
+    assert brokered.client.sysctl("net.mptcp.path_manager") == "kernel"
+
+
+def test_the_doctor_tells(brokered: Brokered) -> None:
+    """What is tried in a lab fails here, where the interpreter's own files cannot be read."""
+    code = """
+import mptcp._abilities as abilities
+found = {finding.name: finding for finding in abilities.find(["broker", "here"])}
+print(found["broker"].available, found["here"].available, found["broker"].advice)
+"""
+    assert brokered.run(code).split(None, 2)[:2] == ["True", "True"]
+    told = brokered.run(code, broker=False)
+    assert told.startswith("False False none listens")

@@ -1,0 +1,126 @@
+"""A broker in a network namespace, and programs of an ordinary user there. The namespaces belong to the host's own user
+namespace, as any that root makes: nobody has a capability in them without root."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mptcp.lab import Host, Link
+
+NOBODY = 65534
+OTHER = 65533
+
+RULES = '[[rule]]\nremotes = ["10.0.0.0/8", "fd00::/8"]\n'
+
+# The interpreter may be where an ordinary user cannot look: everything is imported first.
+_BECOME = """
+import asyncio, encodings.idna, json, os, socket, struct, sys, threading, time
+import mptcp, mptcp.aio, mptcp.enhanced_api, mptcp.measures, mptcp.policies
+from mptcp import Event, EventKind, Events, Recorder
+import concurrent.futures.thread, difflib, email.parser, importlib.metadata, inspect, numpy
+import mptcp._abilities, mptcp._policy._checks, mptcp._policy._runtime, mptcp._recording._arrow
+mptcp.policies.Prefer, mptcp.policies.FullMesh
+os.setgroups([]); os.setresgid({uid}, {uid}, {uid}); os.setresuid({uid}, {uid}, {uid})
+assert "CapEff:\\t0000000000000000" in open("/proc/self/status").read()
+"""
+
+
+@dataclass
+class Brokered:
+    """A client host with a broker, and a server that it has two paths to."""
+
+    client: Host
+    server: Host
+    paths: tuple[Link, Link]
+    socket: Path
+    broker: subprocess.Popen[str] | None = None
+    log: list[str] = field(default_factory=list)
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The addresses of both hosts on both paths."""
+        hosts = {"c": self.client, "s": self.server}
+        return {
+            f"{name}{i}": path.address(host) for i, path in enumerate(self.paths, 1) for name, host in hosts.items()
+        }
+
+    def start(self, rules: str = RULES) -> None:
+        file = self.socket.with_suffix(".toml")
+        file.write_text(rules)
+        command = [sys.executable, "-m", "mptcp", "broker", "--socket", str(self.socket), "--rules", str(file)]
+        self.broker = self.client.popen(command, stderr=subprocess.PIPE, text=True)
+        assert self.broker.stderr is not None
+        line = self.broker.stderr.readline()
+        assert "listening" in line, line + self.broker.stderr.read()
+
+    def stop(self) -> str:
+        """End it and return its log."""
+        assert self.broker is not None
+        self.broker.send_signal(signal.SIGTERM)
+        _, log = self.broker.communicate(timeout=20)
+        assert self.broker.returncode == 0, log
+        self.broker = None
+        return log
+
+    def popen(self, code: str, uid: int = NOBODY, broker: bool = True) -> subprocess.Popen[str]:
+        """Start a program of an ordinary user in the client; the hosts' addresses are c1, c2, s1 and s2."""
+        names = "".join(f"{name} = {address!r}\n" for name, address in self.names.items())
+        text = _BECOME.format(uid=uid) + names + textwrap.dedent(code)
+        environment = {**os.environ, "MPTCP_BROKER": str(self.socket) if broker else "/nonexistent"}
+        return self.client.popen(
+            [sys.executable, "-c", text],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, code: str, uid: int = NOBODY, broker: bool = True) -> str:
+        """Run such a program to its end and return what it printed."""
+        process = self.popen(code, uid, broker)
+        output, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+        return output
+
+
+def echo(server: Host) -> _Ending:
+    code = textwrap.dedent(
+        """
+        import threading, mptcp
+        listener = mptcp.create_server(("", 5000))
+        def serve(sock):
+            try:
+                while data := sock.recv(1 << 16):
+                    sock.sendall(data)
+            except OSError:
+                pass
+        print(flush=True)
+        while True:
+            threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+        """
+    )
+    process = server.popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    return _Ending(process)
+
+
+class _Ending:
+    """Ends a process that would go on for ever."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+
+    def __enter__(self) -> _Ending:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.process.kill()
+        self.process.communicate()
