@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import bisect
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ End = tuple[str, int]
 Flow = tuple[End, End]
 """The sending end, and the receiving one."""
 
-FIN, SYN = 0x01, 0x02
+FIN, SYN, RST, ACK = 0x01, 0x02, 0x04, 0x10
 
 _FIELDS = (
     "frame.time_epoch",
@@ -29,6 +29,7 @@ _FIELDS = (
     "tcp.dstport",
     "tcp.flags",
     "tcp.seq_raw",
+    "tcp.ack_raw",
     "tcp.len",
     "tcp.options.mptcp.rawdataseqno",
     "tcp.options.mptcp.subflowseqno",
@@ -37,47 +38,53 @@ _FIELDS = (
 
 @dataclass(frozen=True)
 class Segment:
-    """A segment with data: where it lies in its subflow and, if it has a mapping, in the connection."""
+    """One segment. Numbers of a subflow count from 1, its first byte; the SYN is 0."""
 
     time: float  # CLOCK_REALTIME, seconds
     flow: Flow
-    sequence: int  # from 1, the subflow's first byte
+    sequence: int
     length: int
-    dsn: int | None  # from the connection's first byte in this direction
-    fin: bool
+    dsn: int | None = None  # of its first byte, from the first byte that the connection sent in this direction
+    ack: int | None = None  # of the other direction: the next byte that is expected
+    fin: bool = False
+    reset: bool = False
 
 
 def segments(*captures: Path) -> list[Segment]:
-    """Return the segments with data, or with a FIN, of several captures in order of time, by tshark."""
-    rows = sorted(row for capture in captures for row in _rows(capture))
+    """Return the segments of several captures in order of time, by tshark: those of subflows whose SYN is there."""
     isn: dict[Flow, int] = {}
     first: dict[bool, int] = {}
     found = []
-    for time, flow, flags, sequence, length, dsn, relative in rows:
+    for time, flow, (flags, sequence, ack, length), dsn, relative in _rows(captures):
         if flags & SYN:
             isn[flow] = sequence
-        if flow not in isn or not (length or flags & FIN):
+        if flow not in isn:
             continue
-        at = (sequence - isn[flow]) % 2**32
-        data = None
-        if dsn is not None and relative is not None:
+        at, data, expected = (sequence - isn[flow]) % 2**32, None, None
+        if dsn is not None and relative is not None and length:
             # The mapping may begin before the segment, and its number may have 32 bits or 64.
             begin = (dsn + at - relative) % 2**32
             # A capture has one connection, whose accepting side has this port.
             data = (begin - first.setdefault(flow[0][1] == PORT, begin) + 2**31) % 2**32 - 2**31
-        found.append(Segment(time, flow, at, length, data, bool(flags & FIN)))
+        if flags & ACK and flow[::-1] in isn:
+            expected = (ack - isn[flow[1], flow[0]]) % 2**32
+        found.append(Segment(time, flow, at, length, data, expected, bool(flags & FIN), bool(flags & RST)))
     return found
 
 
-def _rows(capture: Path) -> Iterator[tuple[float, Flow, int, int, int, int | None, int | None]]:
+def _rows(captures: Sequence[Path]) -> Iterator[tuple[float, Flow, tuple[int, ...], int | None, int | None]]:
     fields = [argument for field in _FIELDS for argument in ("-e", field)]
-    command = ["tshark", "-n", "-r", str(capture), "-Y", "tcp", "-T", "fields", "-E", "occurrence=f", *fields]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    merged = subprocess.run(["mergecap", "-w", "-", *captures], capture_output=True, check=True).stdout
+    # Nothing of its own analysis is needed.
+    options = ("tcp.analyze_sequence_numbers:false", "mptcp.analyze_mptcp:false", "tcp.desegment_tcp_streams:false")
+    command = ["tshark", "-n", "-r", "-", *(part for option in options for part in ("-o", option))]
+    command += ["-Y", "tcp", "-T", "fields", "-E", "occurrence=f", *fields]
+    output = subprocess.run(command, input=merged, capture_output=True, check=True).stdout.decode()
     for line in output.splitlines():
-        time, src4, dst4, src6, dst6, sport, dport, flags, sequence, length, dsn, relative = line.split("\t")
+        time, src4, dst4, src6, dst6, sport, dport, *numbers, dsn, relative = line.split("\t")
         flow = (src4 or src6, int(sport)), (dst4 or dst6, int(dport))
-        numbers = [int(text, 0) if text else None for text in (dsn, relative)]
-        yield float(time), flow, int(flags, 0), int(sequence), int(length), numbers[0], numbers[1]
+        mapping = [int(text, 0) if text else None for text in (dsn, relative)]
+        yield float(time), flow, tuple(int(number or "0", 0) for number in numbers), mapping[0], mapping[1]
 
 
 class Intervals:
@@ -108,14 +115,38 @@ def by_flow(found: Iterable[Segment]) -> dict[Flow, tuple[int, int]]:
         flow, begin = segment.flow, segment.sequence
         total[flow] = total.get(flow, 0) + segment.length
         ranges = once.setdefault(flow, Intervals())
-        new[flow] = new.get(flow, 0) + ranges.add(begin, begin + segment.length)
+        new[flow] = new.get(flow, 0) + (ranges.add(begin, begin + segment.length) if segment.length else 0)
     return {flow: (total[flow], new[flow]) for flow in total}
 
 
-def share(found: Iterable[Segment]) -> dict[Flow, float]:
-    """Return each subflow's share of the bytes, those that it sent again left out."""
-    once = {flow: each for flow, (_, each) in by_flow(found).items()}
-    return {flow: each / sum(once.values()) for flow, each in once.items()}
+def acknowledgements(found: Iterable[Segment]) -> Iterator[tuple[float, Flow, int]]:
+    """Return times, subflows in the direction of their data, and how many bytes of data were acknowledged then for the
+    first time, until the subflow is reset."""
+    ends: dict[Flow, int] = {}
+    reached: dict[Flow, int] = {}
+    over: set[frozenset[End]] = set()
+    for segment in found:
+        flow, both = (segment.flow[1], segment.flow[0]), frozenset(segment.flow)
+        if segment.fin:
+            ends[segment.flow] = segment.sequence + segment.length
+        if segment.reset:
+            over.add(both)
+        if segment.ack is None or both in over:
+            continue
+        # A FIN takes a number too.
+        ack = min(segment.ack, ends.get(flow, segment.ack))
+        new = ack - reached.get(flow, 1)
+        if new > 0:
+            reached[flow] = ack
+            yield segment.time, flow, new
+
+
+def acknowledged(found: Iterable[Segment]) -> dict[Flow, int]:
+    """Return how many bytes of each subflow were acknowledged."""
+    count: dict[Flow, int] = {}
+    for _, flow, new in acknowledgements(found):
+        count[flow] = count.get(flow, 0) + new
+    return count
 
 
 def reinjection_ratio(found: Iterable[Segment]) -> float:
@@ -127,23 +158,23 @@ def reinjection_ratio(found: Iterable[Segment]) -> float:
     return (carried - once) / carried
 
 
-def recovery(found: Iterable[Segment], begin: float, failure: float, fraction: float, window: float) -> float:
-    """Return the seconds from a failure to the end of the first window that has ``fraction`` of the mean rate between
-    ``begin`` and the failure, after one that had not."""
-    arrived: dict[Flow, Intervals] = {}
-    before, windows = 0, {}
-    for segment in found:
-        new = arrived.setdefault(segment.flow, Intervals()).add(segment.sequence, segment.sequence + segment.length)
-        if begin <= segment.time < failure:
+def recovery(arrivals: Iterable[tuple[float, int]], begin: float, failure: float, window: float) -> float:
+    """Return the seconds from a failure to the end of the first window that has 0.4 of the mean rate between ``begin``
+    and the failure, after one that has less than 0.8 times that, and before another such."""
+    before, windows = 0, {0: 0}
+    for time, new in arrivals:
+        if begin <= time < failure:
             before += new
-        elif segment.time >= failure:
-            number = int((segment.time - failure) / window)
+        elif time >= failure:
+            number = int((time - failure) / window)
             windows[number] = windows.get(number, 0) + new
-    wanted = fraction * before / (failure - begin) * window
-    rates = [windows.get(number, 0) for number in range(max(windows, default=-1) + 1)]
-    lost = next((number for number, rate in enumerate(rates) if rate < wanted), None)
-    if lost is None:
+    wanted = 0.4 * before / (failure - begin) * window
+    # The last window may be cut short.
+    rates = [windows.get(number, 0) for number in range(max(windows))]
+    lost = [rate < 0.8 * wanted for rate in rates]
+    if True not in lost:
         return 0.0
-    return next(
-        ((number + 1) * window for number, rate in enumerate(rates) if number > lost and rate >= wanted), float("inf")
-    )
+    for number in range(lost.index(True) + 1, len(rates)):
+        if rates[number] >= wanted and not any(lost[number + 1 : number + 2]):
+            return (number + 1) * window
+    return float("inf")

@@ -110,20 +110,24 @@ def share(
     A subflow's bytes are the growth of ``bytes_acked``, or for "received" of ``bytes_received``, from its first to its
     last row, or from 0 if it begins during the recording. The shares add up to 1; all are NaN if nothing was delivered.
 
-    With ``error=True`` it returns the same and, by cookie, bounds of the shares: from the bytes that may have been
-    delivered after a subflow's last reading where its final row does not tell.
+    With ``error=True`` it returns the same and, by cookie, bounds of the shares: from SYN and FIN, which the kernel
+    counts as a byte each, and the bytes that may have been delivered after a subflow's last reading where its final
+    row does not tell.
 
     Raises ValueError for another direction.
     """
     flows = _flows(samples, _delivered(direction))
+    # bytes_received counts a FIN, bytes_acked a SYN as well.
+    signs = _SYN_AND_FIN if direction == "sent" else 1
     total = sum(flow.growth for flow in flows)
     shares = {flow.cookie: flow.growth / total if total else np.nan for flow in flows}
     if not error:
         return shares
-    doubt = sum(flow.unknown for flow in flows)
+    doubt = sum(flow.unknown + signs for flow in flows)
 
     def bound(flow: _Flow) -> float:
-        return min(1.0, (flow.unknown + shares[flow.cookie] * doubt) / total) if np.isfinite(doubt) else 1.0
+        own = flow.unknown + signs
+        return min(1.0, (own + shares[flow.cookie] * doubt) / total) if np.isfinite(doubt) else 1.0
 
     return shares, {flow.cookie: bound(flow) if total else np.nan for flow in flows}
 
@@ -215,6 +219,7 @@ def time_to_recover(
 
     The default ``fraction`` is away from what one of two, two of three or one of three equal paths carries (0.5, 0.67,
     0.33): at such a value one window more or less decides. Choose one that is below what the paths that stay can carry.
+    Pass the samples of the transfer only: the end of the transfer looks like a loss.
 
     With ``error=True`` it returns the same and a bound in seconds: a window, and the largest distance of two readings.
 

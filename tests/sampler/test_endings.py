@@ -44,7 +44,7 @@ CASES = [
 ]
 
 
-@needs("tshark")
+@needs("tshark", "mergecap")
 @pytest.mark.parametrize(("method", "before"), CASES)
 def test_subflows_that_live_for_less_than_a_tick_are_recorded(method: str, before: list[str], tmp_path: Path) -> None:
     """Each with the bytes that a capture shows; read once a second."""
@@ -70,7 +70,6 @@ def test_subflows_that_live_for_less_than_a_tick_are_recorded(method: str, befor
         assert at_peer["received"] == once + (flow in fins)
 
 
-@needs("tshark")
 def test_the_witness_counts_what_is_sent_again_once() -> None:
     intervals = witness.Intervals()
     added = [intervals.add(*each) for each in ((10, 20), (30, 40), (15, 35), (0, 5), (5, 10), (0, 50))]
@@ -78,11 +77,20 @@ def test_the_witness_counts_what_is_sent_again_once() -> None:
     flows = (("10.0.0.1", 1), ("10.0.0.2", 5000)), (("10.0.1.1", 1), ("10.0.1.2", 5000))
 
     def segment(flow: int, sequence: int, dsn: int) -> witness.Segment:
-        return witness.Segment(0.0, flows[flow], sequence, 100, dsn, False)
+        return witness.Segment(0.0, flows[flow], sequence, 100, dsn)
 
     found = [segment(0, 1, 0), segment(0, 1, 0), segment(1, 1, 100), segment(1, 101, 0)]
     assert witness.by_flow(found) == {flows[0]: (200, 100), flows[1]: (200, 200)}
     assert witness.reinjection_ratio(found) == pytest.approx(1 / 3)
+    back = flows[0][::-1]
+    found = [
+        witness.Segment(0.0, back, 1, 0, ack=1),
+        witness.Segment(1.0, back, 1, 0, ack=101),
+        witness.Segment(2.0, flows[0], 201, 0, fin=True),
+        witness.Segment(3.0, back, 1, 0, ack=202),
+        witness.Segment(4.0, back, 1, 0, ack=202),
+    ]
+    assert list(witness.acknowledgements(found)) == [(1.0, flows[0], 100), (3.0, flows[0], 100)]
 
 
 def transfer(sender: mptcp.Socket, receiver: mptcp.Socket, count: int) -> None:

@@ -70,7 +70,8 @@ def test_bounds_hold_what_a_finer_recording_says(dtypes: tuple[np.dtype[Any], np
         assert (np.abs(found - exact[cookie][:windows])[: windows - 1] <= bounds[cookie][: windows - 1] + 1e-6).all()
         assert bounds[cookie].mean() < found.mean(), "a bound that holds everything"
     shares, doubt = measures.share(coarse, error=True)
-    assert doubt == {1: 0, 2: 0}
+    # SYN and FIN.
+    assert all(0 < each < 1e-4 for each in doubt.values())
     assert sum(shares.values()) == pytest.approx(1)
 
 
@@ -82,9 +83,11 @@ def test_a_final_row_without_counters_makes_the_share_uncertain(dtypes: tuple[np
     other = rows(dtypes[0], 2, [0, 1, 2], [0, 1000, 9000])
     shares, bounds = measures.share(np.concatenate((ended, other)), error=True)
     assert shares == {1: 0.1, 2: 0.9}
-    assert bounds == {1: pytest.approx(0.55), 2: pytest.approx(0.45)}
+    # 5000 bytes of the first, and SYN and FIN of both.
+    assert bounds == {1: pytest.approx(0.55, abs=0.001), 2: pytest.approx(0.45, abs=0.001)}
     ended["wait_ns"] = 0
-    assert measures.share(np.concatenate((ended, other)), error=True)[1] == {1: 0, 2: 0}
+    bounds = measures.share(np.concatenate((ended, other)), error=True)[1]
+    assert bounds == {1: pytest.approx(0.00024), 2: pytest.approx(0.00056)}
 
 
 def test_reinjection_ratio(dtypes: tuple[np.dtype[Any], np.dtype[Any]]) -> None:
