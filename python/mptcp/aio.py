@@ -184,6 +184,7 @@ async def start_server(
     backlog: int = 100,
     reuse_address: bool | None = None,
     reuse_port: bool | None = None,
+    keep_alive: bool | None = None,
     start_serving: bool = True,
     **options: Any,
 ) -> asyncio.Server:
@@ -192,7 +193,8 @@ async def start_server(
     ``host`` is a name or a sequence of names, and there is a listener on each of their addresses. Without it there is
     one listener on every address, including IPv6 if the host has it. ``port`` is a number or the name of a service;
     0 or None chooses one, the same for all addresses unless it is in use on one. With ``sock`` it serves that listener,
-    whatever its protocol. ``limit`` is in bytes. ``options`` are the others of loop.create_server: ``ssl``,
+    whatever its protocol. ``limit`` is in bytes. ``keep_alive``, which asyncio has from Python 3.13 on, sets
+    SO_KEEPALIVE, with any version. ``options`` are the others of loop.create_server: ``ssl``,
     ``ssl_handshake_timeout`` and so on. As for TCP, asyncio sets TCP_NODELAY on what is accepted.
 
     Accepted connections latch the network namespace's path manager at each handshake: to open subflows on them, stay in
@@ -205,7 +207,10 @@ async def start_server(
             raise ValueError("host and port cannot be passed with sock")
         listeners: list[socket.socket] = [sock]
     else:
-        listeners = list(await _listeners(host, port, family, flags, backlog, reuse_address, bool(reuse_port)))
+        listeners = list(await _listeners(host, port, family, flags, reuse_address, bool(reuse_port)))
+        if keep_alive:
+            for listener in listeners:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     servers = []
     try:
         for listener in listeners:
@@ -235,7 +240,6 @@ async def _listeners(
     port: int | str | None,
     family: int,
     flags: int,
-    backlog: int,
     reuse_address: bool | None,
     reuse_port: bool,
 ) -> list[Socket]:
@@ -252,7 +256,7 @@ async def _listeners(
     listeners: list[Socket] = []
     try:
         for kind, address, dualstack in dict.fromkeys(found):
-            listeners.append(_listener(kind, address, dualstack, listeners, backlog, reuse_address, reuse_port))
+            listeners.append(_listener(kind, address, dualstack, listeners, reuse_address, reuse_port))
         if not listeners:
             raise OSError(errno.EADDRNOTAVAIL, f"could not bind on any address of {host!r}")
     except BaseException:
@@ -267,7 +271,6 @@ def _listener(
     address: Any,
     dualstack: bool,
     others: list[Socket],
-    backlog: int,
     reuse_address: bool | None,
     reuse_port: bool,
 ) -> Socket:

@@ -208,8 +208,8 @@ fn not_multipath(call: &str, error: &std::io::Error) -> Error {
     match error.raw_os_error() {
         Some(libc::EOPNOTSUPP | libc::ENOPROTOOPT) => Error::NotMultipath {
             message: format!(
-                "the connection is not Multipath TCP: it is a plain TCP socket, or it fell back to TCP because \
-                 the peer or the path does not support Multipath TCP ({call})"
+                "not Multipath TCP: it is a socket of another protocol, or it fell back to TCP because the peer or \
+                 the path does not support Multipath TCP ({call})"
             ),
         },
         _ => Error::call(call, error),

@@ -358,7 +358,10 @@ def main() -> None:
     arguments = parser.parse_args()
     wrong = []
     for python in arguments.python or [sys.executable]:
-        program = "import platform; print(platform.python_version())"
+        program = (
+            "import platform, sysconfig; threads = sysconfig.get_config_var('Py_GIL_DISABLED');"
+            "print(platform.python_version() + (', free-threaded' if threads else ''))"
+        )
         version = subprocess.run([python, "-c", program], check=True, capture_output=True, text=True).stdout.strip()
         print(f"CPython {version}: {python}", flush=True)
         runs = Runs(python, arguments.quick, arguments.jobs, arguments.suites)

@@ -207,6 +207,16 @@ def test_a_socket_that_is_given() -> None:
     run(program())
 
 
+def test_keep_alive() -> None:
+    async def program() -> None:
+        for given, expected in ((True, 1), (False, 0), (None, 0)):
+            async with await mptcp.aio.start_server(echo, ["127.0.0.1", "127.0.0.2"], keep_alive=given) as server:
+                options = [sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) for sock in server.sockets]
+                assert options == [expected] * 2
+
+    run(program())
+
+
 def test_every_address_of_the_host() -> None:
     async def program() -> None:
         async with await mptcp.aio.start_server(echo) as server:
