@@ -278,6 +278,14 @@ for _ in range(4):
 """
 
 
+def definitions(name: str) -> str:
+    """The imports, classes and functions of a recipe."""
+    nodes = ast.parse(RECIPES[name][0]).body
+    wanted = ast.Import | ast.ImportFrom | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    constants = [node for node in nodes if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).isupper()]
+    return "\n".join(ast.unparse(node) for node in nodes if isinstance(node, wanted) or node in constants)
+
+
 @pytest.mark.parametrize(
     ("name", "request_", "expected"),
     [
@@ -322,15 +330,133 @@ asyncio.run(failing())
 """,
             "ConnectTimeout\nConnectError\n",
         ),
+        (
+            "redis",
+            """
+host, _, port = address.partition(":")
+for target in ({"host": host, "port": int(port)}, {"host": "127.0.0.1", "port": 9}):
+    once = redis.retry.Retry(redis.backoff.NoBackoff(), 0)
+    options = {"socket_connect_timeout": 0.5, "retry": once, **target}
+    try:
+        redis.Redis.from_pool(redis.ConnectionPool(connection_class=MultipathConnection, **options)).ping()
+    except redis.RedisError as error:
+        print(type(error).__name__)
+""",
+            "TimeoutError\nConnectionError\n",
+        ),
+        (
+            "aiohttp",
+            """
+async def failing():
+    for url in (f"http://{address}/", "http://127.0.0.1:9/"):
+        connector = aiohttp.TCPConnector(socket_factory=lambda address: mptcp.Socket(*address[:3]))
+        timeout = aiohttp.ClientTimeout(sock_connect=0.5)
+        async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+            try:
+                await session.get(url)
+            except aiohttp.ClientError as error:
+                print(type(error).__name__)
+asyncio.run(failing())
+""",
+            "ConnectionTimeoutError\nClientConnectorError\n",
+        ),
+        (
+            "trio",
+            """
+async def failing():
+    trio.socket.set_custom_socket_factory(Multipath())
+    host, _, port = address.partition(":")
+    for target in ((host, int(port)), ("127.0.0.1", 9)):
+        try:
+            with trio.fail_after(0.5):
+                await trio.open_tcp_stream(*target)
+        except (trio.TooSlowError, OSError) as error:
+            print(type(error).__name__)
+trio.run(failing)
+""",
+            "TooSlowError\nOSError\n",
+        ),
+        (
+            "tornado",
+            """
+async def failing():
+    client = HTTPClient(force_instance=True)
+    for url in (f"http://{address}/", "http://127.0.0.1:9/"):
+        try:
+            await client.fetch(url, connect_timeout=0.5)
+        except (simple_httpclient.HTTPTimeoutError, OSError) as error:
+            print(type(error).__name__)
+asyncio.run(failing())
+""",
+            "HTTPTimeoutError\nConnectionRefusedError\n",
+        ),
     ],
 )
 def test_errors_are_the_librarys(place: Host, tmp_path: Path, name: str, request_: str, expected: str) -> None:
     """The classes of a recipe, with a peer that does not answer and one that refuses."""
-    code = RECIPES[name][0]
-    definitions = "\n".join(
-        ast.unparse(node) for node in ast.parse(code).body if not isinstance(node, ast.With | ast.Expr)
-    )
-    assert run(place, tmp_path, definitions + UNREACHABLE + request_) == expected
+    assert run(place, tmp_path, definitions(name) + UNREACHABLE + request_) == expected
+
+
+# What a library does with its own sockets, and so with those of its recipe.
+KEPT = {
+    "http.client: a tunnel and TCP_NODELAY": (
+        """
+import http.client, mptcp, socket
+connection = http.client.HTTPSConnection("127.0.0.1:8080", timeout=10)
+connection._create_connection = mptcp.create_connection
+connection.set_tunnel("127.0.0.1:8443")
+connection.request("GET", "/")
+print(connection.getresponse().read())
+print(connection.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY), connection.sock.gettimeout())
+""",
+        "b'Multipath TCP'\n1 10.0\n",
+    ),
+    "requests and urllib3": (
+        """
+import socket
+session = requests.Session()
+session.mount("http://", MultipathAdapter())
+session.mount("https://", MultipathAdapter())
+with session.get("http://127.0.0.1:8000/", stream=True, timeout=7) as response:
+    sock = response.raw.connection.sock
+    print(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY), sock.gettimeout())
+session.trust_env = False
+try:
+    session.get("https://127.0.0.1:8443/")
+except requests.exceptions.SSLError as error:
+    print("not trusted")
+""",
+        "1 7.0\nnot trusted\n",
+    ),
+    "httpx": (
+        """
+import ssl
+limited = multipath(httpx.HTTPTransport(limits=httpx.Limits(max_connections=1)))
+with httpx.Client(transport=limited, timeout=httpx.Timeout(5, pool=0.1)) as client:
+    with client.stream("GET", "http://127.0.0.1:8000/") as response:
+        sock = response.extensions["network_stream"].get_extra_info("socket")
+        print(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        try:
+            client.get("http://127.0.0.1:8000/")
+        except httpx.PoolTimeout:
+            print("one at a time")
+untrusting = multipath(httpx.HTTPTransport(verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)))
+try:
+    httpx.Client(transport=untrusting).get("https://127.0.0.1:8443/")
+except httpx.ConnectError as error:
+    print("not trusted" if "CERTIFICATE_VERIFY_FAILED" in str(error) else error)
+""",
+        "1\none at a time\nnot trusted\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_what_the_libraries_do_is_kept(place: Host, tmp_path: Path, name: str) -> None:
+    program, expected = KEPT[name]
+    assert run(place, tmp_path, definitions(name) + program if name in RECIPES else program) == expected
+    accepted, multipath = counted(place)
+    assert accepted == multipath > 0
 
 
 def test_every_recipe_is_run() -> None:
