@@ -25,6 +25,7 @@ pub mod sampler;
 pub mod supervisor;
 pub mod sys;
 pub mod tcp_sock;
+pub mod watcher;
 
 #[cfg(feature = "python")]
 mod py;

@@ -9,7 +9,7 @@ const FLOORS: [&[&str]; 10] = [
     &["py"],
     &["supervisor", "broker"],
     &["enhanced_api"],
-    &["sampler", "tracing", "options", "emulation", "capture"],
+    &["sampler", "tracing", "options", "watcher", "emulation", "capture"],
     &["connection", "tcp_sock", "endings"],
     &["namespace"],
     &["events"],

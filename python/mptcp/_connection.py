@@ -6,7 +6,7 @@ import contextlib
 from typing import Any
 
 from . import _core, _proc
-from ._address import endpoint
+from ._address import Address, endpoint
 from ._control import Control
 from ._core import Subflow
 from ._subflows import Subflows
@@ -116,6 +116,37 @@ class Connection(Control):
         with contextlib.suppress(OSError):
             return self._native.deny_join_initial()
         return None
+
+    def when_lost(
+        self,
+        what: Subflow | str,
+        local: Address | None = None,
+        remote: Address | None = None,
+        *,
+        backup: bool = False,
+        interface: str | None = None,
+    ) -> None:
+        """Leave a standing order: a subflow to be opened the moment that ``what`` is lost, without Python's part.
+
+        For the connections that callbacks of policies get. ``what`` is a Subflow, lost when it is closed by the peer
+        or by a failure; a local address, lost when it is removed or its interface goes down; or the name of an
+        interface, lost when it goes down, loses its carrier or disappears. The other arguments are those of
+        open_subflow(); without ``local`` the address is that of the route as it is now. The thread that reads the
+        kernel's events carries the order out, however busy Python is, before the callback for the event is called:
+        self.opening(conn) has the subflow then. The outcome is a callback, as for open_subflow().
+
+        An order is carried out once. Another for the same ``what`` replaces it, and one with neither ``local``,
+        ``remote`` nor ``interface`` takes it back, as close_subflow() of that subflow and the connection's end do. A
+        subflow that the kernel closes because the peer withdrew its address is not replaced. Nothing is left if a
+        policy does not allow the subflow.
+
+        The privilege and the errors are those of open_subflow() in a callback; TypeError for what is neither a Subflow
+        nor a str, ValueError for a name that no interface can have and for a subflow of another connection, and
+        RuntimeError for a connection that no policy was given.
+        """
+        raise RuntimeError(
+            "standing orders are carried out while policies run: call when_lost() on a connection that a callback got"
+        )
 
     @property
     def pid(self) -> int | None:

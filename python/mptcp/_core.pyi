@@ -983,6 +983,8 @@ class Watcher:
     - ("answered", event): the SYN/ACK of a subflow has come
     - ("accepted", token, subflow): the peer has accepted it, or joined itself
     - ("lost", event), ("failed", event): a subflow was closed that was accepted, or that was not
+    - ("ordered", token, number): a standing order is being carried out
+    - ("refused", token, number, error): the command with this number failed at once
     - ("other", event): everything else, OVERRUN included, after which the reports are what changed meanwhile
 
     Needs CAP_NET_ADMIN in the user namespace that owns the network namespace.
@@ -991,6 +993,36 @@ class Watcher:
     def __new__(cls, fd: int) -> Watcher: ...
     def get(self, timeout: float | None, owners: Mapping[int, Any]) -> tuple[Any, ...] | None:
         """Return the next report; None after ``timeout`` seconds, and when it is closed."""
+
+    def open(
+        self,
+        native: ByToken,
+        local: Address | None,
+        remote: Address | None,
+        backup: bool,
+        interface: str | None,
+        local_id: int | None,
+        force: bool,
+        number: int,
+    ) -> None:
+        """Open a subflow by another thread; what is wrong in itself is raised at once."""
+
+    def close_subflow(self, native: ByToken, subflow: Subflow, force: bool, number: int) -> None: ...
+    def set_backup(self, native: ByToken, subflow: Subflow, backup: bool, number: int) -> None: ...
+    def when_lost(
+        self,
+        native: ByToken,
+        what: Subflow | str,
+        local: Address | None,
+        remote: Address | None,
+        backup: bool,
+        interface: str | None,
+        number: int,
+    ) -> int | None:
+        """Leave a standing order; return the number of the one that it replaces."""
+
+    def take_back(self, native: ByToken, what: Subflow | str) -> int | None:
+        """Take a standing order back; return its number, None if there is none or it has been carried out."""
 
     def links(self) -> list[Event]: ...
     def close(self) -> None: ...

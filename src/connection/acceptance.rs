@@ -1,6 +1,6 @@
 //! Whether the peer has accepted a subflow, which is the fourth ACK of its handshake (RFC 8684, section 3.2). No event
 //! reports it, so whoever waits for it looks: [`crate::connection::open`] for one subflow that it opened,
-//! [`crate::connection::watcher`] for those of all connections of a namespace.
+//! [`crate::watcher`] for those of all connections of a namespace.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;

@@ -209,6 +209,12 @@ impl ByToken {
             .because(Cause::OtherProcess))
     }
 
+    /// What this process has of its namespace and knows of it, unless it was listed by the process that this one was forked
+    /// from. Looks nothing up.
+    pub fn shared(&self) -> Result<(&Arc<Namespace>, &Arc<Known>)> {
+        Ok((self.ours()?, &self.known))
+    }
+
     /// The state that the connection has now; `None` once it has ended.
     pub fn state_now(&self) -> Result<Option<u8>> {
         Ok(self.look_up()?.map(|entry| entry.state))

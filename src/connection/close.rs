@@ -1,6 +1,12 @@
 //! Closing one subflow.
 
-use crate::connection::{find, gone, needs_net_admin, wait_for_lock, Connection, Subflow, Which};
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
+
+use crate::connection::by_token::ByToken;
+use crate::connection::{
+    find, gone, needs_net_admin, wait_for_lock, wait_for_lock_of, Connection, Subflow, Which,
+};
 use crate::error::{Cause, Error, Result};
 use crate::namespace::Namespace;
 use crate::netlink::pm;
@@ -27,6 +33,20 @@ pub fn close_subflow(connection: &dyn Connection, which: Which, force: bool) -> 
         return Err(Error::path_manager(message).because(Cause::LastSubflow));
     }
     destroy(&namespace, &subflow, which)
+}
+
+/// Closes the subflow of a connection without a descriptor that has these ends, looking nothing up where the connection is
+/// under the userspace path manager.
+pub fn close_at(connection: &ByToken, (local, remote): (SocketAddr, SocketAddr), force: bool) -> Result<()> {
+    let (namespace, known) = connection.shared()?;
+    if known.is_userspace.load(Ordering::Relaxed) {
+        wait_for_lock_of(namespace, known.token);
+        let ends = (pm::Address::new(local), pm::Address::new(remote));
+        if namespace.pm.command(&pm::codec::encode_destroy(known.token, &ends.0, &ends.1))?.is_ok() {
+            return Ok(());
+        }
+    }
+    close_subflow(connection, Which::Endpoints { local, remote }, force)
 }
 
 /// Closes one subflow by a reset, whatever the path manager: SOCK_DESTROY. Needs CAP_NET_ADMIN.

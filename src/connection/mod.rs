@@ -10,7 +10,6 @@ pub mod close;
 pub mod open;
 pub mod path_manager;
 pub mod priority;
-pub mod watcher;
 pub mod withdraw;
 
 use std::fmt;
@@ -26,7 +25,7 @@ use crate::events::Events;
 use crate::namespace::known::Known;
 use crate::namespace::path_manager::PathManager;
 use crate::namespace::Namespace;
-use crate::netlink::diag::Entry;
+use crate::netlink::diag::{self, Entry};
 
 /// A snapshot of one subflow. `entry` is a second reading, by inet_diag: absent if the subflow was gone by then.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -136,6 +135,11 @@ fn wait_for_lock(connection: &dyn Connection) {
     if connection.reads_by_dump() {
         let _ = connection.info();
     }
+}
+
+/// The same for the connection with a token, of which nothing else is looked up.
+fn wait_for_lock_of(namespace: &Namespace, token: u32) {
+    let _ = namespace.diag_of_connections.with(|channel| diag::read_info(channel, token));
 }
 
 /// The live subflow that is meant.

@@ -8,6 +8,7 @@
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,7 @@ use crate::abi::address::{self, Endpoint, Scope};
 use crate::abi::full_info::Reading;
 use crate::abi::uapi::{self, tcp_state};
 use crate::connection::acceptance;
+use crate::connection::by_token::ByToken;
 use crate::connection::path_manager::{explain_einval, has_ended};
 use crate::connection::{self, needs_net_admin, not_fully_established, Connection, Subflow};
 use crate::error::{describe, Cause, Error, Result};
@@ -44,6 +46,9 @@ const PATIENCE: Duration = Duration::from_millis(100);
 /// How long to look without a pause: a wait takes the kernel's timer slack of 50 us at least, which is longer than
 /// most handshakes on one host.
 const BUSY: Duration = Duration::from_micros(300);
+
+/// SUBFLOW_CREATE was seen to open a backup: older kernels (6.1) ignore the flag.
+static BACKUP_IS_KEPT: AtomicBool = AtomicBool::new(false);
 
 /// What a caller asks for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -107,6 +112,16 @@ struct Ends {
     backup: bool,
 }
 
+/// A subflow to open: a request after everything left open was filled in.
+#[derive(Debug)]
+pub struct Plan {
+    namespace: Arc<Namespace>,
+    known: Arc<Known>,
+    ends: Ends,
+    /// The request, as error messages name it.
+    name: String,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     /// The connection may not be fully established yet.
@@ -120,14 +135,10 @@ enum State {
 /// A subflow on its way. Dropped before it is settled, it is closed.
 #[derive(Debug)]
 pub struct Opening {
-    namespace: Arc<Namespace>,
-    known: Arc<Known>,
+    plan: Plan,
     /// Keeps the subscription alive, without which no event comes.
     _reader: Arc<Reader>,
     events: Arc<Subscription>,
-    ends: Ends,
-    /// The request, as error messages name it.
-    name: String,
     state: State,
     /// The four-tuple that the kernel gave. Absent if the subflow was gone before it could be seen.
     tuple: Option<Tuple>,
@@ -139,6 +150,135 @@ pub struct Opening {
     closed: Option<Event>,
     /// When the subflow was first missing, while the cause is not known.
     gone: Option<Instant>,
+}
+
+impl Plan {
+    /// Fills a request in; `peer` is the connection's remote end. Sends nothing yet.
+    fn new(
+        namespace: Arc<Namespace>,
+        known: Arc<Known>,
+        request: &Request,
+        peer: SocketAddr,
+    ) -> Result<Plan> {
+        let ends = ends(&namespace, request, peer)?;
+        let to_initial = ends.remote == address::unmapped(address::without_scope(peer));
+        if to_initial && !request.force && namespace.deny_join_initial(known.token) == Some(true) {
+            return Err(Error::subflow(
+                libc::EACCES,
+                format!(
+                    "the peer denies further subflows to {peer}, its initial address and port (the C bit of MP_CAPABLE, \
+                     RFC 8684, section 3.1)"
+                ),
+            )
+            .because(Cause::DeniedByPeer));
+        }
+        let name = match ends.local.port() {
+            0 => format!("subflow {} -> {}", ends.local.ip(), ends.remote),
+            _ => format!("subflow {} -> {}", ends.local, ends.remote),
+        };
+        Ok(Plan { namespace, known, ends, name })
+    }
+
+    /// The same for a connection without a descriptor, of which nothing is looked up.
+    pub fn by_token(connection: &ByToken, request: &Request) -> Result<Plan> {
+        request.check()?;
+        let (namespace, known) = connection.shared()?;
+        Plan::new(Arc::clone(namespace), Arc::clone(known), request, connection.entry.tuple.remote)
+    }
+
+    pub fn token(&self) -> u32 {
+        self.known.token
+    }
+
+    /// Whether this kernel is known to do all that was asked for, so that nothing has to be looked at afterwards.
+    pub fn is_certain(&self) -> bool {
+        !self.ends.backup || BACKUP_IS_KEPT.load(Ordering::Relaxed)
+    }
+
+    /// The local end, with port 0 for any, and the remote one.
+    pub fn ends(&self) -> (SocketAddr, SocketAddr) {
+        (self.ends.local, self.ends.remote)
+    }
+
+    /// The SYN alone, for a subflow that is left to itself: neither the live ids nor the new four-tuple are looked up.
+    /// An id that another address of this connection has is refused by the kernel, and then its list is asked for.
+    ///
+    /// The outcome is an event. Waits for the connection's lock.
+    pub fn send(&self) -> Result<()> {
+        connection::wait_for_lock_of(&self.namespace, self.known.token);
+        self.create(&mut lock(&self.known.opening), &[])
+    }
+
+    fn create(&self, ids: &mut AddressIds, before: &[Reading]) -> Result<()> {
+        let token = self.known.token;
+        let local = pm::Address {
+            flags: if self.ends.backup { uapi::pm::FLAG_BACKUP } else { 0 },
+            interface: self.ends.interface,
+            ..pm::Address::new(self.ends.local)
+        };
+        let remote = pm::Address::new(self.ends.remote);
+        let pair = (self.ends.local.ip(), self.ends.local.port());
+        let live = self.live(ids, before)?;
+        let wanted = address_ids::Request { pair, id: self.ends.local_id, live: &live };
+        let command = |id| pm::codec::encode_create(token, &pm::Address { id, ..local }, &remote);
+        let explain = || explain_einval(&self.namespace, token, self.ends.local.ip(), 0);
+        ids.choose((&self.namespace.pm, token), wanted, command, explain, |failure| self.refused(failure))?;
+        Ok(())
+    }
+
+    /// The addresses and local ids of the live subflows. Those that are new to us are looked up.
+    fn live(&self, ids: &mut AddressIds, before: &[Reading]) -> Result<Vec<(IpAddr, u8)>> {
+        ids.by_subflow.retain(|id, _| before.iter().any(|reading| reading.id == Some(*id)));
+        let (mut live, mut unknown) = (Vec::new(), Vec::new());
+        for reading in before.iter().filter(|reading| is_live(reading)) {
+            match reading.id.and_then(|id| ids.by_subflow.get(&id)) {
+                Some(local_id) => live.push((reading.local.ip().to_canonical(), *local_id)),
+                None => unknown.push(reading),
+            }
+        }
+        if unknown.is_empty() {
+            return Ok(live);
+        }
+        let tuples: Vec<Tuple> = unknown.iter().map(|r| self.known.tuple(r.local, r.remote)).collect();
+        let entries = diag::look_up(&mut lock(&self.namespace.diag), &tuples).map_err(diag::failed)?;
+        for (reading, entry) in unknown.into_iter().zip(entries) {
+            let ours = |subflow: &diag::Ulp| subflow.token == self.known.token;
+            let Some(subflow) = entry.and_then(|entry| entry.subflow).filter(ours) else { continue };
+            live.push((reading.local.ip().to_canonical(), subflow.local_id));
+            if let Some(id) = reading.id {
+                ids.by_subflow.insert(id, subflow.local_id);
+            }
+        }
+        Ok(live)
+    }
+
+    /// The error of a SUBFLOW_CREATE that failed at once.
+    fn refused(&self, failure: &Failure) -> Error {
+        let name = &self.name;
+        match failure.errno {
+            libc::EPERM => needs_net_admin("opening a subflow"),
+            libc::ENOTCONN => {
+                let state = connection_state(&self.namespace, self.known.token);
+                state.ok().and_then(shut_down).unwrap_or_else(not_fully_established)
+            }
+            libc::EADDRNOTAVAIL => connection::not_local(self.ends.local.ip()),
+            libc::EINVAL if address::is_link_local(self.ends.remote.ip()) => cannot_bind(),
+            libc::EADDRINUSE => Error::subflow(
+                libc::EADDRINUSE,
+                format!(
+                    "{name}: the local port is in use, perhaps by the previous subflow with this four-tuple, which stays in \
+                     TIME_WAIT for 60 s"
+                ),
+            ),
+            errno => Error::subflow(errno, format!("{name}: SUBFLOW_CREATE: {}", failure.describe())),
+        }
+    }
+
+    /// The inet_diag entry of this connection's subflow with a four-tuple, if there is one that is not closed.
+    fn subflow(&self, tuple: &Tuple) -> Result<Option<diag::Entry>> {
+        let found = acceptance::look(&self.namespace, &[(self.known.token, *tuple)])?.pop().flatten();
+        Ok(found.map(|(entry, _)| entry))
+    }
 }
 
 impl Opening {
@@ -159,36 +299,15 @@ impl Opening {
         descriptor: Option<EventFd>,
     ) -> Result<Opening> {
         request.check()?;
-        let known = connection.known()?;
-        let namespace = connection.namespace()?;
-        let peer = connection.ends()?.1;
-        let ends = ends(&namespace, request, peer)?;
-        let to_initial = ends.remote == address::unmapped(address::without_scope(peer));
-        if to_initial && !request.force && namespace.deny_join_initial(known.token) == Some(true) {
-            return Err(Error::subflow(
-                libc::EACCES,
-                format!(
-                    "the peer denies further subflows to {peer}, its initial address and port (the C bit of MP_CAPABLE, \
-                     RFC 8684, section 3.1)"
-                ),
-            )
-            .because(Cause::DeniedByPeer));
-        }
-        let reader = namespace.reader().map_err(|error| match error.errno() {
+        let plan = Plan::new(connection.namespace()?, connection.known()?, request, connection.ends()?.1)?;
+        let reader = plan.namespace.reader().map_err(|error| match error.errno() {
             libc::EPERM => needs_net_admin("opening a subflow"),
             _ => error,
         })?;
-        let name = match ends.local.port() {
-            0 => format!("subflow {} -> {}", ends.local.ip(), ends.remote),
-            _ => format!("subflow {} -> {}", ends.local, ends.remote),
-        };
         Ok(Opening {
-            name,
-            events: reader.subscribe(known.token, descriptor),
+            events: reader.subscribe(plan.known.token, descriptor),
             _reader: reader,
-            namespace,
-            known,
-            ends,
+            plan,
             state: State::NotSent,
             tuple: None,
             accepted: None,
@@ -260,8 +379,8 @@ impl Opening {
     /// could be seen, or would take a dump to see.
     pub fn detach(mut self, connection: &dyn Connection) -> Result<Option<Tuple>> {
         if self.state == State::NotSent {
-            if connection.reads_by_dump() && !self.ends.backup {
-                self.send_blindly(connection)?;
+            if connection.reads_by_dump() && self.plan.is_certain() {
+                self.plan.send()?;
             } else {
                 self.send(connection)?;
                 self.check_backup()?;
@@ -274,9 +393,12 @@ impl Opening {
     /// A subflow that is left to itself is a backup as it was asked, or it is closed and an error says so: where the
     /// kernel ignores the flag, MP_PRIO would have to follow the handshake, and nobody waits for that.
     fn check_backup(&mut self) -> Result<()> {
-        let Some(tuple) = self.tuple.filter(|_| self.ends.backup) else { return Ok(()) };
-        match self.subflow(&tuple)?.and_then(|entry| entry.subflow) {
-            Some(subflow) if subflow.backup() => Ok(()),
+        let Some(tuple) = self.tuple.filter(|_| self.plan.ends.backup) else { return Ok(()) };
+        match self.plan.subflow(&tuple)?.and_then(|entry| entry.subflow) {
+            Some(subflow) if subflow.backup() => {
+                BACKUP_IS_KEPT.store(true, Ordering::Relaxed);
+                Ok(())
+            }
             Some(subflow) if subflow.fully_established() => self.ask_for_backup(&tuple),
             Some(_) => Err(Error::unsupported("this kernel cannot open a subflow as a backup (Linux 6.1)")
                 .because(Cause::NoBackupAtOpening)),
@@ -295,7 +417,7 @@ impl Opening {
             None => connection.subflows()?.into_iter().find(is_it),
         };
         found.ok_or_else(|| {
-            Error::subflow(libc::ECONNABORTED, format!("{} was accepted, but closed at once", self.name))
+            Error::subflow(libc::ECONNABORTED, format!("{} was accepted, but closed at once", self.plan.name))
         })
     }
 
@@ -307,17 +429,19 @@ impl Opening {
             reading.id.is_some() && is_live(reading) && entry.tuple.same_endpoints(&ends)
         };
         let found = self.read(connection)?.into_iter().find(is_it);
-        Ok(found.map(|reading| Subflow::new(self.known.token, reading.id, reading, Some(entry))))
+        Ok(found.map(|reading| Subflow::new(self.plan.known.token, reading.id, reading, Some(entry))))
     }
 
     /// The error of a deadline that has passed.
     pub fn timed_out(&mut self) -> Error {
         let message = match self.state {
             State::NotSent => return not_fully_established(),
-            _ if self.answered => format!("{}: the peer answered but did not accept it in time", self.name),
+            _ if self.answered => {
+                format!("{}: the peer answered but did not accept it in time", self.plan.name)
+            }
             _ => format!(
                 "{}: no answer in time: a filter may drop the packets, or the host may be down",
-                self.name
+                self.plan.name
             ),
         };
         self.abandon();
@@ -326,13 +450,13 @@ impl Opening {
 
     /// SUBFLOW_CREATE with an address id of its own, and finding the new subflow in the connection's list.
     fn send(&mut self, connection: &dyn Connection) -> Result<()> {
-        let known = Arc::clone(&self.known);
+        let known = Arc::clone(&self.plan.known);
         let mut ids = lock(&known.opening);
         let before = self.read(connection)?;
         connection::wait_for_lock(connection);
-        self.create(&mut ids, &before)?;
+        self.plan.create(&mut ids, &before)?;
         self.state = State::Sent;
-        let ends = self.ends;
+        let ends = self.plan.ends;
         if ends.local.port() != 0 && ends.interface == 0 {
             self.tuple = Some(Tuple { local: ends.local, remote: ends.remote, interface: 0 });
             return Ok(());
@@ -351,93 +475,24 @@ impl Opening {
             Tuple { local: reading.local, remote: reading.remote, interface: ends.interface }
         });
         if let Some(tuple) = self.tuple {
-            self.ends.local = tuple.local;
+            self.plan.ends.local = tuple.local;
         }
         Ok(())
-    }
-
-    /// The SYN alone, for a subflow that is left to itself: neither the live ids nor the new four-tuple are looked up.
-    /// An id that another address of this connection has is refused by the kernel, and then its list is asked for.
-    fn send_blindly(&self, connection: &dyn Connection) -> Result<()> {
-        connection::wait_for_lock(connection);
-        self.create(&mut lock(&self.known.opening), &[])
     }
 
     /// The connection's subflows, closed ones too: one that was refused at once is still listed for a moment.
     fn read(&self, connection: &dyn Connection) -> Result<Vec<Reading>> {
         let (token, readings) = connection.read_with_closed()?;
         if token == 0 {
-            return Err(Error::subflow(libc::ENOTCONN, format!("{}: the connection has ended", self.name)));
+            return Err(Error::subflow(
+                libc::ENOTCONN,
+                format!("{}: the connection has ended", self.plan.name),
+            ));
         }
-        if token != self.known.token {
+        if token != self.plan.known.token {
             return Err(Error::os(libc::EBADF, "the socket was closed while a subflow was being opened"));
         }
         Ok(readings)
-    }
-
-    fn create(&self, ids: &mut AddressIds, before: &[Reading]) -> Result<()> {
-        let token = self.known.token;
-        let local = pm::Address {
-            flags: if self.ends.backup { uapi::pm::FLAG_BACKUP } else { 0 },
-            interface: self.ends.interface,
-            ..pm::Address::new(self.ends.local)
-        };
-        let remote = pm::Address::new(self.ends.remote);
-        let pair = (self.ends.local.ip(), self.ends.local.port());
-        let live = self.live(ids, before)?;
-        let wanted = address_ids::Request { pair, id: self.ends.local_id, live: &live };
-        let command = |id| pm::codec::encode_create(token, &pm::Address { id, ..local }, &remote);
-        let explain = || explain_einval(&self.namespace, token, self.ends.local.ip(), 0);
-        ids.choose((&self.namespace.pm, token), wanted, command, explain, |failure| self.refused(failure))?;
-        Ok(())
-    }
-
-    /// The addresses and local ids of the live subflows. Those that are new to us are looked up.
-    fn live(&self, ids: &mut AddressIds, before: &[Reading]) -> Result<Vec<(IpAddr, u8)>> {
-        ids.by_subflow.retain(|id, _| before.iter().any(|reading| reading.id == Some(*id)));
-        let (mut live, mut unknown) = (Vec::new(), Vec::new());
-        for reading in before.iter().filter(|reading| is_live(reading)) {
-            match reading.id.and_then(|id| ids.by_subflow.get(&id)) {
-                Some(local_id) => live.push((reading.local.ip().to_canonical(), *local_id)),
-                None => unknown.push(reading),
-            }
-        }
-        if unknown.is_empty() {
-            return Ok(live);
-        }
-        let tuples: Vec<Tuple> = unknown.iter().map(|r| self.known.tuple(r.local, r.remote)).collect();
-        let entries = diag::look_up(&mut lock(&self.namespace.diag), &tuples).map_err(diag::failed)?;
-        for (reading, entry) in unknown.into_iter().zip(entries) {
-            let ours = |subflow: &diag::Ulp| subflow.token == self.known.token;
-            let Some(subflow) = entry.and_then(|entry| entry.subflow).filter(ours) else { continue };
-            live.push((reading.local.ip().to_canonical(), subflow.local_id));
-            if let Some(id) = reading.id {
-                ids.by_subflow.insert(id, subflow.local_id);
-            }
-        }
-        Ok(live)
-    }
-
-    /// The error of a SUBFLOW_CREATE that failed at once.
-    fn refused(&self, failure: &Failure) -> Error {
-        let name = &self.name;
-        match failure.errno {
-            libc::EPERM => needs_net_admin("opening a subflow"),
-            libc::ENOTCONN => {
-                let state = connection_state(&self.namespace, self.known.token);
-                state.ok().and_then(shut_down).unwrap_or_else(not_fully_established)
-            }
-            libc::EADDRNOTAVAIL => connection::not_local(self.ends.local.ip()),
-            libc::EINVAL if address::is_link_local(self.ends.remote.ip()) => cannot_bind(),
-            libc::EADDRINUSE => Error::subflow(
-                libc::EADDRINUSE,
-                format!(
-                    "{name}: the local port is in use, perhaps by the previous subflow with this four-tuple, which stays in \
-                     TIME_WAIT for 60 s"
-                ),
-            ),
-            errno => Error::subflow(errno, format!("{name}: SUBFLOW_CREATE: {}", failure.describe())),
-        }
     }
 
     /// One look at the subflow: accepted, on its way, or gone.
@@ -462,12 +517,12 @@ impl Opening {
     /// Whether there is such a subflow; `accepted` is set when the peer has accepted it.
     fn look_up(&mut self) -> Result<bool> {
         let Some(tuple) = self.tuple else { return Ok(false) };
-        let Some(entry) = self.subflow(&tuple)? else { return Ok(false) };
-        if self.ends.interface != 0 && entry.tuple.interface != self.ends.interface {
+        let Some(entry) = self.plan.subflow(&tuple)? else { return Ok(false) };
+        if self.plan.ends.interface != 0 && entry.tuple.interface != self.plan.ends.interface {
             return Err(cannot_bind());
         }
         if let Some(subflow) = entry.subflow.filter(diag::Ulp::fully_established) {
-            if self.ends.backup && !subflow.backup() {
+            if self.plan.ends.backup && !subflow.backup() {
                 self.ask_for_backup(&tuple)?; // the next look shows whether it worked
             } else {
                 self.accepted = Some(entry);
@@ -476,21 +531,18 @@ impl Opening {
         Ok(true)
     }
 
-    /// The inet_diag entry of this connection's subflow with a four-tuple, if there is one that is not closed.
-    fn subflow(&self, tuple: &Tuple) -> Result<Option<diag::Entry>> {
-        let found = acceptance::look(&self.namespace, &[(self.known.token, *tuple)])?.pop().flatten();
-        Ok(found.map(|(entry, _)| entry))
-    }
-
     /// Older kernels (6.1) silently ignore the backup flag of SUBFLOW_CREATE, so MP_PRIO is sent, once.
     fn ask_for_backup(&mut self, tuple: &Tuple) -> Result<()> {
-        self.ends.backup = false;
+        self.plan.ends.backup = false;
         let local = pm::Address { flags: uapi::pm::FLAG_BACKUP, ..pm::Address::new(tuple.local) };
         let remote = pm::Address::new(tuple.remote);
-        let asked =
-            self.namespace.pm.command(&pm::codec::encode_set_flags(self.known.token, &local, &remote))?;
+        let asked = self.plan.namespace.pm.command(&pm::codec::encode_set_flags(
+            self.plan.known.token,
+            &local,
+            &remote,
+        ))?;
         asked.map_err(|failure| {
-            Error::subflow(failure.errno, format!("{}: SET_FLAGS: {}", self.name, failure.describe()))
+            Error::subflow(failure.errno, format!("{}: SET_FLAGS: {}", self.plan.name, failure.describe()))
         })?;
         Ok(())
     }
@@ -500,7 +552,7 @@ impl Opening {
             self.closed = Some(event.clone());
         }
         let Some((local, remote)) = event.local.zip(event.remote) else { return };
-        let ends = &self.ends;
+        let ends = &self.plan.ends;
         // After a reset the event may have lost the remote port.
         let is_ours = local.ip() == ends.local.ip()
             && (ends.local.port() == 0 || local.port() == ends.local.port())
@@ -515,9 +567,9 @@ impl Opening {
 
     /// Why the subflow is gone.
     fn cause(&self) -> Error {
-        let name = &self.name;
+        let name = &self.plan.name;
         let Some(closed) = &self.closed else {
-            if has_ended(&self.namespace, self.known.token).unwrap_or(false) {
+            if has_ended(&self.plan.namespace, self.plan.known.token).unwrap_or(false) {
                 return Error::subflow(libc::ENOTCONN, format!("{name}: the connection has ended"));
             }
             let message = format!("{name} was closed before the peer accepted it, and no event said why");
@@ -558,10 +610,13 @@ impl Opening {
     /// Closes what is on its way.
     fn abandon(&mut self) {
         // In a forked child it is the parent's.
-        if let (State::Sent, Some(tuple), true) = (self.state, self.tuple, self.namespace.is_ours()) {
+        if let (State::Sent, Some(tuple), true) = (self.state, self.tuple, self.plan.namespace.is_ours()) {
             let (local, remote) = (pm::Address::new(tuple.local), pm::Address::new(tuple.remote));
-            let destroyed =
-                self.namespace.pm.command(&pm::codec::encode_destroy(self.known.token, &local, &remote));
+            let destroyed = self.plan.namespace.pm.command(&pm::codec::encode_destroy(
+                self.plan.known.token,
+                &local,
+                &remote,
+            ));
             // Its event is taken here so that it is not mistaken for the end of a later subflow from the same port.
             let deadline = Instant::now() + CAUSE;
             while matches!(destroyed, Ok(Ok(()))) && self.closed.is_none() {

@@ -1,9 +1,11 @@
 //! Which path manager a connection latched, and what the kernel's EINVAL means by it.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::Ordering;
 
 use crate::connection::{ended, needs_net_admin, not_local};
 use crate::error::{Cause, Error, Result};
+use crate::namespace::known::Known;
 use crate::namespace::path_manager::PathManager;
 use crate::namespace::Namespace;
 use crate::netlink::diag;
@@ -24,6 +26,27 @@ pub fn check_userspace(namespace: &Namespace, token: u32) -> Result<()> {
         PathManager::Kernel => Err(under_kernel_path_manager()),
         PathManager::Userspace => Ok(()),
     }
+}
+
+/// Refuses a connection that is known to be under another path manager than the userspace one, without waiting for its lock
+/// and asking once. Where the kernel gives no such reason, the command that follows finds out.
+pub fn check_userspace_at_once(namespace: &Namespace, known: &Known) -> Result<()> {
+    if known.is_userspace.load(Ordering::Relaxed) {
+        return Ok(());
+    }
+    // An address without an id is refused before the lock is taken, and after the path manager was looked at.
+    let nobody = pm::Address::new(SocketAddr::from(([127, 0, 0, 1], 0)));
+    if let Err(failure) = namespace.pm.command(&pm::codec::encode_announce(known.token, &nobody))? {
+        match failure.text {
+            Some(text) if text.contains("userspace PM not selected") => {
+                return Err(under_kernel_path_manager())
+            }
+            Some(text) if text.contains("invalid addr") => known.is_userspace.store(true, Ordering::Relaxed),
+            _ if failure.errno == libc::EPERM => return Err(needs_net_admin("opening a subflow")),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// The errors that EINVAL may stand for: the kernel answers nearly every mistake with it.

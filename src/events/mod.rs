@@ -1,5 +1,6 @@
 //! The events of a network namespace or of one connection, as a stream to take them from.
 
+pub mod crew;
 pub mod ends;
 pub mod event;
 pub mod links;
@@ -165,6 +166,11 @@ impl Events {
     /// Made by this process, not by the one that it was forked from.
     pub fn is_ours(&self) -> bool {
         self.sockets.is_ours()
+    }
+
+    /// What it gets its events from, for one who has more to do with it.
+    pub fn reader(&self) -> &Reader {
+        &self.reader
     }
 
     pub fn is_polling(&self) -> bool {

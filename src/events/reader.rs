@@ -5,19 +5,23 @@
 //! userspace path manager the kernel accepts joins only while a process is subscribed. An overrun loses events, never the
 //! subscription. Without the privilege it compares readings of the sockets instead, at intervals and whenever a
 //! subflow dies. In both cases it also reads links and addresses while a subscriber wants them.
+//!
+//! The thread is one of a [`Crew`]: before it carries a command out, which may wait for a connection's lock, it has
+//! another one read. Who waits for events of the kernel may also read them itself, see [`Reader::read`].
 
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use netlink_packet_core::NLMSG_OVERRUN;
 
 use crate::abi::uapi;
 use crate::error::{Error, Result};
+use crate::events::crew::{Crew, Job, Next};
 use crate::events::ends::{Ends, Listener, Rounds};
 use crate::events::event::{self, Event, Kind};
 use crate::events::links::Watch;
@@ -45,6 +49,16 @@ const ABSENCE: Duration = Duration::from_millis(100);
 
 /// How many datagrams are read from one socket before the others.
 const TURN: usize = 256;
+
+/// How long the thread that reads looks for commands without a pause after an event that usually has some follow: waking
+/// it again would take longer than they do.
+const ATTENTION: Duration = Duration::from_micros(300);
+
+/// Sees each event before it is passed to subscribers.
+pub trait Observer: fmt::Debug + Send + Sync {
+    /// Commands to be carried out at once, with the connections' tokens.
+    fn observe(&self, event: &Event) -> Vec<(u32, Job)>;
+}
 
 /// Where events come from.
 #[derive(Debug)]
@@ -103,14 +117,26 @@ impl Subscribers {
     }
 }
 
-/// What the thread and the reader's owners share.
+/// Held while events are read and passed on, so that they stay in order.
+#[derive(Debug)]
+struct Reading {
+    buffer: Vec<u8>,
+    rounds: Rounds,
+}
+
+/// What the threads and the reader's owners share.
 #[derive(Debug)]
 struct Inner {
     origin: Origin,
+    reading: Mutex<Reading>,
+    crew: Crew,
+    observers: Mutex<Vec<Weak<dyn Observer>>>,
     /// Descriptors of the origin's sockets.
     socket: Arc<socket2::Socket>,
     wake: EventFd,
     stop: AtomicBool,
+    /// An event was passed on that commands usually follow.
+    expects: AtomicBool,
     subscribers: Mutex<Subscribers>,
     /// Links, while a subscriber wants their events.
     watch: Mutex<Weak<Watch>>,
@@ -122,7 +148,6 @@ struct Inner {
 #[derive(Debug)]
 pub struct Reader {
     inner: Arc<Inner>,
-    thread: Option<JoinHandle<()>>,
     process: u32,
 }
 
@@ -168,22 +193,22 @@ impl Reader {
             }
         }
         let wake = EventFd::new().map_err(|error| Error::call("eventfd", &error))?;
+        let buffer = receive_buffer().map_err(|error| Error::call("reading events", &error))?;
         let inner = Arc::new(Inner {
             origin,
+            reading: Mutex::new(Reading { buffer, rounds: Rounds::default() }),
+            crew: Crew::default(),
+            observers: Mutex::default(),
             socket,
             wake,
             stop: AtomicBool::new(false),
+            expects: AtomicBool::new(false),
             subscribers: Mutex::default(),
             watch: Mutex::default(),
             ends,
         });
-        let for_thread = Arc::clone(&inner);
-        let buffer = receive_buffer().map_err(|error| Error::call("reading events", &error))?;
-        let thread = std::thread::Builder::new()
-            .name("mptcp-events".into())
-            .spawn(move || run(&for_thread, buffer))
-            .map_err(|error| Error::call("starting the thread that reads events", &error))?;
-        Ok(Reader { inner, thread: Some(thread), process: std::process::id() })
+        start_thread(&inner).map_err(|error| Error::call("starting the thread that reads events", &error))?;
+        Ok(Reader { inner, process: std::process::id() })
     }
 
     /// Subscribes to the events of one connection, to be taken by `Subscription::next` or by its descriptor.
@@ -247,6 +272,34 @@ impl Reader {
         }
     }
 
+    /// Shows an observer the events from now on, as long as it lives.
+    pub fn add_observer(&self, observer: &Arc<dyn Observer>) {
+        let mut observers = lock(&self.inner.observers);
+        observers.retain(|observer| observer.strong_count() > 0);
+        observers.push(Arc::downgrade(observer));
+        drop(observers);
+        self.inner.start_deputy();
+    }
+
+    /// Has a command carried out by another thread: after those of the same connection, whatever others wait for.
+    pub fn submit(&self, token: u32, job: Job) {
+        self.inner.submit(token, job);
+    }
+
+    /// The sockets that a thread may wait on to read events itself, by `read`, when one of them is readable.
+    pub fn sockets(&self) -> [RawFd; 2] {
+        let links = lock(&self.inner.watch).upgrade().map_or(-1, |watch| watch.fd());
+        [self.inner.socket.as_raw_fd(), links]
+    }
+
+    /// Reads the events that are there, and passes them to their subscribers, in the place of the thread that does so:
+    /// who waits for them is woken by the kernel, and not by that thread.
+    pub fn read(&self, [source, links]: [bool; 2]) {
+        if let (Origin::Netlink { .. }, true) = (&self.inner.origin, source || links) {
+            self.inner.read_sockets(&mut lock(&self.inner.reading).buffer, source, links);
+        }
+    }
+
     pub fn is_polling(&self) -> bool {
         matches!(self.inner.origin, Origin::Polling { .. })
     }
@@ -272,20 +325,17 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        // After a fork the thread and the subscription are the parent's. A thread of the child may have got the same
-        // pthread_t, which dropping the handle would detach.
+        // After a fork the threads and the subscription are the parent's.
         if self.process != std::process::id() {
-            std::mem::forget(self.thread.take());
             return;
         }
         if let Origin::Netlink { group } = self.inner.origin {
             let _ = membership(&self.inner.socket, libc::NETLINK_DROP_MEMBERSHIP, group);
         }
         self.inner.stop.store(true, Ordering::Relaxed);
+        self.inner.crew.refuse();
         self.inner.wake.set();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        self.inner.crew.end();
     }
 }
 
@@ -293,54 +343,122 @@ fn membership(socket: &socket2::Socket, option: i32, group: u32) -> std::io::Res
     sys::setsockopt_i32(socket.as_raw_fd(), libc::SOL_NETLINK, option, group as i32)
 }
 
-/// The thread: reads until it is told to stop.
-fn run(inner: &Inner, mut buffer: Vec<u8>) {
-    let mut rounds = Rounds::default();
-    let mut polling = match &inner.origin {
-        Origin::Netlink { .. } | Origin::Broker(_) => None,
-        Origin::Polling { requests, snapshot } => {
-            Some(Polling { inner, requests, snapshot, earliest: Instant::now(), due: None })
-        }
-    };
+fn start_thread(inner: &Arc<Inner>) -> std::io::Result<()> {
+    if !inner.crew.begin() {
+        return Ok(());
+    }
+    let for_thread = Arc::clone(inner);
+    let spawned = std::thread::Builder::new().name("mptcp-events".into()).spawn(move || work(&for_thread));
+    if spawned.is_err() {
+        inner.crew.leave();
+    }
+    spawned.map(drop)
+}
+
+/// A thread: reads events while no other does, and carries commands out.
+fn work(inner: &Arc<Inner>) {
+    let mut next = inner.crew.next();
     loop {
-        let watch = lock(&inner.watch).upgrade();
-        let watched: RawFd = watch.as_ref().map_or(-1, |watch| watch.fd());
-        let timeout = polling.as_ref().map_or_else(|| rounds.timeout(), Polling::timeout);
-        let fds = [inner.wake.as_raw_fd(), inner.socket.as_raw_fd(), watched];
-        let [woken, source, links] = match wait::readable(fds, timeout) {
-            Ok(ready) => ready,
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-            Err(_) => return,
-        };
-        if woken {
-            inner.wake.reset();
-            if inner.stop.load(Ordering::Relaxed) {
-                return;
+        next = match next {
+            Next::Read => {
+                inner.run();
+                inner.crew.stop_reading()
             }
-        }
-        if let Some(watch) = watch.filter(|_| links) {
-            let drained = drain(inner, watch.socket(), &mut buffer, |datagram, now| {
-                watch.take(datagram, now, |event| inner.dispatch(&event));
-            });
-            if drained.lost {
-                // What cannot be read now is reported with later changes.
-                let _ = watch.read_back();
-                inner.lost(|filter| filter == Filter::Namespace);
-            }
-        }
-        match &mut polling {
-            Some(polling) => polling.go_on(source, &mut buffer),
-            None => {
-                if source {
-                    inner.read_events(&mut buffer);
+            Next::Job { token, job, needs_deputy } => {
+                if needs_deputy {
+                    inner.start_deputy();
                 }
-                inner.look_for_ends(&mut rounds, &mut buffer);
+                job();
+                inner.crew.finish(token)
             }
-        }
+            Next::End => return,
+        };
     }
 }
 
 impl Inner {
+    /// Starts a thread more, unless there are enough, to read while another carries commands out. Where none can be started,
+    /// events wait for the command.
+    fn start_deputy(self: &Arc<Self>) {
+        if self.crew.lacks_deputy() {
+            let _ = start_thread(self);
+        }
+    }
+
+    fn submit(&self, token: u32, job: Job) {
+        if self.crew.submit(token, job) {
+            self.wake.set();
+        }
+    }
+
+    /// Reads until it is told to stop, or until there are commands and another thread can read.
+    fn run(&self) {
+        let mut polling = match &self.origin {
+            Origin::Netlink { .. } | Origin::Broker(_) => None,
+            Origin::Polling { requests, snapshot } => {
+                Some(Polling { inner: self, requests, snapshot, earliest: Instant::now(), due: None })
+            }
+        };
+        while self.crew.goes_on_reading() {
+            let watch = lock(&self.watch).upgrade();
+            let watched: RawFd = watch.as_ref().map_or(-1, |watch| watch.fd());
+            drop(watch);
+            let timeout =
+                polling.as_ref().map_or_else(|| lock(&self.reading).rounds.timeout(), Polling::timeout);
+            let fds = [self.wake.as_raw_fd(), self.socket.as_raw_fd(), watched];
+            let ready = wait::readable(fds, timeout);
+            self.crew.attend();
+            let [woken, source, links] = match ready {
+                Ok(ready) => ready,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(_) => return self.crew.refuse(),
+            };
+            if woken {
+                self.wake.reset();
+                if self.stop.load(Ordering::Relaxed) {
+                    return;
+                }
+            }
+            let mut reading = lock(&self.reading);
+            let Reading { buffer, rounds } = &mut *reading;
+            let concerns = match &mut polling {
+                Some(polling) => {
+                    self.read_sockets(buffer, false, links);
+                    polling.go_on(source, buffer);
+                    false
+                }
+                None => {
+                    // Another thread may have read them meanwhile, and told its subscriber.
+                    self.read_sockets(buffer, source, links);
+                    self.look_for_ends(rounds, buffer);
+                    source || links
+                }
+            };
+            drop(reading);
+            if concerns && self.expects.swap(false, Ordering::Relaxed) {
+                let end = Instant::now() + ATTENTION;
+                while !self.crew.has_jobs() && Instant::now() < end {
+                    std::thread::yield_now();
+                }
+            }
+        }
+    }
+
+    /// Reads events, of links too; true if the socket of connections is empty.
+    fn read_sockets(&self, buffer: &mut [u8], source: bool, links: bool) -> bool {
+        if let Some(watch) = lock(&self.watch).upgrade().filter(|_| links) {
+            let drained = drain(self, watch.socket(), buffer, |datagram, now| {
+                watch.take(datagram, now, |event| self.dispatch(&event));
+            });
+            if drained.lost {
+                // What cannot be read now is reported with later changes.
+                let _ = watch.read_back();
+                self.lost(|filter| filter == Filter::Namespace);
+            }
+        }
+        !source || self.read_events(buffer)
+    }
+
     /// Reports connections that ended without an event from the kernel.
     fn look_for_ends(&self, rounds: &mut Rounds, buffer: &mut [u8]) {
         let gone = rounds.go_on(&self.ends, || lock(&self.subscribers).wanted());
@@ -440,6 +558,14 @@ impl Inner {
     }
 
     fn dispatch(&self, event: &Event) {
+        for observer in lock(&self.observers).iter().filter_map(Weak::upgrade) {
+            for (token, job) in observer.observe(event) {
+                self.submit(token, job);
+            }
+            if matches!(event.kind, Kind::SubClosed | Kind::LinkDown) {
+                self.expects.store(true, Ordering::Relaxed);
+            }
+        }
         for subscriber in lock(&self.subscribers).of(event.token) {
             subscriber.push(event);
         }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::AtomicBool;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,8 @@ pub struct Known {
     pub sub_ids: Mutex<SubIds>,
     /// The interfaces of bound subflows, which an exact look-up has to name.
     pub interfaces: Mutex<HashMap<(SocketAddr, SocketAddr), u32>>,
+    /// It was seen to be under the userspace path manager, which never changes.
+    pub is_userspace: AtomicBool,
 }
 
 /// Subflow ids for kernels that have none: a count in order of appearance, kept by cookie.
@@ -41,6 +44,7 @@ impl Known {
             ordinals: Mutex::default(),
             sub_ids: Mutex::default(),
             interfaces: Mutex::default(),
+            is_userspace: AtomicBool::new(false),
         }
     }
 

@@ -2,26 +2,44 @@
 
 use std::sync::{Arc, Mutex};
 
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
 use super::address::to_tuple;
 use super::by_token::ByToken;
+use super::connection::request;
 use super::errors::to_py;
 use super::events::Event;
 use super::subflow::Subflow;
 use super::timeout::Timeout;
-use crate::connection::watcher::{self, Report};
+use crate::connection::by_token;
+use crate::error::{Error, Result};
 use crate::namespace::Namespace;
 use crate::sys::lock::lock;
+use crate::watcher::commands::Outcome;
+use crate::watcher::orders::What;
+use crate::watcher::{self, Ends, Report};
 
 /// A watcher of the network namespace that a socket belongs to.
 #[pyclass(frozen, module = "mptcp._core")]
 pub struct Watcher(Mutex<Option<Arc<watcher::Watcher>>>);
 
 impl Watcher {
-    fn open(&self) -> Option<Arc<watcher::Watcher>> {
+    fn open_watcher(&self) -> Option<Arc<watcher::Watcher>> {
         lock(&self.0).clone()
+    }
+
+    /// Runs an operation of the core without the GIL. Of a closed one nothing is asked any more.
+    fn call<T: Default + Send>(
+        &self,
+        py: Python<'_>,
+        act: impl FnOnce(&watcher::Watcher) -> Result<T> + Send,
+    ) -> PyResult<T> {
+        match self.open_watcher() {
+            Some(watcher) => py.detach(|| act(&watcher)).map_err(|error| to_py(py, error)),
+            None => Ok(T::default()),
+        }
     }
 }
 
@@ -43,7 +61,7 @@ impl Watcher {
         owners: &Bound<'py, PyDict>,
     ) -> PyResult<Option<Bound<'py, PyTuple>>> {
         let deadline = timeout.deadline();
-        let Some(watcher) = self.open() else { return Ok(None) };
+        let Some(watcher) = self.open_watcher() else { return Ok(None) };
         loop {
             match py.detach(|| watcher.next(deadline)) {
                 Ok(Some(report)) => {
@@ -58,9 +76,87 @@ impl Watcher {
         }
     }
 
+    /// Opens a subflow: what is wrong in itself is an error at once, what the kernel refuses a report with this number.
+    #[expect(clippy::too_many_arguments, reason = "the arguments of the Python method")]
+    fn open(
+        &self,
+        py: Python<'_>,
+        native: &Bound<'_, ByToken>,
+        local: &Bound<'_, PyAny>,
+        remote: &Bound<'_, PyAny>,
+        backup: bool,
+        interface: Option<String>,
+        local_id: Option<&Bound<'_, PyAny>>,
+        force: bool,
+        number: u64,
+    ) -> PyResult<()> {
+        let request = request(local, remote, backup, interface, local_id, force)?;
+        let connection = &native.get().0;
+        self.call(py, |watcher| watcher.open(connection, &request, number))
+    }
+
+    /// Closes a subflow: that it cannot be closed is a report with this number.
+    fn close_subflow(
+        &self,
+        py: Python<'_>,
+        native: &Bound<'_, ByToken>,
+        subflow: &Bound<'_, Subflow>,
+        force: bool,
+        number: u64,
+    ) -> PyResult<()> {
+        let (connection, ends) = of_subflow(py, native, subflow)?;
+        self.call(py, |watcher| {
+            watcher.close(connection, ends, force, number);
+            Ok(())
+        })
+    }
+
+    /// Changes the priority of a subflow: that it cannot be changed is a report with this number.
+    fn set_backup(
+        &self,
+        py: Python<'_>,
+        native: &Bound<'_, ByToken>,
+        subflow: &Bound<'_, Subflow>,
+        backup: bool,
+        number: u64,
+    ) -> PyResult<()> {
+        let (connection, ends) = of_subflow(py, native, subflow)?;
+        self.call(py, |watcher| {
+            watcher.set_backup(connection, ends, backup, number);
+            Ok(())
+        })
+    }
+
+    /// Leaves a standing order: to open a subflow when `what`, a Subflow, a local address or an interface, is lost. The
+    /// number of one that it replaces.
+    #[expect(clippy::too_many_arguments, reason = "the arguments of the Python method")]
+    fn when_lost(
+        &self,
+        py: Python<'_>,
+        native: &Bound<'_, ByToken>,
+        what: &Bound<'_, PyAny>,
+        local: &Bound<'_, PyAny>,
+        remote: &Bound<'_, PyAny>,
+        backup: bool,
+        interface: Option<String>,
+        number: u64,
+    ) -> PyResult<Option<u64>> {
+        let what = self::what(native, what)?;
+        let request = request(local, remote, backup, interface, None, false)?;
+        let connection = &native.get().0;
+        self.call(py, |watcher| watcher.when_lost(connection, what, &request, number))
+    }
+
+    /// Takes a standing order back; its number, unless it has been carried out, or there was none.
+    fn take_back(&self, native: &Bound<'_, ByToken>, what: &Bound<'_, PyAny>) -> PyResult<Option<u64>> {
+        let what = self::what(native, what)?;
+        let token = native.get().0.token();
+        Ok(self.open_watcher().and_then(|watcher| watcher.take_back(token, &what)))
+    }
+
     /// LINK_UP and ADDRESS_ADDED of the links that are up and the addresses there are.
     fn links(&self) -> Vec<Event> {
-        self.open().iter().flat_map(|watcher| watcher.links()).map(Event).collect()
+        self.open_watcher().iter().flat_map(|watcher| watcher.links()).map(Event).collect()
     }
 
     /// Ends it, and with it what it holds: who waits for a report goes on.
@@ -71,6 +167,31 @@ impl Watcher {
             py.detach(|| drop(watcher));
         }
     }
+}
+
+/// The connection of a subflow, and its ends.
+fn of_subflow<'a>(
+    py: Python<'_>,
+    native: &'a Bound<'_, ByToken>,
+    subflow: &Bound<'_, Subflow>,
+) -> PyResult<(&'a Arc<by_token::ByToken>, Ends)> {
+    let (connection, data) = (&native.get().0, &subflow.get().data);
+    if data.token != connection.token() {
+        let other = Error::value("the subflow belongs to another connection");
+        return Err(to_py(py, other));
+    }
+    Ok((connection, (data.local, data.remote)))
+}
+
+/// What an order waits for: a Subflow, a local address or the name of an interface.
+fn what(native: &Bound<'_, ByToken>, what: &Bound<'_, PyAny>) -> PyResult<What> {
+    if let Ok(subflow) = what.cast::<Subflow>() {
+        return Ok(What::Subflow(of_subflow(what.py(), native, subflow)?.1));
+    }
+    let name: String = what.extract().map_err(|_| {
+        PyTypeError::new_err("what must be a Subflow, a local address or the name of an interface")
+    })?;
+    What::named(&name).map_err(|error| to_py(what.py(), error))
 }
 
 /// What it is called, and what belongs to it; None for the subflow of a connection without an owner.
@@ -92,6 +213,12 @@ fn as_tuple<'py>(
             let Some(owner) = owners.get_item(subflow.token)? else { return Ok(None) };
             let token = subflow.token;
             ("accepted", token, Subflow::new(*subflow, owner.unbind())).into_pyobject(py)?
+        }
+        Report::Outcome(Outcome::Ordered { token, number }) => {
+            ("ordered", token, number).into_pyobject(py)?
+        }
+        Report::Outcome(Outcome::Refused { token, number, error }) => {
+            ("refused", token, number, to_py(py, error)).into_pyobject(py)?
         }
         Report::Answered(event) => of_event("answered", event)?,
         Report::Lost(event) => of_event("lost", event)?,

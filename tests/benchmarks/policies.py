@@ -1,7 +1,7 @@
-"""How soon a lost subflow is replaced: by `mptcp policy`, by mptcpd, and by the in-kernel path manager.
+"""How soon a lost subflow is replaced: by the package, by mptcpd, by bare Python, and by the in-kernel path manager.
 
     .venv/bin/maturin develop --release
-    .venv/bin/python tests/benchmarks/policies.py [--rounds 30]
+    .venv/bin/python tests/benchmarks/policies.py [--rounds 60] [--way here|there|down]
 
 It runs in a lab of its own, without privilege, and prints a table after some minutes. What is not installed is left
 out: mptcpd (Debian: mptcpd), and a C compiler and mptcpd's headers (libmptcpd3-dev, libell-dev). A benchmark, not a
@@ -13,12 +13,19 @@ turns. All times are the kernel's, of packets at the client: the RST, by which t
 the SYN with MP_JOIN, then the fourth ACK, by which the server has accepted the subflow. An interface that goes down
 sends no packet: there the time runs from the request to take it down, and what the kernel takes to do so is in it.
 
+The kernel raises SUB_CLOSED in a worker, which it starts at once in some rounds and late in others, whoever waits for
+the event: medians are those of one kind of round in one run and of the other in the next. The times are therefore the
+20 % quantile of the rounds, and `slow` is the share of rounds in which the SYN took more than twice that.
+
 The links are as fast as the machine, so that the path manager is all of it but for the handshake. Over a network that
 takes a round trip and a half more, of everybody alike.
 
-The contestants replace a subflow by what they do so with:
+The contestants replace a subflow by what they do so with, the first four in a process of its own:
 
-- mptcp policy: a process of its own with FullMesh, or Prefer where the interface goes down.
+- callback: policies_ours.py, which opens it in on_subflow_lost() or on_link_down().
+- standing order: the same by conn.when_lost(); and once more beside a thread of its Python that computes all the time.
+- mptcp policy: the command with FullMesh, or with Prefer where the interface goes down.
+- bare Python: policies_bare.py, one loop over netlink sockets.
 - mptcpd with its plugin sspi. It is given the subflow, since sspi opens none.
 - mptcpd with the plugin policies_mptcpd.c, written for this: the least that mptcpd can do the same with.
 - in-kernel: two endpoints more, and a limit of one subflow, so that one endpoint is left to replace the other.
@@ -33,13 +40,12 @@ import os
 import random
 import shutil
 import socket
-import statistics
 import struct
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,31 +85,36 @@ class Rig(NamedTuple):
     command: Callable[[str], list[str]] | None
 
 
+Times = dict[str, list[tuple[float, float] | None]]
+Cause = Callable[[Rig, mptcp.Connection, mptcp.Connection, mptcp.Subflow], float | None]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=30)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--way", choices=WAYS, help="one way only")
+    parser.add_argument("--only", action="append", help="contestants whose names begin so")
+    arguments = parser.parse_args()
     with Lab() as lab, tempfile.TemporaryDirectory() as folder:
-        rigs = list(contestants(lab, folder))
-        for way, cause in (
-            ("reset by the client's side", reset_here),
-            ("reset by the server's side", reset_there),
-            ("interface down at the client", down),
-        ):
-            print_table(way, run(rigs, way, cause, rounds), rounds)
+        only = tuple(arguments.only or [""])
+        rigs = [rig for rig in contestants(lab, folder) if rig.name.startswith(only)]
+        for way in WAYS if arguments.way is None else [arguments.way]:
+            title, cause = WAYS[way]
+            print_table(title, run(rigs, title, cause, arguments.rounds))
 
 
 def contestants(lab: Lab, folder: str) -> Iterator[Rig]:
-    def policy(way: str, links: list[Link], client: Host) -> list[str]:
-        names = ",".join(link.interface(client) for link in links[1:])
-        return [
-            sys.executable,
-            "-m",
-            "mptcp",
-            "policy",
-            "--builtin",
-            f"prefer:{names}" if "down" in way else "fullmesh",
-        ]
+    def paths(links: list[Link], client: Host) -> list[str]:
+        return [f"{link.interface(client)}={link.address(client)}" for link in links[1:]]
+
+    def program(name: str, *arguments: str) -> Callable[[Host, list[Link]], Callable[[str], list[str]]]:
+        start = [sys.executable, str(HERE / name), *arguments]
+        return lambda client, links: lambda way: [*start, *paths(links, client)]
+
+    def policy(client: Host, links: list[Link]) -> Callable[[str], list[str]]:
+        prefer = "prefer:" + ",".join(link.interface(client) for link in links[1:])
+        start = [sys.executable, "-m", "mptcp", "policy", "--builtin"]
+        return lambda way: [*start, prefer if "down" in way else "fullmesh"]
 
     number = 0
 
@@ -123,7 +134,11 @@ def contestants(lab: Lab, folder: str) -> Iterator[Rig]:
         return Rig(name, client, server, links, is_in_kernel, opens, command and command(client, links))  # type: ignore[operator]
 
     yield rig("in-kernel", is_in_kernel=True)
-    yield rig("mptcp policy", command=lambda client, links: lambda way: policy(way, links, client))
+    yield rig("callback", command=program("policies_ours.py", "callback"))
+    yield rig("standing order", command=program("policies_ours.py", "order"))
+    yield rig("standing order, Python computes", command=program("policies_ours.py", "order", "--busy"))
+    yield rig("mptcp policy", command=policy)
+    yield rig("bare Python", command=program("policies_bare.py"))
     if not os.access(MPTCPD, os.X_OK):
         print(f"{MPTCPD} is not installed")
         return
@@ -145,10 +160,6 @@ def contestants(lab: Lab, folder: str) -> Iterator[Rig]:
         return
     own = [MPTCPD, f"--plugin-dir={folder}", "--load-plugins=replace", "--path-manager=replace", "--log=null"]
     yield rig("mptcpd, policies_mptcpd.c", command=lambda *unused: lambda way: own)
-
-
-Times = dict[str, list[tuple[float, float] | None]]
-Cause = Callable[[Rig, mptcp.Connection, mptcp.Connection, mptcp.Subflow], float | None]
 
 
 def run(rigs: list[Rig], way: str, cause: Cause, rounds: int) -> Times:
@@ -247,6 +258,13 @@ def down(rig: Rig, here: mptcp.Connection, there: mptcp.Connection, subflow: mpt
     return begin
 
 
+WAYS: dict[str, tuple[str, Cause]] = {
+    "here": ("reset by the client's side", reset_here),
+    "there": ("reset by the server's side", reset_there),
+    "down": ("interface down at the client", down),
+}
+
+
 def captured(capture: socket.socket) -> list[Packet]:
     """The TCP segments over IPv4 that have passed."""
     packets = []
@@ -316,25 +334,32 @@ def wait_for(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.001)
 
 
-def print_table(way: str, times: Times, rounds: int) -> None:
+def quantile(times: Iterable[float], share: float) -> float:
+    ordered = sorted(times)
+    return ordered[int(len(ordered) * share)]
+
+
+def print_table(way: str, times: Times) -> None:
+    """Of each contestant the 20 % quantiles, and its SYN's as a multiple of the others'."""
     print(
-        f"\n{way + ', ms':34}{'to SYN':>10}{'accepted':>10}{'90 %':>10}{'of in-kernel':>14}{'of mptcpd':>12}   replaced"
+        f"\n{way + ', ms':34}{'to SYN':>9}{'accepted':>10}{'slow':>7}{'of mptcpd':>11}{'of Python':>11}"
+        f"{'of in-kernel':>14}   replaced"
     )
-    medians = {
-        name: statistics.median(each[1] for each in taken if each) for name, taken in times.items() if any(taken)
-    }
-    daemon = min((median for name, median in medians.items() if name.startswith("mptcpd")), default=None)
+    syns = {name: quantile((each[0] for each in taken if each), 0.2) for name, taken in times.items() if any(taken)}
+    daemon = min((syn for name, syn in syns.items() if name.startswith("mptcpd")), default=None)
     for name, taken in times.items():
         done = [each for each in taken if each]
         share = f"{len(done)} of {len(taken)}"
         if not done:
-            print(f"{name:34}{'-':>10}{'-':>10}{'-':>10}{'-':>14}{'-':>12}   {share}, in {SECONDS:.0f} s each")
+            dashes = "".join(f"{'-':>{width}}" for width in (9, 10, 7, 11, 11, 14))
+            print(f"{name:34}{dashes}   {share}, in {SECONDS:.0f} s each")
             continue
-        ordered = sorted(accepted for _, accepted in done)
-        columns = (statistics.median(syn for syn, _ in done), medians[name], ordered[int(len(ordered) * 0.9)])
-        line = f"{name:34}" + "".join(f"{column * 1e3:10.3f}" for column in columns)
-        for reference, width in ((medians.get("in-kernel"), 14), (daemon, 12)):
-            line += f"{'-':>{width}}" if reference is None else f"{medians[name] / reference:{width}.2f}"
+        syn = syns[name]
+        accepted = quantile((each[1] for each in done), 0.2)
+        slow = sum(each[0] > 2 * syn for each in done) / len(done)
+        line = f"{name:34}{syn * 1e3:9.3f}{accepted * 1e3:10.3f}{slow:7.0%}"
+        for reference, width in ((daemon, 11), (syns.get("bare Python"), 11), (syns.get("in-kernel"), 14)):
+            line += f"{'-':>{width}}" if reference is None else f"{syn / reference:{width}.2f}"
         print(f"{line}   {share}")
 
 

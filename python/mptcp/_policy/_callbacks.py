@@ -1,7 +1,8 @@
-"""The thread that calls one policy."""
+"""Calling one policy: from a thread of its own, or from the runtime's where it is the only one."""
 
 from __future__ import annotations
 
+import collections
 import logging
 import queue
 import threading
@@ -15,52 +16,85 @@ LOGGER = logging.getLogger("mptcp.policy")
 
 
 class Callbacks:
-    """Calls the methods of one policy, in order, from a thread of its own."""
+    """Calls the methods of one policy, in order.
 
-    def __init__(self, policy: Policy, has_ended: Callable[[PolicyConnection], bool]) -> None:
+    Of several policies each has a thread. One alone is called by the runtime's own: waking another thread takes as long
+    as the rest of what happens between an event and the decision.
+    """
+
+    def __init__(self, policy: Policy, has_ended: Callable[[PolicyConnection], bool], has_thread: bool) -> None:
         self.policy = policy
         self._has_ended = has_ended
-        # What is called next; None ends the thread. Written in C: waking the thread by a Condition takes twice as long.
-        self._queue: queue.SimpleQueue[tuple[str, tuple[Any, ...]] | None] = queue.SimpleQueue()
         self._stopping = False
-        # Calls of on_tick() that are queued: set by who puts them while it is 0, and counted down by the thread alone.
-        self._ticks = 0
-        self._thread = threading.Thread(target=self._run, name=f"mptcp-policy-{type(policy).__name__}", daemon=True)
+        # What is called next, in either way; None ends the thread. SimpleQueue is written in C: waking the thread by a
+        # Condition takes twice as long.
+        self._calls: collections.deque[tuple[str, tuple[Any, ...]]] = collections.deque()
+        self._ticks: collections.deque[tuple[Any, ...]] = collections.deque()
+        self._queue: queue.SimpleQueue[tuple[str, tuple[Any, ...]] | None] | None = None
+        self._thread: threading.Thread | None = None
+        # Calls of on_tick() in the queue: set by who puts them while it is 0, and counted down by the thread alone.
+        self._queued_ticks = 0
+        if has_thread:
+            self._queue = queue.SimpleQueue()
+            name = f"mptcp-policy-{type(policy).__name__}"
+            self._thread = threading.Thread(target=self._run, args=(self._queue,), name=name, daemon=True)
 
     def start(self) -> None:
-        self._thread.start()
+        if self._thread is not None:
+            self._thread.start()
 
     def wants(self, method: str) -> bool:
         """Return whether the policy overrides a method; others are never called."""
         return getattr(type(self.policy), method) is not getattr(Policy, method)
 
     def put(self, method: str, *arguments: Any) -> None:
-        if self.wants(method):
+        if not self.wants(method):
+            return
+        if self._queue is not None:
             self._queue.put((method, arguments))
+        else:
+            self._calls.append((method, arguments))
 
     def put_ticks(self, rounds: list[tuple[Any, ...]]) -> None:
         """Call on_tick() for each, unless the previous round is not over yet."""
-        if self._ticks == 0:
-            self._ticks = len(rounds)
+        if self._queue is None:
+            if not self._ticks:
+                self._ticks.extend(rounds)
+        elif self._queued_ticks == 0:
+            self._queued_ticks = len(rounds)
             for arguments in rounds:
                 self._queue.put(("on_tick", arguments))
+
+    def call(self) -> bool:
+        """Without a thread: make the calls so far, and one of on_tick(); return whether more of these are left."""
+        while self._calls and not self._stopping:
+            self._call(*self._calls.popleft())
+        if self._ticks and not self._stopping:
+            arguments = self._ticks.popleft()
+            if not arguments[0].is_closed:
+                self._call("on_tick", arguments)
+        return bool(self._ticks)
 
     def stop(self, seconds: float) -> bool:
         """Make no more calls; return False if a running callback did not return in time."""
         self._stopping = True
+        if self._queue is None or self._thread is None:
+            return True
         self._queue.put(None)
         if self._thread.ident is not None and threading.current_thread() is not self._thread:
             self._thread.join(seconds)
         return not self._thread.is_alive()
 
-    def _run(self) -> None:
-        while (call := self._queue.get()) is not None and not self._stopping:
-            method, arguments = call
-            self._ticks -= method == "on_tick"
-            try:
-                getattr(self.policy, method)(*arguments)
-            except Exception as error:
-                self._report(method, arguments, error)
+    def _run(self, calls: queue.SimpleQueue[tuple[str, tuple[Any, ...]] | None]) -> None:
+        while (call := calls.get()) is not None and not self._stopping:
+            self._queued_ticks -= call[0] == "on_tick"
+            self._call(*call)
+
+    def _call(self, method: str, arguments: tuple[Any, ...]) -> None:
+        try:
+            getattr(self.policy, method)(*arguments)
+        except Exception as error:
+            self._report(method, arguments, error)
 
     def _report(self, method: str, arguments: tuple[Any, ...], error: Exception) -> None:
         conn = arguments[0] if arguments else None

@@ -42,6 +42,8 @@ class Attempt:
     interface: str | None = None
     local_id: int | None = None
     force: bool = False
+    number: int = 0
+    """By which the watcher reports that it failed."""
     since: float = field(default_factory=time.monotonic)
     answered: Ends | None = None
     """Its ends, once the SYN/ACK has come."""
@@ -62,7 +64,17 @@ class Attempt:
 class PolicyConnection(Connection):
     """A Connection whose open_subflow() asks every policy, and returns at once. IPv4-mapped ends are IPv4 ones."""
 
-    __slots__ = ("_runtime", "attempts", "closing", "known", "waiting")
+    __slots__ = (
+        "_runtime",
+        "attempts",
+        "changing",
+        "closing",
+        "established",
+        "is_closed",
+        "known",
+        "orders",
+        "waiting",
+    )
 
     def __init__(self, native: _core.ByToken, runtime: Runtime) -> None:
         super().__init__(native)
@@ -75,6 +87,13 @@ class PolicyConnection(Connection):
         """Those that a policy closed, until their events arrive."""
         self.waiting: list[Attempt] = []
         """What will be opened when the connection is fully established."""
+        self.established = 0.0
+        """When it became fully established, if that was reported after the connection."""
+        self.orders: dict[int, Attempt] = {}
+        """What standing orders will open, by their numbers."""
+        self.changing: dict[int, tuple[str, Ends]] = {}
+        """The methods that change subflows and have not failed so far, by their numbers, and the subflows' ends."""
+        self.is_closed = False
 
     @property
     def local(self) -> tuple[Any, ...]:
@@ -106,19 +125,28 @@ class PolicyConnection(Connection):
         self._runtime.open(self, local, remote, **how)
 
     def close_subflow(self, subflow: Subflow | int, *, force: bool = False) -> None:
-        """As Connection.close_subflow; no policy's on_subflow_lost() is called for it."""
+        """As Connection.close_subflow, but return at once; no policy's on_subflow_lost() is called for it.
+
+        A subflow that cannot be closed is logged, unless it is closed already.
+        """
         if not isinstance(subflow, Subflow):
             super().close_subflow(subflow, force=force)
             return
-        ends = (plain(subflow.local), plain(subflow.remote))
-        with self._runtime.lock:
-            self.closing.add(ends)
-        try:
-            super().close_subflow(subflow, force=force)
-        except BaseException:
-            with self._runtime.lock:
-                self.closing.discard(ends)
-            raise
+        self._runtime.close_subflow(self, subflow, bool(force))
+
+    def _set_backup(self, subflow: Subflow, backup: bool) -> None:
+        self._runtime.set_backup(self, subflow, backup)
+
+    def when_lost(
+        self,
+        what: Subflow | str,
+        local: Any = None,
+        remote: Any = None,
+        *,
+        backup: bool = False,
+        interface: str | None = None,
+    ) -> None:
+        self._runtime.when_lost(self, what, local, remote, backup=bool(backup), interface=interface)
 
     def subflows(self) -> list[Subflow]:
         """A snapshot of the accepted subflows, the initial one first: look-ups of these alone, without a dump."""
@@ -141,20 +169,6 @@ class PolicyConnection(Connection):
         """As Connection.pid; looked up once for all connections."""
         return self._runtime.holder(self)
 
-    def send(self, attempt: Attempt) -> None:
-        """SUBFLOW_CREATE. Raises SubflowError, with ENOTCONN for a connection that is not fully established yet."""
-        local = attempt.local if attempt.local[0] else None
-        Connection.open_subflow(
-            self,
-            local,
-            attempt.remote,
-            backup=attempt.backup,
-            interface=attempt.interface,
-            local_id=attempt.local_id,
-            timeout=0,
-            force=attempt.force,
-        )
 
-
-def is_not_fully_established(error: OSError) -> bool:
+def is_not_fully_established(error: Exception) -> bool:
     return isinstance(error, SubflowError) and error.errno == errno.ENOTCONN

@@ -76,6 +76,15 @@ class Runtime(Protocol):
     def open(self, conn: Any, local: Any, remote: Any, **how: Any) -> None:
         """Open a subflow if every policy allows it. ``how`` are backup, interface, local_id and force."""
 
+    def close_subflow(self, conn: Any, subflow: Any, force: bool) -> None:
+        """Close a subflow, and return at once."""
+
+    def set_backup(self, conn: Any, subflow: Any, backup: bool) -> None:
+        """Change the priority of a subflow, and return at once."""
+
+    def when_lost(self, conn: Any, what: Any, local: Any, remote: Any, **how: Any) -> None:
+        """Leave a standing order, or take one back. ``how`` are backup and interface."""
+
     def look_up(self, asked: Iterable[tuple[Any, Any, Any]]) -> list[Any]:
         """Return the subflows with these connections and ends, None for each that does not exist."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import ipaddress
+import itertools
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -24,6 +25,9 @@ _ENDING = {None, "FIN_WAIT1", "FIN_WAIT2", "CLOSING", "LAST_ACK", "TIME_WAIT", "
 
 # The states of a connection to which no subflow can be added any more.
 _SHUT_DOWN = _ENDING | {"CLOSE_WAIT"}
+
+# How many changes of subflows of a connection are remembered, in case they fail.
+_CHANGES = 64
 
 # A callback that is running may go on for so long when the runtime is stopped.
 _PATIENCE = 5.0
@@ -46,7 +50,11 @@ class Runtime:
         self._addresses: list[LocalAddress] = []
         self._interfaces: dict[str, str] = {}
         self._holders: dict[int, int | None] = {}
-        self._callbacks = [Callbacks(policy, self._has_ended) for policy in policies]
+        has_threads = len(policies) > 1
+        self._callbacks = [Callbacks(policy, self._has_ended, has_threads) for policy in policies]
+        # The only policy, which is called by the runtime's own thread.
+        self._only = None if has_threads else self._callbacks[0]
+        self._numbers = itertools.count(1)
         self._thread = threading.Thread(target=self._run, name="mptcp-policies", daemon=True)
         self._stopping = False
         # Every attempt of every connection, oldest first.
@@ -72,8 +80,13 @@ class Runtime:
         """End the threads, after a failed start those that it had started. What policies opened stays open."""
         self._stopping = True
         self._watcher.close()
+        if self._only is not None:
+            self._only.stop(0)
         if self._thread.ident is not None and threading.current_thread() is not self._thread:
-            self._thread.join()
+            self._thread.join(_PATIENCE)
+            if self._thread.is_alive():
+                what = self._policies[0] if self._only is not None else "policies"
+                LOGGER.error("a callback of %s is still running after the policies were stopped", what)
         for callbacks in self._callbacks:
             if not callbacks.stop(_PATIENCE):
                 LOGGER.error("a callback of %s is still running after the policies were stopped", callbacks.policy)
@@ -130,35 +143,91 @@ class Runtime:
             return [LocalAddress(*known) for known in self._interfaces.items()]
 
     def open(self, conn: PolicyConnection, local: Any, remote: Any, **how: Any) -> None:
-        local_host, local_port = _split(local)
-        remote_host, remote_port = _split(remote)
-        goal = (remote_host or conn.remote[0], remote_port or conn.remote[1])
-        attempt = Attempt((local_host, local_port), goal, **how)
-        interface = attempt.interface
+        attempt = self._attempt(conn, local, remote, how)
         try:
-            # What a policy allows is an address: without one it is that of the route.
-            from_host = local_host or conn._native.local_address(goal, interface)
+            if self._allow(conn, attempt):
+                self._send(conn, attempt)
         except SubflowError as error:
             self._tell("on_subflow_failed", conn, _failure(conn, attempt, error.errno))
+
+    def when_lost(self, conn: PolicyConnection, what: Any, local: Any, remote: Any, **how: Any) -> None:
+        before = None
+        if local is None and remote is None and how["interface"] is None:
+            before = self._watcher.take_back(conn._native, what)
+        else:
+            attempt = self._attempt(conn, local, remote, how)
+            if not self._allow(conn, attempt):
+                return
+            with self.lock:
+                conn.orders[attempt.number] = attempt
+            try:
+                before = self._watcher.when_lost(
+                    conn._native,
+                    what,
+                    attempt.local if attempt.local[0] else None,
+                    attempt.remote,
+                    attempt.backup,
+                    attempt.interface,
+                    attempt.number,
+                )
+            except BaseException:
+                before = attempt.number
+                raise
+            finally:
+                self._forget_order(conn, before)
             return
-        origin = LocalAddress(from_host, interface or self.interface_of(from_host) or "")
-        if all(policy.allows(conn, origin, goal) for policy in self._policies):
-            self._send(conn, attempt)
+        self._forget_order(conn, before)
+
+    def _forget_order(self, conn: PolicyConnection, number: int | None) -> None:
+        if number is not None:
+            with self.lock:
+                conn.orders.pop(number, None)
+
+    def close_subflow(self, conn: PolicyConnection, subflow: Subflow, force: bool) -> None:
+        number = self._change("close_subflow", conn, subflow)
+        with self.lock:
+            conn.closing.add(conn.changing[number][1])
+        self._watcher.close_subflow(conn._native, subflow, force, number)
+
+    def set_backup(self, conn: PolicyConnection, subflow: Subflow, backup: bool) -> None:
+        self._watcher.set_backup(conn._native, subflow, backup, self._change("set_backup", conn, subflow))
+
+    def _change(self, method: str, conn: PolicyConnection, subflow: Subflow) -> int:
+        number = next(self._numbers)
+        with self.lock:
+            conn.changing[number] = (method, (plain(subflow.local), plain(subflow.remote)))
+            while len(conn.changing) > _CHANGES:
+                del conn.changing[next(iter(conn.changing))]
+        return number
+
+    def _attempt(self, conn: PolicyConnection, local: Any, remote: Any, how: dict[str, Any]) -> Attempt:
+        host, port = _split(remote)
+        goal = (host or conn.remote[0], port or conn.remote[1])
+        return Attempt(_split(local), goal, number=next(self._numbers), **how)
+
+    def _allow(self, conn: PolicyConnection, attempt: Attempt) -> bool:
+        """Return whether every policy allows a subflow. Raises SubflowError where there is no route."""
+        host, interface = attempt.local[0], attempt.interface
+        # What a policy allows is an address: without one it is that of the route.
+        host = host or conn._native.local_address(attempt.remote, interface)
+        origin = LocalAddress(host, interface or self.interface_of(host) or "")
+        return all(policy.allows(conn, origin, attempt.remote) for policy in self._policies)
 
     def _send(self, conn: PolicyConnection, attempt: Attempt) -> None:
+        """SUBFLOW_CREATE, by another thread. Raises SubflowError for what is refused before that."""
         attempt.since = time.monotonic()
         self._begin(conn, attempt)
         try:
-            conn.send(attempt)
-        except OSError as error:
-            self._end(conn, attempt)
-            if is_not_fully_established(error) and conn._native.state_now() not in _SHUT_DOWN:
-                with self.lock:
-                    conn.waiting.append(attempt)
-            elif isinstance(error, SubflowError):
-                self._tell("on_subflow_failed", conn, _failure(conn, attempt, error.errno))
-            else:
-                raise
+            self._watcher.open(
+                conn._native,
+                attempt.local if attempt.local[0] else None,
+                attempt.remote,
+                attempt.backup,
+                attempt.interface,
+                attempt.local_id,
+                attempt.force,
+                attempt.number,
+            )
         except BaseException:
             self._end(conn, attempt)
             raise
@@ -194,16 +263,22 @@ class Runtime:
 
     def _run(self) -> None:
         due = 0.0
+        has_ticks = False
         while not self._stopping:
             try:
-                report = self._watcher.get(max(0.0, due - time.monotonic()), self._connections)
+                wait = 0.0 if has_ticks else max(0.0, due - time.monotonic())
+                report = self._watcher.get(wait, self._connections)
                 if report is not None:
                     # Then wait again at once, without the GIL: a policy's thread has been woken and needs it.
                     self._handle(report)
+                if self._only is not None:
+                    # What a policy is told of comes before the ticks that are left.
+                    has_ticks = self._only.call()
                 now = time.monotonic()
                 if now >= due:
                     self._give_up(now)
                     self._give_ticks(now)
+                    has_ticks = self._only is not None
                     due = self._next_due(now)
             except Exception:
                 if self._stopping:
@@ -233,6 +308,10 @@ class Runtime:
                 self._subflow_answered(self._connections[event.token], event)
             case ("accepted", token, subflow):
                 self._subflow_accepted(self._connections[token], subflow)
+            case ("ordered", token, number):
+                self._order_begins(self._connections.get(token), number)
+            case ("refused", token, number, error):
+                self._refused(self._connections.get(token), number, error)
             case ("lost" | "failed", event):
                 self._subflow_closed(self._connections[event.token], event)
             case ("other", event):
@@ -258,10 +337,16 @@ class Runtime:
 
     def _established(self, conn: PolicyConnection) -> None:
         with self.lock:
+            conn.established = time.monotonic()
             waiting, conn.waiting = conn.waiting, []
+        for attempt in waiting:
+            self._send_again(conn, attempt)
+
+    def _send_again(self, conn: PolicyConnection, attempt: Attempt) -> None:
         try:
-            for attempt in waiting:
-                self._send(conn, attempt)
+            self._send(conn, attempt)
+        except SubflowError as error:
+            self._tell("on_subflow_failed", conn, _failure(conn, attempt, error.errno))
         except OSError:
             if not self._has_ended(conn):
                 raise
@@ -281,6 +366,7 @@ class Runtime:
             self._holders.pop(conn.inode, None)
             for attempt in list(conn.attempts):
                 self._end(conn, attempt)
+            conn.is_closed = True
         self._tell("on_closed", conn)
 
     def _has_ended(self, conn: PolicyConnection) -> bool:
@@ -288,6 +374,45 @@ class Runtime:
 
     def _is_ending(self, conn: PolicyConnection) -> bool:
         return conn._native.state_now() in _ENDING
+
+    # Commands
+
+    def _order_begins(self, conn: PolicyConnection | None, number: int) -> None:
+        """A standing order is being carried out."""
+        if conn is not None:
+            with self.lock:
+                attempt = conn.orders.pop(number, None)
+                if attempt is not None:
+                    attempt.since = time.monotonic()
+                    self._begin(conn, attempt)
+
+    def _refused(self, conn: PolicyConnection | None, number: int, error: Exception) -> None:
+        """A command failed at once."""
+        if conn is None:
+            return
+        with self.lock:
+            attempt = next((one for one in conn.attempts if one.number == number), None)
+            method, ends = conn.changing.pop(number, ("open_subflow", None))
+            if ends is not None and method == "close_subflow":
+                conn.closing.discard(ends)
+        if attempt is None:
+            # Of a subflow that is closed already there was nothing to do.
+            is_gone = isinstance(error, SubflowError) and error.errno == errno.ENOTCONN
+            if ends is not None and not is_gone and not self._has_ended(conn):
+                LOGGER.error("%s() failed", method, exc_info=error)
+            return
+        self._end(conn, attempt)
+        if is_not_fully_established(error) and conn._native.state_now() not in _SHUT_DOWN:
+            with self.lock:
+                is_now = conn.established > attempt.since
+                if not is_now:
+                    conn.waiting.append(attempt)
+            if is_now:
+                self._send_again(conn, attempt)
+        elif isinstance(error, SubflowError):
+            self._tell("on_subflow_failed", conn, _failure(conn, attempt, error.errno))
+        elif not self._has_ended(conn):
+            LOGGER.error("open_subflow() failed", exc_info=error)
 
     # Subflows
 

@@ -5,6 +5,9 @@
 //! [`crate::connection::acceptance`]). After a loss the connections and subflows are read again and compared with what was
 //! known. IPv4-mapped ends are reported as IPv4 ones.
 
+pub mod commands;
+pub mod orders;
+
 use std::collections::hash_map::Entry as Place;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
@@ -16,13 +19,17 @@ use crate::abi::address::unmapped;
 use crate::abi::uapi::tcp_state;
 use crate::connection::acceptance;
 use crate::connection::by_token::{self, ByToken};
+use crate::connection::open::Request;
 use crate::connection::{needs_net_admin, Connection, Subflow};
 use crate::error::{Error, Result};
 use crate::events::event::{Event, Kind};
+use crate::events::reader::Observer;
 use crate::events::{Events, Taken};
 use crate::namespace::Namespace;
-use crate::sys;
 use crate::sys::lock::lock;
+use crate::sys::{self, wait};
+use crate::watcher::commands::{Outcome, Outcomes};
+use crate::watcher::orders::{is_of, Orders, What};
 
 /// The shortest and the longest time between two looks for acceptance.
 const SHORTEST: Duration = Duration::from_micros(250);
@@ -48,6 +55,8 @@ pub enum Report {
     Lost(Event),
     /// A subflow that had not been accepted was closed.
     Failed(Event),
+    /// What became of a command at once.
+    Outcome(Outcome),
     /// Anything else: links, addresses, announced addresses, or a loss of events.
     Other(Event),
 }
@@ -91,6 +100,8 @@ pub struct Watcher {
     namespace: Arc<Namespace>,
     events: Events,
     ledger: Mutex<Ledger>,
+    outcomes: Arc<Outcomes>,
+    orders: Arc<Orders>,
 }
 
 impl Watcher {
@@ -100,7 +111,10 @@ impl Watcher {
         if events.is_polling() {
             return Err(needs_net_admin("watching the subflows of all connections"));
         }
-        let watcher = Watcher { namespace, events, ledger: Mutex::default() };
+        let outcomes = Outcomes::new()?;
+        let orders = Arc::new(Orders::new(Arc::clone(&outcomes)));
+        events.reader().add_observer(&(Arc::clone(&orders) as Arc<dyn Observer>));
+        let watcher = Watcher { namespace, events, ledger: Mutex::default(), outcomes, orders };
         watcher.read_again(&mut lock(&watcher.ledger))?;
         Ok(watcher)
     }
@@ -108,6 +122,46 @@ impl Watcher {
     /// The links that are up and the present addresses, as events.
     pub fn links(&self) -> Vec<Event> {
         self.events.links()
+    }
+
+    /// Opens a subflow. What is wrong in itself is an error at once, what the kernel refuses an outcome with this number.
+    pub fn open(&self, connection: &Arc<ByToken>, request: &Request, number: u64) -> Result<()> {
+        commands::open(self.events.reader(), &self.outcomes, connection, request, number)
+    }
+
+    /// Closes a subflow. That it cannot be closed is an outcome with this number.
+    pub fn close(&self, connection: &Arc<ByToken>, ends: Ends, force: bool, number: u64) {
+        self.orders.take_back(connection.token(), &What::Subflow(ends));
+        commands::close(self.events.reader(), &self.outcomes, connection, ends, force, number);
+    }
+
+    /// Changes the priority of a subflow. That it cannot be changed is an outcome with this number.
+    pub fn set_backup(&self, connection: &Arc<ByToken>, ends: Ends, backup: bool, number: u64) {
+        commands::set_backup(self.events.reader(), &self.outcomes, connection, ends, backup, number);
+    }
+
+    /// Leaves a standing order to open a subflow when `what` is lost, and returns the number of one that it replaces.
+    pub fn when_lost(
+        &self,
+        connection: &Arc<ByToken>,
+        what: What,
+        request: &Request,
+        number: u64,
+    ) -> Result<Option<u64>> {
+        self.orders.leave(connection, self.placed(what), request, number)
+    }
+
+    /// Takes a standing order back; its number, unless it has been carried out, or there was none.
+    pub fn take_back(&self, token: u32, what: &What) -> Option<u64> {
+        self.orders.take_back(token, what)
+    }
+
+    /// An address with the interface that has it now.
+    fn placed(&self, what: What) -> What {
+        let What::Address { ip, .. } = what else { return what };
+        let has_it = |event: &Event| event.local.is_some_and(|local| local.ip() == ip);
+        let interface = self.links().into_iter().find(has_it).and_then(|event| event.interface);
+        What::Address { ip, interface }
     }
 
     /// Ends it: a waiting thread returns.
@@ -134,6 +188,10 @@ impl Watcher {
     fn take(&self) -> Result<Option<Report>> {
         let mut ledger = lock(&self.ledger);
         loop {
+            // First, since an order is carried out before the event that it waited for is passed on.
+            if let Some(outcome) = self.outcomes.pop() {
+                return Ok(Some(Report::Outcome(outcome)));
+            }
             if let Some(report) = ledger.reports.pop_front() {
                 return Ok(Some(report));
             }
@@ -156,7 +214,14 @@ impl Watcher {
     fn wait(&self, timeout: Option<Duration>) -> io::Result<()> {
         let due = lock(&self.ledger).due.map(|due| due.saturating_duration_since(Instant::now()));
         let timeout = [timeout, due].into_iter().flatten().min();
-        self.events.wait(timeout).map(drop)
+        // The kernel's sockets too: this thread is woken by them directly, and not by the thread that reads them. But where
+        // there are standing orders, that one carries them out sooner than another that is told of them.
+        let reader = self.events.reader();
+        let [source, links] = if self.orders.is_empty() { reader.sockets() } else { [-1, -1] };
+        let fds = [self.events.fd(), self.outcomes.fd(), source, links];
+        let [_, _, source, links] = wait::readable(fds, timeout)?;
+        reader.read([source, links]);
+        Ok(())
     }
 
     fn handle(&self, ledger: &mut Ledger, event: Event) -> Result<()> {
@@ -187,12 +252,7 @@ impl Watcher {
             }
             (Kind::SubClosed, Some(ends)) => {
                 let was_accepted = watched.accepted.remove(&ends);
-                // After a reset the event may lack the remote port.
-                let is_it = |(local, remote): &Ends| {
-                    *local == ends.0
-                        && (*remote == ends.1 || ends.1.port() == 0 && remote.ip() == ends.1.ip())
-                };
-                watched.answered.retain(|answered| !is_it(answered));
+                watched.answered.retain(|answered| !is_of(ends, *answered));
                 ledger.reports.push_back(if was_accepted {
                     Report::Lost(event)
                 } else {

@@ -1,0 +1,134 @@
+//! Commands of a watcher: to open and to close subflows. Another thread carries them out, because they wait for the lock of
+//! their connection, and their failures are told afterwards.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::{Arc, Mutex};
+
+use crate::connection::by_token::ByToken;
+use crate::connection::close::close_at;
+use crate::connection::open::{Opening, Plan, Request};
+use crate::connection::path_manager::check_userspace_at_once;
+use crate::connection::{priority, Which};
+use crate::error::{Error, Result};
+use crate::events::reader::Reader;
+use crate::sys::lock::lock;
+use crate::sys::wait::EventFd;
+use crate::watcher::Ends;
+
+/// What became of a command at once. Its number is the caller's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// A standing order is being carried out: its subflow is requested.
+    Ordered { token: u32, number: u64 },
+    /// A command failed.
+    Refused { token: u32, number: u64, error: Error },
+}
+
+/// The outcomes that are still to be taken.
+#[derive(Debug)]
+pub struct Outcomes {
+    queue: Mutex<VecDeque<Outcome>>,
+    /// Readable while there are some.
+    ready: EventFd,
+}
+
+impl Outcomes {
+    pub fn new() -> Result<Arc<Outcomes>> {
+        let ready = EventFd::new().map_err(|error| Error::call("eventfd", &error))?;
+        Ok(Arc::new(Outcomes { queue: Mutex::default(), ready }))
+    }
+
+    pub fn push(&self, outcome: Outcome) {
+        let mut queue = lock(&self.queue);
+        queue.push_back(outcome);
+        if queue.len() == 1 {
+            self.ready.set();
+        }
+    }
+
+    pub fn pop(&self) -> Option<Outcome> {
+        let mut queue = lock(&self.queue);
+        let outcome = queue.pop_front();
+        if outcome.is_some() && queue.is_empty() {
+            self.ready.reset();
+        }
+        outcome
+    }
+
+    pub fn fd(&self) -> RawFd {
+        self.ready.as_raw_fd()
+    }
+}
+
+/// What opens a subflow: the SYN alone where the kernel is known to do all that was asked for.
+pub fn prepare(connection: &Arc<ByToken>, request: &Request) -> Result<impl FnOnce() -> Result<()> + Send> {
+    let plan = Plan::by_token(connection, request)?;
+    let (namespace, known) = connection.shared()?;
+    check_userspace_at_once(namespace, known)?;
+    let (connection, request) = (Arc::clone(connection), request.clone());
+    Ok(move || match plan.is_certain() {
+        true => plan.send(),
+        false => Opening::new(&*connection, &request)?.detach(&*connection).map(drop),
+    })
+}
+
+/// Opens a subflow. What is wrong in itself is an error at once.
+pub fn open(
+    reader: &Reader,
+    outcomes: &Arc<Outcomes>,
+    connection: &Arc<ByToken>,
+    request: &Request,
+    number: u64,
+) -> Result<()> {
+    let send = prepare(connection, request)?;
+    submit(reader, outcomes, connection.token(), number, send);
+    Ok(())
+}
+
+/// Closes a subflow by its ends.
+pub fn close(
+    reader: &Reader,
+    outcomes: &Arc<Outcomes>,
+    connection: &Arc<ByToken>,
+    ends: Ends,
+    force: bool,
+    number: u64,
+) {
+    let connection = Arc::clone(connection);
+    let token = connection.token();
+    submit(reader, outcomes, token, number, move || close_at(&connection, ends, force));
+}
+
+/// Changes the priority of a subflow by its ends.
+pub fn set_backup(
+    reader: &Reader,
+    outcomes: &Arc<Outcomes>,
+    connection: &Arc<ByToken>,
+    (local, remote): Ends,
+    backup: bool,
+    number: u64,
+) {
+    let token = connection.token();
+    let connection = Arc::clone(connection);
+    let change = move || priority::set_backup(&*connection, Which::Endpoints { local, remote }, backup);
+    submit(reader, outcomes, token, number, change);
+}
+
+fn submit(
+    reader: &Reader,
+    outcomes: &Arc<Outcomes>,
+    token: u32,
+    number: u64,
+    command: impl FnOnce() -> Result<()> + Send + 'static,
+) {
+    let outcomes = Arc::clone(outcomes);
+    reader.submit(token, Box::new(move || run(&outcomes, token, number, command)));
+}
+
+/// Runs a command and keeps its failure.
+pub fn run(outcomes: &Outcomes, token: u32, number: u64, command: impl FnOnce() -> Result<()>) {
+    if let Err(error) = command() {
+        outcomes.push(Outcome::Refused { token, number, error });
+    }
+}
