@@ -17,6 +17,7 @@ from typing import Any
 import mptcp
 import pytest
 from mptcp.lab import Host, Lab, Link
+from mptcp.policies import Backup, FullMesh, Handover, Prefer
 from support import (
     PATIENCE,
     ROOT,
@@ -341,3 +342,74 @@ def test_commands_of_a_connection_stay_in_order(made: Connection) -> None:
             conn.open_subflow((local, port), (remote, 5999))
         failed = [policy.next("on_subflow_failed")[1].local[1] for _ in range(20)]
         assert failed == list(range(31000, 31020))
+
+
+class Watching(mptcp.Policy):
+    """Keeps from where subflows were being opened when it was told of a loss."""
+
+    def watch(self) -> queue.Queue[list[str]]:
+        self.told: queue.Queue[list[str]] = queue.Queue()
+        return self.told
+
+    def _note(self) -> None:
+        self.told.put([one.local[0] for conn in self.connections() for one in self.opening(conn)])
+
+    def on_subflow_lost(self, conn: mptcp.Connection, event: mptcp.Event) -> None:
+        self._note()
+        super().on_subflow_lost(conn, event)
+
+    def on_link_down(self, event: mptcp.Event) -> None:
+        self._note()
+        super().on_link_down(event)
+
+
+class WatchedFullMesh(Watching, FullMesh):
+    """FullMesh, watched."""
+
+
+class WatchedBackup(Watching, Backup):
+    """Backup, watched."""
+
+
+class WatchedPrefer(Watching, Prefer):
+    """Prefer, watched."""
+
+
+class WatchedHandover(Watching, Handover):
+    """Handover, watched."""
+
+
+def has_orders(policy: Any, kind: type, count: int) -> bool:
+    return sum(isinstance(key, kind) for orders in policy._orders.values() for key in orders) >= count
+
+
+@pytest.mark.parametrize("kind", [WatchedFullMesh, WatchedBackup])
+def test_a_lost_subflow_is_opened_again_by_an_order(made: Connection, kind: type) -> None:
+    """When the policy is told, it is being opened already."""
+    second = made.second[0]
+    policy = kind() if kind is WatchedFullMesh else kind(*made.paths)
+    told = policy.watch()
+    with made.client.run_policy(policy):
+        assert eventually(lambda: has_orders(policy, tuple, 2))
+        subflow = next(one for one in made.sock.subflows() if one.local[0] == second)
+        at_the_peer(made, subflow).close()
+        assert told.get(timeout=30 * PATIENCE) == [second]
+
+
+@pytest.mark.parametrize("kind", [WatchedPrefer, WatchedHandover])
+def test_the_next_path_is_used_by_an_order(mptcp_lab: Lab, kind: type) -> None:
+    """When the policy is told that the interface is down, the subflow on the next path is being opened already."""
+    client, server = mptcp_lab.host("client"), mptcp_lab.host("server")
+    links = [mptcp_lab.link(client, server) for _ in range(2)]
+    second = links[1].address(client)
+    policy = kind(*links)
+    told = policy.watch()
+    with contextlib.ExitStack() as stack:
+        made = stack.enter_context(connected(client, server, (links[0], links[1])))
+        stack.enter_context(server.run_policy(mptcp.Policy()))
+        stack.enter_context(client.run_policy(policy))
+        assert eventually(lambda: has_orders(policy, str, 1))
+        links[0].down()
+        assert told.get(timeout=30 * PATIENCE) == [second]
+        # The initial subflow ends by a FIN, which the link does not carry.
+        assert eventually(lambda: any(one.local[0] == second and one._accepted for one in made.sock.subflows()))

@@ -55,6 +55,9 @@ class Backup(PathPolicy):
         for subflow in spare:
             if not subflow.backup:
                 subflow.set_backup(True)
+            self.keep(conn, subflow, backup=True, path=self.backup)
+        for subflow in self.on_path(self.primary, subflows):
+            self.keep(conn, subflow, path=self.primary)
         for subflow in self.on_path(self.primary, subflows) if spare else ():
             if not self.is_up(subflow) or self._is_stuck(subflow):
                 if self.is_up(subflow):

@@ -60,8 +60,7 @@ class Base(Policy):
         path: Path | None = None,
     ) -> None:
         """Open a subflow from a local address, on a path if one is given, bound to its interface as ``bind`` says."""
-        is_named = path is not None and path.interface is not None
-        if local.interface and not self._cannot_bind and (self.bind or (self.bind is None and is_named)):
+        if self._is_bound(local, path):
             try:
                 conn.open_subflow(local.address, remote, backup=backup, interface=local.interface, timeout=0)
                 return
@@ -72,6 +71,11 @@ class Base(Policy):
                 _LOGGER.warning("%s does not bind subflows to interfaces: %s", type(self).__name__, error.strerror)
         conn.open_subflow(local.address, remote, backup=backup, timeout=0)
         self._warn_of_route(local, (remote or conn.remote)[0])
+
+    def _is_bound(self, local: LocalAddress, path: Path | None) -> bool:
+        """Return whether a subflow from a local address is bound to its interface."""
+        is_named = path is not None and path.interface is not None
+        return bool(local.interface) and not self._cannot_bind and bool(self.bind or (self.bind is None and is_named))
 
     def _warn_of_route(self, local: LocalAddress, remote: str) -> None:
         if local.interface and not self.leaves_by_own_interface(local, remote):

@@ -21,6 +21,8 @@ class FullMesh(PathPolicy):
 
     def wanted(self, conn: Connection, subflows: list[Subflow], opening: Sequence[Opening]) -> None:
         there = {(subflow.local[0], subflow.remote[0]) for subflow in subflows}
+        for subflow in subflows:
+            self.keep(conn, subflow)
         there |= {(one.local[0], one.remote[0]) for one in opening}
         for local in self.addresses():
             if self.is_excluded(local):

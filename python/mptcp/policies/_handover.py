@@ -58,8 +58,23 @@ class Handover(PathPolicy):
             for subflow in subflows:
                 if subflow not in stay:
                     conn.close_subflow(subflow)
+            self._prepare(conn, stay)
         elif subflows:
             self._move(conn, subflows, opening)
+
+    def _prepare(self, conn: Connection, stay: list[Subflow]) -> None:
+        """Order what _move() does when the only interface in use goes down."""
+        interfaces = {self.local_of(subflow).interface for subflow in stay}
+        used = [number for number, path in enumerate(self.paths) if self.on_path(path, stay)]
+        if len(interfaces) != 1 or "" in interfaces or not used:
+            return
+        (interface,) = interfaces
+        after = used[-1] + 1
+        for path in self.paths[after:] + self.paths[:after]:
+            for local in self.addresses_on(path, conn):
+                if local.interface != interface:
+                    self.when_lost(conn, interface, local, path=path)
+                    return
 
     def _move(self, conn: Connection, subflows: list[Subflow], opening: Sequence[Opening]) -> None:
         """Open a subflow on the path after the one in use."""

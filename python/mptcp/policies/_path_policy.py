@@ -27,6 +27,16 @@ class _Failures(NamedTuple):
     try_again: float
 
 
+class _Order(NamedTuple):
+    """A standing order: what it waits for, and the arguments of Connection.when_lost()."""
+
+    what: Subflow | str
+    local: str
+    remote: tuple[Any, ...]
+    backup: bool
+    interface: str | None
+
+
 class PathPolicy(Base):
     """A policy that keeps subflows on certain paths of every connection that this side opened.
 
@@ -47,6 +57,9 @@ class PathPolicy(Base):
         self._failures: dict[tuple[int, LocalAddress], _Failures] = {}
         self._announced: dict[int, dict[int, tuple[Any, ...]]] = {}
         self._withdrawn: dict[int, set[tuple[Any, ...]]] = {}
+        # The standing orders of each connection, by what they wait for; and those that wanted() asks for.
+        self._orders: dict[int, dict[Any, _Order]] = {}
+        self._asked_for: dict[Any, _Order] = {}
 
     def wanted(self, conn: Connection, subflows: list[Subflow], opening: Sequence[Opening]) -> None:
         """Open and close subflows as the connection needs, by ensure() and conn.close_subflow().
@@ -97,6 +110,45 @@ class PathPolicy(Base):
             return True
         return False
 
+    def when_lost(
+        self,
+        conn: Connection,
+        what: Subflow | str,
+        local: LocalAddress,
+        remote: tuple[Any, ...] | None = None,
+        *,
+        backup: bool = False,
+        path: Path | None = None,
+    ) -> None:
+        """Have a subflow opened the moment that ``what`` is lost: see Connection.when_lost(). For use in wanted().
+
+        Without ``remote`` to the first of remotes(). What is not asked for again by the next call of wanted() is taken
+        back. Nothing is ordered that would not be tried now.
+        """
+        remotes = self.remotes(conn, local)
+        remote = remote or next(iter(remotes), None)
+        if remote in remotes and self.may_try(conn, local) and not self.is_excluded(local):
+            interface = local.interface if self._is_bound(local, path) else None
+            key = what if isinstance(what, str) else (what.local, what.remote)
+            self._asked_for[key] = _Order(what, local.address, remote, backup, interface)
+
+    def keep(self, conn: Connection, subflow: Subflow, *, backup: bool = False, path: Path | None = None) -> None:
+        """Have a subflow opened again between its addresses the moment that it is lost. For use in wanted()."""
+        if subflow.state == "ESTABLISHED" and self.is_up(subflow):
+            self.when_lost(conn, subflow, self.local_of(subflow), subflow.remote[:2], backup=backup, path=path)
+
+    def _leave_orders(self, conn: Connection) -> None:
+        asked_for, self._asked_for = self._asked_for, {}
+        before = self._orders.get(conn.token, {})
+        for key, order in before.items():
+            if key not in asked_for:
+                conn.when_lost(order.what)
+        for key, order in asked_for.items():
+            if key not in before or before[key][1:] != order[1:]:
+                conn.when_lost(order.what, order.local, order.remote, backup=order.backup, interface=order.interface)
+        if before or asked_for:
+            self._orders[conn.token] = asked_for
+
     def may_try(self, conn: Connection, local: LocalAddress) -> bool:
         """Return whether a subflow from this address may be tried: none failed, or long enough ago."""
         failures = self._failures.get((conn.token, local))
@@ -124,7 +176,9 @@ class PathPolicy(Base):
             with runtime.deciding:
                 # In this order, a subflow that is accepted meanwhile is in both rather than in neither.
                 opening = self.opening(conn)
+                self._asked_for = {}
                 self.wanted(conn, conn.subflows(), opening)
+                self._leave_orders(conn)
 
     def _look_at_all(self) -> None:
         for conn in self.connections():
@@ -139,6 +193,7 @@ class PathPolicy(Base):
     def on_closed(self, conn: Connection) -> None:
         self._announced.pop(conn.token, None)
         self._withdrawn.pop(conn.token, None)
+        self._orders.pop(conn.token, None)
         self._failures = {key: value for key, value in self._failures.items() if key[0] != conn.token}
 
     def on_subflow_established(self, conn: Connection, subflow: Subflow) -> None:
@@ -182,12 +237,17 @@ class PathPolicy(Base):
                 conn.close_subflow(subflow)
 
     def on_subflow_lost(self, conn: Connection, event: Event) -> None:
+        orders = self._orders.get(conn.token, {})
+        for key in [key for key in orders if not isinstance(key, str) and key[0] == event.local]:
+            del orders[key]  # it has been carried out
         self._look(conn)
 
     def on_link_up(self, event: Event) -> None:
         self._look_at_all()
 
     def on_link_down(self, event: Event) -> None:
+        for orders in self._orders.values():
+            orders.pop(event.interface, None)  # it has been carried out
         self._look_at_all()
 
     def on_address(self, event: Event) -> None:

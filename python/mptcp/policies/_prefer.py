@@ -36,6 +36,17 @@ class Prefer(PathPolicy):
                 for other in subflows:
                     if other not in best:
                         conn.close_subflow(other)
+                self._prepare(conn, path, best)
                 return
             if self.ensure(conn, subflows, opening, path):
                 return
+
+    def _prepare(self, conn: Connection, path: Path, best: list[Subflow]) -> None:
+        """Order what is done anyway when a subflow on the path in use is lost, or its interface goes down."""
+        for subflow in best:
+            self.keep(conn, subflow, path=path)
+            interface = self.local_of(subflow).interface
+            others = [(other, local) for other in self.order for local in self.addresses_on(other, conn)]
+            spare = next(((other, local) for other, local in others if local.interface != interface), None)
+            if interface and spare is not None:
+                self.when_lost(conn, interface, spare[1], path=spare[0])
