@@ -37,7 +37,7 @@ BENCHMARKS = {
     "Whether listing waits for a busy connection": ["connections --calls 200"],
     "Options on one subflow": ["subflow_options"],
     "`mptcp run`": ["run"],
-    "Recording": ["recorder rows", "recorder load", "recorder missed", "recorder sender"],
+    "Recording": ["recorder rows", "recorder load", "recorder missed", "recorder programs", "recorder sender"],
     "Replacing a lost subflow": ["policies --rounds 10"],
     "Emulated links": ["links", "small_requests"],
     "Plots": ["plots"],

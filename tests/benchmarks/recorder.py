@@ -1,7 +1,7 @@
 """What a recording costs, against the obvious alternatives, all in one run.
 
     .venv/bin/maturin develop --release && cargo build --release --example bare_sampler
-    .venv/bin/python tests/benchmarks/recorder.py [rows] [load] [missed] [sender] [memory]
+    .venv/bin/python tests/benchmarks/recorder.py [rows] [load] [missed] [programs] [sender] [memory]
 
 It needs ss; no privilege, since it runs in labs of its own, except for BPF. Without a word it does all but memory, in
 some minutes. A benchmark, not a test: nothing fails for being slow. The contestants take turns.
@@ -12,6 +12,7 @@ some minutes. A benchmark, not a test: nothing fails for being slow. The contest
 - load: `wait_ns` of each method beside a sender that writes 1 MB at a time at full speed, at 2 and 8 subflows; as
   root, of BPF too.
 - missed: ticks missed at 1 kHz while Python is busy, against the bare loop beside the same.
+- programs: the processor time of the BPF programs themselves, at 1 kHz, by BPF_ENABLE_STATS. As root.
 - sender: the processor time of a sender on a shaped link, sampled and not.
 - memory: ten million rows with path=, and the resident memory meanwhile. Takes 7 GB in /tmp at most.
 """
@@ -48,15 +49,24 @@ SENDER_TURNS = 50
 
 def main() -> None:
     if "--inside" in sys.argv:
-        parts: dict[str, Callable[[], None]] = {"rows": rows, "load": load, "missed": missed, "memory": memory}
+        parts: dict[str, Callable[[], None]] = {
+            "rows": rows,
+            "load": load,
+            "missed": missed,
+            "programs": programs,
+            "memory": memory,
+        }
         parts[sys.argv[-1]]()
         return
-    for part in sys.argv[1:] or ["rows", "load", "missed", "sender"]:
+    for part in sys.argv[1:] or ["rows", "load", "missed", "programs", "sender"]:
         if part == "sender":
             sender()
             continue
         inside = [sys.executable, "-W", "ignore", __file__, "--inside", part]
-        if part == "load" and os.geteuid() == 0:
+        if part == "programs" and os.geteuid() != 0:
+            print("\nprograms: needs root")
+            continue
+        if part in ("load", "missed", "programs") and os.geteuid() == 0:
             # BPF needs the initial user namespace, which a lab leaves.
             subprocess.run(
                 ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh", *inside], check=True
@@ -72,6 +82,7 @@ def connections(subflows: int, count: int) -> Iterator[list[mptcp.Socket]]:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with contextlib.ExitStack() as stack:
+        stack.enter_context(mptcp.use_path_manager("userspace"))
         listener = stack.enter_context(mptcp.create_server(("", 5000), backlog=128))
         clients = []
         for _ in range(count):
@@ -218,7 +229,8 @@ def beside_a_sender(processors: set[int], subflows: int) -> None:
 
 
 def missed() -> None:
-    shares: dict[str, list[float]] = {"Recorder": [], "bare": []}
+    methods = ("inet_diag", *(["bpf"] if os.geteuid() == 0 else []))
+    shares: dict[str, list[float]] = {**{f"Recorder, {method}": [] for method in methods}, "bare, inet_diag": []}
     stop = threading.Event()
 
     def busy() -> None:
@@ -229,16 +241,70 @@ def missed() -> None:
     thread.start()
     with connections(2, 1) as socks:
         for _ in range(ROUNDS):
-            *_, recorder = recorded("inet_diag", 0.001, 5.0, socks)
-            shares["Recorder"].append(recorder.missed / (recorder.missed + recorder.metadata["ticks"]))
+            for method in methods:
+                *_, recorder = recorded(method, 0.001, 5.0, socks)
+                share = recorder.missed / (recorder.missed + recorder.metadata["ticks"])
+                shares[f"Recorder, {method}"].append(share)
             *_, count = bare("inet_diag", 0.001, 5000, socks)
-            shares["bare"].append(count / 5000)
+            shares["bare, inet_diag"].append(count / 5000)
         scheduler = recorder.metadata["scheduler"]
     stop.set()
     thread.join()
     print(f"\nticks missed at 1 kHz while Python is busy, {scheduler}, of {ROUNDS} turns of 5 s each")
     for name, values in shares.items():
-        print(f"{name:>11}: {statistics.mean(values):.3%} (each: {', '.join(f'{value:.3%}' for value in values)})")
+        print(f"{name:>20}: {statistics.mean(values):.3%} (each: {', '.join(f'{value:.3%}' for value in values)})")
+
+
+# linux/bpf.h; asm/unistd.h of x86-64, and asm-generic/unistd.h.
+BPF_ENABLE_STATS, BPF_STATS_RUN_TIME = 32, 0
+NR_BPF = 321 if os.uname().machine == "x86_64" else 280
+
+
+def programs() -> None:
+    """Beside connections with 2 and 8 subflows, and beside subflows that are replaced all the time."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    kind = ctypes.c_uint32(BPF_STATS_RUN_TIME)
+    stats = libc.syscall(NR_BPF, BPF_ENABLE_STATS, ctypes.byref(kind), ctypes.sizeof(kind))
+    if stats < 0:
+        raise OSError(ctypes.get_errno(), "BPF_ENABLE_STATS")
+    print("\nBPF programs at 1 kHz, by BPF_ENABLE_STATS, in turns of 5 s")
+    print(f"{'subflows':>9}{'program':>13}{'runs':>8}{'ns each':>9}{'of a processor':>16}")
+    for subflows in (2, 8):
+        with connections(subflows, 1) as socks:
+            for replaced in (False, True):
+                report(socks[0], subflows, replaced)
+    os.close(stats)
+
+
+def report(sock: mptcp.Socket, subflows: int, replaced: bool) -> None:
+    with mptcp.Recorder(sock, 0.001, method="bpf") as recorder:
+        begin = time.monotonic()
+        while (seconds := time.monotonic() - begin) < 5:
+            if replaced:
+                sock.close_subflow(sock.open_subflow("127.0.0.9", "127.0.0.1"))
+            else:
+                time.sleep(0.1)
+        found = list(of_programs())
+    kind = f"{subflows}, replaced" if replaced else str(subflows)
+    for name, count, run_ns in found:
+        if count:
+            share = run_ns / 1e9 / seconds
+            print(f"{kind:>12}{name:>11}{count:>8}{run_ns / count:>9.0f}{share:>16.3%}", flush=True)
+    assert recorder.metadata["failure"] is None
+
+
+def of_programs() -> Iterator[tuple[str, int, int]]:
+    """Return the kind of each BPF program of this process, how often it ran, and for how many nanoseconds in all."""
+    kinds = {"3": "find", "26": "end", "31": "read"}
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:bpf-prog":
+                lines = Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
+                info = dict(line.split(":", 1) for line in lines)
+                kind = info["prog_type"].strip()
+                yield kinds.get(kind, kind), int(info["run_cnt"]), int(info["run_time_ns"])
 
 
 ENDLESS = """
