@@ -630,6 +630,24 @@ def test_how_a_script_ends(tmp_path: Path, text: str, status: int, last: str) ->
     assert "run_script" not in result.stderr
 
 
+@pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
+def test_processes_of_a_script(tmp_path: Path, method: str) -> None:
+    """Of one that does not import mptcp."""
+    (tmp_path / "script.py").write_text(f"""
+import multiprocessing, socket
+
+def protocol(_):
+    with socket.socket() as sock:
+        return sock.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL)
+
+if __name__ == "__main__":
+    with multiprocessing.get_context("{method}").Pool(1) as pool:
+        print(pool.map(protocol, range(2)))
+""")
+    result = run_in_process("script.py", cwd=tmp_path)
+    assert (result.stdout, result.stderr) == ("[262, 262]\n", "")
+
+
 def test_a_script_that_is_not_there_and_options_that_do_not_fit(tmp_path: Path) -> None:
     result = run_in_process("missing.py", cwd=tmp_path)
     assert (result.returncode, result.stderr) == (127, "mptcp run: missing.py: No such file or directory\n")
