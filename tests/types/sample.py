@@ -35,6 +35,22 @@ def sockets() -> int:
         return len(sock.subflows())
 
 
+@mptcp.patch()
+def patched(host: str, port: int = 80) -> int:
+    with socket.create_connection((host, port)) as sock:
+        return sock.fileno()
+
+
+@mptcp.patch()
+async def patched_coroutine(host: str) -> str:
+    return host
+
+
+async def decorated() -> None:
+    assert_type(patched("10.0.1.2", port=5000), int)
+    assert_type(await patched_coroutine("10.0.1.2"), str)
+
+
 def subflows(sock: mptcp.Socket | mptcp.Connection) -> float:
     opened = sock.open_subflow("10.0.2.1", ("10.0.2.2", 5000), backup=True, interface="eth1")
     assert_type(opened, mptcp.Subflow)
