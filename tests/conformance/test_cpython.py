@@ -33,6 +33,19 @@ def test_nothing_fails_with_ours_that_passes_with_a_bare_socket() -> None:
     assert [each for summary in results.values() for each in cpython.check(summary)] == []
 
 
+def test_a_difference_from_a_bare_socket_is_wrong_unless_it_is_luck() -> None:
+    lucky = "test.test_ssl.TestPreHandshakeClose.test_preauth_data_to_tls_server"
+    for test, fails, wrong in (
+        ("test.test_socket.Any.test_other", ["Socket"], True),
+        ("test.test_socket.GeneralModuleTests.test_repr", ["Socket", "patch"], True),
+        ("test.test_socket.GeneralModuleTests.test_repr", ["bare", "Socket", "patch"], False),
+        ("test.test_socket.Any.test_other", ["bare"], True),
+        (lucky, ["patch"], False),
+    ):
+        summary = {"suite": {"differences": {test: {"fails": fails, "text": "why"}}}}
+        assert bool(cpython.check(summary)) == wrong, (test, fails)
+
+
 def processes(mark: str) -> list[int]:
     """The processes that have a word in their environment."""
     found = []
