@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import io
 import selectors
+import tempfile
 import threading
 import time
 import warnings
@@ -38,7 +39,7 @@ LTE: dict[str, Any] = {"name": "lte", "rate": "10mbit", "delay": "30ms", "queue"
 DSL: dict[str, Any] = {"name": "dsl", "rate": "15mbit", "delay": "20ms", "queue": "100ms"}
 SAT: dict[str, Any] = {"name": "sat", "rate": "5mbit", "delay": "150ms", "queue": "300ms"}
 
-Ends: TypeAlias = tuple[mptcp.Recording, mptcp.Recording]
+Ends: TypeAlias = tuple[Any, Any]
 Running: TypeAlias = tuple[Transfer, Host, Host, list[Link], list[Any]]
 
 HEAD = """# Gallery
@@ -93,6 +94,26 @@ def failover() -> Ends:
         running.sock.open_subflow(wifi.address(client), (wifi.address(server), 5000))
         time.sleep(2.2)
     return tuple(recordings)
+
+
+def captured() -> Ends:
+    """The sender's recording, and a trace from captures at both ends of both links."""
+    with tempfile.TemporaryDirectory() as folder, Lab() as lab:
+        client, server = lab.host("client"), lab.host("server")
+        wifi, lte = (lab.link(client, server, **link) for link in (WIFI, LTE))
+        files = [Path(folder, f"{link.name}.pcapng") for link in (wifi, lte)]
+        with (
+            wifi.capture(files[0], host="both"),
+            lte.capture(files[1], host="both"),
+            Transfer(client, server, [wifi, lte]) as running,
+            mptcp.Recorder(running.sock) as rec,
+        ):
+            time.sleep(1.5)
+            wifi.down()
+            time.sleep(1.5)
+            wifi.up()
+            time.sleep(2.5)
+        return (kept(rec), mptcp.read_trace(*files)), None
 
 
 def dead() -> Ends:
@@ -192,6 +213,29 @@ def grid(recording: mptcp.Recording, width: float) -> Any:
     return figure
 
 
+def segments(both: tuple[mptcp.Recording, mptcp.Trace], width: float) -> Any:
+    """A recording's goodput and a trace's plots on one time axis."""
+    import matplotlib.pyplot as plt
+
+    rec, trace = both
+    figure, axes = plt.subplots(4, figsize=(width, 6.4), sharex=True, layout="constrained")
+    plot.goodput(rec, ax=axes[0])
+    for draw, ax in zip((plot.sequence, plot.flight, plot.delay), axes[1:], strict=True):
+        draw(trace, ax=ax, recording=rec, events=False)
+    for ax in axes[:-1]:
+        ax.set_xlabel("")
+    return figure
+
+
+def waiting(both: tuple[mptcp.Recording, mptcp.Trace], width: float) -> Any:
+    import matplotlib.pyplot as plt
+
+    rec, trace = both
+    figure, ax = plt.subplots(figsize=(width, 2.2), layout="constrained")
+    plot.reordering(trace, ax=ax, recording=rec)
+    return figure
+
+
 @dataclass(frozen=True)
 class Scene:
     """A picture: how it is recorded and drawn, what it shows and how it misleads."""
@@ -202,7 +246,7 @@ class Scene:
     shows: str
     misleads: str
     end: int = 0
-    draw: Callable[[mptcp.Recording, float], Any] = whole
+    draw: Callable[[Any, float], Any] = whole
     code: str = "rec.plot()"
 
 
@@ -311,6 +355,33 @@ SCENES = [
         "    draw(rec, ax=ax)\n"
         "    ax.set_title(draw.__name__)",
     ),
+    Scene(
+        "segments",
+        "Every segment of a failover",
+        captured,
+        "A link is down from 1.5 s to 3 s, and captures of both ends tell of each segment: its data sequence number "
+        "when it was sent, marked if that had been sent before; what was in flight on each subflow; and how long each "
+        "took until the application could read it. `recording=` puts all of it on the recording's time axis.",
+        "Data in flight includes what has arrived and waits for other data, so a subflow may seem to have more in "
+        "flight than its congestion window. The delay begins with the first transmission: a capture does not tell how "
+        "long data waited in the sender's buffer.",
+        draw=segments,
+        code='figure, axes = plt.subplots(4, sharex=True, layout="constrained")\n'
+        "plot.goodput(rec, ax=axes[0])\n"
+        "for ax, draw in zip(axes[1:], (plot.sequence, plot.flight, plot.delay)):\n"
+        "    draw(trace, ax=ax, recording=rec, events=False)",
+    ),
+    Scene(
+        "reordering",
+        "Waiting at the receiver",
+        captured,
+        "The same transfer: the part of each subflow's segments that waited up to so long, from their arrival until "
+        "all data before them had arrived.",
+        "Each segment counts once, whatever its length. A line says who waits, not who is to blame: what arrived over "
+        "`lte` waited up to 1.7 s for what was lost on `wifi`.",
+        draw=waiting,
+        code="plot.reordering(trace)",
+    ),
 ]
 
 
@@ -330,7 +401,7 @@ def main() -> None:
         recording = recorded[scene.record][scene.end]
         for suffix, width in (("", _style.WIDTH), ("-column", COLUMN)):
             write(scene, recording, width, PICTURES / f"{scene.name}{suffix}.png")
-        print(f"{scene.name}: {recording}", flush=True)
+        print(scene.name, flush=True)
     PAGE.write_text(page())
 
 

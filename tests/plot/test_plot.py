@@ -13,12 +13,14 @@ import mptcp
 import numpy as np
 import pytest
 from mptcp import cli, measures
+from mptcp.cli import plot as command
 from mptcp.lab import Transfer, record_transfer, two_paths
+from mptcp.plot import _panels
 from support import eventually
 
 matplotlib = pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'mptcp[plot]'")
 import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.collections import FillBetweenPolyCollection  # noqa: E402
+from matplotlib.collections import PolyCollection  # noqa: E402
 from matplotlib.patches import StepPatch  # noqa: E402
 
 PANELS = ("goodput", "rtt", "cwnd", "share", "rcv_rtt", "rcv_wnd", "rtt_cdf", "rtt_ccdf")
@@ -120,7 +122,7 @@ def test_many_samples_are_a_median_and_a_band(recording: mptcp.Recording) -> Non
     (line,), (band,) = ax.lines, ax.collections
     assert len(line.get_xdata()) == 500
     np.testing.assert_allclose(line.get_ydata(), 1.0095, atol=1e-3)  # a piece may have one more or less
-    assert isinstance(band, FillBetweenPolyCollection)
+    assert isinstance(band, PolyCollection)
     assert band.get_datalim(ax.transData).get_points()[:, 1].tolist() == pytest.approx([1.0, 1.019])
 
 
@@ -220,6 +222,10 @@ def test_command(recording: mptcp.Recording, tmp_path: Path, suffix: str, magic:
     if suffix == ".svg":
         # Text that stays text, so that it can be searched and changed.
         assert set(re.findall(rb">(10\.0\.\d\.1|RTT \(ms\))<", content)) == {b"10.0.1.1", b"10.0.2.1", b"RTT (ms)"}
+
+
+def test_command_knows_every_panel() -> None:
+    assert command._PANELS == _panels.PANELS
 
 
 def test_command_options(recording: mptcp.Recording, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,13 +1,14 @@
-"""Distributions of round-trip times."""
+"""Distributions."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ._chart import Chart
-from ._style import OTHERS
+from ._style import OTHERS, Look
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,12 +20,21 @@ _EVENLY, _TAIL = 500, 300
 
 
 def rtt(ax: Axes, chart: Chart, *, complement: bool) -> None:
-    """Draw the part of the samples that are at most, or with ``complement`` above, each value."""
+    parts = [
+        (one.label, one.look, np.concatenate([flow.measured(*_field(chart)) for flow in one.flows]) / 1e3)
+        for one in chart.series
+    ]
+    draw(ax, parts, complement=complement)
+    ax.set_xlabel("RTT (ms)" if chart.direction == "sent" else "Receiver's RTT (ms)")
+    ax.set_ylabel("Samples above" if complement else "Samples up to")
+
+
+def draw(ax: Axes, parts: Sequence[tuple[str, Look, Floats]], *, complement: bool) -> None:
+    """Draw of each series the part of its values that are at most, or with ``complement`` above, each value."""
     largest = 0.0
     least = 1.0
-    for one in sorted(chart.series, key=lambda one: one.look != OTHERS):
-        data = np.concatenate([flow.measured(*_field(chart)) for flow in one.flows])
-        data = np.sort(data[~np.isnan(data)]) / 1e3
+    for label, look, data in sorted(parts, key=lambda part: part[1] != OTHERS):
+        data = np.sort(data[~np.isnan(data)])
         if not len(data):
             continue
         largest = max(largest, float(data[-1]))
@@ -35,15 +45,13 @@ def rtt(ax: Axes, chart: Chart, *, complement: bool) -> None:
             least = min(least, 1 / len(data))
         else:
             values, part = np.concatenate((values[:1], values)), np.concatenate(([0.0], below))
-        ax.plot(values, part, color=one.look.colour, linestyle=one.look.dashes, label=one.label, drawstyle="steps-post")
+        ax.plot(values, part, color=look.colour, linestyle=look.dashes, label=label, drawstyle="steps-post")
     if complement:
         ax.set_yscale("log")
         ax.set_ylim(least, 1.2)
     else:
         ax.set_ylim(0, 1.02)
     ax.set_xlim(0, 1.02 * largest or 1.0)
-    ax.set_xlabel("RTT (ms)" if chart.direction == "sent" else "Receiver's RTT (ms)")
-    ax.set_ylabel("Samples above" if complement else "Samples up to")
     ax.grid(linewidth=0.4, color="#dddddd")
     ax.set_axisbelow(True)
 

@@ -29,10 +29,9 @@ class _Above(Legend):
 
     def get_bbox_to_anchor(self) -> BboxBase:
         ax: Any = self.axes
-        figure: Any = ax.get_figure(root=True)
         titles = (ax.get_title(loc) and title for loc, title in _titles(ax))
         top = max([ax.bbox.y1, *(title.get_window_extent().y1 for title in titles if title)])
-        return Bbox.from_extents(ax.bbox.x0, top + _SPACE * figure.dpi / 72, ax.bbox.x1, top)
+        return Bbox.from_extents(ax.bbox.x0, top + _SPACE * ax.figure.dpi / 72, ax.bbox.x1, top)
 
 
 class _Beside(HandlerLine2D):

@@ -28,6 +28,16 @@ _MARKERS = {
     "REMOVED": "X",
     "LINK_UP": ">",
     "LINK_DOWN": "<",
+    # Of traces.
+    "MP_CAPABLE": "o",
+    "MP_JOIN": "^",
+    "ADD_ADDR": "P",
+    "REMOVE_ADDR": "X",
+    "MP_PRIO": "D",
+    "MP_FAIL": "d",
+    "MP_FASTCLOSE": "s",
+    "MP_TCPRST": "v",
+    "DATA_FIN": "H",
 }
 _OTHER_MARKER = "*"
 # Events that are about no subflow, and addresses, which appear and disappear with their link.
@@ -98,8 +108,8 @@ class _Owners:
         return None
 
 
-def draw(ax: Axes, marks: Sequence[Mark], end: float, *, markers: bool = True) -> None:
-    """Draw marks on a plot that reaches from 0 to ``end`` seconds: a line each, if they are few, and markers.
+def draw(ax: Axes, marks: Sequence[Mark], seconds: float, *, markers: bool = True) -> None:
+    """Draw marks on a plot of so many seconds: a line each, if they are few, and markers.
 
     Markers that would overlap are one if they are equal, and otherwise one below the other.
     """
@@ -107,14 +117,14 @@ def draw(ax: Axes, marks: Sequence[Mark], end: float, *, markers: bool = True) -
         for mark in marks:
             ax.axvline(mark.time, color=mark.colour, linewidth=0.6, linestyle=(0, (2, 2)), zorder=0.5, label="_")
     if markers and marks:
-        _markers(ax, marks, end)
+        _markers(ax, marks, seconds)
 
 
-def _markers(ax: Axes, marks: Sequence[Mark], end: float) -> None:
+def _markers(ax: Axes, marks: Sequence[Mark], seconds: float) -> None:
     from matplotlib.transforms import ScaledTranslation
 
     width, height = size_of(ax)
-    placed = _placed(marks, width / (end or 1.0))
+    placed = _placed(marks, width / (seconds or 1.0))
     # Room for them above the data.
     depth = _HEIGHT * (1 + max(level for _, level in placed))
     low, high = ax.get_ylim()
@@ -122,9 +132,8 @@ def _markers(ax: Axes, marks: Sequence[Mark], end: float) -> None:
     groups: dict[tuple[str, int], list[Mark]] = {}
     for mark, level in placed:
         groups.setdefault((mark.kind, level), []).append(mark)
-    figure: Any = ax.get_figure(root=True)
     for (kind, level), group in groups.items():
-        lowered = ScaledTranslation(0, -(level + 0.5) * _HEIGHT / 72, figure.dpi_scale_trans)
+        lowered = ScaledTranslation(0, -(level + 0.5) * _HEIGHT / 72, ax.figure.dpi_scale_trans)
         ax.scatter(
             [mark.time for mark in group],
             [1] * len(group),

@@ -18,26 +18,45 @@ class Series:
     flows: list[Flow]
 
 
+@dataclass(frozen=True)
+class Group:
+    """The same before it is known what the subflows are: their numbers."""
+
+    label: str
+    look: Look
+    members: list[int]
+
+
 def series_of(flows: Sequence[Flow]) -> list[Series]:
-    """Return the subflows as at most eight series, in the order in which they appeared; the others come last.
+    """Return the subflows as groups() groups them."""
+    found = groups(
+        [flow.label for flow in flows],
+        [flow.path for flow in flows],
+        [flow.carried("sent") + flow.carried("received") for flow in flows],
+    )
+    return [Series(group.label, group.look, [flows[index] for index in group.members]) for group in found]
+
+
+def groups(labels: Sequence[str], paths: Sequence[str | None], carried: Sequence[float]) -> list[Group]:
+    """Return subflows as at most eight series, in the order in which they appeared; the others come last.
 
     Up to seven subflows are a series each. More are grouped by their path, if that is known of all. If there are more
     than seven series even so, those that carried least are one, the others.
     """
-    groups = [(flow.label, [flow]) for flow in flows]
-    if len(groups) > len(LOOKS) and all(flow.path is not None for flow in flows):
-        paths: dict[str, list[Flow]] = {}
-        for flow in flows:
-            paths.setdefault(str(flow.path), []).append(flow)
-        groups = [(_counted(path, members), members) for path, members in paths.items()]
-    if len(groups) <= len(LOOKS):
-        return [Series(label, look, members) for (label, members), look in zip(groups, LOOKS, strict=False)]
-    carried = [sum(flow.carried("sent") + flow.carried("received") for flow in members) for _, members in groups]
-    largest = sorted(sorted(range(len(groups)), key=lambda index: -carried[index])[: len(LOOKS)])
-    rest = [flow for index, (_, members) in enumerate(groups) if index not in largest for flow in members]
-    shown = [Series(*groups[index][:1], look, groups[index][1]) for index, look in zip(largest, LOOKS, strict=True)]
-    return [*shown, Series(f"{len(rest)} others", OTHERS, rest)]
+    found = [(label, [index]) for index, label in enumerate(labels)]
+    if len(found) > len(LOOKS) and None not in paths:
+        by_path: dict[str, list[int]] = {}
+        for index, path in enumerate(paths):
+            by_path.setdefault(str(path), []).append(index)
+        found = [(_counted(path, members), members) for path, members in by_path.items()]
+    if len(found) <= len(LOOKS):
+        return [Group(label, look, members) for (label, members), look in zip(found, LOOKS, strict=False)]
+    total = [sum(carried[index] for index in members) for _, members in found]
+    largest = sorted(sorted(range(len(found)), key=lambda number: -total[number])[: len(LOOKS)])
+    rest = [index for number, (_, members) in enumerate(found) if number not in largest for index in members]
+    shown = [Group(*found[number][:1], look, found[number][1]) for number, look in zip(largest, LOOKS, strict=True)]
+    return [*shown, Group(f"{len(rest)} others", OTHERS, rest)]
 
 
-def _counted(path: str, members: Sequence[Flow]) -> str:
+def _counted(path: str, members: Sequence[int]) -> str:
     return path if len(members) == 1 else f"{path} ({len(members)} subflows)"

@@ -94,8 +94,9 @@ def axes(ax: Axes | None, height: float = HEIGHT) -> Iterator[Axes]:
 
 def size_of(ax: Axes) -> tuple[float, float]:
     """Return about how wide and high the axes are, in points: a layout engine may still change that."""
-    box, (width, height) = ax.get_position(), ax.get_figure(root=True).get_size_inches()  # type: ignore[union-attr]
-    return max(1.0, 72 * box.width * width), max(1.0, 72 * box.height * height)
+    box, figure = ax.get_position(), ax.figure
+    width, height = (72 * length / figure.dpi for length in (figure.bbox.width, figure.bbox.height))
+    return max(1.0, box.width * width), max(1.0, box.height * height)
 
 
 def scale(largest: float, units: Sequence[str]) -> tuple[float, str]:
@@ -106,9 +107,9 @@ def scale(largest: float, units: Sequence[str]) -> tuple[float, str]:
     return 1000.0**step, units[step]
 
 
-def over_time(ax: Axes, end: float, title: str) -> None:
+def over_time(ax: Axes, end: float, title: str, *, begin: float = 0.0) -> None:
     """Give a plot over time its axes and grid."""
-    ax.set_xlim(0, end or 1.0)
+    ax.set_xlim(begin, end or 1.0)
     ax.set_xlabel("Time (s)")
     ax.set_ylabel(title)
     ax.grid(axis="y", linewidth=0.4, color="#dddddd")

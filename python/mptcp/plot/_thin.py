@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from .._rows import Floats
@@ -15,6 +16,8 @@ POINTS = 1000
 
 # Of several lines the band leaves out so much above and below: of very many, some are always far off.
 _OUTSIDE = 0.1
+# Cells of a plot in which one point is as good as several.
+_ACROSS, _UP = 2000, 1000
 # Points that are further apart than so many times the usual distance are not joined.
 _GAP = 10
 
@@ -29,14 +32,18 @@ class Thinned:
     high: Floats | None = None
 
 
-def thinned(time: Floats, values: Floats, *, spread: bool = False) -> Thinned:
+def thinned(time: Floats, values: Floats, *, spread: bool = False, holds: bool = False) -> Thinned:
     """Return a line of at most 1,000 points and its gaps. ``time`` must be in order.
 
     More points are divided into up to 500 pieces of equal time: the line is the median of each, the band reaches from
     the minimum to the maximum. Pieces without a value are NaN. So are values between which more than ten times the
     usual time passed. With ``spread`` the points are of several lines: there is always a band, from their 10th to their
-    90th percentile.
+    90th percentile. A value that ``holds`` until its next change has no gaps.
     """
+    if holds:
+        if len(time) <= POINTS:
+            return Thinned(time, values)
+        time, values = _held(time, values)
     if len(time) <= POINTS and not spread:
         return Thinned(*_with_gaps(time, values))
     begin, end = float(time[0]), float(time[-1])
@@ -63,6 +70,26 @@ def thinned(time: Floats, values: Floats, *, spread: bool = False) -> Thinned:
     return Thinned(times, middle, low, high)
 
 
+def cells(x: Floats, y: Floats) -> NDArray[np.intp]:
+    """Return the points, in order, without those that would be drawn where another is already.
+
+    Two thousand by a thousand cells are finer than what a page shows. A point without a place (NaN) is left out.
+    """
+    known = np.flatnonzero(~(np.isnan(x) | np.isnan(y)))
+    if len(known) <= POINTS:
+        return known
+    across, up = (_cell(axis[known], count) for axis, count in ((x, _ACROSS), (y, _UP)))
+    _, first = np.unique(across * _UP + up, return_index=True)
+    shown: NDArray[np.intp] = known[np.sort(first)]
+    return shown
+
+
+def _cell(values: Floats, count: int) -> NDArray[np.intp]:
+    low, high = float(values.min()), float(values.max())
+    cell: NDArray[np.intp] = ((values - low) * ((count - 1) / ((high - low) or 1.0))).astype(np.intp)
+    return cell
+
+
 def alone(values: Floats) -> np.ndarray:
     """Return where a value has none beside it, so that a line would not show it."""
     missing = np.concatenate(([True], np.isnan(values), [True]))
@@ -76,3 +103,12 @@ def _with_gaps(time: Floats, values: Floats) -> tuple[Floats, Floats]:
     apart = np.diff(time)
     wide = np.flatnonzero(apart > _GAP * np.median(apart)) + 1
     return np.insert(time, wide, (time[wide] + time[wide - 1]) / 2), np.insert(values, wide, np.nan)
+
+
+def _held(time: Floats, values: Floats) -> tuple[Floats, Floats]:
+    """Add points between the changes, so that no piece of time is without one."""
+    between = np.linspace(float(time[0]), float(time[-1]), POINTS)
+    times = np.concatenate((time, between))
+    order = np.argsort(times, kind="stable")
+    holds = values[np.searchsorted(time, between, side="right") - 1]
+    return times[order], np.concatenate((values, holds))[order]
