@@ -45,6 +45,7 @@ if _typing.TYPE_CHECKING:
     from . import measures as measures
     from . import plot as plot
     from . import policies as policies
+    from . import testing as testing
 
 for _class in (
     Endpoint,
@@ -112,7 +113,7 @@ __all__ = [
 
 def __getattr__(name: str) -> _typing.Any:
     # These are imported when they are first asked for, and asyncio and numpy with them.
-    if name in ("aio", "lab", "measures", "plot", "policies"):
+    if name in ("aio", "lab", "measures", "plot", "policies", "testing"):
         import importlib
 
         return importlib.import_module(f"{__name__}.{name}")

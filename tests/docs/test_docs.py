@@ -18,13 +18,23 @@ import mptcp.enhanced_api
 import mptcp.lab
 import mptcp.measures
 import mptcp.policies
+import mptcp.testing
 import pytest
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
 INTERFACES = DOCS / "interfaces.toml"
-MODULES = (mptcp, mptcp.aio, mptcp.enhanced_api, mptcp.lab, mptcp.measures, mptcp.plot, mptcp.policies)
+MODULES = (
+    mptcp,
+    mptcp.aio,
+    mptcp.enhanced_api,
+    mptcp.lab,
+    mptcp.measures,
+    mptcp.plot,
+    mptcp.policies,
+    mptcp.testing,
+)
 
 
 def blocks(language: str) -> list[str]:

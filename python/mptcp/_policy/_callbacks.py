@@ -15,16 +15,27 @@ from ._policy import Policy
 LOGGER = logging.getLogger("mptcp.policy")
 
 
+# What is done with the exception of a policy's method.
+Reporter = Callable[[Policy, str, Exception], None]
+
+
+def log(policy: Policy, method: str, error: Exception) -> None:
+    LOGGER.error("%s.%s() failed", type(policy).__name__, method, exc_info=error)
+
+
 class Callbacks:
-    """Calls the methods of one policy, in order.
+    """Calls the methods of one policy, in order; on a bench from the caller's thread.
 
     Of several policies each has a thread. One alone is called by the runtime's own: waking another thread takes as long
     as the rest of what happens between an event and the decision.
     """
 
-    def __init__(self, policy: Policy, has_ended: Callable[[PolicyConnection], bool], has_thread: bool) -> None:
+    def __init__(
+        self, policy: Policy, has_ended: Callable[[PolicyConnection], bool], has_thread: bool, report: Reporter = log
+    ) -> None:
         self.policy = policy
         self._has_ended = has_ended
+        self._report_error = report
         self._stopping = False
         # What is called next, in either way; None ends the thread. SimpleQueue is written in C: waking the thread by a
         # Condition takes twice as long.
@@ -85,6 +96,21 @@ class Callbacks:
             self._thread.join(seconds)
         return not self._thread.is_alive()
 
+    def call_queued(self) -> int:
+        """Make the calls that wait, in the caller's thread; return how many they were."""
+        count = 0
+        if self._queue is None:
+            while waiting := len(self._calls) + len(self._ticks):
+                count += waiting
+                self.call()
+            return count
+        while not self._queue.empty():
+            if (call := self._queue.get()) is not None:
+                self._queued_ticks -= call[0] == "on_tick"
+                self._call(*call)
+                count += 1
+        return count
+
     def _run(self, calls: queue.SimpleQueue[tuple[str, tuple[Any, ...]] | None]) -> None:
         while (call := calls.get()) is not None and not self._stopping:
             self._queued_ticks -= call[0] == "on_tick"
@@ -100,4 +126,4 @@ class Callbacks:
         conn = arguments[0] if arguments else None
         if isinstance(error, OSError) and isinstance(conn, PolicyConnection) and self._has_ended(conn):
             return  # whatever it wanted of the connection is too late
-        LOGGER.error("%s.%s() failed", type(self.policy).__name__, method, exc_info=error)
+        self._report_error(self.policy, method, error)

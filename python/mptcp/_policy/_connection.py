@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import errno
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .. import _core
@@ -43,8 +42,8 @@ class Attempt:
     local_id: int | None = None
     force: bool = False
     number: int = 0
-    """By which the watcher reports that it failed."""
-    since: float = field(default_factory=time.monotonic)
+    """By which it is reported that it failed."""
+    since: float = 0.0
     answered: Ends | None = None
     """Its ends, once the SYN/ACK has come."""
     timed_out: bool = False
@@ -77,7 +76,8 @@ class PolicyConnection(Connection):
     )
 
     def __init__(self, native: _core.ByToken, runtime: Runtime) -> None:
-        super().__init__(native)
+        # Not by Connection's own, which takes those of the kernel alone: a bench has others.
+        self._native = native
         self._runtime = runtime
         # All below is the runtime's, under its lock.
         self.known: set[Ends] = set()
@@ -168,6 +168,11 @@ class PolicyConnection(Connection):
     def pid(self) -> int | None:
         """As Connection.pid; looked up once for all connections."""
         return self._runtime.holder(self)
+
+    @property
+    def program(self) -> str | None:
+        """As Connection.program, of that process."""
+        return self._runtime.program(self)
 
 
 def is_not_fully_established(error: Exception) -> bool:

@@ -90,3 +90,6 @@ class Runtime(Protocol):
 
     def holder(self, conn: Any) -> int | None:
         """Return the process that holds a connection."""
+
+    def program(self, conn: Any) -> str | None:
+        """Return the name of that process."""

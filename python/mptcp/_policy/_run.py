@@ -29,6 +29,7 @@ class RunningPolicies:
     ) -> None:
         # Imported here, because it and logging take half as long as the whole package.
         from ._checks import check
+        from ._kernel import NetworkNamespace
         from ._runtime import Runtime
 
         check(policies)
@@ -44,7 +45,7 @@ class RunningPolicies:
                 place = stack.enter_context(open_socket(socket.AF_INET, socket.SOCK_DGRAM))
                 self._sockets = turn, place
                 uid = _use_userspace(stack, set_path_manager)
-                runtime = Runtime(policies, place.fileno(), _core.Watcher(place.fileno()), uid)
+                runtime = Runtime(policies, NetworkNamespace(place.fileno()), uid=uid)
                 stack.callback(runtime.stop)
                 # A weak reference, so that policies end when nothing holds them.
                 stack.enter_context(_ended_by_sigterm(weakref.WeakMethod(self.close)))

@@ -7,17 +7,17 @@ import errno
 import ipaddress
 import itertools
 import threading
-import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from .. import _connection, _core, _proc
+from .. import _connection, _core
 from .._core import Event, Subflow
 from .._errors import SubflowError
 from .._event_kind import EventKind
-from ._callbacks import LOGGER, Callbacks
+from ._callbacks import LOGGER, Callbacks, Reporter, log
 from ._connection import Attempt, Ends, PolicyConnection, is_not_fully_established, plain, plain_host
 from ._interface import LocalAddress, Opening
+from ._kernel import Kernel
 from ._policy import Policy
 
 # The states of a connection that has ended or is about to.
@@ -34,16 +34,17 @@ _PATIENCE = 5.0
 
 
 class Runtime:
-    """Takes the watcher's reports of one network namespace and calls the policies."""
+    """Takes the reports of one network namespace and calls the policies."""
 
-    def __init__(self, policies: Sequence[Policy], fd: int, watcher: _core.Watcher, uid: int | None = None) -> None:
+    def __init__(
+        self, policies: Sequence[Policy], kernel: Kernel, report: Reporter = log, *, uid: int | None = None
+    ) -> None:
         self.lock = threading.RLock()
         # Held by a policy of paths from its look at a connection until it has opened what was missing: two that look
         # at once would both find it missing. Never taken with the lock above held.
         self.deciding = threading.RLock()
         self._policies = policies
-        self._fd = fd
-        self._watcher = watcher
+        self._kernel = kernel
         # Only connections of this user, if it is given.
         self._uid = uid
         self._connections: dict[int, PolicyConnection] = {}
@@ -51,7 +52,7 @@ class Runtime:
         self._interfaces: dict[str, str] = {}
         self._holders: dict[int, int | None] = {}
         has_threads = len(policies) > 1
-        self._callbacks = [Callbacks(policy, self._has_ended, has_threads) for policy in policies]
+        self._callbacks = [Callbacks(policy, self._has_ended, has_threads, report) for policy in policies]
         # The only policy, which is called by the runtime's own thread.
         self._only = None if has_threads else self._callbacks[0]
         self._numbers = itertools.count(1)
@@ -60,26 +61,46 @@ class Runtime:
         # Every attempt of every connection, oldest first.
         self._attempts: dict[Attempt, PolicyConnection] = {}
         self._open_timeout = min(policy.open_timeout for policy in policies)
-        now = time.monotonic()
+        now = self.now()
         self._next_tick = {
             callbacks: now + callbacks.policy.tick for callbacks in self._callbacks if callbacks.wants("on_tick")
         }
 
     def start(self) -> None:
+        self.begin()
+        for callbacks in self._callbacks:
+            callbacks.start()
+        self._thread.start()
+
+    def begin(self) -> None:
+        """Check that the policies can run here, and take what there is so far. No thread is started."""
         for policy in self._policies:
             policy._runtime = self
         self._read_addresses()
         for policy in self._policies:
             policy._check_place(self)
         self._catch_up()
-        for callbacks in self._callbacks:
-            callbacks.start()
-        self._thread.start()
+
+    def settle(self) -> None:
+        """Handle all reports, and make all calls to which they lead, in the caller's thread: for a bench."""
+        while self._catch_up() + sum(callbacks.call_queued() for callbacks in self._callbacks):
+            pass
+
+    def pass_time(self) -> None:
+        """Give up what took too long, and give ticks, as far as they are due now: for a bench."""
+        now = self.now()
+        self._give_up(now)
+        self._give_ticks(now)
+        self.settle()
+
+    def next_due(self) -> float:
+        """Return when pass_time() has something to do next."""
+        return self._next_due(self.now())
 
     def stop(self) -> None:
         """End the threads, after a failed start those that it had started. What policies opened stays open."""
         self._stopping = True
-        self._watcher.close()
+        self._kernel.close()
         if self._only is not None:
             self._only.stop(0)
         if self._thread.ident is not None and threading.current_thread() is not self._thread:
@@ -125,17 +146,17 @@ class Runtime:
             return self._interfaces.get(plain_host(address))
 
     def now(self) -> float:
-        return time.monotonic()
+        return self._kernel.now()
 
     def interface_of_route(self, local: str, remote: str) -> str | None:
-        return _core.interface_of_route(self._fd, local, remote)
+        return self._kernel.interface_of_route(local, remote)
 
     def check_subflow_options(self) -> None:
-        _core.probe_subflow_options(self._fd)
+        self._kernel.check_subflow_options()
 
     def has_interface(self, name: str) -> bool:
         """Return whether the network namespace has an interface of this name, whatever its state."""
-        return _core.has_interface(self._fd, name)
+        return self._kernel.has_interface(name)
 
     def known_addresses(self) -> list[LocalAddress]:
         """Return every address of the network namespace, including loopback and interfaces that are down."""
@@ -148,12 +169,12 @@ class Runtime:
             if self._allow(conn, attempt):
                 self._send(conn, attempt)
         except SubflowError as error:
-            self._tell("on_subflow_failed", conn, _failure(conn, attempt, error.errno))
+            self._tell("on_subflow_failed", conn, self._failure(conn, attempt, error.errno))
 
     def when_lost(self, conn: PolicyConnection, what: Any, local: Any, remote: Any, **how: Any) -> None:
         before = None
         if local is None and remote is None and how["interface"] is None:
-            before = self._watcher.take_back(conn._native, what)
+            before = self._kernel.take_back(conn, what)
         else:
             attempt = self._attempt(conn, local, remote, how)
             if not self._allow(conn, attempt):
@@ -161,8 +182,8 @@ class Runtime:
             with self.lock:
                 conn.orders[attempt.number] = attempt
             try:
-                before = self._watcher.when_lost(
-                    conn._native,
+                before = self._kernel.when_lost(
+                    conn,
                     what,
                     attempt.local if attempt.local[0] else None,
                     attempt.remote,
@@ -187,10 +208,10 @@ class Runtime:
         number = self._change("close_subflow", conn, subflow)
         with self.lock:
             conn.closing.add(conn.changing[number][1])
-        self._watcher.close_subflow(conn._native, subflow, force, number)
+        self._kernel.close_subflow(conn, subflow, force, number)
 
     def set_backup(self, conn: PolicyConnection, subflow: Subflow, backup: bool) -> None:
-        self._watcher.set_backup(conn._native, subflow, backup, self._change("set_backup", conn, subflow))
+        self._kernel.set_backup(conn, subflow, backup, self._change("set_backup", conn, subflow))
 
     def _change(self, method: str, conn: PolicyConnection, subflow: Subflow) -> int:
         number = next(self._numbers)
@@ -215,11 +236,10 @@ class Runtime:
 
     def _send(self, conn: PolicyConnection, attempt: Attempt) -> None:
         """SUBFLOW_CREATE, by another thread. Raises SubflowError for what is refused before that."""
-        attempt.since = time.monotonic()
         self._begin(conn, attempt)
         try:
-            self._watcher.open(
-                conn._native,
+            self._kernel.open(
+                conn,
                 attempt.local if attempt.local[0] else None,
                 attempt.remote,
                 attempt.backup,
@@ -233,6 +253,7 @@ class Runtime:
             raise
 
     def _begin(self, conn: PolicyConnection, attempt: Attempt) -> None:
+        attempt.since = self.now()
         with self.lock:
             conn.attempts.append(attempt)
             self._attempts[attempt] = conn
@@ -246,7 +267,7 @@ class Runtime:
             return True
 
     def look_up(self, asked: Iterable[tuple[PolicyConnection, Any, Any]]) -> list[Any]:
-        found = _core.subflows_at([(conn._native, conn, local, remote) for conn, local, remote in asked])
+        found = self._kernel.subflows_at([(conn._native, conn, local, remote) for conn, local, remote in asked])
         return [None if subflow is None else subflow._unmapped() for subflow in found]
 
     def holder(self, conn: PolicyConnection) -> int | None:
@@ -254,10 +275,13 @@ class Runtime:
         with self.lock:
             if inode not in self._holders:
                 # One walk answers for all there are, for those too whose holder may not be looked at.
-                found = _proc.holders()
+                found = self._kernel.holders()
                 there = {inode, *(one.inode for one in self._connections.values())}
                 self._holders = {one: found.get(one) for one in there}
             return self._holders[inode]
+
+    def program(self, conn: PolicyConnection) -> str | None:
+        return self._kernel.program(self.holder(conn))
 
     # The thread
 
@@ -266,15 +290,15 @@ class Runtime:
         has_ticks = False
         while not self._stopping:
             try:
-                wait = 0.0 if has_ticks else max(0.0, due - time.monotonic())
-                report = self._watcher.get(wait, self._connections)
+                wait = 0.0 if has_ticks else max(0.0, due - self.now())
+                report = self._kernel.report(wait, self._connections)
                 if report is not None:
                     # Then wait again at once, without the GIL: a policy's thread has been woken and needs it.
                     self._handle(report)
                 if self._only is not None:
                     # What a policy is told of comes before the ticks that are left.
                     has_ticks = self._only.call()
-                now = time.monotonic()
+                now = self.now()
                 if now >= due:
                     self._give_up(now)
                     self._give_ticks(now)
@@ -291,10 +315,13 @@ class Runtime:
         # One that begins later is late later than now.
         return min([*self._next_tick.values(), (now if oldest is None else oldest.since) + self._open_timeout])
 
-    def _catch_up(self) -> None:
-        """Handle what the watcher has to report so far."""
-        while (report := self._watcher.get(0, self._connections)) is not None:
+    def _catch_up(self) -> int:
+        """Handle what there is to report so far; return how much that was."""
+        count = 0
+        while (report := self._kernel.report(0, self._connections)) is not None:
             self._handle(report)
+            count += 1
+        return count
 
     def _handle(self, report: tuple[Any, ...]) -> None:
         match report:
@@ -337,7 +364,7 @@ class Runtime:
 
     def _established(self, conn: PolicyConnection) -> None:
         with self.lock:
-            conn.established = time.monotonic()
+            conn.established = self.now()
             waiting, conn.waiting = conn.waiting, []
         for attempt in waiting:
             self._send_again(conn, attempt)
@@ -346,7 +373,7 @@ class Runtime:
         try:
             self._send(conn, attempt)
         except SubflowError as error:
-            self._tell("on_subflow_failed", conn, _failure(conn, attempt, error.errno))
+            self._tell("on_subflow_failed", conn, self._failure(conn, attempt, error.errno))
         except OSError:
             if not self._has_ended(conn):
                 raise
@@ -383,7 +410,6 @@ class Runtime:
             with self.lock:
                 attempt = conn.orders.pop(number, None)
                 if attempt is not None:
-                    attempt.since = time.monotonic()
                     self._begin(conn, attempt)
 
     def _refused(self, conn: PolicyConnection | None, number: int, error: Exception) -> None:
@@ -410,7 +436,7 @@ class Runtime:
             if is_now:
                 self._send_again(conn, attempt)
         elif isinstance(error, SubflowError):
-            self._tell("on_subflow_failed", conn, _failure(conn, attempt, error.errno))
+            self._tell("on_subflow_failed", conn, self._failure(conn, attempt, error.errno))
         elif not self._has_ended(conn):
             LOGGER.error("open_subflow() failed", exc_info=error)
 
@@ -454,7 +480,7 @@ class Runtime:
         if attempt is None:
             self._tell("on_subflow_lost", conn, event)
         elif attempt.timed_out:
-            self._tell("on_subflow_failed", conn, _failure(conn, attempt, errno.ETIMEDOUT))
+            self._tell("on_subflow_failed", conn, self._failure(conn, attempt, errno.ETIMEDOUT))
         else:
             # After a reset the event may have lost the remote port.
             self._tell("on_subflow_failed", conn, Event(**{**event.asdict(), "remote": attempt.remote}))
@@ -481,11 +507,23 @@ class Runtime:
                     with contextlib.suppress(OSError):  # gone meanwhile
                         conn._native.close_subflow(subflow, False)
                 elif self._end(conn, attempt):
-                    self._tell("on_subflow_failed", conn, _failure(conn, attempt, errno.ETIMEDOUT))
+                    self._tell("on_subflow_failed", conn, self._failure(conn, attempt, errno.ETIMEDOUT))
 
     def _read(self, connections: Sequence[_connection.Connection]) -> list[list[Any]]:
-        read = _connection.subflows_of(list(connections))
+        read = self._kernel.subflows_of(connections)
         return [[subflow._unmapped() for subflow in subflows or ()] for subflows in read]
+
+    def _failure(self, conn: PolicyConnection, attempt: Attempt, error: int | None) -> Event:
+        """Return an event for what no event reported. An unknown end is None."""
+        local, remote = attempt.answered or (attempt.local, attempt.remote)
+        return Event(
+            EventKind.SUB_CLOSED,
+            int(self.now() * 1e9),
+            token=conn.token,
+            local=local if local[0] else None,
+            remote=remote,
+            error=error,
+        )
 
     # Addresses
 
@@ -501,7 +539,7 @@ class Runtime:
             ]
 
     def _read_addresses(self) -> None:
-        links = self._watcher.links()
+        links = self._kernel.links()
         up = {event.interface for event in links if event.kind == EventKind.LINK_UP}
         found = [
             LocalAddress(event.local[0], event.interface)
@@ -517,9 +555,9 @@ class Runtime:
         if not due:
             return
         connections = self.connections()
-        read = _connection.subflows_of(list(connections))
+        read = self._kernel.subflows_of(connections)
         both = zip(connections, read, strict=True)
-        rounds = [(conn, conn.accepted(subflows)) for conn, subflows in both if subflows is not None]
+        rounds = [(conn, conn.accepted(list(subflows))) for conn, subflows in both if subflows is not None]
         for callbacks in due:
             callbacks.put_ticks(rounds)
             self._next_tick[callbacks] = now + callbacks.policy.tick
@@ -532,18 +570,6 @@ def _split(end: Any) -> tuple[str, int]:
     if isinstance(end, str):
         return plain_host(end), 0
     return plain(end)[:2]
-
-
-def _failure(conn: PolicyConnection, attempt: Attempt, error: int | None) -> Event:
-    local, remote = attempt.answered or (attempt.local, attempt.remote)
-    return _event(EventKind.SUB_CLOSED, conn, local, remote, error)
-
-
-def _event(kind: EventKind, conn: PolicyConnection, local: Any, remote: Any, error: int | None) -> Event:
-    """Return an event for what no event reported. An unknown end is None."""
-    return Event(
-        kind, time.monotonic_ns(), token=conn.token, local=local if local[0] else None, remote=remote, error=error
-    )
 
 
 def _is_of_a_network(address: str) -> bool:

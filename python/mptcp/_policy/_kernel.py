@@ -1,0 +1,113 @@
+"""What the runtime of policies has of the kernel: a network namespace, or in a test a bench that stands for one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from .. import _connection, _core, _proc
+from .._core import Event, Subflow
+
+
+class Kernel(Protocol):
+    """A network namespace, as the runtime sees it. Connections are known by their native companions and tokens."""
+
+    def now(self) -> float:
+        """Return the time in seconds."""
+
+    def report(self, timeout: float, owners: Mapping[int, Any]) -> tuple[Any, ...] | None:
+        """Return the next report, as _core.Watcher.get() does."""
+
+    def links(self) -> list[Event]:
+        """Return LINK_UP and ADDRESS_ADDED of the links that are up and the addresses there are."""
+
+    def close(self) -> None:
+        """Give no more reports."""
+
+    def has_interface(self, name: str) -> bool: ...
+    def interface_of_route(self, local: str, remote: str) -> str | None: ...
+    def check_subflow_options(self) -> None: ...
+
+    def subflows_at(self, asked: list[Any], /) -> Sequence[Subflow | None]:
+        """Return the subflows of these natives, with these owners and ends; None for each that does not exist."""
+
+    def subflows_of(self, connections: Sequence[Any]) -> Sequence[Sequence[Subflow] | None]:
+        """Return the subflows of each connection, by one reading; None for one that has ended."""
+
+    # Commands. What is wrong in itself is raised, what fails afterwards a report with the number.
+
+    def open(
+        self,
+        conn: Any,
+        local: Any,
+        remote: Any,
+        backup: bool,
+        interface: str | None,
+        local_id: int | None,
+        force: bool,
+        number: int,
+    ) -> None: ...
+    def close_subflow(self, conn: Any, subflow: Subflow, force: bool, number: int) -> None: ...
+    def set_backup(self, conn: Any, subflow: Subflow, backup: bool, number: int) -> None: ...
+    def when_lost(
+        self, conn: Any, what: Any, local: Any, remote: Any, backup: bool, interface: str | None, number: int
+    ) -> int | None:
+        """Leave a standing order; return the number of one that it replaces."""
+
+    def take_back(self, conn: Any, what: Any) -> int | None:
+        """Take a standing order back; return its number."""
+
+    def holders(self) -> Mapping[int, int]:
+        """Return the process that holds each socket, by inode number."""
+
+    def program(self, pid: int | None) -> str | None:
+        """Return the name of a process."""
+
+
+class NetworkNamespace:
+    """The network namespace that the socket ``fd`` belongs to."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._watcher = _core.Watcher(fd)
+        self.report = self._watcher.get
+        self.links = self._watcher.links
+        self.close = self._watcher.close
+        self.subflows_at = _core.subflows_at
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def has_interface(self, name: str) -> bool:
+        return _core.has_interface(self._fd, name)
+
+    def interface_of_route(self, local: str, remote: str) -> str | None:
+        return _core.interface_of_route(self._fd, local, remote)
+
+    def check_subflow_options(self) -> None:
+        _core.probe_subflow_options(self._fd)
+
+    def subflows_of(self, connections: Sequence[Any]) -> Sequence[Sequence[Subflow] | None]:
+        return _connection.subflows_of(list(connections))
+
+    def open(self, conn: Any, *command: Any) -> None:
+        self._watcher.open(conn._native, *command)
+
+    def close_subflow(self, conn: Any, *command: Any) -> None:
+        self._watcher.close_subflow(conn._native, *command)
+
+    def set_backup(self, conn: Any, *command: Any) -> None:
+        self._watcher.set_backup(conn._native, *command)
+
+    def when_lost(self, conn: Any, *order: Any) -> int | None:
+        return self._watcher.when_lost(conn._native, *order)
+
+    def take_back(self, conn: Any, what: Any) -> int | None:
+        return self._watcher.take_back(conn._native, what)
+
+    def holders(self) -> Mapping[int, int]:
+        return _proc.holders()
+
+    def program(self, pid: int | None) -> str | None:
+        return _proc.program(pid)
