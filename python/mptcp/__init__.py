@@ -35,7 +35,7 @@ from ._event_kind import EventKind
 from ._events import Events
 from ._patch import patch
 from ._path_manager import get_path_manager, set_path_manager, use_path_manager
-from ._policy import LocalAddress, Opening, Policy, RunningPolicies, run_policy
+from ._policy import LocalAddress, Opening, Policy, Progress, RunningPolicies, run_policy
 from ._recording import Recorder, Recording, load
 from ._socket import Socket, attach, create_connection, create_server, wrap
 
@@ -74,6 +74,7 @@ __all__ = [
     "Opening",
     "PathManagerError",
     "Policy",
+    "Progress",
     "Recorder",
     "Recording",
     "RunningPolicies",

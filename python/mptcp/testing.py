@@ -105,7 +105,7 @@ class PolicyBench:
         self._kernel = _Kernel(addresses)
         self._errors: list[Exception] = []
         self._runtime = Runtime(policies, self._kernel, lambda policy, method, error: self._errors.append(error))
-        self._ticks = [one.tick for one in policies if type(one).on_tick is not Policy.on_tick]
+        self._ticks = [one.tick for one in policies if any(_has(one, name) for name in _TICKED)]
         self.opened: list[Opened] = self._kernel.opened
         self.closed: list[Subflow] = self._kernel.closed
         self.announced: list[Announced] = self._kernel.announced
@@ -251,7 +251,7 @@ class PolicyBench:
                 live.fields.update(tcp_info)
 
     def tick(self, conn: Connection, subflow: Subflow | None = None, **tcp_info: int) -> None:
-        """Call set(), and let the time of one tick pass: the shortest ``tick`` of the policies that have on_tick()."""
+        """Call set(), and let the time of one tick pass: the shortest ``tick`` of the policies that have ticks."""
         self.set(conn, subflow, **tcp_info)
         if self._ticks:
             self.advance(min(self._ticks))
@@ -299,6 +299,14 @@ class PolicyBench:
             raise ExceptionGroup("several callbacks failed", errors)
         if errors:
             raise errors[0]
+
+
+# What comes with the ticks.
+_TICKED = ("on_tick", "on_rto", "on_progress")
+
+
+def _has(policy: Policy, method: str) -> bool:
+    return getattr(type(policy), method) is not getattr(Policy, method)
 
 
 class _Owner(NamedTuple):

@@ -2,6 +2,7 @@
 
 from ._interface import LocalAddress, Opening
 from ._policy import Policy
+from ._progress import Progress
 from ._run import RunningPolicies, run_policy
 
-__all__ = ["LocalAddress", "Opening", "Policy", "RunningPolicies", "run_policy"]
+__all__ = ["LocalAddress", "Opening", "Policy", "Progress", "RunningPolicies", "run_policy"]

@@ -30,7 +30,7 @@ def check(policies: tuple[Policy, ...]) -> None:
         if policy._runtime is not None or policies.count(policy) > 1:
             raise ValueError(f"{policy!r} already runs: an instance cannot run twice at a time")
         check_callbacks(policy)
-        for name in ("tick", "open_timeout"):
+        for name in ("tick", "open_timeout", "rto_threshold"):
             _check_seconds(policy, name)
 
 

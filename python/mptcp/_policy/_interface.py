@@ -71,6 +71,9 @@ class Runtime(Protocol):
     def check_subflow_options(self) -> None:
         """Raise PermissionError or UnsupportedError where options cannot be set on one subflow."""
 
+    def expect_progress(self, policy: Any, conn: Connection, size: float, seconds: float) -> Any:
+        """Call the policy's on_progress() when so many bytes are through, or are not within so many seconds."""
+
     # For the connections that policies get
 
     def open(self, conn: Any, local: Any, remote: Any, **how: Any) -> None:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .._connection import Connection
     from .._core import Event, Subflow
     from ._interface import Runtime
+    from ._progress import Progress
 
 
 class Policy:
@@ -33,6 +34,9 @@ class Policy:
 
     open_timeout: ClassVar[float] = 5.0
     """Seconds after which a subflow that the peer has not accepted is closed and on_subflow_failed() is called."""
+
+    rto_threshold: float = 1.0
+    """Seconds: on_rto() is called when a subflow's retransmission timeout exceeds this."""
 
     _runtime: Runtime | None = None  # while it runs
 
@@ -88,6 +92,20 @@ class Policy:
         policy has not finished the previous one.
         """
 
+    def on_rto(self, conn: Connection, subflow: Subflow) -> None:
+        """Called when a subflow's retransmission timeout has come to exceed ``rto_threshold``: it is stuck, or slow.
+
+        The timeout doubles while nothing is acknowledged. Called once, and again only after it was below. Looked for
+        every ``tick`` seconds, in the reading that on_tick() gets.
+        """
+
+    def on_progress(self, conn: Connection, subflows: list[Subflow]) -> None:
+        """Called when a Progress is decided: when its bytes are through, or its time is over. See expect_progress().
+
+        Called once for each, with a snapshot of the accepted subflows; ``is_met`` of the Progress says which it is.
+        Looked for every ``tick`` seconds, in the reading that on_tick() gets.
+        """
+
     def _check_place(self, runtime: Runtime) -> None:
         """Raise ValueError if the network namespace lacks what the policy needs; called when it starts."""
 
@@ -99,6 +117,25 @@ class Policy:
     def now(self) -> float:
         """Return the time in seconds, of a clock that never goes back: time.monotonic(), or that of a test's bench."""
         return time.monotonic() if self._runtime is None else self._runtime.now()
+
+    def expect_progress(self, conn: Connection, size: float, seconds: float) -> Progress:
+        """Have on_progress() called when ``size`` bytes are through, or when they are not within ``seconds``.
+
+        Bytes count from now on: those sent and acknowledged plus those received, by the subflows' counters. Nothing is
+        called if the connection ends before. No privilege beyond that of running policies.
+
+        Raises TypeError for a policy without on_progress() and for what is not a number, ValueError for numbers that
+        are not above 0 and for a policy that does not run; OSError (ENOTCONN) if the connection has ended.
+        """
+        for name, value in (("size", size), ("seconds", seconds)):
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise TypeError(f"{name} must be a number, not {type(value).__name__}")
+            if not value > 0:
+                raise ValueError(f"{name} must be a number above 0, not {value}")
+        if self._runtime is None:
+            raise ValueError(f"{self!r} does not run")
+        progress: Progress = self._runtime.expect_progress(self, conn, size, seconds)
+        return progress
 
     def connections(self) -> Sequence[Connection]:
         """Return the connections that on_connection() was called for and that have not ended."""

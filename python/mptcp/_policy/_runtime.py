@@ -19,6 +19,8 @@ from ._connection import Attempt, Ends, PolicyConnection, is_not_fully_establish
 from ._interface import LocalAddress, Opening
 from ._kernel import Kernel
 from ._policy import Policy
+from ._progress import Progress
+from ._timed import Timed
 
 # The states of a connection that has ended or is about to.
 _ENDING = {None, "FIN_WAIT1", "FIN_WAIT2", "CLOSING", "LAST_ACK", "TIME_WAIT", "CLOSE"}
@@ -63,7 +65,14 @@ class Runtime:
         self._open_timeout = min(policy.open_timeout for policy in policies)
         now = self.now()
         self._next_tick = {
-            callbacks: now + callbacks.policy.tick for callbacks in self._callbacks if callbacks.wants("on_tick")
+            callbacks: now + callbacks.policy.tick
+            for callbacks in self._callbacks
+            if any(callbacks.wants(method) for method in ("on_tick", "on_rto", "on_progress"))
+        }
+        self._timed = {
+            callbacks: Timed(callbacks.policy)
+            for callbacks in self._callbacks
+            if callbacks.wants("on_rto") or callbacks.wants("on_progress")
         }
 
     def start(self) -> None:
@@ -153,6 +162,15 @@ class Runtime:
 
     def check_subflow_options(self) -> None:
         self._kernel.check_subflow_options()
+
+    def expect_progress(self, policy: Policy, conn: Any, size: float, seconds: float) -> Progress:
+        timed = next((one for callbacks, one in self._timed.items() if callbacks.policy is policy), None)
+        if timed is None:
+            raise TypeError(f"{type(policy).__name__} has no on_progress(), which is called for what it expects")
+        progress = Progress(conn, size, seconds, self.now(), conn.subflows())
+        with self.lock:
+            timed.expect(progress)
+        return progress
 
     def has_interface(self, name: str) -> bool:
         """Return whether the network namespace has an interface of this name, whatever its state."""
@@ -559,7 +577,13 @@ class Runtime:
         both = zip(connections, read, strict=True)
         rounds = [(conn, conn.accepted(list(subflows))) for conn, subflows in both if subflows is not None]
         for callbacks in due:
-            callbacks.put_ticks(rounds)
+            if callbacks.wants("on_tick"):
+                callbacks.put_ticks(rounds)
+            if callbacks in self._timed:
+                with self.lock:
+                    calls = self._timed[callbacks].calls(now, rounds)
+                for call in calls:
+                    callbacks.put(*call)
             self._next_tick[callbacks] = now + callbacks.policy.tick
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from .._policy import LocalAddress
-from ._amounts import Amounts, carried
+from .._policy._amounts import Amounts, carried
 from ._arguments import positive
 from ._base import is_over_loopback
 from ._path import Path, PathName

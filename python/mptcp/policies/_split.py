@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from .._errors import UnsupportedError
-from ._amounts import Amounts, acked
+from .._policy._amounts import Amounts, acked
 from ._arguments import positive
 from ._base import is_over_loopback
 from ._path import Path, PathName
