@@ -26,7 +26,7 @@ ABILITIES = (
     Ability("userspace", "userspace path manager", _path_managers.userspace),
     Ability("path_manager", "setting the path manager here", _path_managers.path_manager),
     Ability("net_admin", "CAP_NET_ADMIN here", _path_managers.net_admin),
-    Ability("broker", "a broker: CAP_NET_ADMIN for programs without", _path_managers.broker),
+    Ability("broker", "a broker for this network namespace", _path_managers.broker),
     Ability("here", "opening subflows here", _path_managers.here),
     Ability("user_namespaces", "user namespaces with networks of their own", _labs.user_namespaces),
     Ability("lab", "labs", _labs.lab),
