@@ -24,7 +24,9 @@ import asyncio, encodings.idna, json, os, socket, struct, sys, threading, time
 import mptcp, mptcp.aio, mptcp.enhanced_api, mptcp.measures, mptcp.policies
 from mptcp import Event, EventKind, Events, Recorder
 import concurrent.futures.thread, difflib, email.parser, importlib.metadata, inspect, numpy
-import mptcp._abilities, mptcp._policy._checks, mptcp._policy._runtime, mptcp._recording._arrow
+import mptcp._abilities
+import mptcp.cli, mptcp.cli.run, mptcp.cli._policy_file, mptcp.cli._in_process
+import mptcp._policy._checks, mptcp._policy._runtime, mptcp._recording._arrow
 mptcp.policies.Prefer, mptcp.policies.FullMesh
 os.setgroups([]); os.setresgid({uid}, {uid}, {uid}); os.setresuid({uid}, {uid}, {uid})
 assert "CapEff:\\t0000000000000000" in open("/proc/self/status").read()

@@ -9,6 +9,7 @@ pub mod table;
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 use crate::connection::{check_is_of, Connection, Subflow};
@@ -194,11 +195,17 @@ fn dump(channel: &mut Channel, subflows: &[&Subflow]) -> Result<Vec<Entry>> {
 /// Serves requests by BPF, with what a single visit of the sockets cannot give.
 fn serve(namespace: &Namespace, subflows: &[&Subflow], requests: &[Request]) -> Result<Vec<Visit>> {
     let elsewhere = namespace.elsewhere()?;
+    // Being refused takes milliseconds, for the kernel's types are read first.
+    static REFUSED: AtomicBool = AtomicBool::new(false);
+    let find_broker = || broker::of(namespace.cookie);
+    if let Some(broker) = REFUSED.load(Ordering::Relaxed).then(find_broker).flatten() {
+        return serve_by(&broker, subflows, requests);
+    }
     let mut outcomes = match bpf::serve(requests, elsewhere) {
-        Err(error) if error.errno() == libc::EPERM => match broker::of(namespace.cookie) {
-            Some(broker) => return serve_by(&broker, subflows, requests),
-            None => return Err(error),
-        },
+        Err(error) if error.errno() == libc::EPERM => {
+            REFUSED.store(true, Ordering::Relaxed);
+            return serve_by(&*find_broker().ok_or(error)?, subflows, requests);
+        }
         outcomes => outcomes?,
     };
     let not_met = |outcome: &Visit| *outcome == Visit::NotMet;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from brokered import Brokered
+from support import needs_python
 
 CONNECT = """
 sock = mptcp.create_connection((s1, 5000), path_manager="userspace")
@@ -63,7 +64,9 @@ with sock.events() as events:
     assert sf.backup
     sf.set_backup(False)
     assert not next(s for s in sock.subflows() if s.id == sf.id).backup
-    assert events.get(timeout=5).kind == EventKind.SUB_ESTABLISHED
+    # The connection's own ESTABLISHED may come late.
+    while events.get(timeout=10).kind != EventKind.SUB_ESTABLISHED:
+        pass
     address_id = sock.announce_address(c1, 6000)
     assert any(a.id == address_id for a in sock.addresses()) if hasattr(sock, "addresses") else True
     sock.remove_address(address_id)
@@ -203,3 +206,17 @@ print(found["broker"].available, found["here"].available, found["broker"].advice
     assert brokered.run(code).split(None, 2)[:2] == ["True", "True"]
     told = brokered.run(code, broker=False)
     assert told.startswith("False False none listens")
+
+
+@needs_python
+def test_programs_under_mptcp_run(brokered: Brokered) -> None:
+    """The six options of 2016 for an unchanged program of an ordinary user."""
+    program = (
+        "import socket, sys; s = socket.create_connection((sys.argv[1], 5000)); s.sendall(b'hello'); s.recv(5); "
+        "assert s.getsockopt(socket.SOL_SOCKET, 38) == 262; n = s.getsockopt(6, 66, 100); print(len(n))"
+    )
+    code = f"""
+import mptcp.cli, mptcp.cli.run, mptcp.cli._policy_file, mptcp.cli._in_process
+sys.exit(mptcp.cli.main(["run", "--path-manager", "userspace", "/usr/bin/python3", "-c", {program!r}, s1]))
+"""
+    assert int(brokered.run(code)) >= 4
