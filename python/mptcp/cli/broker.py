@@ -198,6 +198,8 @@ def _install(folder: Path) -> int:
     units = importlib.resources.files("mptcp") / "systemd"
     folder.mkdir(parents=True, exist_ok=True)
     for unit in sorted(units.iterdir(), key=lambda unit: unit.name):
+        if not unit.name.startswith("mptcp-broker"):
+            continue
         target = folder / unit.name
         target.write_text(unit.read_text().replace("/usr/bin/mptcp", str(Path(program).resolve())))
         print(target)

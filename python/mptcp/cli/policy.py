@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import re
 import signal
 import sys
+import time
 from pathlib import Path
 
 from mptcp import _policy, policies
-from mptcp.cli import _policy_file
+from mptcp._path_manager import use_path_manager
+from mptcp.cli import _policy_config, _policy_file, _service
 
 SUMMARY = "run policies, your own or built-in ones, for every connection of this network namespace"
 
@@ -34,6 +37,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a Python file: its list `policies` is run if there is one, otherwise each Policy class that it defines",
     )
     parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE.toml",
+        help="a file with a table [[policy]] for each policy: its name, arguments (an array), and further arguments by "
+        "their names; or file, a Python file. SIGHUP reads it again; what is wrong then changes nothing",
+    )
+    parser.add_argument(
+        "--install",
+        nargs="?",
+        const=Path("/etc/systemd/system"),
+        type=Path,
+        metavar="FOLDER",
+        help="install the systemd unit, in /etc/systemd/system by default, and exit",
+    )
+    parser.add_argument(
+        "--put-back",
+        action="store_true",
+        help="put the path manager back that a killed service left changed, and exit: for the unit's ExecStopPost=",
+    )
+    parser.add_argument(
         "--builtin",
         action="append",
         default=[],
@@ -47,27 +70,66 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     logging.basicConfig(format="mptcp policy: %(message)s")
-    try:
-        chosen = [*arguments.builtin, *(_policy_file.load(arguments.file) if arguments.file else [])]
-    except (OSError, ValueError) as error:
-        print(f"mptcp policy: {error}", file=sys.stderr)
-        return 2
-    if not chosen:
-        print("mptcp policy: pass a file or --builtin", file=sys.stderr)
-        return 2
+    if arguments.install:
+        return _service.install(arguments.install)
+    if arguments.put_back:
+        return _service.put_back()
     # Blocked before there are threads, so that none of them receives what sigwait() waits for.
-    ends = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
-    try:
-        running = _policy.run_policy(*chosen)
-    except (TypeError, ValueError) as error:
-        print(f"mptcp policy: {error}", file=sys.stderr)
-        return 2
-    with running:
+    signals = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    with contextlib.ExitStack() as stack:
+        try:
+            chosen = _chosen(arguments)
+            stack.enter_context(_service.remembered_path_manager())
+            running = _policy.run_policy(*chosen)
+        except (TypeError, ValueError) as error:
+            print(f"mptcp policy: {error}", file=sys.stderr)
+            return 2
+        stack.callback(lambda: running.close())
         names = ", ".join(type(policy).__name__ for policy in chosen)
-        print(f"mptcp policy: running {names} until SIGINT, SIGTERM or SIGHUP", file=sys.stderr, flush=True)
-        signal.sigwait(ends)
+        again = f"SIGINT or SIGTERM; SIGHUP reads {arguments.config} again"
+        until = again if arguments.config else "SIGINT, SIGTERM or SIGHUP"
+        print(f"mptcp policy: running {names} until {until}", file=sys.stderr, flush=True)
+        _service.notify("READY=1")
+        while signal.sigwait(signals) == signal.SIGHUP and arguments.config:
+            _service.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+            chosen, running = _changed(arguments, chosen, running)
+            _service.notify("READY=1")
+        _service.notify("STOPPING=1")
     return 0
+
+
+def _chosen(arguments: argparse.Namespace) -> list[_policy.Policy]:
+    """The policies that the arguments name. ValueError where one cannot be made, or where there is none."""
+    try:
+        configured = _policy_config.load(arguments.config, _BUILTIN) if arguments.config else []
+        chosen = [*arguments.builtin, *configured, *(_policy_file.load(arguments.file) if arguments.file else [])]
+    except OSError as error:
+        raise ValueError(str(error)) from None
+    if not chosen:
+        raise ValueError("pass a file, --builtin or --config")
+    return chosen
+
+
+def _changed(
+    arguments: argparse.Namespace, before: list[_policy.Policy], running: _policy.RunningPolicies
+) -> tuple[list[_policy.Policy], _policy.RunningPolicies]:
+    """Run what the configuration names now, or go on with what was there if that cannot run."""
+    try:
+        chosen = _chosen(arguments)
+    except ValueError as error:
+        print(f"mptcp policy: nothing was changed: {error}", file=sys.stderr, flush=True)
+        return before, running
+    with contextlib.ExitStack() as stack:
+        # Connections that begin meanwhile are the policies' too. With a broker it is each socket's own choice.
+        with contextlib.suppress(PermissionError):
+            stack.enter_context(use_path_manager("userspace"))
+        running.close()
+        try:
+            return chosen, _policy.run_policy(*chosen)
+        except (TypeError, ValueError, OSError) as error:
+            print(f"mptcp policy: nothing was changed: {error}", file=sys.stderr, flush=True)
+            return before, _policy.run_policy(*before)
 
 
 def _builtin(text: str) -> _policy.Policy:

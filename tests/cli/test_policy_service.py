@@ -1,0 +1,134 @@
+"""`mptcp policy` as a service: its configuration file, SIGHUP, sd_notify, what SIGKILL leaves, and the unit."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mptcp.lab import Host, Link
+from support import connected, eventually, needs
+
+TwoPaths = tuple[Host, Host, tuple[Link, Link]]
+
+COMMAND = [sys.executable, "-W", "error", "-m", "mptcp", "policy"]
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[socket.socket]:
+    """What stands for the service manager: the socket of sd_notify."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(str(tmp_path / "notify"))
+        sock.settimeout(60)
+        yield sock
+
+
+def service(tmp_path: Path) -> list[str]:
+    """The command with the environment that systemd gives it."""
+    return ["env", f"NOTIFY_SOCKET={tmp_path / 'notify'}", f"RUNTIME_DIRECTORY={tmp_path}", *COMMAND]
+
+
+def test_a_configuration_that_changes(mptcp_two_paths: TwoPaths, tmp_path: Path, manager: socket.socket) -> None:
+    client, _, paths = mptcp_two_paths
+    first, second = (path.address(client) for path in paths)
+    config = tmp_path / "policy.toml"
+    config.write_text(f'[[policy]]\nname = "FullMesh"\nexclude = "{second}"\n')
+    client.set_path_manager("kernel")
+    command = [*service(tmp_path), "--config", str(config)]
+    with (
+        client.popen(command, stderr=subprocess.PIPE, text=True) as process,
+        contextlib.ExitStack() as stack,
+    ):
+        stack.callback(process.kill)
+        assert manager.recv(100) == b"READY=1"
+        assert (tmp_path / "path_manager").read_text() == "kernel"
+        with connected(*mptcp_two_paths) as made:
+            assert [subflow.local[0] for subflow in made.sock.subflows()] == [first]
+            # What is wrong changes nothing.
+            for wrong in ("[[policy]]\nname = 3\n", '[[policy]]\nname = "Prefer"\narguments = ["eth99"]\n'):
+                config.write_text(wrong)
+                process.send_signal(signal.SIGHUP)
+                assert manager.recv(100).startswith(b"RELOADING=1\n")
+                assert manager.recv(100) == b"READY=1"
+                assert client.get_path_manager() == "userspace"
+            config.write_text(f'[[policy]]\nname = "prefer"\narguments = ["{second}"]\nbind = false\n')
+            process.send_signal(signal.SIGHUP)
+            assert manager.recv(100).startswith(b"RELOADING=1\n")
+            assert manager.recv(100) == b"READY=1"
+            assert eventually(lambda: [subflow.local[0] for subflow in made.sock.subflows()] == [second])
+        process.send_signal(signal.SIGTERM)
+        assert manager.recv(100) == b"STOPPING=1"
+        assert process.wait(60) == 0
+        assert process.stderr is not None
+        told = process.stderr.read()
+        assert "name must be one of" in told
+        assert "'eth99' does not exist" in told
+    assert client.get_path_manager() == "kernel"
+    assert not (tmp_path / "path_manager").exists()
+
+
+def test_after_sigkill(mptcp_two_paths: TwoPaths, tmp_path: Path, manager: socket.socket) -> None:
+    client = mptcp_two_paths[0]
+    client.set_path_manager("kernel")
+    with client.popen([*service(tmp_path), "--builtin", "fullmesh"], stderr=subprocess.DEVNULL) as process:
+        assert manager.recv(100) == b"READY=1"
+        put_back = [*service(tmp_path), "--put-back"]
+        # Not while it runs.
+        assert client.run(put_back, capture_output=True).returncode == 1
+        assert client.get_path_manager() == "userspace"
+        process.kill()
+        process.wait(60)
+    assert client.get_path_manager() == "userspace"
+    client.run(put_back, check=True)
+    assert client.get_path_manager() == "kernel"
+    # There is nothing to put back any more.
+    client.set_path_manager("userspace")
+    client.run(put_back, check=True)
+    assert client.get_path_manager() == "userspace"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[[policy]]\n", "policy 1: name must be one of announce, "),
+        ("policy = 3\n", "must have a table"),
+        ('[[policy]]\nname = "FullMesh"\n[other]\n', "must have a table"),
+        ('[[policy]]\nname = "FullMesh"\nexclud = "eth0"\n', "policy 1: .*unexpected keyword argument 'exclud'"),
+        (
+            '[[policy]]\nname = "FullMesh"\n[[policy]]\nname = "Budget"\narguments = ["eth0", 0]\n',
+            "policy 2: bytes_per",
+        ),
+        ('[[policy]]\nfile = "none.py"\n', "none.py"),
+        ("[[policy\n", "policy.toml: "),
+    ],
+)
+def test_what_is_no_configuration(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "policy.toml").write_text(text)
+    done = subprocess.run([*COMMAND, "--config", str(tmp_path / "policy.toml")], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.search(message, done.stderr), done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@needs("systemd-analyze")
+def test_the_unit_is_sound_and_hardened(tmp_path: Path) -> None:
+    done = subprocess.run([*COMMAND, "--install", str(tmp_path)], capture_output=True, text=True, check=True)
+    unit = tmp_path / "mptcp-policy.service"
+    assert done.stdout.split() == [str(unit)]
+    # What it starts need not be executable for systemd-analyze's user here.
+    unit.write_text(re.sub(r"^(Exec\w+)=\S+", r"\1=/bin/true", unit.read_text(), flags=re.MULTILINE))
+    verified = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True)
+    assert verified.returncode == 0, verified
+    assert str(unit) not in verified.stderr, verified.stderr
+    told = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", str(unit)], capture_output=True, text=True
+    ).stdout
+    exposure = re.search(r"Overall exposure level for \S+ ([\d.]+)", told)
+    assert exposure, told
+    assert float(exposure[1]) <= 3.0
