@@ -14,6 +14,7 @@ from . import enhanced_api
 from ._connection import Connection, connections, counters
 from ._core import Event, Info, Subflow, TcpInfo
 from ._endpoints import (
+    Address,
     Endpoint,
     Limits,
     add_endpoint,
@@ -48,6 +49,7 @@ if _typing.TYPE_CHECKING:
     from . import testing as testing
 
 for _class in (
+    Address,
     Endpoint,
     Limits,
     LocalAddress,
@@ -62,6 +64,7 @@ for _class in (
     _class.__module__ = "mptcp"
 
 __all__ = [
+    "Address",
     "Connection",
     "Endpoint",
     "Event",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal, overload
 
-from . import _core
+from . import _core, _endpoints
 from ._address import Address
 from ._core import Info, Subflow
 from ._events import Events
@@ -128,11 +128,12 @@ class Control:
         """
         return self._native.open_subflow(self, local, remote, bool(backup), interface, local_id, timeout, bool(force))
 
-    def close_subflow(self, subflow: Subflow | int, *, force: bool = False) -> None:
+    def close_subflow(self, subflow: Subflow | int | tuple[Address, Address], *, force: bool = False) -> None:
         """Close one subflow; data that it has not delivered goes over the others.
 
-        ``subflow`` is a Subflow or, of a Socket, a subflow id. It is gone when this returns, except for the initial
-        one: that ends by a FIN after the data in its queue, and is listed in FIN_WAIT1 until then.
+        ``subflow`` is a Subflow, its local and remote end as ``((host, port), (host, port))``, or, of a Socket, a
+        subflow id. It is gone when this returns, except for the initial one: that ends by a FIN after the data in its
+        queue, and is listed in FIN_WAIT1 until then.
 
         The last subflow can be closed too: what is sent then waits for a new one, for net.mptcp.close_timeout seconds.
         Under the in-kernel path manager, where nothing could open a new one, that is refused without ``force``.
@@ -213,6 +214,21 @@ class Control:
         TypeError, ValueError.
         """
         self._native.remove_address(address_id, bool(force))
+
+    def addresses(self) -> list[_endpoints.Address]:
+        """Return the local addresses that the kernel keeps for the connection, each with its address id and flags.
+
+        They are those that were announced, those from which subflows were opened, the failed ones included, and, with
+        the flag ``implicit``, those that the peer opened subflows to; the initial address is not among them until a
+        subflow is opened from it again. A pair of address and port keeps its id, and an id its pair, until the address
+        is withdrawn or its subflow closed by close_subflow().
+
+        GET_ADDR of the generic netlink family mptcp_pm with the connection's token (Linux 6.10). No privilege.
+
+        Raises PathManagerError under the in-kernel path manager, which keeps no such list: see mptcp.endpoints();
+        UnsupportedError before Linux 6.10; NotMultipathError; OSError (ENOTCONN) once the connection has ended.
+        """
+        return _endpoints.addresses(self._native)
 
     # For the methods of Subflow
 

@@ -12,6 +12,7 @@ from ._docs import document
 from ._tables import table
 
 _FLAGS = _core.ENDPOINT_FLAGS
+_IN_ORDER = sorted(_FLAGS, key=_FLAGS.__getitem__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class Endpoint:
     @property
     def flags(self) -> tuple[str, ...]:
         """The names of the flags that are set, as ``ip mptcp endpoint`` prints them."""
-        return tuple(name for name in sorted(_FLAGS, key=_FLAGS.__getitem__) if getattr(self, name))
+        return tuple(name for name in _IN_ORDER if getattr(self, name))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -41,6 +42,16 @@ class Limits:
 
     subflows: int
     add_addr_accepted: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Address:
+    """A local address of one connection, as the kernel keeps it: see Socket.addresses()."""
+
+    address: str
+    id: int
+    port: int | None = None
+    flags: tuple[str, ...] = ()
 
 
 document(
@@ -61,6 +72,25 @@ document(
     subflows="How many subflows a connection may have beside the initial one, those that the peer opens included.",
     add_addr_accepted="To how many addresses that the peer announces (ADD_ADDR) subflows are opened.",
 )
+
+
+document(
+    Address,
+    address="The IPv4 or IPv6 address.",
+    id="The address id, from 0 to 255, by which the peer knows it.",
+    port="The local port that was chosen or announced, or None for any.",
+    flags="The names of its flags, of the command by which it was first used: signal, subflow, backup, implicit.",
+)
+
+
+class _Addresses(list[Address]):
+    """A list of addresses, which a notebook shows as a table."""
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        head = ("id", "address", "port", "flags")
+        return table(head, [(each.id, each.address, each.port, " ".join(each.flags)) for each in self])
 
 
 class _Endpoints(list[Endpoint]):
@@ -260,6 +290,15 @@ def use_scheduler(name: str) -> Iterator[None]:
 
 
 # The same of the network namespace that a socket belongs to, or of the caller's for None: for the hosts of a lab too.
+
+
+def addresses(connection: _core.Native) -> list[Address]:
+    """Return the addresses that the kernel keeps for one connection."""
+
+    def address(address: str, id: int, port: int | None, flags: int) -> Address:
+        return Address(address, id, port, tuple(name for name in _IN_ORDER if flags & _FLAGS[name]))
+
+    return _Addresses(address(*fields) for fields in connection.addresses())
 
 
 def list_endpoints(fd: int | None) -> list[Endpoint]:

@@ -435,7 +435,9 @@ async def open_subflow(
         opening.close()
 
 
-async def close_subflow(sock: Reachable, subflow: Subflow | int, *, force: bool = False) -> None:
+async def close_subflow(
+    sock: Reachable, subflow: Subflow | int | tuple[Address, Address], *, force: bool = False
+) -> None:
     """Close a subflow as Socket.close_subflow() does; ``sock`` is as for open_subflow().
 
     This is a single command to the kernel and does not wait. Errors and privilege are those of Socket.close_subflow();

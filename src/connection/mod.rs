@@ -2,6 +2,7 @@
 //! one, by its token ([`by_token`]).
 
 pub mod acceptance;
+pub mod addresses;
 pub mod announce;
 pub mod attach;
 pub mod by_descriptor;
@@ -93,6 +94,14 @@ impl Which {
     pub fn of_id(id: i64) -> Result<Which> {
         let wrong = |_| Error::value(format!("a subflow id must be from 0 to {}, not {id}", u32::MAX));
         u32::try_from(id).map(Which::Id).map_err(wrong)
+    }
+
+    /// A subflow by its own ends.
+    pub fn at(local: SocketAddr, remote: SocketAddr) -> Result<Which> {
+        if local.port() == 0 || remote.port() == 0 {
+            return Err(Error::value("a subflow is named by both of its ends, each with its port"));
+        }
+        Ok(Which::Endpoints { local, remote })
     }
 
     /// The subflow of a snapshot, which must be of this connection.

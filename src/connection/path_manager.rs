@@ -13,7 +13,7 @@ use crate::netlink::pm;
 use crate::netlink::route;
 use crate::sys::lock::lock;
 
-fn under_kernel_path_manager() -> Error {
+pub fn under_kernel_path_manager() -> Error {
     Error::path_manager(
         "the connection is under the in-kernel path manager, so only the kernel changes its subflows and addresses",
     )

@@ -5,7 +5,7 @@
 //! this process used before save most of the search.
 
 use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::abi::uapi;
@@ -102,12 +102,13 @@ impl AddressIds {
                 }
             }
             if let Some(id) = wanted {
+                let listed = socket.local_addresses(token)?.unwrap_or_default();
                 return Err(Error::subflow(
                     libc::EINVAL,
                     format!(
-                        "cannot use address id {id} for {}: the connection has another address with this id, or this \
-                         address with another id",
-                        pair.0
+                        "cannot use address id {id} for {}: {}",
+                        written(pair),
+                        conflict(pair, id, &listed)
                     ),
                 ));
             }
@@ -157,6 +158,26 @@ impl AddressIds {
     }
 }
 
+/// A pair as a reader knows it.
+fn written((ip, port): Pair) -> String {
+    match port {
+        0 => ip.to_string(),
+        port => SocketAddr::new(ip, port).to_string(),
+    }
+}
+
+/// What keeps a pair from having an id, where the kernel reports its list.
+fn conflict(pair: Pair, id: u8, listed: &[pm::Address]) -> String {
+    let has = |address: &&pm::Address| (address.ip, address.port) == pair;
+    if let Some(address) = listed.iter().find(has) {
+        return format!("it is listed with another id, {}", address.id);
+    }
+    match listed.iter().find(|address| address.id == id) {
+        Some(other) => format!("another address has it, {}", written((other.ip, other.port))),
+        None => "the connection has another address with this id, or this address with another id".to_owned(),
+    }
+}
+
 /// The ids to try for an address and port, best first.
 fn candidates(pair: Pair, listed: &[pm::Address], ids: &AddressIds, live: &[(IpAddr, u8)]) -> Vec<u8> {
     if let Some(address) = listed.iter().find(|address| (address.ip, address.port) == pair) {
@@ -192,7 +213,6 @@ fn candidates(pair: Pair, listed: &[pm::Address], ids: &AddressIds, live: &[(IpA
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::SocketAddr;
 
     const A: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 2, 1));
 
@@ -204,6 +224,14 @@ mod tests {
     fn a_listed_pair_takes_its_own_id_only() {
         let ids = AddressIds::default();
         assert_eq!(candidates((A, 0), &[listed(7, 1), listed(0, 9)], &ids, &[]), [9]);
+    }
+
+    #[test]
+    fn a_conflict_names_the_id_or_the_address() {
+        let list = [listed(7, 1), listed(0, 9)];
+        assert_eq!(conflict((A, 0), 3, &list), "it is listed with another id, 9");
+        assert_eq!(conflict((A, 8), 1, &list), "another address has it, 10.0.2.1:7");
+        assert!(conflict((A, 8), 2, &list).contains("another"));
     }
 
     #[test]

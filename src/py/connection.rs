@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-use pyo3::types::PyString;
+use pyo3::types::{PyString, PyTuple};
 
 use super::address::{endpoint, from_any};
 use super::errors::to_py;
@@ -18,7 +18,8 @@ use super::subflow::Subflow;
 use super::timeout::Timeout;
 use crate::connection::announce::How;
 use crate::connection::open::{self, Opening, Request};
-use crate::connection::{self, announce, close, priority, withdraw, Connection, Which};
+use crate::connection::{self, addresses, announce, close, priority, withdraw, Connection, Which};
+use crate::netlink::pm::Address;
 use crate::options;
 
 /// How long a wait goes on before Python may run its signal handlers.
@@ -117,8 +118,25 @@ impl Native {
                 close::close_subflow(connection, Which::of(connection, data)?, force)
             });
         }
-        let id = integer(subflow)
-            .ok_or_else(|| PyTypeError::new_err("subflow must be a Subflow or a subflow id"))?;
+        if let Ok(ends) = subflow.cast::<PyTuple>() {
+            let end = |at: usize| {
+                let endpoint = from_any("an end of a subflow", &ends.get_item(at)?)?;
+                endpoint
+                    .ok_or_else(|| PyTypeError::new_err("an end of a subflow must be a tuple (host, port)"))
+            };
+            if ends.len() != 2 {
+                return Err(PyTypeError::new_err("a subflow's ends must be a tuple (local, remote)"));
+            }
+            let (local, remote) = (end(0)?, end(1)?);
+            let which = Which::at(local.socket_address(), remote.socket_address());
+            let which = which.map_err(|error| to_py(py, error))?;
+            return self.call(py, |connection| close::close_subflow(connection, which, force));
+        }
+        let id = integer(subflow).ok_or_else(|| {
+            PyTypeError::new_err(
+                "subflow must be a Subflow, a subflow id, or its ends as a tuple (local, remote)",
+            )
+        })?;
         self.call(py, |connection| close::close_subflow(connection, Which::of_id(id)?, force))
     }
 
@@ -150,6 +168,16 @@ impl Native {
     fn remove_address(&self, py: Python<'_>, id: &Bound<'_, PyAny>, force: bool) -> PyResult<()> {
         let id = ranged("address_id", id, withdraw::check_id)?;
         self.call(py, |connection| withdraw::withdraw(connection, id, force))
+    }
+
+    /// The fields of `mptcp.Address`: address, id, port, and the flags as in `ENDPOINT_FLAGS`.
+    fn addresses(&self, py: Python<'_>) -> PyResult<Vec<(String, u8, Option<u16>, u32)>> {
+        let listed = self.call(py, addresses::addresses)?;
+        let fields = |address: Address| {
+            let port = (address.port != 0).then_some(address.port);
+            (address.ip.to_string(), address.id, port, address.flags)
+        };
+        Ok(listed.into_iter().map(fields).collect())
     }
 
     fn deny_join_initial(&self, py: Python<'_>) -> PyResult<Option<bool>> {

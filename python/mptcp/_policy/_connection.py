@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .. import _core
+from .._address import Address
 from .._connection import Connection
 from .._core import Subflow
 from .._errors import SubflowError
@@ -124,11 +125,14 @@ class PolicyConnection(Connection):
         how = {"backup": bool(backup), "interface": interface, "local_id": local_id, "force": bool(force)}
         self._runtime.open(self, local, remote, **how)
 
-    def close_subflow(self, subflow: Subflow | int, *, force: bool = False) -> None:
+    def close_subflow(self, subflow: Subflow | int | tuple[Address, Address], *, force: bool = False) -> None:
         """As Connection.close_subflow, but return at once; no policy's on_subflow_lost() is called for it.
 
         A subflow that cannot be closed is logged, unless it is closed already.
         """
+        if isinstance(subflow, tuple):
+            wanted = [plain(end)[:2] for end in subflow if isinstance(end, tuple) and end and isinstance(end[0], str)]
+            subflow = next((one for one in self.subflows() if [one.local[:2], one.remote[:2]] == wanted), subflow)
         if not isinstance(subflow, Subflow):
             super().close_subflow(subflow, force=force)
             return
