@@ -34,6 +34,7 @@ from ._endpoints import (
 from ._errors import NotMultipathError, PathManagerError, SubflowError, UnsupportedError
 from ._event_kind import EventKind
 from ._events import Events
+from ._explain import AddressPair, Explanation, Finding
 from ._patch import patch
 from ._path_manager import get_path_manager, set_path_manager, use_path_manager
 from ._policy import LocalAddress, Opening, Policy, Progress, RunningPolicies, run_policy
@@ -50,6 +51,9 @@ if _typing.TYPE_CHECKING:
 
 for _class in (
     Address,
+    AddressPair,
+    Explanation,
+    Finding,
     Endpoint,
     Limits,
     LocalAddress,
@@ -65,11 +69,14 @@ for _class in (
 
 __all__ = [
     "Address",
+    "AddressPair",
     "Connection",
     "Endpoint",
     "Event",
     "EventKind",
     "Events",
+    "Explanation",
+    "Finding",
     "Info",
     "Limits",
     "LocalAddress",

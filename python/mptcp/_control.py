@@ -14,6 +14,8 @@ from ._subflows import Subflows
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
 
+    from ._explain import Explanation
+
 
 class Control:
     """The methods of Socket and Connection that read and change a connection's subflows.
@@ -229,6 +231,26 @@ class Control:
         UnsupportedError before Linux 6.10; NotMultipathError; OSError (ENOTCONN) once the connection has ended.
         """
         return _endpoints.addresses(self._native)
+
+    def explain(self, *, attempt: bool = False) -> Explanation:
+        """Return why this connection has the subflows that it has, and no others.
+
+        For each pair of addresses that could be a path: how the last try ended, as far as events told a policy, an
+        Events or a Socket of this process, and what stands in the way: endpoints and limits of the in-kernel path
+        manager, the C bit, routes, interfaces. Each line says whether it was seen, is inferred, or is not visible
+        without CAP_NET_ADMIN. str() of the result is in words, its asdict() for JSON; docs/why.md lists the causes.
+
+        ``attempt`` opens each pair without a subflow once, and closes it again, which tells more: what the peer and the
+        network refuse is visible by a try only. It needs the userspace path manager, and takes up to five seconds for a
+        pair that is not answered.
+
+        mptcp_pm GET_ADDR and GET_LIMITS, inet_diag, rtnetlink, and the sysctls of net.mptcp. No privilege; with
+        ``attempt`` that of open_subflow(). A fallback, and a connection that has ended, are part of the result and
+        not an exception.
+        """
+        from ._explain import explain  # here, because few programs ask
+
+        return explain(self, attempt=bool(attempt))
 
     # For the methods of Subflow
 

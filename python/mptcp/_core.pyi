@@ -49,6 +49,7 @@ __all__ = [
     "get_scheduler",
     "has_interface",
     "interface_of_route",
+    "interfaces",
     "probe_full_info",
     "probe_is_mptcp",
     "probe_path_manager_commands",
@@ -56,6 +57,7 @@ __all__ = [
     "probe_subflow_options",
     "probe_user_notification",
     "protocol_of",
+    "read_sysctls",
     "realtime_offset_ns",
     "remount_writable",
     "remove_endpoint",
@@ -905,6 +907,15 @@ class Native:
     def set_backup(self, subflow: Subflow, backup: bool) -> None: ...
     def announce_address(self, address: str, port: int | None, id: int | None, listen: bool) -> int: ...
     def remove_address(self, id: int, force: bool) -> None: ...
+    def identity(self) -> tuple[int, tuple[Any, ...], tuple[Any, ...], bool | None]:
+        """Its token, local and remote end, and whether the peer opened it."""
+
+    def history(self) -> list[Event] | None:
+        """What events told of its subflows and addresses; None while nobody of this process listens."""
+
+    def new_socket(self, family: int, kind: int, protocol: int) -> int:
+        """A new socket in its network namespace."""
+
     def addresses(self) -> list[tuple[str, int, int | None, int]]:
         """Its local addresses as (address, id, port, flags)."""
 
@@ -1049,6 +1060,10 @@ def probe_subflow_options(fd: int) -> None: ...
 def probe_path_manager_commands() -> None: ...
 def probe_user_notification() -> int: ...
 def has_interface(fd: int, name: str) -> bool: ...
+def interfaces(fd: int) -> list[tuple[str, bool, list[str]]]:
+    """The interfaces of a socket's namespace: name, whether it is up with a carrier, addresses."""
+
+def read_sysctls(fd: int) -> dict[str, str]: ...
 def interface_of_route(fd: int, local: str, remote: str) -> str | None:
     """The interface by which a namespace sends from a local address to a remote one; None without a route."""
 

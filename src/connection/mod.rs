@@ -22,6 +22,7 @@ use crate::abi::full_info::Reading;
 use crate::abi::mptcp_info::Info;
 use crate::abi::tcp_info::TcpInfo;
 use crate::error::{Error, Result};
+use crate::events::event::Event;
 use crate::events::Events;
 use crate::namespace::known::Known;
 use crate::namespace::path_manager::PathManager;
@@ -128,6 +129,30 @@ pub fn check_is_of<'a>(
 pub fn deny_join_initial(connection: &dyn Connection) -> Result<Option<bool>> {
     let token = connection.known()?.token;
     Ok(connection.namespace()?.deny_join_initial(token))
+}
+
+/// Who a connection is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    pub token: u32,
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+    /// The peer opened it. Absent if its initial subflow, which tells it, is gone.
+    pub server_side: Option<bool>,
+}
+
+pub fn identity(connection: &dyn Connection) -> Result<Identity> {
+    let subflows = connection.subflows()?;
+    let initial = subflows.iter().filter_map(|s| s.entry?.subflow).find(|subflow| subflow.initial());
+    let (local, remote) = connection.ends()?;
+    let server_side = initial.map(|initial| !initial.opened_here());
+    Ok(Identity { token: connection.known()?.token, local, remote, server_side })
+}
+
+/// What events told of its subflows and addresses; absent while nobody of this process listens.
+pub fn history(connection: &dyn Connection) -> Result<Option<Vec<Event>>> {
+    let token = connection.known()?.token;
+    Ok(connection.namespace()?.history(token))
 }
 
 /// The events of one connection. It must still be there after subscribing, or its token may be another's.

@@ -3,6 +3,7 @@
 pub mod crew;
 pub mod ends;
 pub mod event;
+pub mod history;
 pub mod links;
 pub mod reader;
 pub mod snapshot;

@@ -24,6 +24,7 @@ use crate::error::{Error, Result};
 use crate::events::crew::{Crew, Job, Next};
 use crate::events::ends::{Ends, Listener, Rounds};
 use crate::events::event::{self, Event, Kind};
+use crate::events::history::History;
 use crate::events::links::Watch;
 use crate::events::snapshot::{self, Snapshot};
 use crate::events::subscription::{Filter, Loss, Subscription};
@@ -142,6 +143,7 @@ struct Inner {
     watch: Mutex<Weak<Watch>>,
     /// The ends of connections, where events come from the kernel.
     ends: Ends,
+    history: History,
 }
 
 /// The subscription of this process to the events of one namespace. It ends when the last owner drops it.
@@ -206,6 +208,7 @@ impl Reader {
             subscribers: Mutex::default(),
             watch: Mutex::default(),
             ends,
+            history: History::default(),
         });
         start_thread(&inner).map_err(|error| Error::call("starting the thread that reads events", &error))?;
         Ok(Reader { inner, process: std::process::id() })
@@ -307,6 +310,11 @@ impl Reader {
     /// The connections known from the kernel's events: one without any subflow is found by its token only.
     pub fn ends(&self) -> &Ends {
         &self.inner.ends
+    }
+
+    /// What the events of a connection have told so far.
+    pub fn history(&self, token: u32) -> Vec<Event> {
+        self.inner.history.of(token)
     }
 
     /// Closes a listener when the connection that it was opened for ends.
@@ -566,6 +574,7 @@ impl Inner {
                 self.expects.store(true, Ordering::Relaxed);
             }
         }
+        self.history.note(event);
         for subscriber in lock(&self.subscribers).of(event.token) {
             subscriber.push(event);
         }

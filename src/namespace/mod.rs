@@ -22,11 +22,13 @@ use std::time::{Duration, Instant};
 
 use crate::abi::uapi;
 use crate::error::{describe, is_shortage, Cause, Error, Result};
+use crate::events::event::Event;
 use crate::events::reader::Reader;
 use crate::events::{Events, Sockets};
 use crate::namespace::known::Known;
 use crate::netlink::broker;
 use crate::netlink::diag::{self, Tuple};
+use crate::netlink::links::{self, LinkChange};
 use crate::netlink::pm::PmSocket;
 use crate::netlink::pool::Pool;
 use crate::netlink::route;
@@ -51,6 +53,15 @@ const WANTED: [Wanted; 7] = [
 
 /// How long an event may wait for the thread that reads events.
 const UNREAD: Duration = Duration::from_millis(50);
+
+/// An interface and its addresses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Interface {
+    pub name: String,
+    /// It is set up and has a carrier.
+    pub up: bool,
+    pub addresses: Vec<IpAddr>,
+}
 
 /// The netlink sockets of one namespace.
 #[derive(Debug)]
@@ -277,6 +288,31 @@ impl Namespace {
             }
             std::thread::yield_now();
         }
+    }
+
+    /// What events told of a connection's subflows and addresses; absent while nobody of this process listens.
+    pub fn history(&self, token: u32) -> Option<Vec<Event>> {
+        let readers = [lock(&self.reader).upgrade(), lock(&self.poller).upgrade()];
+        readers.into_iter().flatten().next().map(|reader| reader.history(token))
+    }
+
+    /// The interfaces, whether each is up with a carrier, and their addresses.
+    pub fn interfaces(&self) -> Result<Vec<Interface>> {
+        let mut found: Vec<(u32, Interface)> = Vec::new();
+        let taken = links::dump(&mut lock(&self.route), |change| match change {
+            LinkChange::Link { index, name, up } => {
+                found.push((index, Interface { name: name.to_string(), up, addresses: Vec::new() }));
+            }
+            LinkChange::Address { index, ip } => {
+                let of_it = found.iter_mut().find(|(known, _)| *known == index);
+                if let Some((_, interface)) = of_it {
+                    interface.addresses.push(ip);
+                }
+            }
+            LinkChange::LinkGone { .. } | LinkChange::AddressGone { .. } => {}
+        });
+        taken.map_err(|failure| Error::os(failure.errno, format!("rtnetlink: {}", failure.describe())))?;
+        Ok(found.into_iter().map(|(_, interface)| interface).collect())
     }
 
     /// The same without privilege, by comparing readings.

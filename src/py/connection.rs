@@ -1,6 +1,7 @@
 //! Operations on a connection, however it is reached: the base of the native companions of `mptcp.Socket` and
 //! `mptcp.Connection`. `owner` is the Python object that snapshots of subflows act through.
 
+use std::os::fd::IntoRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,9 +9,9 @@ use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyString, PyTuple};
 
-use super::address::{endpoint, from_any};
+use super::address::{endpoint, from_any, to_tuple};
 use super::errors::to_py;
-use super::events::EventStream;
+use super::events::{Event, EventStream};
 use super::integer::{integer, optional, ranged};
 use super::options as arguments;
 use super::structs::Info;
@@ -178,6 +179,28 @@ impl Native {
             (address.ip.to_string(), address.id, port, address.flags)
         };
         Ok(listed.into_iter().map(fields).collect())
+    }
+
+    /// Token, local and remote end, and whether the peer opened it.
+    #[expect(clippy::type_complexity, reason = "a tuple of Python")]
+    fn identity<'py>(
+        &self,
+        py: Python<'py>,
+    ) -> PyResult<(u32, Bound<'py, PyTuple>, Bound<'py, PyTuple>, Option<bool>)> {
+        let found = self.call(py, connection::identity)?;
+        Ok((found.token, to_tuple(py, found.local)?, to_tuple(py, found.remote)?, found.server_side))
+    }
+
+    /// What events told of its subflows and addresses; None while nobody of this process listens.
+    fn history(&self, py: Python<'_>) -> PyResult<Option<Vec<Event>>> {
+        let events = self.call(py, connection::history)?;
+        Ok(events.map(|events| events.into_iter().map(Event).collect()))
+    }
+
+    /// A new socket in its network namespace.
+    fn new_socket(&self, py: Python<'_>, family: i32, kind: i32, protocol: i32) -> PyResult<i32> {
+        let socket = self.call(py, |connection| connection.namespace()?.socket(family, kind, protocol))?;
+        Ok(socket.into_raw_fd())
     }
 
     fn deny_join_initial(&self, py: Python<'_>) -> PyResult<Option<bool>> {

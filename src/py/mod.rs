@@ -81,7 +81,7 @@ mod _core {
     #[pymodule_export]
     use super::namespace::{
         check_path_manager, enter_new_network_namespace, enter_new_user_namespace, get_path_manager,
-        has_interface, interface_of_route, remount_writable, set_path_manager,
+        has_interface, interface_of_route, interfaces, read_sysctls, remount_writable, set_path_manager,
     };
     #[pymodule_export]
     use super::opening::Opening;

@@ -1,5 +1,6 @@
 //! A network namespace: its interfaces and its path manager, and new ones for the processes of a lab.
 
+use std::collections::BTreeMap;
 use std::ffi::CString;
 
 use pyo3::exceptions::PyTypeError;
@@ -11,7 +12,7 @@ use super::integer::type_name;
 use crate::abi::address::Endpoint;
 use crate::error::Error;
 use crate::namespace::path_manager::PathManager;
-use crate::namespace::Namespace;
+use crate::namespace::{sysctls, Interface, Namespace};
 use crate::sys::namespaces;
 
 /// Whether the network namespace that a socket belongs to has an interface of this name, whatever its state.
@@ -28,6 +29,21 @@ pub fn interface_of_route(py: Python<'_>, fd: i32, local: &str, remote: &str) ->
     let (local, remote) = (parse(local)?, parse(remote)?);
     py.detach(|| Namespace::of_socket(fd)?.interface_of_route(local, remote))
         .map_err(|error| to_py(py, error))
+}
+
+/// The interfaces of the network namespace that a socket belongs to: name, whether it is up, addresses.
+#[pyfunction]
+pub fn interfaces(py: Python<'_>, fd: i32) -> PyResult<Vec<(String, bool, Vec<String>)>> {
+    let found = py.detach(|| Namespace::of_socket(fd)?.interfaces()).map_err(|error| to_py(py, error))?;
+    let row =
+        |each: Interface| (each.name, each.up, each.addresses.iter().map(ToString::to_string).collect());
+    Ok(found.into_iter().map(row).collect())
+}
+
+/// The sysctls net.mptcp and some of net.ipv4 of that network namespace.
+#[pyfunction]
+pub fn read_sysctls(py: Python<'_>, fd: i32) -> PyResult<BTreeMap<String, String>> {
+    py.detach(|| sysctls::read(&*Namespace::of_socket(fd)?)).map_err(|error| to_py(py, error))
 }
 
 /// Refuses what is not the name of a path manager; returns it.
