@@ -23,6 +23,9 @@ use crate::connection::{self, addresses, announce, close, priority, withdraw, Co
 use crate::netlink::pm::Address;
 use crate::options;
 
+/// The fields of `mptcp.Address`: address, id, port, and the flags as in `ENDPOINT_FLAGS`.
+type AddressFields = (String, u8, Option<u16>, u32);
+
 /// How long a wait goes on before Python may run its signal handlers.
 const SIGNALS: Duration = Duration::from_millis(50);
 
@@ -171,8 +174,8 @@ impl Native {
         self.call(py, |connection| withdraw::withdraw(connection, id, force))
     }
 
-    /// The fields of `mptcp.Address`: address, id, port, and the flags as in `ENDPOINT_FLAGS`.
-    fn addresses(&self, py: Python<'_>) -> PyResult<Vec<(String, u8, Option<u16>, u32)>> {
+    /// The local addresses that the kernel keeps for it.
+    fn addresses(&self, py: Python<'_>) -> PyResult<Vec<AddressFields>> {
         let listed = self.call(py, addresses::addresses)?;
         let fields = |address: Address| {
             let port = (address.port != 0).then_some(address.port);
