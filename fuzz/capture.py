@@ -16,6 +16,7 @@ import re
 import socket
 import struct
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -133,6 +134,27 @@ def enhanced_api() -> Iterator[tuple[str, bytes]]:
             yield f"tuple-{name}-{family.name}", bytes([1]) + bytes(head - 1) + addresses
     yield "sockopt", struct.pack("=B3xiiIQQ", 1, socket.IPPROTO_TCP, socket.TCP_CONGESTION, 0, 4096, 8192)
     yield "close", struct.pack("=B3xi", 1, socket.SHUT_RDWR)
+
+
+def captures() -> Iterator[tuple[str, bytes]]:
+    """Small captures: of one end and of both, with each option that the path manager sends, in both formats."""
+    with tempfile.TemporaryDirectory() as folder, two_paths(rate=None) as (client, server, (one, two)):
+        files = {"pcapng-both-ends": (one, "both"), "pcap-one-end": (two, client)}
+        with contextlib.ExitStack() as stack:
+            for name, (link, host) in files.items():
+                stack.enter_context(link.capture(Path(folder, name), host=host))
+            address = one.address(server)
+            sock, peer = stack.enter_context(connection(client, server, address, socket.AF_INET))
+            local, remote = two.address(client), two.address(server)
+            sock.open_subflow(local=(local, 0), remote=(remote, PORT), timeout=10)
+            sock.subflows()[1].set_backup(True)
+            announced = peer.announce_address(remote)
+            peer.remove_address(announced, force=True)
+            for _ in range(3):
+                sock.sendall(bytes(100))
+                peer.recv(100)
+        for name in files:
+            yield name, Path(folder, name).read_bytes()
 
 
 def small_btf() -> bytes:
@@ -256,6 +278,8 @@ def main(folder: Path) -> None:
             save("frame", name, frame)
     for name, text in TRACES.items():
         save("trace", name, text)
+    for name, content in captures():
+        save("capture", name, content)
     save("btf", "first-types", small_btf())
     for name, buffer in enhanced_api():
         save("enhanced_api", name, buffer)

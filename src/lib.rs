@@ -4,14 +4,16 @@
 //! [`broker`] (what needs privilege, for programs that have none);
 //! [`enhanced_api`] (the socket options of 2016); [`sampler`] and [`options`] (measuring, and socket options on one
 //! subflow); [`emulation`] (links of a lab; it uses [`sys`] alone); [`connection`] (operations on one connection);
-//! [`namespace`] (what a process holds and knows of one network namespace); [`events`]; [`netlink`]; [`sys`] (system
-//! calls); [`abi`] (the kernel's structures as bytes). [`error`] is for all. `unsafe` stands in [`sys`] alone; the
-//! binding has one exception, the row types of numpy arrays.
+//! [`traces`] (connections in captures); [`namespace`] (what a process holds and knows of one network namespace);
+//! [`events`]; [`netlink`]; [`capture`] (files of packets); [`sys`] (system calls); [`abi`] (the kernel's structures as
+//! bytes). [`error`] is for all. `unsafe` stands in [`sys`] alone; the binding has one exception, the row types of numpy
+//! arrays.
 #![deny(unsafe_code)]
 
 pub mod abi;
 pub mod bpf;
 pub mod broker;
+pub mod capture;
 pub mod connection;
 pub mod emulation;
 pub mod endings;
@@ -25,6 +27,7 @@ pub mod sampler;
 pub mod supervisor;
 pub mod sys;
 pub mod tcp_sock;
+pub mod traces;
 pub mod watcher;
 
 #[cfg(feature = "python")]

@@ -40,6 +40,7 @@ from ._path_manager import get_path_manager, set_path_manager, use_path_manager
 from ._policy import LocalAddress, Opening, Policy, Progress, RunningPolicies, run_policy
 from ._recording import Recorder, Recording, load
 from ._socket import Socket, attach, create_connection, create_server, wrap
+from ._trace import Trace, TraceEvent, read_trace
 
 if _typing.TYPE_CHECKING:
     from . import aio as aio
@@ -64,6 +65,8 @@ for _class in (
     Recorder,
     Recording,
     Socket,
+    Trace,
+    TraceEvent,
 ):
     _class.__module__ = "mptcp"
 
@@ -92,6 +95,8 @@ __all__ = [
     "Subflow",
     "SubflowError",
     "TcpInfo",
+    "Trace",
+    "TraceEvent",
     "UnsupportedError",
     "add_endpoint",
     "attach",
@@ -109,6 +114,7 @@ __all__ = [
     "get_scheduler",
     "load",
     "patch",
+    "read_trace",
     "remove_endpoint",
     "run_policy",
     "set_limits",

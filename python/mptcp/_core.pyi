@@ -1,6 +1,7 @@
 """The native core. Private: the package's own names are documented here, the rest serves mptcp's Python code."""
 
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from typing import Any, NoReturn, Protocol, TypeAlias, final, overload, type_check_only
 
 import numpy as np
@@ -26,6 +27,7 @@ __all__ = [
     "Sampler",
     "Subflow",
     "TcpInfo",
+    "TraceReader",
     "Watcher",
     "add_endpoint",
     "after_fork",
@@ -744,6 +746,22 @@ class Sampler:
     def surroundings(self) -> list[tuple[int, set[int] | None, dict[str, str]]]: ...
     def choice(self) -> tuple[str, bool, list[dict[str, Any]]]: ...
     def status(self) -> dict[str, Any]: ...
+
+@final
+class TraceReader:
+    """Captures, from the reading of their headers. "-" is standard input. Raises ValueError and OSError."""
+
+    def __new__(cls, paths: Sequence[str | bytes | PathLike[str]]) -> TraceReader: ...
+    def read(self, count: int) -> bool:
+        """Read at most ``count`` packets and return whether there may be more."""
+
+    def take_packets(self, all: bool) -> np.ndarray[tuple[int], np.dtype[np.void]]:
+        """Return the rows since the last call that will not change any more, or all."""
+
+    def take_events(self) -> list[tuple[str, int, int, int, int, int, dict[str, Any]]]: ...
+    def tables(self) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]: ...
+    def captures(self) -> list[dict[str, Any]]: ...
+    def counts(self) -> dict[str, Any]: ...
 
 @final
 class LinkTrace:

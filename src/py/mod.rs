@@ -24,6 +24,7 @@ mod structs;
 mod subflow;
 mod supervisor;
 mod timeout;
+mod trace;
 mod watcher;
 
 use pyo3::prelude::*;
@@ -100,6 +101,8 @@ mod _core {
     use super::subflow::Subflow;
     #[pymodule_export]
     use super::supervisor::{run_program, supervised_signals};
+    #[pymodule_export]
+    use super::trace::TraceReader;
     #[pymodule_export]
     use super::watcher::Watcher;
 }

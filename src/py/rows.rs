@@ -8,6 +8,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{IntoPyDict, PyList};
 
 use crate::sampler::row::{self, Column, ConnectionRow, Named, Sample};
+use crate::traces::row::Packet;
 
 /// numpy's type string of a column.
 fn format(column: Column) -> &'static str {
@@ -43,6 +44,11 @@ pub fn prepare(py: Python<'_>) -> PyResult<()> {
     Ok(())
 }
 
+/// Makes the type of a trace's rows, as above.
+pub fn prepare_packets(py: Python<'_>) -> PyResult<()> {
+    packet_type(py).map(|_| ())
+}
+
 fn sample_type(py: Python<'_>) -> PyResult<&Py<PyArrayDescr>> {
     static DESCRIPTOR: PyOnceLock<Py<PyArrayDescr>> = PyOnceLock::new();
     let head = [
@@ -64,6 +70,28 @@ fn connection_type(py: Python<'_>) -> PyResult<&Py<PyArrayDescr>> {
     static DESCRIPTOR: PyOnceLock<Py<PyArrayDescr>> = PyOnceLock::new();
     let head = [("time_ns", "i8"), ("wait_ns", "i8"), ("token", "u4")];
     let make = || descriptor(py, &head, row::mptcp_info_columns(), size_of::<ConnectionRow>());
+    DESCRIPTOR.get_or_try_init(py, make)
+}
+
+fn packet_type(py: Python<'_>) -> PyResult<&Py<PyArrayDescr>> {
+    static DESCRIPTOR: PyOnceLock<Py<PyArrayDescr>> = PyOnceLock::new();
+    let columns = [
+        ("time_ns", "i8"),
+        ("capture", "i4"),
+        ("token", "u4"),
+        ("subflow", "i4"),
+        ("direction", "i1"),
+        ("dsn", "i8"),
+        ("length", "i4"),
+        ("retransmitted", "?"),
+        ("reinjected", "?"),
+        ("data_acked_ns", "i8"),
+        ("data_delivered_ns", "i8"),
+        ("received_ns", "i8"),
+        ("connection", "i4"),
+        ("sequence", "u4"),
+    ];
+    let make = || descriptor(py, &columns, std::iter::empty(), size_of::<Packet>());
     DESCRIPTOR.get_or_try_init(py, make)
 }
 
@@ -90,6 +118,20 @@ unsafe impl Element for ConnectionRow {
     }
 
     fn clone_ref(&self, _py: Python<'_>) -> ConnectionRow {
+        *self
+    }
+}
+
+// SAFETY: a Packet is plain data without Python objects, and the type has its columns in the order and with the alignment
+// of the structure; its size is compared.
+unsafe impl Element for Packet {
+    const IS_COPY: bool = true;
+
+    fn get_dtype(py: Python<'_>) -> Bound<'_, PyArrayDescr> {
+        packet_type(py).expect("prepare_packets() has made it").bind(py).clone()
+    }
+
+    fn clone_ref(&self, _py: Python<'_>) -> Packet {
         *self
     }
 }

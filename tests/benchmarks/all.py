@@ -41,9 +41,15 @@ BENCHMARKS = {
     "Replacing a lost subflow": ["policies --rounds 10"],
     "Emulated links": ["links", "small_requests"],
     "Plots": ["plots"],
+    "Captures": ["trace"],
 }
 #: Programs that we compare with, and the commands that print their versions.
-PROGRAMS = {"ss": ["ss", "-V"], "mptcpd": ["/usr/libexec/mptcpd", "--version"], "iperf3": ["iperf3", "--version"]}
+PROGRAMS = {
+    "ss": ["ss", "-V"],
+    "mptcpd": ["/usr/libexec/mptcpd", "--version"],
+    "iperf3": ["iperf3", "--version"],
+    "tshark": ["tshark", "--version"],
+}
 #: A part of the page: from the line that names its program to the next such, or the next title.
 PART = re.compile(r"^`tests/benchmarks/(\w+)\.py ?([^`]*)`.*?(?=^`tests/benchmarks/|^## |\Z)", re.MULTILINE | re.DOTALL)
 PACKAGES = ("mptcp", "pyroute2", "mptcplib", "numpy")

@@ -34,8 +34,12 @@ GROWING = ("events", "subflows")
 
 def schema(dtype: np.dtype[np.void], metadata: dict[str, Any]) -> pa.Schema:
     assert dtype.names is not None
-    fields = [pa.field(name, pa.from_numpy_dtype(dtype[name]), nullable=False) for name in dtype.names]
+    fields = [pa.field(name, _type(dtype[name]), nullable=False) for name in dtype.names]
     return pa.schema(fields, metadata={KEY: json.dumps(metadata).encode()})
+
+
+def _type(dtype: np.dtype[Any]) -> pa.DataType:
+    return pa.string() if dtype.kind == "U" else pa.from_numpy_dtype(dtype)
 
 
 def batch(rows: Rows, schema: pa.Schema) -> pa.RecordBatch:
@@ -50,7 +54,7 @@ def table(rows: Rows, metadata: dict[str, Any]) -> pa.Table:
 
 def rows_of(batches: list[pa.RecordBatch], described: pa.Schema) -> Rows:
     """Return a structured array with the C layout of a Recorder's."""
-    dtype = np.dtype([(field.name, field.type.to_pandas_dtype()) for field in described], align=True)
+    dtype = np.dtype([(field.name, _numpy(field.type)) for field in described], align=True)
     rows = np.empty(sum(len(each) for each in batches), dtype)
     start = 0
     for each in batches:
@@ -62,6 +66,11 @@ def rows_of(batches: list[pa.RecordBatch], described: pa.Schema) -> Rows:
             rows[name][start : start + len(each)] = column.to_numpy(zero_copy_only=False)
         start += len(each)
     return rows
+
+
+def _numpy(kind: pa.DataType) -> Any:
+    """Return the numpy type of a column. Texts are addresses, of which the longest has 39 characters."""
+    return "U39" if pa.types.is_string(kind) else kind.to_pandas_dtype()
 
 
 MAGIC = b"ARROW1"
@@ -81,12 +90,13 @@ class Stream:
 
     def __init__(self, path: Path, dtype: np.dtype[np.void], metadata: dict[str, Any]) -> None:
         self._schema = schema(dtype, metadata)
+        self.nothing: Rows = np.empty(0, dtype)
         self._file = path.open("wb", buffering=0)
         # Compression pays because most columns hardly change from row to row.
         options = pa.ipc.IpcWriteOptions(compression="lz4")
         self._writer = pa.ipc.new_file(self._file, self._schema, options=options)
         # The schema is written with the first batch, so this one makes the file readable before there are rows.
-        self._writer.write_batch(batch(np.empty(0, dtype), self._schema))
+        self._writer.write_batch(batch(self.nothing, self._schema))
 
     def write(self, rows: Rows, metadata: dict[str, Any] | None = None) -> None:
         """Write a batch, with the metadata that have become known since the previous one."""

@@ -49,13 +49,13 @@ def save(recording: Recorded, path: str | os.PathLike[str]) -> None:
         import numpy as np
 
         # Replaced when it is complete: a file of this name may be what this recording is read from.
-        with _replacing(path) as place, place.open("wb") as file:
+        with replacing(path) as place, place.open("wb") as file:
             np.savez_compressed(file, samples=samples, connections=connections, metadata=np.array(json.dumps(metadata)))
         return
     from . import _arrow
 
     for rows, name in ((samples, path), (connections, beside(path))):
-        with _replacing(name) as place:
+        with replacing(name) as place:
             if path.suffix == ".parquet":
                 _arrow.write_parquet(place, rows, metadata)
             else:
@@ -64,7 +64,7 @@ def save(recording: Recorded, path: str | os.PathLike[str]) -> None:
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """Give the place of a new file, which replaces ``path`` at the end, or vanishes if something goes wrong."""
     place = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -96,7 +96,7 @@ def read(path: str | os.PathLike[str]) -> tuple[Rows, Rows, list[Event], dict[st
     """Return the samples, connections, events and metadata of a file. Its errors are those of load()."""
     path = check(path)
     try:
-        samples, connections, metadata = _READ[_format(path)](path)
+        samples, connections, metadata = _READ[format_of(path)](path)
         _check_rows("samples", samples, SAMPLES_HEAD)
         _check_rows("connections", connections, CONNECTIONS_HEAD)
         events = [read_event(fields) for fields in metadata.pop("events", [])]
@@ -110,13 +110,13 @@ def read(path: str | os.PathLike[str]) -> tuple[Rows, Rows, list[Event], dict[st
 
 Read = tuple["Rows", "Rows", dict[str, Any]]
 
-_MAGIC = {b"PK\3\4": ".npz", b"PAR1": ".parquet", b"ARRO": ".arrow"}
+MAGIC = {b"PK\3\4": ".npz", b"PAR1": ".parquet", b"ARRO": ".arrow"}
 
 
-def _format(path: Path) -> str:
+def format_of(path: Path) -> str:
     """Return the suffix of the format of a file: a recorder that was killed leaves Arrow's under any name."""
     with path.open("rb") as file:
-        return _MAGIC.get(file.read(4), path.suffix)
+        return MAGIC.get(file.read(4), path.suffix)
 
 
 def _load_npz(path: Path) -> Read:

@@ -1,0 +1,147 @@
+"""``mptcp trace``: what captures tell of connections and subflows."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import PurePath
+from typing import Any
+
+from mptcp._address import endpoint
+from mptcp.cli._show import show
+
+SUMMARY = "print the connections and subflows of captures (pcap, pcapng), or convert captures"
+
+_TABLES = (".npz", ".parquet", ".arrow")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = "Needs no privilege. docs/traces.md explains the numbers."
+    parser.add_argument(
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="captures in the pcap or pcapng format, merged by time, - for standard input; or one trace that -o wrote",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=_output,
+        metavar="OUT",
+        help="also write the trace: .npz, .parquet, or .arrow, for which little memory is enough",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from mptcp._trace import read_trace
+
+    output = arguments.output
+    streamed = output is not None and output.suffix == ".arrow"
+    try:
+        trace = read_trace(*arguments.files, path=output if streamed else None)
+        if output is not None and not streamed:
+            trace.save(output)
+    except (ModuleNotFoundError, ValueError) as error:
+        print(f"mptcp trace: {error}", file=sys.stderr)
+        return 1
+    for capture in trace.metadata["captures"]:
+        if capture["damage"]:
+            show(f"mptcp trace: {capture['path']} was not read to its end: {capture['damage']}", file=sys.stderr)
+    if arguments.json:
+        print(json.dumps(_report(trace), indent=2))
+    else:
+        show(*_lines(trace))
+    return 0
+
+
+def _output(text: str) -> PurePath:
+    from pathlib import Path
+
+    path = Path(text)
+    if path.suffix not in _TABLES:
+        raise argparse.ArgumentTypeError(f"the suffix must be {', '.join(_TABLES[:-1])} or {_TABLES[-1]}, not {text!r}")
+    return path
+
+
+def _rows(rows: Any) -> list[dict[str, Any]]:
+    return [dict(zip(rows.dtype.names, row, strict=True)) for row in rows.tolist()]
+
+
+def _report(trace: Any) -> dict[str, Any]:
+    """Return the connections with their subflows and events as JSON types, by the names of the columns."""
+    from mptcp._trace import written
+
+    subflows, events = _rows(trace.subflows), [written(event) for event in trace.events]
+    connections = [
+        {
+            **connection,
+            "subflows": [subflow for subflow in subflows if subflow["connection"] == number],
+            "events": [event for event in events if event["connection"] == number],
+        }
+        for number, connection in enumerate(_rows(trace.connections))
+    ]
+    return {"connections": connections, **trace.metadata}
+
+
+def _lines(trace: Any) -> list[str]:
+    subflows = _rows(trace.subflows)
+    lines: list[str] = []
+    for number, connection in enumerate(_rows(trace.connections)):
+        lines.append(_title(connection))
+        rows = [_row(subflow) for subflow in subflows if subflow["connection"] == number]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            lines.append("  " + "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+    counts = trace.metadata["counts"]
+    options = ", ".join(f"{count:,} {name}" for name, count in counts["options"].items() if count)
+    lines.append(f"{counts['frames']:,} packets, {counts['segments']:,} of TCP; {options or 'no Multipath TCP'}")
+    if counts["malformed"]:
+        lines.append(f"{counts['malformed']:,} malformed options")
+    if counts["cut"]:
+        lines.append(f"{counts['cut']:,} packets whose headers were cut: capture more of each (tcpdump -s 200)")
+    return lines
+
+
+def _title(connection: dict[str, Any]) -> str:
+    marks = [
+        f"version {connection['version']}" if connection["version"] >= 0 else "version unknown",
+        *(["incomplete"] if not connection["complete"] else []),
+        *(["checksums"] if connection["checksum"] else []),
+        *(["fell back to TCP"] if connection["fallback"] else []),
+    ]
+    seconds = (connection["end_ns"] - connection["start_ns"]) / 1e9
+    return (
+        f"{connection['token']} / {connection['peer_token']}  {', '.join(marks)}  {seconds:.3f} s"
+        f"  -> {_data(connection, 0)}  <- {_data(connection, 1)}"
+    )
+
+
+def _data(row: dict[str, Any], direction: int) -> str:
+    """Format the bytes of one direction, and what of them needs attention."""
+    parts = [f"{row[f'bytes_{direction}']:,} bytes"]
+    for name in ("retransmitted", "reinjected", "missing", "unmapped"):
+        if count := row.get(f"{name}_{direction}"):
+            parts.append(f"{count:,} {name}")
+    return ", ".join(parts)
+
+
+def _row(subflow: dict[str, Any]) -> tuple[str, ...]:
+    ends = [endpoint((subflow[f"address_{side}"], subflow[f"port_{side}"])) for side in (0, 1)]
+    arrow = "<-" if subflow["initiator"] else "->"
+    flags = ["initial" if subflow["initial"] else "joined"]
+    if subflow["backup_0"] or subflow["backup_1"]:
+        flags.append("backup")
+    if subflow["reset_ns"] != -1:
+        flags.append("reset" if subflow["reset_reason"] < 0 else f"reset, reason {subflow['reset_reason']}")
+    handshake = "handshake ?"
+    if subflow["ack_ns"] != -1 and subflow["syn_ns"] != -1:
+        handshake = f"handshake {(subflow['ack_ns'] - subflow['syn_ns']) / 1e6:.2f} ms"
+    return (
+        f"{ends[0]} {arrow} {ends[1]}",
+        ",".join(flags),
+        handshake,
+        f"-> {_data(subflow, 0)}",
+        f"<- {_data(subflow, 1)}",
+    )
