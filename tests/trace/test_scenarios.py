@@ -119,8 +119,13 @@ def test_loss_and_reordering(mptcp_lab: Lab, tmp_path: Path) -> None:
 
 
 def test_failover(mptcp_lab: Lab, tmp_path: Path) -> None:
-    links = [{"rate": "20mbit", "delay": "10ms"}, {"rate": "20mbit", "delay": "10ms"}]
-    seen = captured(mptcp_lab, tmp_path, links, lambda links, sock: links[0].down())
+    def fail(links: list[Link], sock: mptcp.Socket) -> None:
+        # Twenty segments take 60 ms: they are on their way when the link goes down.
+        assert eventually(lambda: sock.subflows()[0].tcp_info.unacked > 20)
+        links[0].down()
+
+    links = [{"rate": "4mbit", "delay": "10ms"}, {"rate": "20mbit", "delay": "10ms"}]
+    seen = captured(mptcp_lab, tmp_path, links, fail)
     subflows = seen.trace.subflows
     assert subflows["reinjected_0"][1] > 0
     assert seen.trace.connections["reinjected_0"] == subflows["reinjected_0"].sum()
