@@ -14,8 +14,6 @@ from mptcp.lab import Transfer, two_paths
 from support import eventually
 
 pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'mptcp[plot]'")
-if not hasattr(mptcp, "read_trace"):
-    pytest.skip("needs mptcp.read_trace()", allow_module_level=True)
 
 import matplotlib.pyplot as plt
 from matplotlib.colors import to_hex

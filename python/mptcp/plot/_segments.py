@@ -99,8 +99,8 @@ def trace_chart(
     found = _groups(trace.subflows[subflows], rows, subflows, recording)
     parts = [_part(group, rows[np.isin(rows["subflow"], subflows[group.members])], start) for group in found]
     if end is None:
-        times = [part.acked if np.isfinite(part.acked).any() else part.time for part in parts if len(part.time)]
-        end = max(float(np.nanmax(time)) for time in times)
+        # A segment may be sent again after everything was acknowledged.
+        end = max(float(np.nanmax(np.concatenate((part.time, part.acked)))) for part in parts if len(part.time))
     begin, end = (0.0, end) if period is None else period
     colours = {int(subflows[member]): group.look.colour for group in found for member in group.members}
     return TraceChart(parts, _marks(trace, number, colours, start, begin, end), begin, end, period is None)
