@@ -749,7 +749,7 @@ class Sampler:
 
 @final
 class TraceReader:
-    """Captures, from the reading of their headers. "-" is standard input. Raises ValueError and OSError."""
+    """Open captures, "-" for standard input. Raises OSError, and read() ValueError for what is not a capture."""
 
     def __new__(cls, paths: Sequence[str | bytes | PathLike[str]]) -> TraceReader: ...
     def read(self, count: int) -> bool:

@@ -1,6 +1,6 @@
 //! Capture files, pcap and pcapng, as a stream of frames. A file may be a pipe, may end anywhere, and may state any length.
 
-use std::io::{ErrorKind, Read};
+use std::io::Read;
 
 use pcap_parser::nom;
 use pcap_parser::{parse_block_be, parse_block_le, parse_pcap_frame, parse_pcap_frame_be, parse_pcap_header};
@@ -99,7 +99,8 @@ pub struct Source {
     start: usize,
     end: usize,
     is_at_end: bool,
-    format: Format,
+    /// `None` until the header is read.
+    format: Option<Format>,
     frame: Option<Frame>,
     /// For blocks without a time.
     last_ns: i64,
@@ -109,50 +110,50 @@ pub struct Source {
 }
 
 impl Source {
-    /// Reads the header. Errors are those of reading, or say what the file is instead.
-    pub fn open(
-        path: String,
-        reader: Box<dyn Read + Send + Sync>,
-        captures: &mut Vec<Capture>,
-    ) -> Result<Source> {
-        let mut source = Source {
+    /// Nothing is read yet: advance() does that.
+    pub fn new(path: String, reader: Box<dyn Read + Send + Sync>) -> Source {
+        Source {
             path,
             reader,
             buffer: vec![0; BUFFER],
             start: 0,
             end: 0,
             is_at_end: false,
-            format: Format::PcapNg { big_endian: false, interfaces: Vec::new() },
+            format: None,
             frame: None,
             last_ns: 0,
             damage: None,
-            first: captures.len(),
+            first: 0,
+        }
+    }
+
+    /// Reads the header. Errors are those of reading, or say what the file is instead.
+    fn begin(&mut self, captures: &mut Vec<Capture>) -> Result<()> {
+        self.require(4)?;
+        let Some(magic) = bytes::u32(self.rest(), 0).map(u32::from_le) else {
+            let what = if self.rest().is_empty() { "is empty" } else { "is too short to be a capture" };
+            return Err(Error::value(format!("{} {what}", self.path)));
         };
-        source.require(4)?;
-        let magic = bytes::u32(source.rest(), 0).map(u32::from_le);
-        let Some(magic) = magic else {
-            let what = if source.rest().is_empty() { "is empty" } else { "is too short to be a capture" };
-            return Err(Error::value(format!("{} {what}", source.path)));
-        };
-        if magic != SECTION_HEADER {
+        let (format, link_type) = if magic == SECTION_HEADER {
+            // An interface without a link type stands for the first one: a file without any is told of, too.
+            (Format::PcapNg { big_endian: false, interfaces: Vec::new() }, -1)
+        } else {
             if !PCAP_MAGICS.contains(&magic) && !PCAP_MAGICS.contains(&magic.swap_bytes()) {
-                return Err(Error::value(format!("{} {}", source.path, instead(source.rest()))));
+                return Err(Error::value(format!("{} {}", self.path, instead(self.rest()))));
             }
-            source.require(24)?;
-            let Ok((rest, header)) = parse_pcap_header(source.rest()) else {
-                return Err(Error::value(format!("{} ends within its header", source.path)));
+            self.require(24)?;
+            let Ok((rest, header)) = parse_pcap_header(self.rest()) else {
+                return Err(Error::value(format!("{} ends within its header", self.path)));
             };
-            source.start += source.rest().len() - rest.len();
+            self.start += self.rest().len() - rest.len();
             // The upper bits tell about a checksum behind each frame.
             let link_type = header.network.0 & 0xffff;
-            source.format = Format::Pcap { header, capture: captures.len() };
-            captures.push(Capture { path: source.path.clone(), link_type, ..Capture::default() });
-        } else {
-            // So that a file without packets, or a damaged one, is told of too.
-            captures.push(Capture { path: source.path.clone(), link_type: -1, ..Capture::default() });
-        }
-        source.advance(captures)?;
-        Ok(source)
+            (Format::Pcap { header, capture: captures.len() }, link_type)
+        };
+        self.first = captures.len();
+        self.format = Some(format);
+        captures.push(Capture { path: self.path.clone(), link_type, ..Capture::default() });
+        Ok(())
     }
 
     /// The next frame's time.
@@ -166,11 +167,16 @@ impl Source {
         Some((frame, self.buffer.get(frame.start..frame.start + frame.size)?))
     }
 
-    /// Goes on to the frame after the next, if there is one.
+    /// Goes on to the frame after the next, or to the first one, if there is one. After an error, EINTR for instance, it
+    /// can be called again.
     pub fn advance(&mut self, captures: &mut Vec<Capture>) -> Result<()> {
+        if self.format.is_none() {
+            self.begin(captures)?;
+        }
         self.frame = match self.format {
-            Format::Pcap { capture, .. } => self.pcap(capture)?,
-            Format::PcapNg { .. } => self.pcapng(captures)?,
+            Some(Format::Pcap { capture, .. }) => self.pcap(capture)?,
+            Some(Format::PcapNg { .. }) => self.pcapng(captures)?,
+            None => None,
         };
         if let Some(frame) = self.frame {
             self.last_ns = frame.time_ns;
@@ -206,7 +212,6 @@ impl Source {
             match self.reader.read(&mut self.buffer[self.end..]) {
                 Ok(0) => self.is_at_end = true,
                 Ok(read) => self.end += read,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(Error::call(&format!("read {}", self.path), &error)),
             }
         }
@@ -232,7 +237,7 @@ impl Source {
         if !self.require(24)? && self.rest().len() < 16 {
             return Ok(self.truncated());
         }
-        let Format::Pcap { header, .. } = &self.format else { return Ok(None) };
+        let Some(Format::Pcap { header, .. }) = &self.format else { return Ok(None) };
         let (swapped, nanoseconds) = (header.is_bigendian(), header.is_nanosecond_precision());
         let (modified, link_type) = (header.is_modified_format(), header.network.0 & 0xffff);
         let Some(size) = bytes::u32(self.rest(), 8).map(|raw| ordered(raw, swapped) as usize) else {
@@ -267,7 +272,7 @@ impl Source {
             if !self.require(12)? {
                 return Ok(self.truncated());
             }
-            let Format::PcapNg { big_endian, interfaces } = &mut self.format else { return Ok(None) };
+            let Some(Format::PcapNg { big_endian, interfaces }) = &mut self.format else { return Ok(None) };
             let rest = self.buffer.get(self.start..self.end).unwrap_or_default();
             let (Some(kind), Some(length)) = (bytes::u32(rest, 0), bytes::u32(rest, 4)) else {
                 return Ok(None);
@@ -288,7 +293,7 @@ impl Source {
             if !self.require(length)? {
                 return Ok(self.truncated());
             }
-            let Format::PcapNg { interfaces, .. } = &mut self.format else { return Ok(None) };
+            let Some(Format::PcapNg { interfaces, .. }) = &mut self.format else { return Ok(None) };
             let start = self.start;
             let block = self.buffer.get(start..start + length).unwrap_or_default();
             self.start += length;

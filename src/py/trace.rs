@@ -39,15 +39,16 @@ fn open(path: &PathBuf) -> PyResult<(String, Box<dyn Read + Send + Sync>)> {
 
 #[pymethods]
 impl TraceReader {
-    /// Reads the headers; "-" is standard input.
+    /// Opens the files; "-" is standard input.
     #[new]
     fn new(py: Python<'_>, paths: Vec<PathBuf>) -> PyResult<TraceReader> {
         rows::prepare_packets(py)?;
-        let files = paths.iter().map(open).collect::<PyResult<Vec<_>>>()?;
-        py.detach(|| Reader::open(files)).map(TraceReader).map_err(|error| to_py(py, error))
+        // Opening a pipe waits for who writes to it.
+        let files = py.detach(|| paths.iter().map(open).collect::<PyResult<Vec<_>>>())?;
+        Ok(TraceReader(Reader::new(files)))
     }
 
-    /// Reads at most `count` packets; returns whether there may be more.
+    /// Reads at most `count` packets; returns whether there may be more. After EINTR it can be called again.
     fn read(&mut self, py: Python<'_>, count: usize) -> PyResult<bool> {
         py.detach(|| self.0.read(count)).map_err(|error| to_py(py, error))
     }

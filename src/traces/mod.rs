@@ -23,39 +23,41 @@ use row::{Connection, Counts, Event, Packet, Subflow};
 /// Files that are read together, in the order of the times of their packets.
 pub struct Reader {
     sources: Vec<Source>,
+    /// Sources that are to go on to their next packet.
+    behind: Vec<usize>,
     captures: Vec<Capture>,
     connections: Connections,
 }
 
 impl Reader {
-    /// Opens the files, which are named for messages.
-    pub fn open(files: Vec<(String, Box<dyn Read + Send + Sync>)>) -> Result<Reader> {
-        let mut captures = Vec::new();
-        let sources = files
-            .into_iter()
-            .map(|(name, reader)| Source::open(name, reader, &mut captures))
-            .collect::<Result<Vec<_>>>()?;
-        Ok(Reader { sources, captures, connections: Connections::default() })
+    /// Of files, which are named for messages.
+    pub fn new(files: Vec<(String, Box<dyn Read + Send + Sync>)>) -> Reader {
+        let sources: Vec<_> = files.into_iter().map(|(name, reader)| Source::new(name, reader)).collect();
+        let behind = (0..sources.len()).rev().collect();
+        Reader { sources, behind, captures: Vec::new(), connections: Connections::default() }
     }
 
-    /// Reads at most `count` packets; returns whether there may be more.
+    /// Reads at most `count` packets; returns whether there may be more. After EINTR it can be called again.
     pub fn read(&mut self, count: usize) -> Result<bool> {
         for _ in 0..count {
+            while let Some(source) = self.behind.last().and_then(|at| self.sources.get_mut(*at)) {
+                source.advance(&mut self.captures)?;
+                self.behind.pop();
+            }
             let times = self.sources.iter().enumerate();
             let next = times.filter_map(|(at, source)| Some((source.time_ns()?, at))).min();
-            let Some(source) = next.and_then(|(_, at)| self.sources.get_mut(at)) else { return Ok(false) };
-            if let Some((frame, bytes)) = source.frame() {
-                let counts = &mut self.connections.counts;
-                counts.frames += 1;
-                match segment::decode(frame.link_type, bytes, frame.length) {
-                    Kind::Segment(segment) => self.connections.add(frame.time_ns, frame.capture, &segment),
-                    Kind::Fragment => counts.fragments += 1,
-                    Kind::Cut => counts.cut += 1,
-                    Kind::UnknownLink => counts.unknown_link += 1,
-                    Kind::Other => {}
-                }
+            let Some((_, at)) = next else { return Ok(false) };
+            let Some((frame, bytes)) = self.sources.get(at).and_then(Source::frame) else { return Ok(false) };
+            let counts = &mut self.connections.counts;
+            counts.frames += 1;
+            match segment::decode(frame.link_type, bytes, frame.length) {
+                Kind::Segment(segment) => self.connections.add(frame.time_ns, frame.capture, &segment),
+                Kind::Fragment => counts.fragments += 1,
+                Kind::Cut => counts.cut += 1,
+                Kind::UnknownLink => counts.unknown_link += 1,
+                Kind::Other => {}
             }
-            source.advance(&mut self.captures)?;
+            self.behind.push(at);
         }
         Ok(true)
     }

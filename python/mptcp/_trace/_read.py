@@ -40,6 +40,8 @@ def read_trace(*paths: str | os.PathLike[str], path: str | os.PathLike[str] | No
     for each in paths:
         if not isinstance(each, str | os.PathLike):
             raise TypeError(f"path must be a str or a PathLike, not {each!r}")
+        if "\0" in str(each):
+            raise ValueError(f"path must not contain a NUL character: {each!r}")
     if path is not None:
         path = _files.check(path)
     if len(paths) == 1 and _files.is_saved(paths[0]):
@@ -49,17 +51,27 @@ def read_trace(*paths: str | os.PathLike[str], path: str | os.PathLike[str] | No
         return trace
     reader = TraceReader([os.fspath(each) for each in paths])
     if path is None:
-        while reader.read(_BATCH):
+        while _read(reader):
             pass
         packets = reader.take_packets(True)
         return Trace(packets, *_rest(reader))
     with _files.streaming(path, _types.PACKETS) as write:
-        while reader.read(_BATCH):
+        while _read(reader):
             write(reader.take_packets(False))
         write(reader.take_packets(True))
         connections, subflows, events, metadata = _rest(reader)
         write.finish(connections, subflows, _files.metadata_of(metadata, events))
     return Trace(path, connections, subflows, events, metadata)
+
+
+def _read(reader: TraceReader) -> bool:
+    """Read some packets and return whether there may be more."""
+    while True:
+        try:
+            return reader.read(_BATCH)
+        except InterruptedError:
+            # By a signal while a pipe had nothing to read: its handler runs now.
+            continue
 
 
 def _rest(reader: TraceReader) -> tuple[Rows, Rows, list[TraceEvent], dict[str, Any]]:
