@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import json
 import random
 import struct
@@ -376,6 +377,9 @@ def test_standard_input_and_the_command(tmp_path: Path) -> None:
     assert b"773504493 / 1597986193  version 1" in done.stdout
     assert b"was not read to its end: it ends within a packet" in done.stderr
     assert len(mptcp.read_trace(tmp_path / "x.npz").packets) == 8
+    if importlib.util.find_spec("matplotlib"):
+        subprocess.run([*command, str(file), "-o", str(tmp_path / "x.png")], capture_output=True, check=True)
+        assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
     for words, status, message in (
         (["/nonexistent"], 1, b"No such file or directory: /nonexistent"),
         ([str(file), "-o", "x.txt"], 2, b"suffix must be"),

@@ -14,6 +14,7 @@ from mptcp.cli._show import show
 SUMMARY = "print the connections and subflows of captures (pcap, pcapng), or convert captures"
 
 _TABLES = (".npz", ".parquet", ".arrow")
+_IMAGES = (".png", ".pdf", ".svg")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=_output,
         metavar="OUT",
-        help="also write the trace: .npz, .parquet, or .arrow, for which little memory is enough",
+        help="also write the trace: .npz, .parquet, or .arrow, for which little memory is enough; "
+        "or plot it: .png, .pdf, .svg",
     )
 
 
@@ -41,7 +43,9 @@ def run(arguments: argparse.Namespace) -> int:
     streamed = output is not None and output.suffix == ".arrow"
     try:
         trace = read_trace(*arguments.files, path=output if streamed else None)
-        if output is not None and not streamed:
+        if output is not None and output.suffix in _IMAGES:
+            _plot(trace, output)
+        elif output is not None and not streamed:
             trace.save(output)
     except (ModuleNotFoundError, ValueError) as error:
         print(f"mptcp trace: {error}", file=sys.stderr)
@@ -60,9 +64,31 @@ def _output(text: str) -> PurePath:
     from pathlib import Path
 
     path = Path(text)
-    if path.suffix not in _TABLES:
-        raise argparse.ArgumentTypeError(f"the suffix must be {', '.join(_TABLES[:-1])} or {_TABLES[-1]}, not {text!r}")
+    suffixes = (*_TABLES, *_IMAGES)
+    if path.suffix not in suffixes:
+        raise argparse.ArgumentTypeError(
+            f"the suffix must be {', '.join(suffixes[:-1])} or {suffixes[-1]}, not {text!r}"
+        )
     return path
+
+
+def _plot(trace: Any, output: PurePath) -> None:
+    """Draw the connection with the most data: its sequence numbers and, below, what is in flight."""
+    try:
+        import matplotlib
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("plotting needs matplotlib: pip install 'mptcp[plot]'") from error
+    # It writes files, whether there is a display or not.
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    from mptcp.plot import _style, flight, sequence
+
+    with _style.style():
+        figure, axes = pyplot.subplots(2, sharex=True, layout="constrained", figsize=(7, 5))
+        sequence(trace, ax=axes[0])
+        flight(trace, ax=axes[1])
+        figure.savefig(output, dpi=200)
 
 
 def _rows(rows: Any) -> list[dict[str, Any]]:
