@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import socket
@@ -47,11 +48,14 @@ def interfaces(host: Host) -> dict[str, str]:
     return {row.split()[3].partition("/")[0]: row.split()[1] for row in rows}
 
 
-def bound(client: Host) -> dict[str, int]:
+def bound(client: Host, sock: mptcp.Socket) -> dict[str, int]:
     """Of each subflow's local address, the index of the interface that it is bound to."""
     option = (socket.SOL_SOCKET, 62)  # SO_BINDTOIFINDEX
-    [conn] = [conn for conn in client.connections() if not conn.server_side]
-    return {subflow.local[0]: subflow.getsockopt(*option) for subflow in conn.subflows()}
+    found: dict[str, int] = {}
+    for subflow in [one for conn in client.connections(token=sock.token) for one in conn.subflows()]:
+        with contextlib.suppress(mptcp.SubflowError):  # closed meanwhile, by the policy
+            found[subflow.local[0]] = subflow.getsockopt(*option)
+    return found
 
 
 def test_bind(mptcp_two_paths: TwoPaths) -> None:
@@ -67,10 +71,10 @@ def test_bind(mptcp_two_paths: TwoPaths) -> None:
         (Prefer(name), index),
         (Prefer(name, bind=False), 0),
     ):
-        with server.run_policy(mptcp.Policy()), connected(client, server, paths), client.run_policy(policy):
-            assert eventually(lambda: second in bound(client)), policy
-            assert bound(client)[second] == expected, policy
-            assert bound(client).get(first, 0) == 0
+        with server.run_policy(mptcp.Policy()), connected(client, server, paths) as made, client.run_policy(policy):
+            assert eventually(lambda sock=made.sock: second in bound(client, sock)), policy  # type: ignore[misc]
+            assert bound(client, made.sock)[second] == expected, policy
+            assert bound(client, made.sock).get(first, 0) == 0
 
 
 def test_n_diff_ports_bound(mptcp_two_paths: TwoPaths) -> None:
