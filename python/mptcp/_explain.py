@@ -27,6 +27,7 @@ _TRY = 2.5
 """Seconds for one try: the SYN is repeated after one second."""
 _PROBE = 2.0
 _AT_ONCE_NS = 500_000_000
+_SO_NETNS_COOKIE = 71
 
 # RFC 8684, section 3.6.
 _RESET_REASONS = {
@@ -235,6 +236,8 @@ class _Case:
                     findings += self._of_addresses(here, there)
                     findings += self._of_endpoints(manager, server_side, here, endpoints)
                     findings += self._of_initial(there == _host(remote[0]), denied, server_side, outcome)
+                    if outcome is None and all(finding.cause == "c-bit-unknown" for finding in findings):
+                        outcome = self._by_counters(len(subflows))
                     findings += self._of_outcome(outcome, here, there, attempt, bool(findings))
                 pairs.append(
                     AddressPair(here, there, count, outcome.text if outcome else _unheard(heard), tuple(findings))
@@ -363,6 +366,16 @@ class _Case:
                 "connection begin can tell"
             )
             yield Finding("c-bit-unknown", text, INFERRED)
+
+    def _by_counters(self, subflows: int) -> _Tried | None:
+        """What the counters of the namespace tell of joins that nobody heard of, where it is the caller's own."""
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as here, socket.socket(fileno=os.dup(self._fd)) as there:
+            if len({one.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8) for one in (here, there)}) > 1:
+                return None
+        if counters().get("MPJoinSynAckRx", 0) < subflows:
+            return None
+        text = f"{UNHEARD}; by the counters of this namespace joins were answered that are not there any more"
+        return _Tried(text, errno.ECONNABORTED)
 
     def _of_outcome(
         self, outcome: _Tried | None, here: str, there: str, attempt: bool, explained: bool

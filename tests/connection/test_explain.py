@@ -95,6 +95,18 @@ def test_3_limits_at_the_peer(mptcp_two_paths: TwoPaths) -> None:
         assert "peer-limit" in second, made.sock.explain().asdict()
 
 
+def test_3_limits_at_the_peer_of_which_nobody_heard(mptcp_two_paths: TwoPaths) -> None:
+    """The in-kernel path manager's own try, by the counters of the namespace."""
+    client, server, paths = mptcp_two_paths
+    in_kernel(client)
+    in_kernel(server, subflows=0)
+    client.add_endpoint(paths[1].address(client), subflow=True)
+    with connected(client, server, paths) as made:
+        assert eventually(lambda: server.counters().get("MPJoinRejected", 0) > 0)
+        found = named(made, "peer-limit")
+        assert found["peer-limit"] == found["peer-no-subscriber"] == "inferred"
+
+
 _PLAIN_SERVER = """
 import socket, sys
 listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)
