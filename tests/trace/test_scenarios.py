@@ -159,8 +159,6 @@ def test_checksums(mptcp_lab: Lab, tmp_path: Path) -> None:
     for direction in (0, 1):
         assert seen.trace.subflows[f"checksums_{direction}"].sum() > 0
         assert seen.trace.subflows[f"checksum_errors_{direction}"].sum() == 0
-    # Each mapping of one frame was compared.
-    assert seen.trace.subflows["checksums_0"].sum() > 0.9 * (seen.trace.packets["direction"] == 0).sum()
 
 
 def test_fallback(mptcp_lab: Lab, tmp_path: Path) -> None:
