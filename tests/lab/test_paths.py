@@ -15,7 +15,7 @@ from mptcp import policies
 from mptcp._policy import LocalAddress
 from mptcp.lab import Host, Lab, Link, two_paths
 from mptcp.plot import _flows
-from mptcp.policies import _paths
+from mptcp.policies import Path
 from support import PATIENCE, PORT, connected, eventually, exchange, has_joined, tuples
 
 FAMILIES = [socket.AF_INET, socket.AF_INET6]
@@ -345,4 +345,4 @@ def test_a_policy_of_the_second_host_finds_a_subflows_link_by_its_remote_address
         assert eventually(lambda: has_joined(made.peer, subflow))
         (there,) = [one for one in made.peer.subflows() if one.remote == subflow.local]
         local = LocalAddress(there.local[0], first.interface(server))
-        assert [_paths.Path(link).carries(there, local) for link in (first, second)] == [False, True]
+        assert [Path(link).carries(there, local) for link in (first, second)] == [False, True]

@@ -88,7 +88,7 @@ def test_the_top_package_is_imported_by_nobody_inside(package: Path, line: str) 
         ("_events.py", "from mptcp._socket import Socket", "mptcp._events -> mptcp._socket"),
         ("_socket.py", "from mptcp import lab", "mptcp._socket -> mptcp.lab"),
         ("measures.py", "if TYPE_CHECKING:\n    from mptcp import _recording", "mptcp.measures -> mptcp._recording"),
-        ("policies/_paths.py", "from mptcp.lab import Link", "mptcp.policies._paths -> mptcp.lab"),
+        ("policies/_path.py", "from mptcp.lab import Link", "mptcp.policies._path -> mptcp.lab"),
     ],
 )
 def test_an_arrow_that_points_upwards_is_found(package: Path, file: str, line: str, broken: str) -> None:
