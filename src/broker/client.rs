@@ -105,7 +105,7 @@ impl<'a> Client<'a> {
                 Ok(Then::Replied) => Ok(()),
                 Ok(Then::Stream) => {
                     let reply = codec::encode_reply(number, sequence, Ok(&[]));
-                    return self.broker.streams.add(self.peer.uid, self.socket, self.place, reply);
+                    return self.broker.streams.add(self.peer.uid, self.socket, self.place, &reply);
                 }
             };
             if sent.is_err() {
@@ -253,6 +253,7 @@ impl<'a> Client<'a> {
         }
         // It waits for the connection's lock, on this caller's own thread.
         let answer = self.broker.namespace.pm.command(&command.encode());
+        self.broker.streams.pass_on();
         let answer = answer.map_err(|error| trouble(error.errno(), error.to_string()))?;
         let answer = answer.map_err(|failure| Denial {
             errno: failure.errno,
@@ -301,6 +302,7 @@ impl<'a> Client<'a> {
         let gone = || Denial { errno: libc::ENOENT, refused: false, text: String::new() };
         let entry = self.subflow(&tuple, cookie, descriptor)?.ok_or_else(gone)?;
         let destroyed = diag::destroy(&mut lock(&self.broker.namespace.diag), &entry.tuple, cookie);
+        self.broker.streams.pass_on();
         let answer = destroyed.map_err(|failure| Denial {
             errno: failure.errno,
             refused: false,

@@ -110,18 +110,18 @@ struct Threads(Mutex<HashMap<u64, Socket>>);
 pub fn serve(settings: &Settings) -> Result<()> {
     let namespace = Namespace::current()?;
     namespace.path_manager()?;
+    let quotas = Arc::new(Quotas::new());
+    let socket = namespace.socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_SOCK_DIAG)?;
+    let requests = Channel::new(socket).map_err(|error| Error::call("socket(AF_NETLINK)", &error))?;
     let broker = Arc::new(Broker {
-        namespace: Arc::clone(&namespace),
-        quotas: Arc::new(Quotas::new()),
-        streams: Streams::new()?,
+        streams: Streams::new(subscribe(&namespace)?, requests, Arc::clone(&quotas))?,
+        namespace,
+        quotas,
         ports: LowPorts::open(),
         limits: Limits::open(),
         journal: settings.journal.try_clone().map_err(|error| Error::call("the journal", &error))?,
         holding: Mutex::default(),
     });
-    let events = subscribe(&namespace)?;
-    let socket = namespace.socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_SOCK_DIAG)?;
-    let mut requests = Channel::new(socket).map_err(|error| Error::call("socket(AF_NETLINK)", &error))?;
     // Before there is a second thread, which would keep its own.
     if let Some(uid) = settings.uid {
         let capabilities = CAP_NET_ADMIN | CAP_BPF | CAP_PERFMON;
@@ -130,12 +130,10 @@ pub fn serve(settings: &Settings) -> Result<()> {
     }
     let stop = EventFd::new().map_err(|error| Error::call("eventfd", &error))?;
     std::thread::scope(|scope| {
-        let (broker, events, stop) = (&broker, &events, &stop);
+        let (broker, stop) = (&broker, &stop);
         let reader = std::thread::Builder::new()
             .name("mptcp-events".into())
-            .spawn_scoped(scope, move || {
-                broker.streams.run(events, &mut requests, &broker.quotas, stop.as_raw_fd())
-            })
+            .spawn_scoped(scope, move || broker.streams.run(stop.as_raw_fd()))
             .map_err(|error| Error::call("starting the thread that reads events", &error))?;
         let served = accept_all(broker, settings);
         stop.set();

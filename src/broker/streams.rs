@@ -1,11 +1,11 @@
 //! The events of the namespace, passed on to the users whose connections they are of.
 //!
-//! One thread reads them. Its subscription also has the kernel accept joins under the userspace path manager.
+//! One thread reads them, or whoever must have had them passed on. The subscription also has the kernel accept joins under the userspace path manager.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use netlink_packet_core::NLMSG_OVERRUN;
@@ -19,7 +19,7 @@ use crate::netlink::diag::{self, Entry};
 use crate::netlink::{receive_buffer, Channel};
 use crate::sys;
 use crate::sys::lock::lock;
-use crate::sys::wait::{self, EventFd};
+use crate::sys::wait;
 
 /// How often streams are looked after while no event comes.
 const ROUND: Duration = Duration::from_secs(1);
@@ -75,38 +75,48 @@ struct Known {
     announced: Vec<SocketAddr>,
 }
 
+/// What events are read from, and asked with. Whoever holds the lock reads.
+#[derive(Debug)]
+struct Source {
+    events: Socket,
+    requests: Channel,
+    buffer: Vec<u8>,
+}
+
 #[derive(Debug)]
 pub struct Streams {
+    source: Mutex<Source>,
     streams: Mutex<Vec<Stream>>,
-    /// New ones, each with the reply that it waits for.
-    joining: Mutex<Vec<(Stream, Vec<u8>)>>,
-    wake: EventFd,
     connections: Mutex<HashMap<u32, Known>>,
+    quotas: Arc<Quotas>,
 }
 
 impl Streams {
-    pub fn new() -> Result<Streams> {
+    /// Takes a subscription to the events of the namespace, and a socket of inet_diag.
+    pub fn new(events: Socket, requests: Channel, quotas: Arc<Quotas>) -> Result<Streams> {
+        let buffer = receive_buffer().map_err(|error| Error::call("reading events", &error))?;
         Ok(Streams {
+            source: Mutex::new(Source { events, requests, buffer }),
             streams: Mutex::default(),
-            joining: Mutex::default(),
-            wake: EventFd::new().map_err(|error| Error::call("eventfd", &error))?,
             connections: Mutex::default(),
+            quotas,
         })
     }
 
-    /// Passes on the events of a user from now on; events of before still wait to be read here. `reply` is sent when it
-    /// has begun.
-    pub fn add(&self, uid: u32, socket: Socket, place: Place, reply: Vec<u8>) {
-        lock(&self.joining).push((Stream { uid, socket, has_lost: false, _place: place }, reply));
-        self.wake.set();
+    /// Passes on the events of a user from now on, after `reply`. Those of before are not his to hear.
+    pub fn add(&self, uid: u32, socket: Socket, place: Place, reply: &[u8]) {
+        let mut source = lock(&self.source);
+        self.read(&mut source);
+        let mut stream = Stream { uid, socket, has_lost: false, _place: place };
+        if stream.send(reply) {
+            lock(&self.streams).push(stream);
+        }
     }
 
-    fn join(&self) {
-        for (mut stream, reply) in std::mem::take(&mut *lock(&self.joining)) {
-            if stream.send(&reply) {
-                lock(&self.streams).push(stream);
-            }
-        }
+    /// Passes on what has happened until now: a caller finds the events of what he did when he has its reply, as the
+    /// kernel's own callers do.
+    pub fn pass_on(&self) {
+        self.read(&mut lock(&self.source));
     }
 
     /// The addresses that the peer of a connection has announced.
@@ -115,24 +125,15 @@ impl Streams {
     }
 
     /// The thread: until `stop` is readable.
-    pub fn run(&self, events: &Socket, requests: &mut Channel, quotas: &Quotas, stop: RawFd) -> Result<()> {
-        let mut buffer = receive_buffer().map_err(|error| Error::call("reading events", &error))?;
+    pub fn run(&self, stop: RawFd) -> Result<()> {
+        let events = lock(&self.source).events.as_raw_fd();
         let mut round = Instant::now() + ROUND;
         loop {
             let left = round.saturating_duration_since(Instant::now());
-            match wait::readable([stop, events.as_raw_fd(), self.wake.as_raw_fd()], Some(left)) {
-                Ok([true, ..]) => return Ok(()),
-                Ok([_, has_events, is_woken]) => {
-                    if is_woken {
-                        self.wake.reset();
-                    }
-                    if has_events || is_woken {
-                        self.read(events, requests, quotas, &mut buffer);
-                    }
-                    if is_woken {
-                        self.join();
-                    }
-                }
+            match wait::readable([stop, events], Some(left)) {
+                Ok([true, _]) => return Ok(()),
+                Ok([_, true]) => self.pass_on(),
+                Ok(_) => {}
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(Error::call("poll", &error)),
             }
@@ -143,20 +144,21 @@ impl Streams {
         }
     }
 
-    fn read(&self, mut events: &Socket, requests: &mut Channel, quotas: &Quotas, buffer: &mut [u8]) {
+    fn read(&self, source: &mut Source) {
+        let Source { events, requests, buffer } = source;
         loop {
-            match std::io::Read::read(&mut events, buffer) {
+            match std::io::Read::read(&mut &*events, buffer) {
                 Ok(length) => {
                     for message in messages(&buffer[..length]) {
                         if let Message::Data { message_type, payload, .. } = message {
-                            self.take(message_type, payload, requests, quotas);
+                            self.take(message_type, payload, requests);
                         }
                     }
                 }
                 // The kernel dropped some, of whomever.
                 Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
                     lock(&self.streams).iter_mut().for_each(|stream| stream.has_lost = true);
-                    self.read_back(requests, quotas);
+                    self.read_back(requests);
                     lock(&self.streams).retain_mut(|stream| stream.send(&[]));
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
@@ -165,7 +167,7 @@ impl Streams {
         }
     }
 
-    fn take(&self, message_type: u16, payload: &[u8], requests: &mut Channel, quotas: &Quotas) {
+    fn take(&self, message_type: u16, payload: &[u8], requests: &mut Channel) {
         let Some(event) = event::decode(payload, sys::monotonic_ns(), |_| None) else { return };
         let Some(uid) = self.note(&event, requests) else { return };
         let mut message = Vec::new();
@@ -173,7 +175,7 @@ impl Streams {
         lock(&self.streams).retain_mut(|stream| stream.uid != uid || stream.send(&message));
         if let (Kind::Closed, Some(token)) = (event.kind, event.token) {
             lock(&self.connections).remove(&token);
-            quotas.forget(token);
+            self.quotas.forget(token);
         }
     }
 
@@ -201,14 +203,14 @@ impl Streams {
     }
 
     /// After a loss: what has ended meanwhile is forgotten.
-    fn read_back(&self, requests: &mut Channel, quotas: &Quotas) {
+    fn read_back(&self, requests: &mut Channel) {
         let mut connections = lock(&self.connections);
         let tokens: Vec<u32> = connections.keys().copied().collect();
         if let Ok(found) = diag::look_up_tokens(requests, &tokens) {
             for (token, _) in tokens.iter().zip(found).filter(|(_, found)| found.is_none()) {
                 connections.remove(token);
             }
-            quotas.keep(|token| connections.contains_key(&token));
+            self.quotas.keep(|token| connections.contains_key(&token));
         }
     }
 }

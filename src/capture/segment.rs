@@ -23,6 +23,8 @@ const ETHERTYPE_IPV6: u16 = 0x86dd;
 const ETHERTYPE_VLANS: [u16; 3] = [0x8100, 0x88a8, 0x9100];
 
 const TCP: u8 = 6;
+/// The longest segment that is believed. The longest that Linux sends (BIG TCP) has 512 KiB.
+const LONGEST: usize = 1 << 24;
 /// IPv6 extension headers: hop by hop, routing, destination options; fragment.
 const EXTENSIONS: [u8; 3] = [0, 43, 60];
 const FRAGMENT: u8 = 44;
@@ -202,7 +204,7 @@ fn tcp(
     let header = packet.get(at..at + 20)?;
     let offset = usize::from(header.get(12)? >> 4) * 4;
     let data = at + offset;
-    if offset < 20 || data > total {
+    if offset < 20 || data > total || total - data > LONGEST {
         return Some(Kind::Other);
     }
     let options = packet.get(at + 20..data.min(packet.len()))?;

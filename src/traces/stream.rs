@@ -156,7 +156,7 @@ impl Data {
                 relative
             }
         };
-        (relative.abs() < FURTHEST).then_some(relative)
+        (relative.unsigned_abs() < FURTHEST.unsigned_abs()).then_some(relative)
     }
 
     /// As it is on the wire, where that is known.
@@ -205,5 +205,6 @@ mod tests {
         assert_eq!(data.relative(Number::Long(u64::MAX)), Some(0));
         assert_eq!(data.relative(Number::Long(5)), Some(6), "64 bits wrap");
         assert_eq!(data.relative(Number::Short(5)), Some(6), "32 bits wrap");
+        assert_eq!(data.relative(Number::Long(u64::MAX ^ 1 << 63)), None, "as far away as possible");
     }
 }
