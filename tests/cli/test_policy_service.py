@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mptcp import cli
 from mptcp.lab import Host, Link
 from support import connected, eventually, needs
 
@@ -132,3 +133,10 @@ def test_the_unit_is_sound_and_hardened(tmp_path: Path) -> None:
     exposure = re.search(r"Overall exposure level for \S+ ([\d.]+)", told)
     assert exposure, told
     assert float(exposure[1]) <= 3.0
+
+
+def test_a_command_that_fails_blocks_no_signals() -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    for command in (["policy", "/nonexistent/file.py"], ["broker", "--socket", "/proc/nonexistent/socket"]):
+        assert cli.main(command) != 0
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before

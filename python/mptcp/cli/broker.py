@@ -90,9 +90,12 @@ def run(arguments: argparse.Namespace) -> int:
         uid = pwd.getpwnam("nobody").pw_uid
     # Blocked before there are threads, so that none of them receives what the keeper waits for.
     ends = {signal.SIGINT, signal.SIGTERM}
-    signal.pthread_sigmask(signal.SIG_BLOCK, {*ends, signal.SIGCHLD})
-    with _listener(arguments.socket) as listener:
-        return _keep(listener, rules, uid, ends)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {*ends, signal.SIGCHLD})
+    try:
+        with _listener(arguments.socket) as listener:
+            return _keep(listener, rules, uid, ends)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _rules(path: Path | None) -> list[_broker.Rule]:

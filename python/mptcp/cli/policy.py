@@ -76,8 +76,10 @@ def run(arguments: argparse.Namespace) -> int:
         return _service.put_back()
     # Blocked before there are threads, so that none of them receives what sigwait() waits for.
     signals = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     with contextlib.ExitStack() as stack:
+        # Whoever calls this in a process of his own goes on with the signals that he had.
+        stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, before)
         try:
             chosen = _chosen(arguments)
             stack.enter_context(_service.remembered_path_manager())
