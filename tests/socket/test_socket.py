@@ -214,7 +214,7 @@ def test_endpoints_are_checked_before_any_call() -> None:
         with pytest.raises(TypeError):
             sock.open_subflow(interface=3)
         for wrong in ("1", None, 1.0, True):
-            with pytest.raises(TypeError, match="Subflow or a subflow id"):
+            with pytest.raises(TypeError, match="must be a Subflow, a subflow id, or its ends"):
                 sock.close_subflow(wrong)
         with pytest.raises(ValueError, match="subflow id"):
             sock.close_subflow(-1)
