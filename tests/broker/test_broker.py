@@ -172,8 +172,12 @@ with mptcp.run_policy(mptcp.policies.FullMesh()):
         while len(numpy.unique(recorder.samples["cookie"])) < 2 and time.monotonic() < end:
             time.sleep(0.01)
         sock.close_subflow(sock.subflows()[1])
+        end = time.monotonic() + 10
+        closed = lambda: EventKind.SUB_CLOSED in {event.kind for event in recorder.events}
+        while not closed() and time.monotonic() < end:
+            time.sleep(0.01)
     assert len(numpy.unique(recorder.samples["cookie"])) >= 2
-    assert EventKind.SUB_CLOSED in {event.kind for event in recorder.events}
+    assert closed()
 """
     )
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import mptcp
+import numpy as np
 import pytest
 from mptcp.lab import Host, Lab, Link
 from support import PORT, eventually
@@ -92,7 +93,8 @@ def captured(
     assert new_bytes(trace, 0) == connection["bytes_0"] == SIZE + 1
     assert connection["missing_0"] == 0
     assert trace.subflows["missing_0"].sum() == trace.subflows["unmapped_0"].sum() == 0
-    assert (trace.packets["data_acked_ns"] != -1).all()
+    # The last acknowledgements may come when the captures have ended.
+    assert np.count_nonzero(trace.packets["data_acked_ns"] == -1) <= 20
     return Seen(trace, subflows, info)
 
 

@@ -37,6 +37,7 @@ EXAMPLE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 # What a page has introduced before a part of a program.
 PREAMBLE = """
+import json
 from typing import Any
 import mptcp
 import mptcp.lab
@@ -44,11 +45,14 @@ import mptcp.plot
 import mptcp.enhanced_api as api
 from mptcp.policies import *
 ax: Any = None
+plt: Any = None
 sock = mptcp.Socket()
 [subflow] = sock.subflows()
 local, remote = "10.0.2.1", "10.0.2.2"
 level, optname, value = 6, 1, 1
 rec = mptcp.load("run.parquet")
+from mptcp import plot
+trace = mptcp.read_trace("capture.pcapng")
 """
 
 pytestmark = pytest.mark.timeout(900)
