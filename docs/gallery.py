@@ -351,9 +351,9 @@ SCENES = [
         "what the application sees.",
         draw=grid,
         code='figure, axes = plt.subplots(2, 2, layout="constrained")\n'
-        "for ax, draw in zip(axes.flat, (plot.goodput, plot.rtt, plot.rtt_cdf, plot.rtt_ccdf)):\n"
-        "    draw(rec, ax=ax)\n"
-        "    ax.set_title(draw.__name__)",
+        'for ax, name in zip(axes.flat, ("goodput", "rtt", "rtt_cdf", "rtt_ccdf")):\n'
+        "    getattr(plot, name)(rec, ax=ax)\n"
+        "    ax.set_title(name)",
     ),
     Scene(
         "segments",

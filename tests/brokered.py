@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from mptcp.lab import Host, Link
@@ -42,7 +42,6 @@ class Brokered:
     paths: tuple[Link, Link]
     socket: Path
     broker: subprocess.Popen[str] | None = None
-    log: list[str] = field(default_factory=list)
 
     @property
     def names(self) -> dict[str, str]:

@@ -12,6 +12,7 @@ from ._address import Address
 from ._event_kind import EventKind
 
 __all__ = [
+    "BROKER_PATH",
     "ENDPOINT_FLAGS",
     "PATH_MANAGERS",
     "ByToken",
@@ -74,6 +75,7 @@ __all__ = [
     "take_descriptor",
 ]
 
+BROKER_PATH: str
 ENDPOINT_FLAGS: dict[str, int]
 PATH_MANAGERS: list[str]
 

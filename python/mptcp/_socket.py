@@ -16,7 +16,7 @@ from ._control import Control
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
 
-# What callers of socket.create_connection pass for "not given", http.client for instance.
+# What callers of socket.create_connection pass for "not given", http.client for instance. Typeshed leaves it out.
 _DEFAULT_TIMEOUT: Any = socket._GLOBAL_DEFAULT_TIMEOUT  # type: ignore[attr-defined]
 
 IPPROTO_MPTCP = 262

@@ -2,8 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::os::fd::AsRawFd;
+use std::net::SocketAddr;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -14,6 +13,7 @@ use crate::netlink::broker::codec::Denial;
 use crate::netlink::diag::{self, Entry};
 use crate::netlink::pm::codec::Command;
 use crate::netlink::pm::Address;
+use crate::netlink::{route, Failure};
 use crate::sys;
 use crate::sys::lock::lock;
 
@@ -25,6 +25,11 @@ pub fn refusal(text: impl Into<String>) -> Denial {
 /// What failed here, not what was asked for.
 pub fn trouble(errno: i32, text: impl Into<String>) -> Denial {
     Denial { errno, refused: true, text: format!("the broker failed: {}", text.into()) }
+}
+
+/// What the kernel says.
+pub fn refused_by_kernel(failure: Failure) -> Denial {
+    Denial { errno: failure.errno, refused: false, text: failure.text.unwrap_or_default() }
 }
 
 /// The connection with a token, as inet_diag tells it, without its lock.
@@ -76,12 +81,13 @@ impl Checks<'_> {
     /// The command as it is sent.
     pub fn check(&self, command: Command) -> Result<Command, Denial> {
         match command {
-            Command::Create { local, remote, .. } => {
+            Command::Create { token, local, remote } => {
                 self.check_local(&local)?;
                 self.ports.check(local.port)?;
                 self.check_interface(local.interface)?;
                 self.check_remote(&remote)?;
-                Ok(command)
+                let local = Address { flags: local.flags & FLAG_BACKUP, ..local };
+                Ok(Command::Create { token, local, remote })
             }
             Command::Destroy { .. } | Command::Remove { .. } => Ok(command),
             // Of a subflow that does not belong to the connection the kernel knows nothing.
@@ -92,7 +98,7 @@ impl Checks<'_> {
             Command::Announce { token, address } => {
                 self.check_local(&address)?;
                 self.ports.check(address.port)?;
-                if !is_local(address.ip) {
+                if !self.is_local(&address) {
                     return Err(refusal(format!(
                         "{} is not an address of this host: the peer would connect to somebody else",
                         address.ip
@@ -102,6 +108,13 @@ impl Checks<'_> {
                 Ok(Command::Announce { token, address })
             }
         }
+    }
+
+    /// Whether it is an address of this host, by the route to it.
+    fn is_local(&self, address: &Address) -> bool {
+        let route =
+            route::look_up(&mut lock(&self.namespace.route), address.ip.to_canonical(), address.interface);
+        route.is_ok_and(|route| route.is_local)
     }
 
     fn check_local(&self, local: &Address) -> Result<(), Denial> {
@@ -141,10 +154,4 @@ impl Checks<'_> {
             SocketAddr::new(remote.ip, remote.port)
         )))
     }
-}
-
-/// Whether a socket can have this address.
-fn is_local(address: IpAddr) -> bool {
-    // Link-local ones need a scope to bind to, and an interface's rule.
-    UdpSocket::bind((address, 0)).is_ok_and(|socket| socket.as_raw_fd() >= 0)
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
-use super::checks::{self, refusal, trouble, Checks};
+use super::checks::{self, refusal, refused_by_kernel, trouble, Checks};
 use super::quotas::Place;
 use super::rules::Allowed;
 use super::Broker;
@@ -33,6 +33,9 @@ const PATIENCE: Duration = Duration::from_millis(50);
 /// How long a reply may wait for a caller who does not read.
 const UNREAD: Duration = Duration::from_secs(5);
 
+/// What an id is seen as that our user namespace does not have (kernel.overflowuid, which nobody changes).
+const OVERFLOW_UID: u32 = 65_534;
+
 /// Of every user namespace but one that was made with all ids: `/proc/PID/uid_map`.
 fn uid_map(process: &str) -> Option<String> {
     let text = std::fs::read_to_string(format!("/proc/{process}/uid_map")).ok()?;
@@ -43,7 +46,8 @@ fn uid_map(process: &str) -> Option<String> {
 /// that it sees, and one that ours does not know has the overflow id, as many have.
 fn is_of_our_user_namespace(peer: &Peer) -> bool {
     let ours = uid_map("self");
-    ours.is_some() && uid_map(&peer.process.to_string()) == ours
+    let has_all_ids = ours.as_deref() == Some("0 0 4294967295");
+    ours.is_some() && uid_map(&peer.process.to_string()) == ours && (has_all_ids || peer.uid != OVERFLOW_UID)
 }
 
 pub struct Client<'a> {
@@ -248,20 +252,18 @@ impl<'a> Client<'a> {
                     self.allowed.announced
                 )));
             }
-            Command::Remove { id, .. } => self.broker.quotas.withdraw(token, *id),
             _ => {}
         }
         // It waits for the connection's lock, on this caller's own thread.
         let answer = self.broker.namespace.pm.command(&command.encode());
         self.broker.streams.pass_on();
         let answer = answer.map_err(|error| trouble(error.errno(), error.to_string()))?;
-        let answer = answer.map_err(|failure| Denial {
-            errno: failure.errno,
-            refused: false,
-            text: failure.text.unwrap_or_default(),
-        });
+        let answer = answer.map_err(refused_by_kernel);
         // What the kernel refused has changed nothing; the library asks it so for a connection's path manager.
         if answer.is_ok() {
+            if let Command::Remove { id, .. } = &command {
+                self.broker.quotas.withdraw(token, *id);
+            }
             self.log(&command, Ok(()));
         }
         answer.map(|()| Then::Reply(Vec::new()))
@@ -303,11 +305,7 @@ impl<'a> Client<'a> {
         let entry = self.subflow(&tuple, cookie, descriptor)?.ok_or_else(gone)?;
         let destroyed = diag::destroy(&mut lock(&self.broker.namespace.diag), &entry.tuple, cookie);
         self.broker.streams.pass_on();
-        let answer = destroyed.map_err(|failure| Denial {
-            errno: failure.errno,
-            refused: false,
-            text: failure.text.unwrap_or_default(),
-        });
+        let answer = destroyed.map_err(refused_by_kernel);
         self.log(&format!("SOCK_DESTROY {} -> {}", tuple.local, tuple.remote), answer.as_ref().map(drop));
         answer.map(|()| Then::Reply(Vec::new()))
     }

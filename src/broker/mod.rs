@@ -30,7 +30,7 @@ use crate::error::{Error, Result};
 use crate::namespace::path_manager::{Held, PathManager};
 use crate::namespace::Namespace;
 use crate::netlink::broker::seqpacket;
-use crate::netlink::Channel;
+use crate::netlink::{self, Channel};
 use crate::sys::credentials::Rights;
 use crate::sys::lock::lock;
 use crate::sys::{self, wait, wait::EventFd};
@@ -40,6 +40,9 @@ const CLIENTS: usize = 1024;
 
 /// A thread's stack: it calls nothing deep.
 const STACK: usize = 256 * 1024;
+
+/// Bytes of events that the kernel may queue.
+const RECEIVE_BUFFER: i32 = 4 << 20;
 
 /// Bytes of the journal.
 const RECORD: usize = 64;
@@ -146,21 +149,16 @@ pub fn serve(settings: &Settings) -> Result<()> {
 fn subscribe(namespace: &Namespace) -> Result<Socket> {
     let group = namespace.pm.family()?.event_group;
     let socket = Socket::from(namespace.socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_GENERIC)?);
-    let fd = socket.as_raw_fd();
-    let joined = sys::bind_netlink(fd).and_then(|()| socket.set_nonblocking(true)).and_then(|()| {
-        sys::setsockopt_i32(fd, libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, group as i32)
-    });
+    let joined = sys::bind_netlink(socket.as_raw_fd())
+        .and_then(|()| socket.set_nonblocking(true))
+        .and_then(|()| netlink::join(&socket, group));
     joined.map_err(|error| match error.raw_os_error() {
         Some(libc::EPERM) => Error::permission(
             "mptcp broker needs CAP_NET_ADMIN in the user namespace that owns the network namespace",
         ),
         _ => Error::call("joining mptcp_pm_events", &error),
     })?;
-    for option in [libc::SO_RCVBUFFORCE, libc::SO_RCVBUF] {
-        if sys::setsockopt_i32(fd, libc::SOL_SOCKET, option, 4 << 20).is_ok() {
-            break;
-        }
-    }
+    netlink::ask_for_room(&socket, RECEIVE_BUFFER);
     Ok(socket)
 }
 

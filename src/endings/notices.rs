@@ -7,7 +7,7 @@ use crate::abi::uapi;
 use crate::error::{Error, Result};
 use crate::netlink::codec::{messages, Message};
 use crate::netlink::diag::{self, Entry};
-use crate::netlink::receive_buffer;
+use crate::netlink::{self, receive_buffer};
 use crate::sys;
 
 /// What the kernel is asked to keep for us, as far as net.core.rmem_max lets it.
@@ -27,9 +27,7 @@ impl Notices {
         sys::bind_netlink(socket.as_raw_fd()).map_err(failed)?;
         let groups = [uapi::diag::SKNLGRP_INET_TCP_DESTROY, uapi::diag::SKNLGRP_INET6_TCP_DESTROY];
         for group in groups {
-            let fd = socket.as_raw_fd();
-            sys::setsockopt_i32(fd, libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, group as i32)
-                .map_err(failed)?;
+            netlink::join(&socket, group).map_err(failed)?;
         }
         // More than the host's limit takes privilege: what cannot be had is done without.
         let _ = sys::setsockopt_i32(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, ROOM as i32);

@@ -32,7 +32,7 @@ use crate::events::Sockets;
 use crate::netlink::broker::Broker;
 use crate::netlink::codec::{messages, Message};
 use crate::netlink::diag::{self, Tuple};
-use crate::netlink::{receive_buffer, Channel, Failure};
+use crate::netlink::{self, receive_buffer, Channel, Failure};
 use crate::sys::lock::lock;
 use crate::sys::{self, descriptor, wait, wait::EventFd};
 
@@ -162,7 +162,7 @@ impl Reader {
     ) -> Result<Reader> {
         // Events that an earlier reader left in the queue are outdated.
         while (&*socket).read(&mut [0; 16]).is_ok() {}
-        membership(&socket, libc::NETLINK_ADD_MEMBERSHIP, group)
+        netlink::join(&socket, group)
             .map_err(|error| Error::call("joining mptcp_pm_events (CAP_NET_ADMIN)", &error))?;
         Reader::start(socket, Origin::Netlink { group }, Ends::new(sockets))
     }
@@ -176,7 +176,7 @@ impl Reader {
     /// Compares readings of the sockets. Takes a bound socket of sock_diag for notices, and one for requests.
     pub fn of_polling(socket: Arc<socket2::Socket>, requests: Channel) -> Result<Reader> {
         for group in [uapi::diag::SKNLGRP_INET_TCP_DESTROY, uapi::diag::SKNLGRP_INET6_TCP_DESTROY] {
-            membership(&socket, libc::NETLINK_ADD_MEMBERSHIP, group)
+            netlink::join(&socket, group)
                 .map_err(|error| Error::call("joining SKNLGRP_INET_TCP_DESTROY", &error))?;
         }
         Reader::start(
@@ -187,13 +187,7 @@ impl Reader {
     }
 
     fn start(socket: Arc<socket2::Socket>, origin: Origin, ends: Ends) -> Result<Reader> {
-        // The first needs CAP_NET_ADMIN in the initial user namespace.
-        for option in [libc::SO_RCVBUFFORCE, libc::SO_RCVBUF] {
-            let fd = socket.as_raw_fd();
-            if sys::setsockopt_i32(fd, libc::SOL_SOCKET, option, RECEIVE_BUFFER).is_ok() {
-                break;
-            }
-        }
+        netlink::ask_for_room(&socket, RECEIVE_BUFFER);
         let wake = EventFd::new().map_err(|error| Error::call("eventfd", &error))?;
         let buffer = receive_buffer().map_err(|error| Error::call("reading events", &error))?;
         let inner = Arc::new(Inner {
@@ -338,17 +332,13 @@ impl Drop for Reader {
             return;
         }
         if let Origin::Netlink { group } = self.inner.origin {
-            let _ = membership(&self.inner.socket, libc::NETLINK_DROP_MEMBERSHIP, group);
+            let _ = netlink::leave(&self.inner.socket, group);
         }
         self.inner.stop.store(true, Ordering::Relaxed);
         self.inner.crew.refuse();
         self.inner.wake.set();
         self.inner.crew.end();
     }
-}
-
-fn membership(socket: &socket2::Socket, option: i32, group: u32) -> std::io::Result<()> {
-    sys::setsockopt_i32(socket.as_raw_fd(), libc::SOL_NETLINK, option, group as i32)
 }
 
 fn start_thread(inner: &Arc<Inner>) -> std::io::Result<()> {

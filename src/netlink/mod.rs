@@ -27,6 +27,26 @@ pub fn receive_buffer() -> io::Result<Vec<u8>> {
     Ok(buffer)
 }
 
+/// Asks for room for so many bytes that wait to be read; the kernel may give less (net.core.rmem_max).
+pub fn ask_for_room(socket: &socket2::Socket, bytes: i32) {
+    // The first needs CAP_NET_ADMIN in the initial user namespace.
+    for option in [libc::SO_RCVBUFFORCE, libc::SO_RCVBUF] {
+        if sys::setsockopt_i32(socket.as_raw_fd(), libc::SOL_SOCKET, option, bytes).is_ok() {
+            return;
+        }
+    }
+}
+
+/// Joins a multicast group.
+pub fn join(socket: &socket2::Socket, group: u32) -> io::Result<()> {
+    sys::setsockopt_i32(socket.as_raw_fd(), libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, group as i32)
+}
+
+/// Leaves one.
+pub fn leave(socket: &socket2::Socket, group: u32) -> io::Result<()> {
+    sys::setsockopt_i32(socket.as_raw_fd(), libc::SOL_NETLINK, libc::NETLINK_DROP_MEMBERSHIP, group as i32)
+}
+
 /// A netlink socket for requests. The kernel answers within sendmsg, so replies are there when it returns.
 #[derive(Debug)]
 pub struct Channel {

@@ -34,6 +34,7 @@ use pyo3::prelude::*;
 mod _core {
     use crate::abi::uapi::pm;
     use crate::namespace::path_manager::PathManager;
+    use crate::netlink::broker;
     use pyo3::exceptions::PyImportError;
     use pyo3::prelude::*;
     use pyo3::sync::PyOnceLock;
@@ -49,6 +50,7 @@ mod _core {
         let first = SYS.get_or_init(module.py(), || sys.clone().unbind());
         if first.as_ptr() == sys.as_ptr() {
             module.add("ENDPOINT_FLAGS", pm::FLAGS.into_iter().collect::<BTreeMap<_, _>>())?;
+            module.add("BROKER_PATH", broker::codec::PATH)?;
             return module.add("PATH_MANAGERS", PathManager::ALL.map(PathManager::name));
         }
         Err(PyImportError::new_err(

@@ -23,8 +23,6 @@ STUB = ROOT / "python" / "mptcp" / "_core.pyi"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # What recipes use of other libraries and these do not declare, by the words of a checker's message.
 UNDECLARED = (
-    # numpy declares the elements of an object array, as subplots() returns, as unknown.
-    "Cannot call function of unknown type",
     "_create_connection",  # of http.client, which has it for its own subclasses
     '"ConnectionCls"',  # urllib3 assigns its own classes to it with a comment that silences the checkers
     '"write"',  # twisted's interfaces have no self

@@ -77,7 +77,7 @@ def net_admin(ground: Ground) -> None:
 def broker(ground: Ground) -> None:
     found = _core.find_broker()
     if found is None:
-        path = os.environ.get("MPTCP_BROKER", "/run/mptcp/broker.sock")
+        path = os.environ.get("MPTCP_BROKER", _core.BROKER_PATH)
         raise Lack(f"none listens for this network namespace at {path}: start one as root (mptcp broker)")
     path, allowed = found
     if "own" not in allowed or "path_manager" not in allowed:

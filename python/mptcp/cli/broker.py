@@ -19,7 +19,6 @@ from mptcp._path_manager import get_path_manager, set_path_manager
 
 SUMMARY = "let ordinary users control the subflows of their own connections"
 
-_SOCKET = "/run/mptcp/broker.sock"
 _RULES = Path("/etc/mptcp/broker.toml")
 _UNITS = Path("/etc/systemd/system")
 # <systemd/sd-daemon.h>: the first descriptor that a service manager passes.
@@ -37,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--socket",
         type=Path,
         metavar="PATH",
-        help=f"where to listen (default: {_SOCKET}); programs find another place by MPTCP_BROKER",
+        help=f"where to listen (default: {_core.BROKER_PATH}); programs find another place by MPTCP_BROKER",
     )
     parser.add_argument(
         "--rules",
@@ -113,7 +112,7 @@ def _listener(path: Path | None) -> Iterator[socket.socket]:
                 raise OSError(0, "the socket passed by the service manager must be ListenSequentialPacket=")
             yield passed
         return
-    path = path or Path(_SOCKET)
+    path = path or Path(_core.BROKER_PATH)
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as own:
         _remove_stale(path)

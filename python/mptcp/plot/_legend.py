@@ -105,7 +105,7 @@ def _place(ax: Axes, entries: dict[str, list[Any]]) -> int:
         frameon=False,
         handler_map=handlers,
     )
-    # As Axes.legend() does it, which can only create a Legend.
+    # As Axes.legend() does it, which can only create a Legend; matplotlib's stubs leave these members out.
     ax.legend_ = legend
     legend._remove_method = ax._remove_legend  # type: ignore[attr-defined]
     return -(-len(entries) // columns)
