@@ -40,6 +40,8 @@ def held(pid: int) -> tuple[int, int]:
 
 
 def test_it_has_few_privileges(brokered: Brokered) -> None:
+    # It has dropped the others once it answers.
+    brokered.run("assert mptcp._core.find_broker()")
     status = Path(f"/proc/{server_of(brokered)}/status").read_text()
     fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
     wanted = f"{1 << 12 | 1 << 38 | 1 << 39:016x}"
@@ -61,8 +63,11 @@ seed = random.Random(len(sys.argv))
 null = os.open("/dev/null", os.O_RDONLY)
 for round in range(300):
     raw = Raw()
-    for _ in range(seed.randrange(4)):
-        raw.send(seed.randrange(9), seed.randbytes(seed.randrange(300)), [null] * seed.randrange(5) or None)
+    try:
+        for _ in range(seed.randrange(4)):
+            raw.send(seed.randrange(9), seed.randbytes(seed.randrange(300)), [null] * seed.randrange(5) or None)
+    except ConnectionError:
+        pass  # an event stream is closed whose reader writes
     if seed.random() < 0.5:
         raw.socket.close()
     elif seed.random() < 0.2:
