@@ -1005,7 +1005,7 @@ def test_without_privilege() -> None:
     prefix = ["setpriv", "--bounding-set=-all,+setfcap", "--inh-caps=-all", "--ambient-caps=-all"]
     done = subprocess.run([*prefix, *command], capture_output=True, text=True, timeout=100 * PATIENCE)
     assert done.returncode == 0, done.stdout
-    assert "4 passed" in done.stdout
+    assert "4 passed" in done.stdout, done.stdout
 
 
 def test_two_paths_have_names() -> None:

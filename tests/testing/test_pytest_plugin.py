@@ -58,11 +58,12 @@ def project(tmp_path: Path, prefix: list[str], marked: Marked) -> Project:
 
 @pytest.mark.usefixtures("mptcp_lab")
 def test_what_the_page_shows(project: Project, marked: Marked) -> None:
-    for number, program in enumerate(re.findall(r"^```python\n(.*?)^```", TESTING.read_text(), re.M | re.S)):
+    programs = re.findall(r"^```python\n(.*?)^```", TESTING.read_text(), re.M | re.S)
+    for number, program in enumerate(programs):
         project.write(program, f"test_{number}.py")
     done = project.pytest()
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
-    assert re.search(r"^=+ 2 passed in ", done.stdout, re.MULTILINE), done.stdout
+    assert re.search(rf"^=+ {len(programs)} passed in ", done.stdout, re.MULTILINE), done.stdout
     assert marked.processes() == set()
 
 
