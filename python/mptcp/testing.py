@@ -433,6 +433,7 @@ class _Kernel:
     def set_backup(self, conn: Any, subflow: Subflow, backup: bool, number: int) -> None:
         with self._failing(conn, number):
             conn._native.set_backup(subflow, backup)
+            self.reports.append(("done", conn.token, number))
 
     @contextlib.contextmanager
     def _failing(self, conn: Any, number: int) -> Iterator[None]:

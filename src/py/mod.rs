@@ -89,6 +89,8 @@ mod _core {
     #[pymodule_export]
     use super::opening::Opening;
     #[pymodule_export]
+    use super::options::option_name;
+    #[pymodule_export]
     use super::probes::{
         probe_full_info, probe_is_mptcp, probe_path_manager_commands, probe_path_manager_family,
         probe_subflow_options, probe_user_notification,

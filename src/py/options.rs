@@ -22,6 +22,12 @@ pub fn option(level: &Bound<'_, PyAny>, optname: &Bound<'_, PyAny>) -> PyResult<
     Ok(SocketOption { level: int("level", level)?, number: int("optname", optname)? })
 }
 
+/// The name of an option in the kernel's headers, or its level and number.
+#[pyfunction]
+pub fn option_name(level: i32, optname: i32) -> String {
+    SocketOption { level, number: optname }.to_string()
+}
+
 /// What `buflen` asks for: an int, or so many bytes.
 #[derive(Clone, Copy)]
 pub enum Room {

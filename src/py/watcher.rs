@@ -111,7 +111,7 @@ impl Watcher {
         })
     }
 
-    /// Changes the priority of a subflow: that it cannot be changed is a report with this number.
+    /// Changes the priority of a subflow: that it was, or cannot be, is a report with this number.
     fn set_backup(
         &self,
         py: Python<'_>,
@@ -217,6 +217,7 @@ fn as_tuple<'py>(
         Report::Outcome(Outcome::Ordered { token, number }) => {
             ("ordered", token, number).into_pyobject(py)?
         }
+        Report::Outcome(Outcome::Done { token, number }) => ("done", token, number).into_pyobject(py)?,
         Report::Outcome(Outcome::Refused { token, number, error }) => {
             ("refused", token, number, to_py(py, error)).into_pyobject(py)?
         }

@@ -21,6 +21,8 @@ use crate::watcher::Ends;
 pub enum Outcome {
     /// A standing order is being carried out: its subflow is requested.
     Ordered { token: u32, number: u64 },
+    /// A change of which no event tells has been made.
+    Done { token: u32, number: u64 },
     /// A command failed.
     Refused { token: u32, number: u64, error: Error },
 }
@@ -100,7 +102,7 @@ pub fn close(
     submit(reader, outcomes, token, number, move || close_at(&connection, ends, force));
 }
 
-/// Changes the priority of a subflow by its ends.
+/// Changes the priority of a subflow by its ends, and tells when it has been done.
 pub fn set_backup(
     reader: &Reader,
     outcomes: &Arc<Outcomes>,
@@ -111,7 +113,12 @@ pub fn set_backup(
 ) {
     let token = connection.token();
     let connection = Arc::clone(connection);
-    let change = move || priority::set_backup(&*connection, Which::Endpoints { local, remote }, backup);
+    let done = Arc::clone(outcomes);
+    let change = move || {
+        priority::set_backup(&*connection, Which::Endpoints { local, remote }, backup)?;
+        done.push(Outcome::Done { token, number });
+        Ok(())
+    };
     submit(reader, outcomes, token, number, change);
 }
 

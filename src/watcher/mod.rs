@@ -135,7 +135,7 @@ impl Watcher {
         commands::close(self.events.reader(), &self.outcomes, connection, ends, force, number);
     }
 
-    /// Changes the priority of a subflow. That it cannot be changed is an outcome with this number.
+    /// Changes the priority of a subflow. That it was, or cannot be, is an outcome with this number.
     pub fn set_backup(&self, connection: &Arc<ByToken>, ends: Ends, backup: bool, number: u64) {
         commands::set_backup(self.events.reader(), &self.outcomes, connection, ends, backup, number);
     }

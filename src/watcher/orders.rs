@@ -246,7 +246,7 @@ mod tests {
     fn numbers(orders: &Orders) -> Vec<u64> {
         let ordered = |outcome| match outcome {
             Outcome::Ordered { number, .. } => number,
-            Outcome::Refused { .. } => panic!("nothing was refused"),
+            other => panic!("{other:?}"),
         };
         std::iter::from_fn(|| orders.outcomes.pop()).map(ordered).collect()
     }

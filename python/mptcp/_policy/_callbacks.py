@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import collections
-import logging
 import queue
 import threading
 from collections.abc import Callable
 from typing import Any
 
 from ._connection import PolicyConnection
+from ._journal import LOGGER, Journal
 from ._policy import Policy
-
-LOGGER = logging.getLogger("mptcp.policy")
-
 
 # What is done with the exception of a policy's method.
 Reporter = Callable[[Policy, str, Exception], None]
@@ -31,11 +28,17 @@ class Callbacks:
     """
 
     def __init__(
-        self, policy: Policy, has_ended: Callable[[PolicyConnection], bool], has_thread: bool, report: Reporter = log
+        self,
+        policy: Policy,
+        has_ended: Callable[[PolicyConnection], bool],
+        has_thread: bool,
+        report: Reporter = log,
+        journal: Journal | None = None,
     ) -> None:
         self.policy = policy
         self._has_ended = has_ended
         self._report_error = report
+        self._journal = journal
         self._stopping = False
         # What is called next, in either way; None ends the thread. SimpleQueue is written in C: waking the thread by a
         # Condition takes twice as long.
@@ -117,10 +120,15 @@ class Callbacks:
             self._call(*call)
 
     def _call(self, method: str, arguments: tuple[Any, ...]) -> None:
+        if self._journal is not None:
+            self._journal.calls(self.policy, method, arguments)
         try:
             getattr(self.policy, method)(*arguments)
         except Exception as error:
             self._report(method, arguments, error)
+        finally:
+            if self._journal is not None:
+                self._journal.returned()
 
     def _report(self, method: str, arguments: tuple[Any, ...], error: Exception) -> None:
         conn = arguments[0] if arguments else None

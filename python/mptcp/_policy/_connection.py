@@ -13,7 +13,12 @@ from .._core import Subflow
 from .._errors import SubflowError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from _typeshed import ReadableBuffer as Buffer
+
     from ._interface import Runtime
+    from ._journal import Decision
 
 Ends = tuple[tuple[Any, ...], tuple[Any, ...]]
 
@@ -48,6 +53,8 @@ class Attempt:
     answered: Ends | None = None
     """Its ends, once the SYN/ACK has come."""
     timed_out: bool = False
+    decision: Decision | None = None
+    """Where decisions are noted."""
 
     def matches(self, local: tuple[Any, ...], remote: tuple[Any, ...]) -> bool:
         """Return whether an event is of this attempt; after a reset it may lack the remote port."""
@@ -134,7 +141,8 @@ class PolicyConnection(Connection):
             wanted = [plain(end)[:2] for end in subflow if isinstance(end, tuple) and end and isinstance(end[0], str)]
             subflow = next((one for one in self.subflows() if [one.local[:2], one.remote[:2]] == wanted), subflow)
         if not isinstance(subflow, Subflow):
-            super().close_subflow(subflow, force=force)
+            with self._runtime.noted("close", self, subflow=str(subflow)):
+                super().close_subflow(subflow, force=force)
             return
         self._runtime.close_subflow(self, subflow, bool(force))
 
@@ -151,6 +159,25 @@ class PolicyConnection(Connection):
         interface: str | None = None,
     ) -> None:
         self._runtime.when_lost(self, what, local, remote, backup=bool(backup), interface=interface)
+
+    # Of these the kernel tells at once how they end.
+
+    def announce_address(
+        self, address: str, port: int | None = None, *, address_id: int | None = None, listen: bool = True
+    ) -> int:
+        with self._runtime.noted("announce", self, local=(str(address), port or 0)) as more:
+            id = super().announce_address(address, port, address_id=address_id, listen=listen)
+            more.update(outcome="sent", address_id=id)
+        return id
+
+    def remove_address(self, address_id: int, *, force: bool = False) -> None:
+        with self._runtime.noted("withdraw", self, address_id=address_id):
+            super().remove_address(address_id, force=force)
+
+    def set_subflow_options(self, options: Mapping[Subflow, Mapping[tuple[int, int], int | Buffer]], /) -> None:
+        with self._runtime.noted("option", self, options=options) as more:
+            super().set_subflow_options(options)
+            more["outcome"] = "set"
 
     def subflows(self) -> list[Subflow]:
         """A snapshot of the accepted subflows, the initial one first: look-ups of these alone, without a dump."""

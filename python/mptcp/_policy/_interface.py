@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -87,6 +88,9 @@ class Runtime(Protocol):
 
     def when_lost(self, conn: Any, what: Any, local: Any, remote: Any, **how: Any) -> None:
         """Leave a standing order, or take one back. ``how`` are backup and interface."""
+
+    def noted(self, decision: str, conn: Any, **details: Any) -> contextlib.AbstractContextManager[dict[str, Any]]:
+        """Note a decision, and how the block ends, where decisions are noted."""
 
     def look_up(self, asked: Iterable[tuple[Any, Any, Any]]) -> list[Any]:
         """Return the subflows with these connections and ends, None for each that does not exist."""

@@ -26,6 +26,8 @@ class RunningPolicies:
         policies: tuple[Policy, ...],
         open_socket: Callable[[int, int], socket.socket],
         set_path_manager: Callable[[str], str],
+        *,
+        own: bool = False,
     ) -> None:
         # Imported here, because it and logging take half as long as the whole package.
         from ._checks import check
@@ -45,6 +47,7 @@ class RunningPolicies:
                 place = stack.enter_context(open_socket(socket.AF_INET, socket.SOCK_DGRAM))
                 self._sockets = turn, place
                 uid = _use_userspace(stack, set_path_manager)
+                uid = os.geteuid() if own else uid
                 runtime = Runtime(policies, NetworkNamespace(place.fileno()), uid=uid)
                 stack.callback(runtime.stop)
                 # A weak reference, so that policies end when nothing holds them.
@@ -114,8 +117,10 @@ def _leave_to_parent() -> None:
 os.register_at_fork(after_in_child=_leave_to_parent)
 
 
-def run_policy(*policies: Policy) -> RunningPolicies:
+def run_policy(*policies: Policy, own: bool = False) -> RunningPolicies:
     """Run policies for every connection of the calling thread's network namespace, whoever owns it.
+
+    With ``own``, only for connections of the calling process's effective user; those of others stay as they are.
 
     Use it in a with-block. on_connection() is first called for the connections that exist. The namespace has the
     userspace path manager until the end, which new connections latch; then the previous one is restored, also where
@@ -134,7 +139,7 @@ def run_policy(*policies: Policy) -> RunningPolicies:
     network namespace does not have; PermissionError without the privilege; OSError (EBUSY) if policies run in this
     network namespace already, in this process or another; and what set_path_manager() raises.
     """
-    return RunningPolicies(policies, lambda family, type: socket.socket(family, type), set_path_manager)
+    return RunningPolicies(policies, lambda family, type: socket.socket(family, type), set_path_manager, own=own)
 
 
 @contextlib.contextmanager

@@ -11,12 +11,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .. import _connection, _core
+from .._address import endpoint
 from .._core import Event, Subflow
 from .._errors import SubflowError
 from .._event_kind import EventKind
-from ._callbacks import LOGGER, Callbacks, Reporter, log
+from ._callbacks import Callbacks, Reporter, log
 from ._connection import Attempt, Ends, PolicyConnection, is_not_fully_established, plain, plain_host
 from ._interface import LocalAddress, Opening
+from ._journal import LOGGER, Journal, options_by_name
 from ._kernel import Kernel
 from ._policy import Policy
 from ._progress import Progress
@@ -54,7 +56,10 @@ class Runtime:
         self._interfaces: dict[str, str] = {}
         self._holders: dict[int, int | None] = {}
         has_threads = len(policies) > 1
-        self._callbacks = [Callbacks(policy, self._has_ended, has_threads, report) for policy in policies]
+        self._journal = Journal.wanted(self.now)
+        self._callbacks = [
+            Callbacks(policy, self._has_ended, has_threads, report, self._journal) for policy in policies
+        ]
         # The only policy, which is called by the runtime's own thread.
         self._only = None if has_threads else self._callbacks[0]
         self._numbers = itertools.count(1)
@@ -122,6 +127,8 @@ class Runtime:
                 LOGGER.error("a callback of %s is still running after the policies were stopped", callbacks.policy)
         for policy in self._policies:
             self._end_policy(policy)
+        if self._journal is not None:
+            self._journal.policies_ended()
 
     def _end_policy(self, policy: Policy) -> None:
         if policy._runtime is not self:
@@ -183,37 +190,46 @@ class Runtime:
 
     def open(self, conn: PolicyConnection, local: Any, remote: Any, **how: Any) -> None:
         attempt = self._attempt(conn, local, remote, how)
+        self._note_opening(conn, attempt)
         try:
             if self._allow(conn, attempt):
                 self._send(conn, attempt)
-        except SubflowError as error:
+        except BaseException as error:
+            if attempt.decision is not None:
+                attempt.decision.fails(error)
+            if not isinstance(error, SubflowError):
+                raise
             self._tell("on_subflow_failed", conn, self._failure(conn, attempt, error.errno))
 
     def when_lost(self, conn: PolicyConnection, what: Any, local: Any, remote: Any, **how: Any) -> None:
         before = None
         if local is None and remote is None and how["interface"] is None:
-            before = self._kernel.take_back(conn, what)
+            with self.noted("take order back", conn, lost=_name(what)) as more:
+                before = self._kernel.take_back(conn, what)
+                more["outcome"] = "there was none" if before is None else "taken back"
         else:
             attempt = self._attempt(conn, local, remote, how)
-            if not self._allow(conn, attempt):
-                return
-            with self.lock:
-                conn.orders[attempt.number] = attempt
-            try:
-                before = self._kernel.when_lost(
-                    conn,
-                    what,
-                    attempt.local if attempt.local[0] else None,
-                    attempt.remote,
-                    attempt.backup,
-                    attempt.interface,
-                    attempt.number,
-                )
-            except BaseException:
-                before = attempt.number
-                raise
-            finally:
-                self._forget_order(conn, before)
+            with self.noted("order", conn, lost=_name(what), **_details(attempt)) as more:
+                if not self._allow(conn, attempt, more):
+                    return
+                with self.lock:
+                    conn.orders[attempt.number] = attempt
+                try:
+                    before = self._kernel.when_lost(
+                        conn,
+                        what,
+                        attempt.local if attempt.local[0] else None,
+                        attempt.remote,
+                        attempt.backup,
+                        attempt.interface,
+                        attempt.number,
+                    )
+                except BaseException:
+                    before = attempt.number
+                    raise
+                finally:
+                    self._forget_order(conn, before)
+                more["outcome"] = "left"
             return
         self._forget_order(conn, before)
 
@@ -224,12 +240,42 @@ class Runtime:
 
     def close_subflow(self, conn: PolicyConnection, subflow: Subflow, force: bool) -> None:
         number = self._change("close_subflow", conn, subflow)
+        ends = plain(subflow.local), plain(subflow.remote)
         with self.lock:
-            conn.closing.add(conn.changing[number][1])
+            conn.closing.add(ends)
+        if self._journal is not None:
+            decision = self._journal.decides("close", conn.token, local=ends[0], remote=ends[1])
+            self._journal.keep(conn.token, ends, decision)
         self._kernel.close_subflow(conn, subflow, force, number)
 
     def set_backup(self, conn: PolicyConnection, subflow: Subflow, backup: bool) -> None:
-        self._kernel.set_backup(conn, subflow, backup, self._change("set_backup", conn, subflow))
+        number = self._change("set_backup", conn, subflow)
+        if self._journal is not None:
+            local, remote = plain(subflow.local), plain(subflow.remote)
+            decision = self._journal.decides("backup", conn.token, local=local, remote=remote, backup=backup)
+            self._journal.keep(conn.token, number, decision)
+        self._kernel.set_backup(conn, subflow, backup, number)
+
+    # What is decided is noted where somebody reads it.
+
+    def noted(self, decision: str, conn: Any, **details: Any) -> contextlib.AbstractContextManager[dict[str, Any]]:
+        """Note what is done in the block, and how it ends."""
+        if self._journal is None:
+            return contextlib.nullcontext({})
+        if "options" in details:
+            details["options"] = options_by_name(details["options"])
+        return self._journal.decided(decision, conn.token, **details)
+
+    def _note_opening(self, conn: PolicyConnection, attempt: Attempt, because: str | None = None) -> None:
+        if self._journal is not None:
+            attempt.decision = self._journal.decides("open", conn.token, because=because, **_details(attempt))
+
+    def _note_end(self, token: int, key: Any, outcome: str, error: Exception | None = None) -> None:
+        decision = None if self._journal is None else self._journal.take(token, key)
+        if decision is not None and error is not None:
+            decision.fails(error)
+        elif decision is not None:
+            decision.ends(outcome)
 
     def _change(self, method: str, conn: PolicyConnection, subflow: Subflow) -> int:
         number = next(self._numbers)
@@ -244,13 +290,21 @@ class Runtime:
         goal = (host or conn.remote[0], port or conn.remote[1])
         return Attempt(_split(local), goal, number=next(self._numbers), **how)
 
-    def _allow(self, conn: PolicyConnection, attempt: Attempt) -> bool:
+    def _allow(self, conn: PolicyConnection, attempt: Attempt, more: dict[str, Any] | None = None) -> bool:
         """Return whether every policy allows a subflow. Raises SubflowError where there is no route."""
         host, interface = attempt.local[0], attempt.interface
         # What a policy allows is an address: without one it is that of the route.
         host = host or conn._native.local_address(attempt.remote, interface)
         origin = LocalAddress(host, interface or self.interface_of(host) or "")
-        return all(policy.allows(conn, origin, attempt.remote) for policy in self._policies)
+        refusing = next((one for one in self._policies if not one.allows(conn, origin, attempt.remote)), None)
+        if refusing is None:
+            return True
+        outcome = f"not allowed by {type(refusing).__name__}"
+        if attempt.decision is not None:
+            attempt.decision.ends(outcome)
+        if more is not None:
+            more["outcome"] = outcome
+        return False
 
     def _send(self, conn: PolicyConnection, attempt: Attempt) -> None:
         """SUBFLOW_CREATE, by another thread. Raises SubflowError for what is refused before that."""
@@ -342,6 +396,8 @@ class Runtime:
         return count
 
     def _handle(self, report: tuple[Any, ...]) -> None:
+        if self._uid is not None and self._is_of_another_user(report):
+            return
         match report:
             case ("connection", native, accepted):
                 self._add(native, accepted)
@@ -355,12 +411,20 @@ class Runtime:
                 self._subflow_accepted(self._connections[token], subflow)
             case ("ordered", token, number):
                 self._order_begins(self._connections.get(token), number)
+            case ("done", token, number):
+                self._note_end(token, number, "sent")
             case ("refused", token, number, error):
                 self._refused(self._connections.get(token), number, error)
             case ("lost" | "failed", event):
                 self._subflow_closed(self._connections[event.token], event)
             case ("other", event):
                 self._handle_event(event)
+
+    def _is_of_another_user(self, report: tuple[Any, ...]) -> bool:
+        """Return whether a report is of a connection that the policies do not get."""
+        kind, what = report[:2]
+        token = what.token if isinstance(what, Event) else what
+        return kind != "connection" and token is not None and token not in self._connections
 
     def _handle_event(self, event: Event) -> None:
         kind = event.kind
@@ -391,6 +455,8 @@ class Runtime:
         try:
             self._send(conn, attempt)
         except SubflowError as error:
+            if attempt.decision is not None:
+                attempt.decision.fails(error)
             self._tell("on_subflow_failed", conn, self._failure(conn, attempt, error.errno))
         except OSError:
             if not self._has_ended(conn):
@@ -412,6 +478,8 @@ class Runtime:
             for attempt in list(conn.attempts):
                 self._end(conn, attempt)
             conn.is_closed = True
+        if self._journal is not None:
+            self._journal.connection_ended(conn.token)
         self._tell("on_closed", conn)
 
     def _has_ended(self, conn: PolicyConnection) -> bool:
@@ -428,6 +496,7 @@ class Runtime:
             with self.lock:
                 attempt = conn.orders.pop(number, None)
                 if attempt is not None:
+                    self._note_opening(conn, attempt, "standing order")
                     self._begin(conn, attempt)
 
     def _refused(self, conn: PolicyConnection | None, number: int, error: Exception) -> None:
@@ -440,6 +509,7 @@ class Runtime:
             if ends is not None and method == "close_subflow":
                 conn.closing.discard(ends)
         if attempt is None:
+            self._note_end(conn.token, ends if method == "close_subflow" else number, "failed", error)
             # Of a subflow that is closed already there was nothing to do.
             is_gone = isinstance(error, SubflowError) and error.errno == errno.ENOTCONN
             if ends is not None and not is_gone and not self._has_ended(conn):
@@ -453,7 +523,10 @@ class Runtime:
                     conn.waiting.append(attempt)
             if is_now:
                 self._send_again(conn, attempt)
-        elif isinstance(error, SubflowError):
+            return
+        if attempt.decision is not None:
+            attempt.decision.fails(error)
+        if isinstance(error, SubflowError):
             self._tell("on_subflow_failed", conn, self._failure(conn, attempt, error.errno))
         elif not self._has_ended(conn):
             LOGGER.error("open_subflow() failed", exc_info=error)
@@ -475,8 +548,11 @@ class Runtime:
         ends = (subflow.local, subflow.remote)
         with self.lock:
             conn.known.add(ends)
-            for attempt in [one for one in conn.attempts if one.answered == ends]:
+            ended = [one for one in conn.attempts if one.answered == ends]
+            for attempt in ended:
                 self._end(conn, attempt)
+        for decision in [one.decision for one in ended if one.decision is not None]:
+            decision.ends("established", local=ends[0], remote=ends[1])
         self._tell("on_subflow_established", conn, subflow)
 
     def _subflow_closed(self, conn: PolicyConnection, event: Event) -> None:
@@ -493,6 +569,13 @@ class Runtime:
             conn.known.discard(ends)
             asked_for = ends in conn.closing
             conn.closing.discard(ends)
+        if asked_for:
+            self._note_end(conn.token, ends, "closed")
+        if attempt is not None and attempt.decision is not None:
+            if attempt.timed_out:
+                attempt.decision.ends("failed", errno.ETIMEDOUT)
+            else:
+                attempt.decision.fails_by(event)
         if asked_for or not (was_known or attempt) or self._is_ending(conn):
             return
         if attempt is None:
@@ -525,6 +608,8 @@ class Runtime:
                     with contextlib.suppress(OSError):  # gone meanwhile
                         conn._native.close_subflow(subflow, False)
                 elif self._end(conn, attempt):
+                    if attempt.decision is not None:
+                        attempt.decision.ends("failed", errno.ETIMEDOUT)
                     self._tell("on_subflow_failed", conn, self._failure(conn, attempt, errno.ETIMEDOUT))
 
     def _read(self, connections: Sequence[_connection.Connection]) -> list[list[Any]]:
@@ -594,6 +679,19 @@ def _split(end: Any) -> tuple[str, int]:
     if isinstance(end, str):
         return plain_host(end), 0
     return plain(end)[:2]
+
+
+def _details(attempt: Attempt) -> dict[str, Any]:
+    """What is noted of a subflow that is to be opened."""
+    how = {"backup": attempt.backup, "interface": attempt.interface}
+    return {"local": attempt.local if attempt.local[0] else None, "remote": attempt.remote, **how}
+
+
+def _name(what: Any) -> str:
+    """What an order waits for, in words."""
+    if isinstance(what, Subflow):
+        return f"{endpoint(plain(what.local))} -> {endpoint(plain(what.remote))}"
+    return str(what)
 
 
 def _is_of_a_network(address: str) -> bool:

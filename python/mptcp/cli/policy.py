@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mptcp import _policy, policies
 from mptcp._path_manager import use_path_manager
-from mptcp.cli import _policy_config, _policy_file, _service
+from mptcp.cli import _decisions, _policy_config, _policy_file, _service
 
 SUMMARY = "run policies, your own or built-in ones, for every connection of this network namespace"
 
@@ -42,6 +42,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.toml",
         help="a file with a table [[policy]] for each policy: its name, arguments (an array), and further arguments by "
         "their names; or file, a Python file. SIGHUP reads it again; what is wrong then changes nothing",
+    )
+    parser.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="print a line for each decision of a policy: why it was called, what it asked for, and how that ended",
+    )
+    parser.add_argument("--json", action="store_true", help="print the decisions as one JSON object per line")
+    parser.add_argument(
+        "--own",
+        action="store_true",
+        help="only for connections of the user who runs this; without CAP_NET_ADMIN, through a broker, it is always so",
     )
     parser.add_argument(
         "--install",
@@ -83,7 +95,9 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             chosen = _chosen(arguments)
             stack.enter_context(_service.remembered_path_manager())
-            running = _policy.run_policy(*chosen)
+            if arguments.verbose or arguments.json:
+                stack.enter_context(_decisions.shown(as_json=arguments.json))
+            running = _policy.run_policy(*chosen, own=arguments.own)
         except (TypeError, ValueError) as error:
             print(f"mptcp policy: {error}", file=sys.stderr)
             return 2
@@ -128,10 +142,10 @@ def _changed(
             stack.enter_context(use_path_manager("userspace"))
         running.close()
         try:
-            return chosen, _policy.run_policy(*chosen)
+            return chosen, _policy.run_policy(*chosen, own=arguments.own)
         except (TypeError, ValueError, OSError) as error:
             print(f"mptcp policy: nothing was changed: {error}", file=sys.stderr, flush=True)
-            return before, _policy.run_policy(*before)
+            return before, _policy.run_policy(*before, own=arguments.own)
 
 
 def _builtin(text: str) -> _policy.Policy:

@@ -175,9 +175,11 @@ class Host(InKernelPathManager):
         with self.socket(AF_INET, SOCK_DGRAM, 0) as sock:
             return _connection.list_connections(sock.fileno(), token=token, pid=pid, port=port)
 
-    def run_policy(self, *policies: Policy) -> RunningPolicies:
+    def run_policy(self, *policies: Policy, own: bool = False) -> RunningPolicies:
         """Run policies for every connection of this host, as mptcp.run_policy() does for the caller's namespace."""
-        return RunningPolicies(policies, lambda family, type: self.socket(family, type, 0), self.set_path_manager)
+        return RunningPolicies(
+            policies, lambda family, type: self.socket(family, type, 0), self.set_path_manager, own=own
+        )
 
     def events(self) -> Events:
         """Return the events of this host from now on, as mptcp.Events does for the caller's namespace."""
