@@ -70,6 +70,8 @@ pub enum Mptcp<'a> {
         /// 4 or 16 bytes.
         address: &'a [u8],
         port: Option<u16>,
+        /// The last 8 bytes of it, in version 1 and unless it is an echo.
+        hmac: Option<u64>,
     },
     RemoveAddr {
         address_ids: &'a [u8],
@@ -258,5 +260,6 @@ fn add_addr(option: &[u8], first: u8) -> Option<Mptcp<'_>> {
         _ => return None,
     };
     let port = if port { Some(be16(option, 4 + size)?) } else { None };
-    Some(Mptcp::AddAddr { echo, address_id, address: option.get(4..4 + size)?, port })
+    let hmac = if flags == 0 { Some(be64(option, option.len() - 8)?) } else { None };
+    Some(Mptcp::AddAddr { echo, address_id, address: option.get(4..4 + size)?, port, hmac })
 }

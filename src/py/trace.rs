@@ -121,6 +121,7 @@ fn to_object(py: Python<'_>, value: Value) -> PyResult<Bound<'_, PyAny>> {
         Value::Bytes(bytes) => Ok(PyBytes::new(py, &bytes).into_any()),
         Value::Ids(ids) => ids.into_iter().map(u32::from).collect::<Vec<_>>().into_bound_py_any(py),
         Value::Text(text) => text.into_bound_py_any(py),
+        Value::Unknown => Ok(py.None().into_bound(py)),
     }
 }
 
@@ -154,7 +155,7 @@ fn subflow_columns<'py>(py: Python<'py>, rows: &[Subflow]) -> PyResult<Bound<'py
     columns!(columns, rows, reset_ns reset_reason);
     pairs_of_columns!(columns, rows, port address_id backup capture received fin_ns);
     pairs_of_columns!(columns, rows, segments bytes retransmitted reinjected unmapped missing);
-    pairs_of_columns!(columns, rows, checksums checksum_errors);
+    pairs_of_columns!(columns, rows, checksums checksum_errors hmacs hmac_errors);
     for side in 0..2 {
         let column = rows.iter().map(|row| row.address[side].to_string()).collect::<Vec<_>>();
         columns.set_item(format!("address_{side}"), column)?;

@@ -34,6 +34,8 @@ pub(super) struct Followed {
     /// Whether a packet was seen that left, and one that arrived, at a Linux cooked capture.
     pub(super) ways: [[bool; 2]; 2],
     pub(super) summing: [Summing; 2],
+    /// Of MP_JOIN, by the side that sent it.
+    pub(super) nonces: [Option<u32>; 2],
     pub(super) has_mptcp: bool,
 }
 
@@ -202,6 +204,8 @@ impl Connections {
                 missing: [0; 2],
                 checksums: [0; 2],
                 checksum_errors: [0; 2],
+                hmacs: [0; 2],
+                hmac_errors: [0; 2],
             },
             ends,
             connection,
@@ -209,6 +213,7 @@ impl Connections {
             near: [None, None],
             ways: Default::default(),
             summing: Default::default(),
+            nonces: [None; 2],
             has_mptcp: true,
         });
         self.forget(segment);

@@ -1,7 +1,10 @@
-//! What follows from a key: the token and the initial data sequence number.
+//! What follows from keys: the token, the initial data sequence number, and HMACs.
 
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
+
+/// The block size of both hashes, in bytes.
+const BLOCK: usize = 64;
 
 /// By SHA-256 in version 1 (RFC 8684, section 3.2), by SHA-1 in version 0 (RFC 6824).
 pub fn token_and_idsn(version: u8, key: u64) -> (u32, u64) {
@@ -11,6 +14,27 @@ pub fn token_and_idsn(version: u8, key: u64) -> (u32, u64) {
     } else {
         first_and_last(&Sha256::digest(bytes))
     }
+}
+
+/// The HMAC that the holder of the first key sends (RFC 8684, sections 3.2 and 3.4.1): by SHA-256, in version 0 by SHA-1.
+pub fn hmac(version: u8, keys: [u64; 2], message: &[u8]) -> Vec<u8> {
+    if version == 0 {
+        hmac_by::<Sha1>(keys, message)
+    } else {
+        hmac_by::<Sha256>(keys, message)
+    }
+}
+
+/// RFC 2104, with a key that is shorter than a block.
+fn hmac_by<D: Digest>(keys: [u64; 2], message: &[u8]) -> Vec<u8> {
+    let key = keys.iter().flat_map(|key| key.to_be_bytes());
+    let pad = |byte: u8| {
+        let mut block = [byte; BLOCK];
+        block.iter_mut().zip(key.clone()).for_each(|(place, key)| *place ^= key);
+        block
+    };
+    let inner = D::new().chain_update(pad(0x36)).chain_update(message).finalize();
+    D::new().chain_update(pad(0x5c)).chain_update(inner).finalize().to_vec()
 }
 
 fn first_and_last(digest: &[u8]) -> (u32, u64) {
@@ -28,5 +52,15 @@ mod tests {
         let (token, _) = token_and_idsn(1, 0x0706_0504_0302_0100);
         let digest = Sha256::digest([7, 6, 5, 4, 3, 2, 1, 0]);
         assert_eq!(token.to_be_bytes(), digest[..4]);
+    }
+
+    #[test]
+    fn another_implementation_makes_the_same_hmac() {
+        // Python's: hmac.digest(keys, bytes(range(1, 9)), "sha256"), and "sha1".
+        let keys = [0x0807_0605_0403_0201, 0x100f_0e0d_0c0b_0a09];
+        let found = [1, 0].map(|version| hmac(version, keys, &[1, 2, 3, 4, 5, 6, 7, 8]));
+        assert_eq!(found[0][..8], [0x4d, 0x5b, 0xf0, 0xed, 0xc1, 0xbb, 0xe6, 0x02]);
+        assert_eq!(found[0][28..], [0xab, 0x5a, 0xd4, 0x03]);
+        assert_eq!(found[1][..8], [0x81, 0x46, 0x8f, 0x13, 0x6a, 0xfd, 0xb1, 0x61]);
     }
 }

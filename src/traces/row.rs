@@ -76,6 +76,8 @@ pub struct Subflow {
     pub missing: [i64; 2],
     pub checksums: [i64; 2],
     pub checksum_errors: [i64; 2],
+    pub hmacs: [i64; 2],
+    pub hmac_errors: [i64; 2],
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,6 +89,7 @@ pub enum Value {
     Bytes(Vec<u8>),
     Ids(Vec<u8>),
     Text(&'static str),
+    Unknown,
 }
 
 /// An option of Multipath TCP that says more than which data a segment has, or what follows from it.

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::checksum::Wanted;
 use super::connections::{Connections, Seen};
-use super::key::token_and_idsn;
+use super::key::{hmac, token_and_idsn};
 use super::row::{Event, Value};
 use super::segments::deliver;
 use super::sequence::{expand, Map};
@@ -47,7 +47,10 @@ impl Connections {
                 | Mptcp::FastClose { .. } => {}
             }
             if seen.at_sender {
-                if let Some((kind, details)) = describe(&value) {
+                if let Some((kind, mut details)) = describe(&value) {
+                    if let Some(valid) = self.authenticate(seen, &value) {
+                        details.push(("hmac_valid", valid.map_or(Value::Unknown, Value::Flag)));
+                    }
                     self.tell(seen, kind, details);
                 }
             }
@@ -113,13 +116,43 @@ impl Connections {
     pub(super) fn read_join(&mut self, subflow: usize, direction: usize, join: Join) {
         let Some(followed) = self.subflows.get_mut(subflow) else { return };
         match join {
-            Join::Syn { address_id, backup, .. } | Join::SynAck { address_id, backup, .. } => {
+            Join::Syn { address_id, backup, nonce, .. } | Join::SynAck { address_id, backup, nonce, .. } => {
                 followed.row.initial = false;
+                followed.nonces[direction] = Some(nonce);
                 followed.row.address_id[direction] = i16::from(address_id);
                 followed.row.backup[direction] = backup;
             }
             Join::Ack { .. } => {}
         }
+    }
+
+    /// Compares the HMAC of an option with what follows from the keys: `None` if the option has none, `Some(None)` if the
+    /// keys or the nonces were not captured.
+    fn authenticate(&mut self, seen: &Seen<'_>, option: &Mptcp<'_>) -> Option<Option<bool>> {
+        let followed = self.subflows.get_mut(seen.subflow)?;
+        let tracked = self.connections.get(followed.connection)?;
+        let (sender, receiver) = (seen.direction, 1 - seen.direction);
+        let keys = tracked.data[sender].key.zip(tracked.data[receiver].key).map(<[u64; 2]>::from);
+        let nonces = followed.nonces[sender].zip(followed.nonces[receiver]);
+        let nonces = nonces.map(|(own, other)| [own.to_be_bytes(), other.to_be_bytes()].concat());
+        let version = u8::try_from(tracked.row.version).unwrap_or(1);
+        let expected = |message: Option<Vec<u8>>| Some(hmac(version, keys?, &message?));
+        let valid = match *option {
+            Mptcp::Join(Join::SynAck { hmac, .. }) => {
+                expected(nonces).map(|expected| expected.starts_with(&hmac.to_be_bytes()))
+            }
+            Mptcp::Join(Join::Ack { hmac }) => expected(nonces).map(|expected| expected.starts_with(&hmac)),
+            Mptcp::AddAddr { address_id, address, port, hmac: Some(hmac), .. } => {
+                let message = [&[address_id], address, &port.unwrap_or(0).to_be_bytes()].concat();
+                expected(Some(message)).map(|expected| expected.ends_with(&hmac.to_be_bytes()))
+            }
+            _ => return None,
+        };
+        if let Some(valid) = valid {
+            followed.row.hmacs[sender] += 1;
+            followed.row.hmac_errors[sender] += i64::from(!valid);
+        }
+        Some(valid)
     }
 
     pub(super) fn read_dss(&mut self, seen: &Seen<'_>, dss: Dss) {
@@ -266,7 +299,7 @@ fn describe(option: &Mptcp<'_>) -> Option<(&'static str, Vec<(&'static str, Valu
                 Join::Ack { hmac } => vec![("hmac", Value::Bytes(hmac.to_vec()))],
             },
         ),
-        Mptcp::AddAddr { echo, address_id, address, port } => {
+        Mptcp::AddAddr { echo, address_id, address, port, hmac } => {
             let ip = match address.len() {
                 4 => <[u8; 4]>::try_from(address).map(|bytes| IpAddr::V4(Ipv4Addr::from(bytes))),
                 _ => <[u8; 16]>::try_from(address).map(|bytes| IpAddr::V6(Ipv6Addr::from(bytes))),
@@ -274,6 +307,7 @@ fn describe(option: &Mptcp<'_>) -> Option<(&'static str, Vec<(&'static str, Valu
             let mut details = vec![("address_id", small(address_id)), ("echo", Value::Flag(echo))];
             details.extend(ip.ok().map(|ip| ("address", Value::Address(ip))));
             details.extend(port.map(|port| ("port", number(u64::from(port)))));
+            details.extend(hmac.map(|hmac| ("hmac", Value::Bytes(hmac.to_be_bytes().to_vec()))));
             ("ADD_ADDR", details)
         }
         Mptcp::RemoveAddr { address_ids } => {

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from .._rows import Recorded, Rows
 
 SUFFIXES = (".npz", ".parquet", ".arrow")
+# Those that qvis opens.
+QLOG = (".qlog", ".json")
 
 # The columns before those of the kernel's structures: src/sampler/row.rs.
 CONNECTIONS_HEAD = ("time_ns", "wait_ns", "token")

@@ -154,6 +154,20 @@ class Recording:
         """
         _files.save(self, path)
 
+    def to_qlog(self, path: str | os.PathLike[str]) -> None:
+        """Write a qlog file (version 0.3, JSON), for qvis: a trace of each connection and of each of its subflows.
+
+        They have the metrics of congestion control, the congestion state and the events. What was sent or received
+        between two samples is one packet, because a recording has no others. docs/traces.md has the events. ``path``
+        must end with .qlog or .json; an existing file is replaced when the new one is complete.
+
+        Raises ValueError for another suffix, and OSError.
+        """
+        from . import _qlog
+
+        with _files.replacing(_files.check(path, _files.QLOG)) as place, place.open("w", encoding="ascii") as file:
+            _qlog.write(file, self)
+
     def plot(
         self,
         panels: Panel | Sequence[Panel] | None = None,

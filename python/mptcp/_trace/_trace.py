@@ -126,6 +126,20 @@ class Trace:
         tables = {table: getattr(self, table) for table in TABLES}
         _files.save(tables, _files.metadata_of(self.metadata, self.events), path)
 
+    def to_qlog(self, path: str | os.PathLike[str]) -> None:
+        """Write a qlog file (version 0.3, JSON), for qvis: a trace of each connection and of each of its subflows.
+
+        Each is seen from the side that sent more data. docs/traces.md has the events. ``path`` must end with .qlog or
+        .json; an existing file is replaced when the new one is complete.
+
+        Raises ValueError for another suffix, and OSError.
+        """
+        from .._recording import _files as files
+        from . import _qlog
+
+        with files.replacing(files.check(path, files.QLOG)) as place, place.open("w", encoding="ascii") as file:
+            _qlog.write(file, self, self.events)
+
     def _table(self, table: Table) -> Rows:
         if table not in TABLES:
             raise ValueError(f"table must be 'packets', 'connections' or 'subflows', not {table!r}")

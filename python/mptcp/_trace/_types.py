@@ -82,6 +82,8 @@ SUBFLOWS = np.dtype(
             ("missing", "i8"),
             ("checksums", "i8"),
             ("checksum_errors", "i8"),
+            ("hmacs", "i8"),
+            ("hmac_errors", "i8"),
         ),
     ],
     align=True,

@@ -15,6 +15,7 @@ SUMMARY = "print the connections and subflows of captures (pcap, pcapng), or con
 
 _TABLES = (".npz", ".parquet", ".arrow")
 _IMAGES = (".png", ".pdf", ".svg")
+_QLOG = ".qlog"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_output,
         metavar="OUT",
         help="also write the trace: .npz, .parquet, or .arrow, for which little memory is enough; "
-        "or plot it: .png, .pdf, .svg",
+        "or plot it: .png, .pdf, .svg; or write it for qvis: .qlog",
     )
 
 
@@ -45,6 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
         trace = read_trace(*arguments.files, path=output if streamed else None)
         if output is not None and output.suffix in _IMAGES:
             _plot(trace, output)
+        elif output is not None and output.suffix == _QLOG:
+            trace.to_qlog(output)
         elif output is not None and not streamed:
             trace.save(output)
     except (ModuleNotFoundError, ValueError) as error:
@@ -64,7 +67,7 @@ def _output(text: str) -> PurePath:
     from pathlib import Path
 
     path = Path(text)
-    suffixes = (*_TABLES, *_IMAGES)
+    suffixes = (*_TABLES, *_IMAGES, _QLOG)
     if path.suffix not in suffixes:
         raise argparse.ArgumentTypeError(
             f"the suffix must be {', '.join(suffixes[:-1])} or {suffixes[-1]}, not {text!r}"
