@@ -91,6 +91,13 @@ class Brokered:
         return output
 
 
+def server_of(brokered: Brokered) -> int:
+    """Return the process that serves: the child of the command, which keeps it."""
+    assert brokered.broker is not None
+    (child,) = Path(f"/proc/{brokered.broker.pid}/task/{brokered.broker.pid}/children").read_text().split()
+    return int(child)
+
+
 def echo(server: Host) -> _Ending:
     code = textwrap.dedent(
         """

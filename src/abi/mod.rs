@@ -6,5 +6,6 @@ pub mod fields;
 pub mod full_info;
 pub mod mptcp_info;
 pub mod ranges;
+pub mod seccomp;
 pub mod tcp_info;
 pub mod uapi;

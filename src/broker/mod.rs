@@ -9,10 +9,12 @@ mod client;
 mod options;
 mod quotas;
 pub mod rules;
+mod sandbox;
 mod streams;
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -31,7 +33,7 @@ use crate::namespace::path_manager::{Held, PathManager};
 use crate::namespace::Namespace;
 use crate::netlink::broker::seqpacket;
 use crate::netlink::{self, Channel};
-use crate::sys::credentials::Rights;
+use crate::sys::credentials::{Owner, Rights};
 use crate::sys::lock::lock;
 use crate::sys::{self, wait, wait::EventFd};
 
@@ -60,7 +62,9 @@ pub struct Settings {
     /// A file that says which path manager the namespace has to get back, if this process is killed.
     pub journal: File,
     pub rules: Rules,
-    /// Whose rights to keep, apart from CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON. Absent: no change of the uid.
+    /// Gets one byte once the broker serves, with no more rights than it needs.
+    pub ready: File,
+    /// The user to become. Absent: no change of the uid.
     pub uid: Option<u32>,
 }
 
@@ -116,33 +120,47 @@ pub fn serve(settings: &Settings) -> Result<()> {
     let quotas = Arc::new(Quotas::new());
     let socket = namespace.socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_SOCK_DIAG)?;
     let requests = Channel::new(socket).map_err(|error| Error::call("socket(AF_NETLINK)", &error))?;
+    let streams = Streams::new(subscribe(&namespace)?, requests, Arc::clone(&quotas))?;
+    let stop = EventFd::new().map_err(|error| Error::call("eventfd", &error))?;
+    // Before there is a second thread, which would keep its own.
+    let limits = confine(settings)?;
     let broker = Arc::new(Broker {
-        streams: Streams::new(subscribe(&namespace)?, requests, Arc::clone(&quotas))?,
+        streams,
         namespace,
         quotas,
         ports: LowPorts::open(),
-        limits: Limits::open(),
+        limits,
         journal: settings.journal.try_clone().map_err(|error| Error::call("the journal", &error))?,
         holding: Mutex::default(),
     });
-    // Before there is a second thread, which would keep its own.
-    if let Some(uid) = settings.uid {
-        let capabilities = CAP_NET_ADMIN | CAP_BPF | CAP_PERFMON;
-        let rights = Rights { uid, capabilities, user_namespace: None };
-        rights.keep().map_err(|error| Error::call("dropping privileges", &error))?;
-    }
-    let stop = EventFd::new().map_err(|error| Error::call("eventfd", &error))?;
     std::thread::scope(|scope| {
         let (broker, stop) = (&broker, &stop);
         let reader = std::thread::Builder::new()
             .name("mptcp-events".into())
             .spawn_scoped(scope, move || broker.streams.run(stop.as_raw_fd()))
             .map_err(|error| Error::call("starting the thread that reads events", &error))?;
-        let served = accept_all(broker, settings);
+        let told =
+            (&settings.ready).write_all(&[1]).map_err(|error| Error::call("telling that it serves", &error));
+        let served = told.and_then(|()| accept_all(broker, settings));
         stop.set();
         let read = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         served.and(read)
     })
+}
+
+/// Drops, for good, all rights that serving does not take. What serves options on one subflow is loaded before, which is
+/// what CAP_BPF and CAP_PERFMON are for.
+fn confine(settings: &Settings) -> Result<Limits> {
+    let failed = |error| Error::call("dropping privileges", &error);
+    let uid = settings.uid.unwrap_or_else(|| Owner::current().uid);
+    let keep = |capabilities| Rights { uid, capabilities, user_namespace: None }.keep().map_err(failed);
+    keep(CAP_NET_ADMIN | CAP_BPF | CAP_PERFMON)?;
+    let limits = if settings.rules.allow_options() { Limits::loaded() } else { Limits::without_options() };
+    keep(CAP_NET_ADMIN)?;
+    for missing in sandbox::enter()? {
+        let _ = writeln!(std::io::stderr(), "mptcp broker: this kernel does not have {missing}");
+    }
+    Ok(limits)
 }
 
 /// A subscription to the events of the namespace.

@@ -18,11 +18,25 @@ const HIGHEST_PRIORITY: u32 = 6;
 pub struct Limits {
     /// net.ipv4.tcp_allowed_congestion_control
     congestion_controls: io::Result<File>,
+    /// What serves the options; the errno and the sentence of what was in its way.
+    program: Result<(), (i32, String)>,
 }
 
 impl Limits {
-    pub fn open() -> Limits {
-        Limits { congestion_controls: File::open("/proc/sys/net/ipv4/tcp_allowed_congestion_control") }
+    /// Loads the program that serves options, which takes CAP_BPF and CAP_PERFMON. That this fails is told to those who
+    /// ask for options.
+    pub fn loaded() -> Limits {
+        Limits {
+            program: bpf::serve(&[], None).map(drop).map_err(|error| (error.errno(), error.to_string())),
+            ..Limits::without_options()
+        }
+    }
+
+    /// Where nobody may set any.
+    pub fn without_options() -> Limits {
+        let file = "/proc/sys/net/ipv4/tcp_allowed_congestion_control";
+        let program = Err((libc::EPERM, "its rules do not allow socket options on one subflow".to_owned()));
+        Limits { congestion_controls: File::open(file), program }
     }
 
     fn is_congestion_control_allowed(&self, name: &[u8]) -> bool {
@@ -86,7 +100,11 @@ impl Limits {
             })
             .collect();
         let allowed: Vec<Request> = checked.iter().flatten().cloned().collect();
-        let visits = if allowed.is_empty() { Vec::new() } else { bpf::serve(&allowed, None)? };
+        let visits = match &self.program {
+            _ if allowed.is_empty() => Vec::new(),
+            Ok(()) => bpf::serve(&allowed, None)?,
+            Err((errno, text)) => return Err(crate::error::Error::os(*errno, text.clone())),
+        };
         let mut visits = visits.into_iter();
         let result = |request: Result<Request, i32>| match request {
             Err(errno) => Err(errno),
@@ -106,7 +124,7 @@ mod tests {
 
     #[test]
     fn what_takes_privilege_is_refused() {
-        let limits = Limits::open();
+        let limits = Limits::without_options();
         let check = |level, name, value: &[u8]| limits.check(level, name, value);
         let socket = libc::SOL_SOCKET;
         assert_eq!(check(socket, libc::SO_PRIORITY, &6u32.to_ne_bytes()), Ok(()));

@@ -94,6 +94,13 @@ impl Rules {
     }
 }
 
+impl Rules {
+    /// Whether somebody may set options on one subflow.
+    pub fn allow_options(&self) -> bool {
+        self.0.iter().any(|rule| rule.allowed.as_ref().is_some_and(|allowed| allowed.options))
+    }
+}
+
 impl Allowed {
     pub fn is_local_allowed(&self, address: IpAddr) -> bool {
         self.locals.is_empty() || self.locals.iter().any(|network| network.contains(address))

@@ -61,21 +61,24 @@ fn rules(arguments: Vec<RuleArguments>) -> PyResult<Rules> {
     arguments.into_iter().map(RuleArguments::parsed).collect::<PyResult<_>>().map(Rules)
 }
 
-/// Serves on a listening socket until `stop` is readable. With `uid` it first becomes that user, for good.
+/// Serves on a listening socket until `stop` is readable, as the user `uid` if there is one, and without rights that this does
+/// not take. `ready` gets one byte once it serves.
 #[pyfunction]
-#[pyo3(signature = (listener, stop, journal, arguments, uid))]
+#[pyo3(signature = (listener, stop, journal, ready, arguments, uid))]
 pub fn serve_broker(
     py: Python<'_>,
     listener: i32,
     stop: i32,
     journal: i32,
+    ready: i32,
     arguments: Vec<RuleArguments>,
     uid: Option<u32>,
 ) -> PyResult<()> {
     let ours = sys::pidfd_open(std::process::id() as i32)?;
     let duplicate = |fd| sys::pidfd_getfd(&ours, fd);
     let (listener, journal) = (duplicate(listener)?.into(), duplicate(journal)?.into());
-    let settings = Settings { listener, stop, journal, rules: rules(arguments)?, uid };
+    let ready = duplicate(ready)?.into();
+    let settings = Settings { listener, stop, journal, ready, rules: rules(arguments)?, uid };
     py.detach(|| broker::serve(&settings)).map_err(|error| to_py(py, error))
 }
 

@@ -19,6 +19,7 @@ use std::thread::Scope;
 use self::caller::Caller;
 use self::connections::Connections;
 use self::terminal::Terminal;
+use crate::abi::seccomp::pass_all;
 use crate::enhanced_api::Layout;
 use crate::error::{Error, Result};
 use crate::events::reader::Reader;
@@ -185,7 +186,7 @@ pub fn run(settings: &Settings) -> Result<End> {
 /// Tries the part of seccomp that `run` needs: puts the calling thread under a filter that lets every call pass. This
 /// cannot be undone, so it is for a process that ends at once.
 pub fn probe() -> Result<std::os::fd::OwnedFd> {
-    program::install_here(&filter::pass_all()).map_err(|(step, error)| explain(step, &error))
+    program::install_here(&pass_all()).map_err(|(step, error)| explain(step, &error))
 }
 
 /// The caller is looked up in /proc by the ids in the notification.

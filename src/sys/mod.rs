@@ -21,6 +21,7 @@ pub mod namespaces;
 pub mod packet;
 pub mod pages;
 pub mod program;
+pub mod sandbox;
 pub mod seccomp;
 pub mod terminal;
 pub mod wait;

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from brokered import Brokered
+from brokered import Brokered, server_of
 from support import eventually
 
 RAW = Path(__file__).with_name("raw.py").read_text()
@@ -25,13 +25,6 @@ sock.sendall(b"hello"); assert sock.recv(5) == b"hello"
 RULES = '[[rule]]\nremotes = ["10.0.0.0/8"]\n'
 
 
-def server_of(brokered: Brokered) -> int:
-    """The process that serves: the child of the command, which keeps it."""
-    assert brokered.broker is not None
-    (child,) = Path(f"/proc/{brokered.broker.pid}/task/{brokered.broker.pid}/children").read_text().split()
-    return int(child)
-
-
 def held(pid: int) -> tuple[int, int]:
     """Descriptors and KiB of memory."""
     status = Path(f"/proc/{pid}/status").read_text()
@@ -40,11 +33,10 @@ def held(pid: int) -> tuple[int, int]:
 
 
 def test_it_has_few_privileges(brokered: Brokered) -> None:
-    # It has dropped the others once it answers.
-    brokered.run("assert mptcp._core.find_broker()")
+    # It has dropped the others once it says that it listens.
     status = Path(f"/proc/{server_of(brokered)}/status").read_text()
     fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
-    wanted = f"{1 << 12 | 1 << 38 | 1 << 39:016x}"
+    wanted = f"{1 << 12:016x}"  # CAP_NET_ADMIN
     assert fields["CapEff"] == fields["CapPrm"] == wanted
     assert fields["CapInh"] == "0" * 16
     assert set(fields["Uid"].split()) == {"65534"}
@@ -54,6 +46,8 @@ def test_it_has_few_privileges(brokered: Brokered) -> None:
 
 def test_floods_leave_nothing_behind(brokered: Brokered) -> None:
     pid = server_of(brokered)
+    # It keeps up to four netlink sockets that it once needed.
+    most = held(pid)[0] + 4
     flood = (
         RAW
         + CONNECT
@@ -81,7 +75,7 @@ for round in range(300):
         assert eventually(lambda: len(os.listdir(f"/proc/{pid}/task")) <= 6, 10)
         # Streams that nobody reads any more are found by the second.
         if before is None:
-            assert eventually(lambda: held(pid)[0] <= 24, 10), held(pid)
+            assert eventually(lambda: held(pid)[0] <= most, 10), held(pid)
             before = held(pid)
     assert eventually(lambda: held(pid)[0] <= before[0], 10), (before, held(pid))
     assert held(pid)[1] - before[1] < 1024, (before, held(pid))

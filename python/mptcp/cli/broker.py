@@ -143,12 +143,19 @@ def _keep(listener: socket.socket, rules: list[_broker.Rule], uid: int | None, e
     """Run the broker in a process of its own, and put back what that leaves behind even if it is killed."""
     journal = os.memfd_create("mptcp-broker")
     stop, told = os.pipe()
+    serves, ready = os.pipe()
     server = os.fork()
     if server == 0:
         os.close(told)
-        _serve(listener, stop, journal, rules, uid)
+        os.close(serves)
+        _serve(listener, stop, journal, ready, rules, uid)
     os.close(stop)
-    _notify("READY=1")
+    os.close(ready)
+    # Until it has dropped its privileges and serves, or has ended.
+    if os.read(serves, 1):
+        print(f"mptcp broker: listening on {listener.getsockname() or 'a passed socket'}", file=sys.stderr, flush=True)
+        _notify("READY=1")
+    os.close(serves)
     while True:
         number = signal.sigwait({*ends, signal.SIGCHLD})
         if number in ends:
@@ -164,7 +171,9 @@ def _keep(listener: socket.socket, rules: list[_broker.Rule], uid: int | None, e
     return code if code >= 0 else 1
 
 
-def _serve(listener: socket.socket, stop: int, journal: int, rules: list[_broker.Rule], uid: int | None) -> None:
+def _serve(
+    listener: socket.socket, stop: int, journal: int, ready: int, rules: list[_broker.Rule], uid: int | None
+) -> None:
     """Serve and end this process."""
     status = 1
     try:
@@ -172,8 +181,7 @@ def _serve(listener: socket.socket, stop: int, journal: int, rules: list[_broker
         if uid is not None:
             os.setgroups([])
             os.setresgid(*[pwd.getpwuid(uid).pw_gid] * 3)
-        print(f"mptcp broker: listening on {listener.getsockname() or 'a passed socket'}", file=sys.stderr, flush=True)
-        _core.serve_broker(listener.fileno(), stop, journal, rules, uid)
+        _core.serve_broker(listener.fileno(), stop, journal, ready, rules, uid)
         status = 0
     except (OSError, ValueError) as error:
         print(f"mptcp broker: {error}", file=sys.stderr, flush=True)
