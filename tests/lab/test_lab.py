@@ -776,6 +776,36 @@ def test_capture_is_complete_when_the_lab_is_closed_first(tmp_path: Path) -> Non
     capture.close()
 
 
+def test_capture_with_a_limit_keeps_the_beginning_and_the_end(mptcp_two_paths: TwoPaths, tmp_path: Path) -> None:
+    client, server, (first, _) = mptcp_two_paths
+    first.set(rate=None)
+    whole, some = tmp_path / "whole.pcapng", tmp_path / "some.pcapng"
+    with (
+        first.capture(whole, host="both"),
+        first.capture(some, host="both", limit=2 << 20) as capture,
+        server.create_server(("", 5000)) as listener,
+        client.create_connection((first.address(server), 5000), timeout=10) as sock,
+        listener.accept()[0] as peer,
+    ):
+        for _ in range(240):
+            sock.sendall(bytes(50_000))
+            left = 50_000
+            while left:
+                left -= len(peer.recv(left))
+    assert some.stat().st_size < (2 << 20) + 2 * (3 << 20) < whole.stat().st_size
+    every, kept = mptcp.read_trace(whole), mptcp.read_trace(some)
+    assert capture.packets == sum(each["frames"] for each in kept.metadata["captures"])
+    assert kept.connections["token"] == every.connections["token"] != 0
+    assert kept.connections["complete"]
+    for trace in (every, kept):
+        assert trace.packets["dsn"].min() == 0
+        assert (trace.packets["dsn"] + trace.packets["length"]).max() == 12_000_000
+    assert kept.connections["missing_0"] > 1_000_000
+    for limit, error in ((0, ValueError), ("1", TypeError), (True, TypeError)):
+        with pytest.raises(error, match="limit must be"):
+            first.capture(some, limit=limit)
+
+
 def test_capture_to_a_file_that_cannot_be(mptcp_two_paths: TwoPaths, tmp_path: Path) -> None:
     client, server, (first, _) = mptcp_two_paths
     with pytest.raises(FileNotFoundError, match="missing"):

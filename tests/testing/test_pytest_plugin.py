@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mptcp
 import pytest
 from mptcp import _abilities
 from support import Marked
@@ -182,3 +183,98 @@ def test_who_does_not_use_it_pays_nothing(tmp_path: Path) -> None:
     done = project.pytest("-p", "mptcp.pytest_plugin")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "mptcp_needs(*abilities)" in project.pytest("--markers").stdout
+
+
+CAPTURED = """
+import pytest
+import mptcp.lab
+
+def talk(client, server, link, port=5000):
+    with server.create_server(("", port)) as listener:
+        with client.create_connection((link.address(server), port), timeout=10) as sock, listener.accept()[0] as peer:
+            sock.sendall(b"hello")
+            assert peer.recv(5) == b"hello"
+
+def test_passes(mptcp_two_paths):
+    client, server, (first, second) = mptcp_two_paths
+    talk(client, server, first)
+
+def test_fails(mptcp_two_paths):
+    client, server, (first, second) = mptcp_two_paths
+    talk(client, server, first)
+    assert False
+
+@pytest.mark.parametrize("case", ["a/b"])
+def test_lab_of_its_own(case):
+    with mptcp.lab.Lab() as lab:
+        a, b = lab.host("a"), lab.host("b")
+        link = lab.link(a, b, name="only")
+        talk(a, b, link)
+        assert False
+
+@pytest.fixture(scope="module")
+def kept():
+    with mptcp.lab.Lab() as lab:
+        yield lab, lab.link(lab.host("a"), lab.host("b"), name="wide")
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_lab_of_the_module(kept, number):
+    lab, link = kept
+    talk(lab.hosts["a"], lab.hosts["b"], link, 5000 + number)
+    assert number == 1
+
+@pytest.fixture
+def broken(mptcp_two_paths):
+    yield mptcp_two_paths
+    raise ValueError("at the end")
+
+def test_fails_at_its_end(broken):
+    client, server, (first, second) = broken
+    talk(client, server, first)
+"""
+
+
+@pytest.mark.usefixtures("mptcp_lab")
+def test_captures_are_kept_of_tests_that_fail(project: Project, marked: Marked) -> None:
+    """Also those of labs that the test creates, that are older than it, and that are closed by the time it fails."""
+    project.write(CAPTURED)
+    done = project.pytest("--mptcp-capture=on-failure", "--mptcp-capture-dir=kept")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert re.search(r"^=+ 3 failed, 3 passed, 1 error in ", done.stdout, re.MULTILINE), done.stdout
+    assert done.stdout.count("- Captures of the links -") == 4, done.stdout
+    expected = {
+        "test_it.py-test_fails-eth1",
+        "test_it.py-test_fails-eth2",
+        "test_it.py-test_lab_of_its_own-a-b-only",
+        "test_it.py-test_lab_of_the_module-2-wide",
+        "test_it.py-test_fails_at_its_end-eth1",
+        "test_it.py-test_fails_at_its_end-eth2",
+        # It stays open to the end of the module.
+        "test_it.py-test_fails_at_its_end-wide",
+    }
+    kept = {path.stem: path for path in (project.folder / "kept").iterdir()}
+    assert set(kept) == expected
+    for path in kept.values():
+        assert str(path) in done.stdout
+        trace = mptcp.read_trace(path)
+        is_used = not path.stem.endswith(("eth2", "its_end-wide"))
+        assert trace.connections["bytes_0"].tolist() == ([5] if is_used else []), path
+    assert marked.processes() == set()
+
+
+@pytest.mark.usefixtures("mptcp_lab")
+def test_captures_by_the_configuration_file(tmp_path: Path) -> None:
+    project = Project(tmp_path, [], {**os.environ, "COLUMNS": "400", "PYTHONDONTWRITEBYTECODE": "1"})
+    project.write("[pytest]\nmptcp_capture = on-failure\n", "pytest.ini")
+    project.write("def test_it(mptcp_two_paths): assert False\n")
+    done = project.pytest("--mptcp-capture=off")
+    assert done.returncode == 1
+    assert "Captures of the links" not in done.stdout
+    assert not (project.folder / "mptcp-captures").exists()
+    done = project.pytest()
+    assert "Captures of the links" in done.stdout
+    assert len(list((project.folder / "mptcp-captures").iterdir())) == 2
+    project.write("[pytest]\nmptcp_capture = always\n", "pytest.ini")
+    done = project.pytest("--collect-only")
+    assert done.returncode == USAGE_ERROR
+    assert "mptcp_capture must be off or on-failure, not 'always'" in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -92,17 +93,18 @@ class _Host:
         except ValueError as error:
             return {"refused": str(error)}, []
 
-    def capture(self, name: str, descriptors: list[int]) -> _channel.Reply:
-        """Start writing the interface's packets to the file, in a process of its own; return a channel to it."""
-        with open(descriptors[0], "wb") as file:
-            recorder = _capture.Recorder(name)
+    def capture(self, name: str, limit: int | None, descriptors: list[int]) -> _channel.Reply:
+        """Start writing the interface's packets to the files, in a process of its own; return a channel to it."""
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context(open(descriptor, "wb")) for descriptor in descriptors]
+            recorder = _capture.record(name, limit)
             ours, theirs = _channel.pair()
             if os.fork() == 0:
                 try:
                     ours.close()
                     for channel in self._channels:
                         channel.close()
-                    _capture.record(recorder, file, theirs)
+                    _capture.write(recorder, files, limit, theirs)
                 except BaseException:
                     sys.excepthook(*sys.exc_info())
                 finally:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -31,6 +31,13 @@ _END_SECONDS = 30.0
 
 
 _labs: weakref.WeakSet[Lab] = weakref.WeakSet()
+# Called with each link that is created: the pytest plugin captures what passes.
+link_created: list[Callable[[Link], None]] = []
+
+
+def open_links() -> list[Link]:
+    """Return the links of all labs that are open in this process."""
+    return [link for lab in _labs if not lab._closed and lab._owner == os.getpid() for link in lab._links]
 
 
 class Lab(State):
@@ -259,7 +266,9 @@ class Lab(State):
                         link._discard()
                         self._arrange()
                 raise
-            return link
+        for call in link_created:
+            call(link)
+        return link
 
     def close(self) -> None:
         """End every program in the hosts, and the hosts. Calling it again, or in a forked child, has no effect."""

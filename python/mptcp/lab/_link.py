@@ -356,12 +356,17 @@ class Link:
                 found = max(found, each.late_max_ns)
         return found
 
-    def capture(self, path: str | os.PathLike[str], *, host: Host | Literal["both"] | None = None) -> Capture:
+    def capture(
+        self, path: str | os.PathLike[str], *, host: Host | Literal["both"] | None = None, limit: int | None = None
+    ) -> Capture:
         """Write every packet that passes the link's end at ``host``, by default the first host, to a pcap file.
 
         ``host="both"`` writes the packets of both ends to one pcapng file, in order of time, with an interface for each
         end: of a link between hosts a and b, ``"a:eth1"`` and ``"b:eth1"`` (``frame.interface_name`` in Wireshark).
         It is written from temporary files when the capture is closed.
+
+        ``limit`` bounds the file, in bytes, at least 1,048,576: it then keeps the packets of the beginning, about a
+        quarter of it, and the last ones. Such a file is pcapng, too, and can be larger by 3 MB an end.
 
         Returns a Capture once it has begun; close it to end it, preferably by a with-block. Packets are complete, with
         Ethernet headers and times in nanoseconds; their checksums may be missing because they never leave the machine.
@@ -380,10 +385,12 @@ class Link:
             raise ValueError(f'host must be one of the link\'s hosts or "both", not {host!r}')
         else:
             raise TypeError(f'host must be one of the link\'s hosts or "both", not {type(host).__name__}')
+        if limit is not None:
+            check_size(limit, "limit", 1 << 20, 1 << 40)
         self._state._check_open()
         for end in ends:
             end._check_alive()
-        capture = Capture({end.name: end._client.request for end in ends}, self._interface, path)
+        capture = Capture({end.name: end._client.request for end in ends}, self._interface, path, limit)
         self._state._captures.add(capture)
         return capture
 
