@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import signal
 import socket
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from mptcp import cli
 from mptcp.lab import Host, Link
-from support import connected, eventually, needs
+from support import Marked, connected, eventually, needs
 
 TwoPaths = tuple[Host, Host, tuple[Link, Link]]
 
@@ -140,3 +141,106 @@ def test_a_command_that_fails_blocks_no_signals() -> None:
     for command in (["policy", "/nonexistent/file.py"], ["broker", "--socket", "/proc/nonexistent/socket"]):
         assert cli.main(command) != 0
         assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+
+
+@contextlib.contextmanager
+def running(host: Host, marked: Marked) -> Iterator[subprocess.Popen[str]]:
+    command = [*COMMAND, "--builtin", "fullmesh"]
+    environment = {name: value for name, value in marked.environment.items() if name != "RUNTIME_DIRECTORY"}
+    with host.popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stderr is not None
+        try:
+            assert "running FullMesh" in process.stderr.readline()
+            yield process
+        finally:
+            process.kill()
+
+
+def helper_of(marked: Marked) -> int:
+    """The process that outlives the command."""
+    names = {pid: (Path("/proc") / str(pid) / "comm").read_text() for pid in marked.processes()}
+    [helper] = [pid for pid, name in names.items() if name == "mptcp-put-back\n"]
+    return helper
+
+
+def test_after_sigkill_outside_of_a_service(mptcp_two_paths: TwoPaths) -> None:
+    client, marked = mptcp_two_paths[0], Marked()
+    client.set_path_manager("kernel")
+    with running(client, marked) as process:
+        assert client.get_path_manager() == "userspace"
+        assert helper_of(marked)
+        process.kill()
+        process.wait(60)
+        assert eventually(lambda: client.get_path_manager() == "kernel")
+        # Nothing of it is left, and nobody waits for a pipe that it holds.
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+        assert eventually(lambda: not marked.processes())
+    # The next ones begin at once.
+    for _ in range(3):
+        with running(client, marked) as process:
+            process.kill()
+            process.wait(60)
+        assert eventually(lambda: client.get_path_manager() == "kernel")
+
+
+def test_an_orderly_end_ends_the_helper_too(mptcp_two_paths: TwoPaths) -> None:
+    client, marked = mptcp_two_paths[0], Marked()
+    client.set_path_manager("kernel")
+    with running(client, marked) as process:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+        assert not marked.processes()
+    assert client.get_path_manager() == "kernel"
+    # Where there is nothing to put back there is no helper.
+    client.set_path_manager("userspace")
+    with running(client, marked) as process:
+        assert marked.processes() == {process.pid}
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    assert client.get_path_manager() == "userspace"
+
+
+def test_signals_of_the_terminal_spare_the_helper(mptcp_two_paths: TwoPaths) -> None:
+    """SIGTERM and SIGHUP to each, as at a shutdown, and SIGKILL to the process group of the command."""
+    client, marked = mptcp_two_paths[0], Marked()
+    client.set_path_manager("kernel")
+    with running(client, marked) as process:
+        helper = helper_of(marked)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(helper, number)
+        assert os.getpgid(helper) != os.getpgid(process.pid)
+        process.kill()
+        process.wait(60)
+        assert eventually(lambda: client.get_path_manager() == "kernel")
+
+
+def test_policies_that_start_before_it_is_put_back(mptcp_two_paths: TwoPaths) -> None:
+    """The next policies keep the path manager that they need, and it is put back when they have ended."""
+    client, marked, others = mptcp_two_paths[0], Marked(), Marked()
+    client.set_path_manager("kernel")
+    with running(client, marked) as process:
+        helper = helper_of(marked)
+        os.kill(helper, signal.SIGSTOP)
+        process.kill()
+        process.wait(60)
+        with running(client, others) as second:
+            os.kill(helper, signal.SIGCONT)
+            # It waits for something else than its parent now.
+            assert eventually(lambda: len(list(Path(f"/proc/{helper}/fd").iterdir())) > 5)
+            assert client.get_path_manager() == "userspace"
+            second.send_signal(signal.SIGTERM)
+            assert second.wait(60) == 0
+        assert eventually(lambda: client.get_path_manager() == "kernel")
+        assert eventually(lambda: not marked.processes())
+
+
+def test_what_was_changed_by_hand_stays(mptcp_two_paths: TwoPaths) -> None:
+    client, marked = mptcp_two_paths[0], Marked()
+    client.set_path_manager("kernel")
+    with running(client, marked) as process:
+        client.set_path_manager("kernel")
+        process.kill()
+        process.wait(60)
+        assert eventually(lambda: not marked.processes())
+    assert client.get_path_manager() == "kernel"

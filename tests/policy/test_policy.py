@@ -6,10 +6,14 @@ import contextlib
 import errno
 import os
 import queue
+import re
+import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -614,18 +618,87 @@ def test_who_has_taken_the_name_without_policies_is_passed_over(mptcp_lab: Lab, 
     nobody = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
     if in_user_namespace:
         nobody += ["unshare", "--user", "--map-root-user"]
-    with names_taken(host, 7, nobody):
+    with names_taken(host, 30, nobody):
         with host.run_policy(Recorded()), pytest.raises(OSError, match="already") as caught:
             host.run_policy(Recorded())
         assert caught.value.errno == errno.EBUSY
         with host.run_policy(Recorded()):
             pass
-    with names_taken(host, 8, nobody):
-        with pytest.raises(OSError, match="but runs none: end that process") as caught:
-            host.run_policy(Recorded())
-        assert caught.value.errno == errno.EBUSY
     # One that could run policies is believed.
     with names_taken(host, 3, []), pytest.raises(OSError, match="already"):
         host.run_policy(Recorded())
     with host.run_policy(Recorded()):
         pass
+
+
+#: Takes the name and becomes another program, which holds it on.
+SQUAT_AND_BECOME = """
+import os, socket, sys
+sock = socket.socket(socket.AF_UNIX)
+sock.bind("\\0mptcp.policy")
+sock.listen()
+sock.set_inheritable(True)
+os.execv(sys.argv[1], [sys.argv[1]])
+"""
+
+
+@pytest.mark.skipif(not ROOT, reason="needs root, to be another user")
+@needs("setpriv")
+@pytest.mark.parametrize("privilege", ["set-user-ID", "capabilities"])
+def test_a_privileged_program_that_got_the_name_from_an_ordinary_user(mptcp_lab: Lab, privilege: str) -> None:
+    """The listener is the user's, who started a program that has CAP_NET_ADMIN and knows nothing of it."""
+    host = mptcp_lab.host("a")
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        program = shutil.copy("/bin/cat", folder)
+        os.chmod(program, 0o4755 if privilege == "set-user-ID" else 0o755)
+        if privilege == "capabilities":
+            try:
+                # VFS_CAP_REVISION_2 with the effective flag, and CAP_NET_ADMIN as permitted.
+                os.setxattr(program, "security.capability", struct.pack("<5I", 0x02000001, 1 << 12, 0, 0, 0))
+            except OSError:
+                pytest.skip(f"needs file capabilities in {folder}")
+        nobody = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
+        command = [*nobody, "/usr/bin/python3", "-c", SQUAT_AND_BECOME, program]
+        with host.popen(command, stdin=subprocess.PIPE) as process:
+            assert process.stdin is not None
+            status = Path(f"/proc/{process.pid}/status")
+            assert eventually(lambda: "Name:\tcat\n" in status.read_text())
+            if not int(re.findall(r"CapEff:\t(\w+)", status.read_text())[0], 16) >> 12 & 1:
+                process.kill()
+                pytest.skip(f"needs a file system without nosuid for {folder}")
+            with host.run_policy(Recorded()), pytest.raises(OSError, match="already"):
+                host.run_policy(Recorded())
+            process.kill()
+
+
+@pytest.mark.skipif(not ROOT, reason="needs root, to be another user")
+@needs("setpriv")
+def test_connecting_to_the_name_does_not_hide_who_has_it(mptcp_lab: Lab) -> None:
+    host = mptcp_lab.host("a")
+    with host.run_policy(Recorded()):
+        command = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", "/usr/bin/python3", "-c", CONNECT]
+        with host.popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            assert process.stdout.readline() == "full\n"
+            with pytest.raises(OSError, match="already"):
+                host.run_policy(Recorded())
+            process.stdin.close()
+
+
+#: Fills the backlog of the name.
+CONNECT = """
+import resource, socket, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+held = []
+while True:
+    held.append(socket.socket(socket.AF_UNIX))
+    held[-1].setblocking(False)
+    try:
+        held[-1].connect("\\0mptcp.policy")
+    except BlockingIOError:
+        break
+print("full", flush=True)
+sys.stdin.read()
+"""

@@ -15,7 +15,7 @@ from typing import Self
 from .. import _core, _interrupts
 from .._path_manager import set_path_manager
 from ._policy import Policy
-from ._turn import take
+from ._turn import OpenSocket, take
 
 
 class RunningPolicies:
@@ -24,7 +24,7 @@ class RunningPolicies:
     def __init__(
         self,
         policies: tuple[Policy, ...],
-        open_socket: Callable[[int, int], socket.socket],
+        open_socket: OpenSocket,
         set_path_manager: Callable[[str], str],
         *,
         own: bool = False,
@@ -44,7 +44,7 @@ class RunningPolicies:
                 turn = stack.enter_context(take(open_socket))
                 self._sockets = (turn,)
                 # This socket gives access to the namespace.
-                place = stack.enter_context(open_socket(socket.AF_INET, socket.SOCK_DGRAM))
+                place = stack.enter_context(open_socket(socket.AF_INET, socket.SOCK_DGRAM, 0))
                 self._sockets = turn, place
                 uid = _use_userspace(stack, set_path_manager)
                 uid = os.geteuid() if own else uid
@@ -139,7 +139,7 @@ def run_policy(*policies: Policy, own: bool = False) -> RunningPolicies:
     network namespace does not have; PermissionError without the privilege; OSError (EBUSY) if policies run in this
     network namespace already, in this process or another; and what set_path_manager() raises.
     """
-    return RunningPolicies(policies, lambda family, type: socket.socket(family, type), set_path_manager, own=own)
+    return RunningPolicies(policies, socket.socket, set_path_manager, own=own)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What `mptcp policy` does as a service of systemd: sd_notify, the unit, and the path manager after SIGKILL."""
+"""What `mptcp policy` does as a service: sd_notify, systemd's unit, and the path manager after SIGKILL."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mptcp._path_manager import get_path_manager, set_path_manager
 from mptcp._policy import _turn
+from mptcp.cli._put_back import put_back_after_sigkill
 
 UNIT = "mptcp-policy.service"
 
@@ -33,15 +34,21 @@ def _journal() -> Path | None:
 
 @contextlib.contextmanager
 def remembered_path_manager() -> Iterator[None]:
-    """Keep the path manager in a file as long as this process may change it, for put_back()."""
+    """Have the path manager put back if this process is killed in the block.
+
+    By ExecStopPost= of the unit, for which it is kept in a file, as systemd ends all processes of a service; elsewhere
+    by another process.
+    """
     journal = _journal()
-    if journal is not None:
-        journal.write_text(get_path_manager())
+    if journal is None:
+        with put_back_after_sigkill():
+            yield
+        return
+    journal.write_text(get_path_manager())
     try:
         yield
     finally:
-        if journal is not None:
-            journal.unlink(missing_ok=True)
+        journal.unlink(missing_ok=True)
 
 
 def put_back() -> int:
@@ -52,7 +59,7 @@ def put_back() -> int:
         return 2
     with contextlib.suppress(FileNotFoundError):
         before = journal.read_text()
-        with _turn.take(lambda family, kind: socket.socket(family, kind)):
+        with _turn.take(socket.socket):
             set_path_manager(before)
         journal.unlink()
     return 0

@@ -93,8 +93,9 @@ def run(arguments: argparse.Namespace) -> int:
         # Whoever calls this in a process of his own goes on with the signals that he had.
         stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, before)
         try:
-            chosen = _chosen(arguments)
+            # Before a policy's file, which may start threads, is run.
             stack.enter_context(_service.remembered_path_manager())
+            chosen = _chosen(arguments)
             if arguments.verbose or arguments.json:
                 stack.enter_context(_decisions.shown(as_json=arguments.json))
             running = _policy.run_policy(*chosen, own=arguments.own)

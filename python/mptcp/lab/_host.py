@@ -177,9 +177,7 @@ class Host(InKernelPathManager):
 
     def run_policy(self, *policies: Policy, own: bool = False) -> RunningPolicies:
         """Run policies for every connection of this host, as mptcp.run_policy() does for the caller's namespace."""
-        return RunningPolicies(
-            policies, lambda family, type: self.socket(family, type, 0), self.set_path_manager, own=own
-        )
+        return RunningPolicies(policies, self.socket, self.set_path_manager, own=own)
 
     def events(self) -> Events:
         """Return the events of this host from now on, as mptcp.Events does for the caller's namespace."""
