@@ -289,7 +289,9 @@ SCENES = [
         "Sixty subflows",
         plain([WIFI, LTE, DSL], 20, seconds=6),
         "Twenty subflows over each of three links. The transfer pauses again and again: nothing is in flight on any "
-        "subflow, and bytes of the connection are missing, which its own retransmission timer sends again.",
+        "subflow, and bytes of the connection are missing, which its own retransmission timer sends again. Linux sent "
+        "them beyond the "
+        "[receiver's window](kernel-bugs.md#a-connection-with-many-subflows-overruns-the-receivers-window).",
         "The window of a subflow that pauses is what it would use. The round-trip time shows which of them pause, but "
         "not how many of the twenty.",
     ),

@@ -134,8 +134,8 @@ def version(name: str) -> str:
     if shutil.which(program) is None:
         return f"no {name}"
     done = subprocess.run([program, option], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    words = done.stdout.partition("\n")[0].replace(",", "").split()
-    return f"{name} {words[-1] if name != 'iperf3' else words[1]}"
+    found = re.search(r"[\w-]*\d(?:\.\d+)+", done.stdout)
+    return f"{name} {found[0] if found else 'of an unknown version'}"
 
 
 def section(title: str, commands: list[str], parts: dict[str, str]) -> str:
