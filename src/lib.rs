@@ -2,12 +2,12 @@
 //!
 //! Each module uses only those below it, which `tests/architecture.rs` checks: [`supervisor`] (calls of other programs);
 //! [`broker`] (what needs privilege, for programs that have none);
-//! [`enhanced_api`] (the socket options of 2016); [`sampler`] and [`options`] (measuring, and socket options on one
-//! subflow); [`emulation`] (links of a lab; it uses [`sys`] alone); [`connection`] (operations on one connection);
-//! [`traces`] (connections in captures); [`namespace`] (what a process holds and knows of one network namespace);
-//! [`events`]; [`netlink`]; [`capture`] (files of packets); [`sys`] (system calls); [`abi`] (the kernel's structures as
-//! bytes). [`error`] is for all. `unsafe` stands in [`sys`] alone; the binding has one exception, the row types of numpy
-//! arrays.
+//! [`enhanced_api`] (the socket options of 2016); [`sampler`], [`tracing`] and [`options`] (measuring, each segment by
+//! tracepoints, and socket options on one subflow); [`emulation`] (links of a lab; it uses [`sys`] alone);
+//! [`connection`] (operations on one connection); [`traces`] (connections in captures); [`namespace`] (what a process
+//! holds and knows of one network namespace); [`events`]; [`netlink`]; [`capture`] (files of packets); [`sys`] (system
+//! calls); [`abi`] (the kernel's structures as bytes). [`error`] is for all. `unsafe` stands in [`sys`] alone; the binding
+//! has one exception, the row types of numpy arrays.
 #![deny(unsafe_code)]
 
 pub mod abi;
@@ -28,6 +28,7 @@ pub mod supervisor;
 pub mod sys;
 pub mod tcp_sock;
 pub mod traces;
+pub mod tracing;
 pub mod watcher;
 
 #[cfg(feature = "python")]

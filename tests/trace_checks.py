@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import mptcp
 import numpy as np
+from mptcp.lab import Host, Link
+from support import PORT
 
 SUBTYPES = (
     "MP_CAPABLE",
@@ -48,3 +52,24 @@ def new_bytes(trace: mptcp.Trace, direction: int) -> int:
     ends = rows["dsn"] + rows["length"]
     assert rows["dsn"].tolist() == [0, *ends[:-1].tolist()][: len(rows)]
     return int(rows["length"].sum())
+
+
+@contextlib.contextmanager
+def connected(
+    client: Host, server: Host, links: list[Link], **options: Any
+) -> Iterator[tuple[mptcp.Socket, mptcp.Socket]]:
+    """Both ends of a connection with a subflow over each link."""
+    with server.create_server(("", PORT)) as listener:
+        address = links[0].address(server), PORT
+        sock = client.create_connection(address, timeout=10, path_manager="userspace")
+        with sock, listener.accept()[0] as peer:
+            peer.settimeout(60)
+            sock.sendall(b"x")
+            assert peer.recv(1) == b"x"
+            peer.sendall(b"x")
+            assert sock.recv(1) == b"x"
+            for link in links[1:]:
+                sock.open_subflow(
+                    local=(link.address(client), 0), remote=(link.address(server), PORT), timeout=20, **options
+                )
+            yield sock, peer

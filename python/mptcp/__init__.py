@@ -40,7 +40,7 @@ from ._path_manager import get_path_manager, set_path_manager, use_path_manager
 from ._policy import LocalAddress, Opening, Policy, Progress, RunningPolicies, run_policy
 from ._recording import Recorder, Recording, load
 from ._socket import Socket, attach, create_connection, create_server, wrap
-from ._trace import Trace, TraceEvent, read_trace
+from ._trace import Trace, TraceEvent, Tracer, read_trace
 
 if _typing.TYPE_CHECKING:
     from . import aio as aio
@@ -97,6 +97,7 @@ __all__ = [
     "TcpInfo",
     "Trace",
     "TraceEvent",
+    "Tracer",
     "UnsupportedError",
     "add_endpoint",
     "attach",

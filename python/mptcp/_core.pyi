@@ -26,6 +26,7 @@ __all__ = [
     "Native",
     "Opening",
     "Sampler",
+    "SegmentTracer",
     "Subflow",
     "TcpInfo",
     "TraceReader",
@@ -749,6 +750,28 @@ class Sampler:
     def surroundings(self) -> list[tuple[int, set[int] | None, dict[str, str]]]: ...
     def choice(self) -> tuple[str, bool, list[dict[str, Any]]]: ...
     def status(self) -> dict[str, Any]: ...
+
+@final
+class SegmentTracer:
+    """Trace segments by tracepoints until stop(), of descriptors and ByTokens, or of the thread's network namespace.
+
+    Without ``keeps`` there are neither acks nor candidates.
+    """
+
+    def __new__(cls, sources: Sequence[int | ByToken] | None, keeps: bool) -> SegmentTracer: ...
+    def stop(self) -> None: ...
+    def packets(self) -> np.ndarray[tuple[int], np.dtype[np.void]]:
+        """Return the rows until now that were not taken."""
+
+    def take_packets(self, all: bool) -> np.ndarray[tuple[int], np.dtype[np.void]]:
+        """Return the rows since the last call that will not change any more, or all."""
+
+    def take_events(self) -> list[tuple[str, int, int, int, int, int, dict[str, Any]]]: ...
+    def tables(self) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]: ...
+    def acks(self) -> dict[str, Any]: ...
+    def candidates(self) -> dict[str, Any]: ...
+    def lost(self) -> tuple[int, int]:
+        """Return how many records did not fit into the ring buffer, and how many senders could not be told."""
 
 @final
 class TraceReader:

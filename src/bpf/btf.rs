@@ -30,6 +30,7 @@ pub enum BtfError {
 const MAGIC: u16 = 0xeb9f;
 const TYPE_SIZE: usize = 12; // struct btf_type
 const MEMBER_SIZE: usize = 12; // struct btf_member
+const ENUM_SIZE: usize = 8; // struct btf_enum
 const KIND_INT: u32 = 1;
 const KIND_PTR: u32 = 2;
 const KIND_ARRAY: u32 = 3;
@@ -41,6 +42,7 @@ const KIND_VOLATILE: u32 = 9;
 const KIND_CONST: u32 = 10;
 const KIND_RESTRICT: u32 = 11;
 const KIND_FUNC: u32 = 12;
+const KIND_FUNC_PROTO: u32 = 13;
 const KIND_TYPE_TAG: u32 = 18;
 const KIND_ENUM64: u32 = 19;
 /// Types within types, and names for types, deeper than which nothing of a kernel's goes.
@@ -64,6 +66,11 @@ impl Member {
     /// The size in bytes; of a bit field, of the bytes that it lies in.
     pub fn size(self) -> usize {
         (self.bit_offset % 8 + self.bits).div_ceil(8) as usize
+    }
+
+    /// The value of a bit field from the one byte that it lies in.
+    pub fn read_from_byte(self, byte: u8) -> u64 {
+        Member { bit_offset: self.bit_offset % 8, ..self }.read(&[byte])
     }
 
     /// The member's value, unsigned, from the bytes of its structure; 0 where these are too few. A member of more than
@@ -148,6 +155,27 @@ impl<'a> Btf<'a> {
             Some(found) => Ok(Structure { btf: self, name: name.to_owned(), found }),
             None => Err(BtfError::NoSuchStruct(name.to_owned())),
         }
+    }
+
+    /// How many arguments the tracepoint of this typedef has. A program has them in its context, eight bytes each.
+    pub fn tracepoint_arguments(&self, typedef: u32) -> Option<usize> {
+        let pointer = self.resolve(typedef).filter(|found| found.kind == KIND_PTR)?;
+        let prototype = self.resolve(pointer.size_or_type).filter(|found| found.kind == KIND_FUNC_PROTO)?;
+        // The first one is the tracepoint's own.
+        prototype.count.checked_sub(1)
+    }
+
+    /// The value of `name` in the enumeration `enumeration`.
+    pub fn enumerator(&self, enumeration: &str, name: &str) -> Result<u32, BtfError> {
+        let missing = || BtfError::NoSuchMember(enumeration.to_owned(), name.to_owned());
+        let position = self.position(KIND_ENUM, enumeration).ok_or_else(missing)?;
+        let found = self.types.get(position).ok_or_else(missing)?;
+        let entry = |at| Some((bytes::u32(found.tail, at)?, bytes::u32(found.tail, at + 4)?));
+        (0..found.count)
+            .filter_map(|number| entry(number * ENUM_SIZE))
+            .find(|(name_at, _)| self.is_named(*name_at, name))
+            .map(|(_, value)| value)
+            .ok_or_else(missing)
     }
 
     fn position(&self, kind: u32, name: &str) -> Option<usize> {
@@ -450,6 +478,10 @@ mod tests {
                 // A pointer, in an unnamed structure or not.
                 let context = btf.structure("mptcp_subflow_context").unwrap();
                 assert!(context.member("tcp_sock").is_ok_and(|member| member.size() == 8));
+                let state = btf.typedef_id("btf_trace_inet_sock_set_state").unwrap();
+                assert_eq!(btf.tracepoint_arguments(state), Some(3));
+                assert_eq!(btf.enumerator("skb_ext_id", "SKB_EXT_BRIDGE_NF"), Ok(0));
+                assert!(btf.enumerator("skb_ext_id", "SKB_EXT_NONE").is_err());
             }
             Err(missing) => eprintln!("skipped: {KERNEL}: {missing}"),
         }

@@ -26,6 +26,8 @@ pub enum Register {
 #[repr(u8)]
 pub enum Width {
     U32 = 0x00, // BPF_W
+    U16 = 0x08, // BPF_H
+    U8 = 0x10,  // BPF_B
     U64 = 0x18, // BPF_DW
 }
 
@@ -45,6 +47,7 @@ pub enum When {
 #[repr(i32)]
 pub enum Helper {
     MapLookup = 1,
+    MapUpdate = 2,
     KtimeGetNs = 5,
     GetSocketCookie = 46,
     SetSockopt = 49,
@@ -69,9 +72,14 @@ const BPF_JMP: u8 = 0x05;
 const BPF_ALU64: u8 = 0x07;
 const BPF_IMM: u8 = 0x00;
 const BPF_MEM: u8 = 0x60;
+const BPF_ATOMIC: u8 = 0xc0;
+const BPF_FETCH: i32 = 0x01;
 const BPF_K: u8 = 0x00;
 const BPF_X: u8 = 0x08;
 const BPF_ADD: u8 = 0x00;
+const BPF_SUB: u8 = 0x10;
+const BPF_AND: u8 = 0x50;
+const BPF_LSH: u8 = 0x60;
 const BPF_MOV: u8 = 0xb0;
 const BPF_JA: u8 = 0x00;
 const BPF_CALL: u8 = 0x80;
@@ -147,6 +155,27 @@ impl Assembler {
     /// `to += from`
     pub fn add_register(&mut self, to: Register, from: Register) {
         self.push(BPF_ALU64 | BPF_ADD | BPF_X, to as u8, from as u8, 0, 0);
+    }
+
+    /// `to -= from`
+    pub fn subtract_register(&mut self, to: Register, from: Register) {
+        self.push(BPF_ALU64 | BPF_SUB | BPF_X, to as u8, from as u8, 0, 0);
+    }
+
+    /// `to &= value`
+    pub fn and(&mut self, to: Register, value: i32) {
+        self.push(BPF_ALU64 | BPF_AND | BPF_K, to as u8, 0, 0, value);
+    }
+
+    /// `to <<= bits`
+    pub fn shift_left(&mut self, to: Register, bits: i32) {
+        self.push(BPF_ALU64 | BPF_LSH | BPF_K, to as u8, 0, 0, bits);
+    }
+
+    /// `*(u64 *)(base + offset) += from`, as one operation; `from` becomes what was there.
+    pub fn fetch_add(&mut self, base: Register, offset: i16, from: Register) {
+        let code = BPF_STX | BPF_ATOMIC | Width::U64 as u8;
+        self.push(code, base as u8, from as u8, offset, i32::from(BPF_ADD) | BPF_FETCH);
     }
 
     /// `to = *(width *)(base + offset)`
@@ -234,7 +263,7 @@ mod tests {
     #[test]
     fn encodings_are_the_kernels() {
         // Expected bytes as `llvm-mc -triple bpfel -show-encoding` prints them.
-        let cases: [(&str, Vec<u8>, [u8; 8]); 10] = [
+        let cases: [(&str, Vec<u8>, [u8; 8]); 14] = [
             ("r6 = r1", assembled(|a| a.copy(R6, R1)), [0xbf, 0x16, 0, 0, 0, 0, 0, 0]),
             ("r0 = 1", assembled(|a| a.set(R0, 1)), [0xb7, 0, 0, 0, 1, 0, 0, 0]),
             ("r1 += r7", assembled(|a| a.add_register(R1, R7)), [0x0f, 0x71, 0, 0, 0, 0, 0, 0]),
@@ -258,6 +287,18 @@ mod tests {
                 "*(u32 *)(r10 - 12) = r7",
                 assembled(|a| a.store(Width::U32, R10, -12, R7)),
                 [0x63, 0x7a, 0xf4, 0xff, 0, 0, 0, 0],
+            ),
+            (
+                "r1 = *(u8 *)(r6 + 24)",
+                assembled(|a| a.load(Width::U8, R1, R6, 24)),
+                [0x71, 0x61, 24, 0, 0, 0, 0, 0],
+            ),
+            ("r1 -= r2", assembled(|a| a.subtract_register(R1, R2)), [0x1f, 0x21, 0, 0, 0, 0, 0, 0]),
+            ("r1 <<= 3", assembled(|a| a.shift_left(R1, 3)), [0x67, 1, 0, 0, 3, 0, 0, 0]),
+            (
+                "r2 = atomic_fetch_add((u64 *)(r1 + 16), r2)",
+                assembled(|a| a.fetch_add(R1, 16, R2)),
+                [0xdb, 0x21, 16, 0, 1, 0, 0, 0],
             ),
             ("call 49", assembled(|a| a.call(Helper::SetSockopt)), [0x85, 0, 0, 0, 49, 0, 0, 0]),
             ("exit", assembled(|a| a.exit()), [0x95, 0, 0, 0, 0, 0, 0, 0]),

@@ -25,6 +25,7 @@ mod subflow;
 mod supervisor;
 mod timeout;
 mod trace;
+mod tracing;
 mod watcher;
 
 use pyo3::prelude::*;
@@ -107,6 +108,8 @@ mod _core {
     use super::supervisor::{run_program, supervised_signals};
     #[pymodule_export]
     use super::trace::TraceReader;
+    #[pymodule_export]
+    use super::tracing::SegmentTracer;
     #[pymodule_export]
     use super::watcher::Watcher;
 }

@@ -20,7 +20,7 @@ use crate::sys;
 
 /// What is recorded, before it is: a descriptor, a connection, or a whole network namespace.
 #[derive(FromPyObject)]
-enum Wanted {
+pub(super) enum Wanted {
     Descriptor(i32),
     Connection(Py<ByToken>),
 }

@@ -57,21 +57,8 @@ impl TraceReader {
         self.0.take_packets(all).into_pyarray(py)
     }
 
-    /// Of each event its kind, time, capture, connection, subflow, direction and details.
-    #[expect(clippy::type_complexity, reason = "a row of a table")]
-    fn take_events<'py>(
-        &mut self,
-        py: Python<'py>,
-    ) -> PyResult<Vec<(&'static str, i64, usize, usize, usize, usize, Bound<'py, PyDict>)>> {
-        let row = |event: Event| {
-            let details = PyDict::new(py);
-            for (name, value) in event.details {
-                details.set_item(name, to_object(py, value)?)?;
-            }
-            let Event { kind, time_ns, capture, connection, subflow, direction, .. } = event;
-            Ok((kind, time_ns, capture, connection, subflow, direction, details))
-        };
-        self.0.take_events().into_iter().map(row).collect()
+    fn take_events<'py>(&mut self, py: Python<'py>) -> PyResult<Vec<EventRow<'py>>> {
+        self.0.take_events().into_iter().map(|event| event_row(py, event)).collect()
     }
 
     /// The columns of connections, and those of subflows.
@@ -112,6 +99,18 @@ impl TraceReader {
     }
 }
 
+/// Of an event its kind, time, capture, connection, subflow, direction and details.
+pub type EventRow<'py> = (&'static str, i64, usize, usize, usize, usize, Bound<'py, PyDict>);
+
+pub fn event_row(py: Python<'_>, event: Event) -> PyResult<EventRow<'_>> {
+    let details = PyDict::new(py);
+    for (name, value) in event.details {
+        details.set_item(name, to_object(py, value)?)?;
+    }
+    let Event { kind, time_ns, capture, connection, subflow, direction, .. } = event;
+    Ok((kind, time_ns, capture, connection, subflow, direction, details))
+}
+
 fn to_object(py: Python<'_>, value: Value) -> PyResult<Bound<'_, PyAny>> {
     match value {
         Value::Number(number) => number.into_bound_py_any(py),
@@ -142,14 +141,14 @@ macro_rules! pairs_of_columns {
     };
 }
 
-fn connection_columns<'py>(py: Python<'py>, rows: &[Connection]) -> PyResult<Bound<'py, PyDict>> {
+pub fn connection_columns<'py>(py: Python<'py>, rows: &[Connection]) -> PyResult<Bound<'py, PyDict>> {
     let columns = PyDict::new(py);
     columns!(columns, rows, token peer_token version complete checksum fallback start_ns end_ns subflows);
     pairs_of_columns!(columns, rows, idsn bytes reinjected data_acked missing data_fin_ns);
     Ok(columns)
 }
 
-fn subflow_columns<'py>(py: Python<'py>, rows: &[Subflow]) -> PyResult<Bound<'py, PyDict>> {
+pub fn subflow_columns<'py>(py: Python<'py>, rows: &[Subflow]) -> PyResult<Bound<'py, PyDict>> {
     let columns = PyDict::new(py);
     columns!(columns, rows, token connection initial initiator complete syn_ns synack_ns ack_ns end_ns);
     columns!(columns, rows, reset_ns reset_reason);

@@ -27,6 +27,8 @@ enum Command {
 pub enum MapKind {
     Hash = 1,
     Array = 2,
+    PerCpuArray = 6,
+    LruHash = 9,
     RingBuffer = 27,
 }
 

@@ -19,17 +19,22 @@ pub struct Rows {
 }
 
 impl Rows {
-    pub(super) fn push(&mut self, row: Packet) -> usize {
+    pub fn push(&mut self, row: Packet) -> usize {
         self.rows.push(row);
         self.taken + self.rows.len() - 1
     }
 
-    pub(super) fn get(&mut self, number: usize) -> Option<&mut Packet> {
+    pub fn get(&mut self, number: usize) -> Option<&mut Packet> {
         self.rows.get_mut(number.checked_sub(self.taken)?)
     }
 
+    /// Those that were not taken.
+    pub fn all(&self) -> &[Packet] {
+        &self.rows
+    }
+
     /// Takes those before the first that is not settled, and those that have waited for too long.
-    pub(super) fn take(&mut self, is_settled: impl Fn(&Packet) -> bool) -> Vec<Packet> {
+    pub fn take(&mut self, is_settled: impl Fn(&Packet) -> bool) -> Vec<Packet> {
         let settled = self.rows.iter().take_while(|row| is_settled(row)).count();
         let count = settled.max(self.rows.len().saturating_sub(MOST_UNSETTLED));
         let rest = self.rows.split_off(count);

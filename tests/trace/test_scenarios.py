@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import mptcp
 import pytest
 from mptcp.lab import Host, Lab, Link
 from support import PORT, eventually
-from trace_checks import check_options, new_bytes
+from trace_checks import check_options, connected, new_bytes
 
 SIZE = 1_500_000
 
@@ -30,26 +29,6 @@ class Seen:
 
     def counted(self, name: str) -> int:
         return sum(getattr(subflow.tcp_info, name) for subflow in self.subflows)
-
-
-@contextlib.contextmanager
-def connected(
-    client: Host, server: Host, links: list[Link], **options: Any
-) -> Iterator[tuple[mptcp.Socket, mptcp.Socket]]:
-    with server.create_server(("", PORT)) as listener:
-        address = links[0].address(server), PORT
-        sock = client.create_connection(address, timeout=10, path_manager="userspace")
-        with sock, listener.accept()[0] as peer:
-            peer.settimeout(60)
-            sock.sendall(b"x")
-            assert peer.recv(1) == b"x"
-            peer.sendall(b"x")
-            assert sock.recv(1) == b"x"
-            for link in links[1:]:
-                sock.open_subflow(
-                    local=(link.address(client), 0), remote=(link.address(server), PORT), timeout=20, **options
-                )
-            yield sock, peer
 
 
 def captured(

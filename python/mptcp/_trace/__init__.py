@@ -1,7 +1,8 @@
-"""Traces: each segment of connections, from captures, as arrays."""
+"""Traces: each segment of connections, from captures or tracepoints, as arrays."""
 
 from ._event import TraceEvent, written
 from ._read import read_trace
 from ._trace import Trace
+from ._tracer import Tracer
 
-__all__ = ["Trace", "TraceEvent", "read_trace", "written"]
+__all__ = ["Trace", "TraceEvent", "Tracer", "read_trace", "written"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .._core import TraceReader
 from . import _files
@@ -76,12 +76,23 @@ def _read(reader: TraceReader) -> bool:
 
 def _rest(reader: TraceReader) -> tuple[Rows, Rows, list[TraceEvent], dict[str, Any]]:
     """Return the connections, subflows, events and metadata of captures that were read."""
+    return tables_of(reader, {"captures": reader.captures(), "counts": reader.counts()})
+
+
+class _Tables(Protocol):
+    """What has read or traced segments."""
+
+    def tables(self) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]: ...
+    def take_events(self) -> list[tuple[str, int, int, int, int, int, dict[str, Any]]]: ...
+
+
+def tables_of(reader: _Tables, metadata: dict[str, Any]) -> tuple[Rows, Rows, list[TraceEvent], dict[str, Any]]:
+    """Return the connections, subflows and events, and the metadata as given."""
     from . import _types
 
     connections, subflows = reader.tables()
     rows = _types.array(connections, _types.CONNECTIONS)
     events = [_event(*each, rows["token"]) for each in reader.take_events()]
-    metadata: dict[str, Any] = {"captures": reader.captures(), "counts": reader.counts()}
     return rows, _types.array(subflows, _types.SUBFLOWS), events, metadata
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -90,7 +91,45 @@ SUBFLOWS = np.dtype(
 )
 
 
-def array(columns: dict[str, list[Any]], dtype: np.dtype[np.void]) -> Rows:
+_PLACE = [("time_ns", "i8"), ("connection", "i4"), ("subflow", "i4"), ("direction", "i1")]
+
+CANDIDATES = np.dtype(
+    [
+        *_PLACE,
+        ("chosen", "?"),
+        ("backup", "?"),
+        ("stale", "?"),
+        ("avg_pacing_rate", "u8"),
+        ("pacing_rate", "u8"),
+        ("wmem_queued", "u4"),
+        ("snd_wnd", "u4"),
+        ("snd_cwnd", "u4"),
+        ("srtt_us", "u4"),
+        ("packets_out", "u4"),
+    ],
+    align=True,
+)
+
+ACKS = np.dtype(
+    [
+        *_PLACE,
+        ("snd_una", "u4"),
+        ("snd_nxt", "u4"),
+        ("rcv_nxt", "u4"),
+        ("snd_wnd", "u4"),
+        ("snd_cwnd", "u4"),
+        ("snd_ssthresh", "u4"),
+        ("srtt_us", "u4"),
+        ("packets_out", "u4"),
+        ("lost_out", "u4"),
+        ("retrans_out", "u4"),
+        ("total_retrans", "u4"),
+    ],
+    align=True,
+)
+
+
+def array(columns: Mapping[str, Any], dtype: np.dtype[np.void]) -> Rows:
     """Return a structured array of columns."""
     assert dtype.names is not None
     rows = np.empty(len(columns[dtype.names[0]]), dtype)
