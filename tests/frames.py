@@ -7,6 +7,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 FIN, SYN, RST, ACK = 1, 2, 4, 16
 CLIENT, SERVER = "10.0.1.1", "10.0.1.2"
@@ -95,13 +96,16 @@ class Recorded:
 
     def write(self, path: Path, link: int = ETHERNET, *, snap: int = 1 << 18, vlan: bool = False) -> Path:
         with path.open("wb") as file:
-            file.write(struct.pack("=IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, snap, link))
-            for when, packet in self.packets:
-                frame = _link_header(link, vlan) + packet
-                file.write(
-                    struct.pack("=4I", when // 10**9, when % 10**9, min(snap, len(frame)), len(frame)) + frame[:snap]
-                )
+            self.write_to(file, link, snap=snap, vlan=vlan)
         return path
+
+    def write_to(self, file: IO[bytes], link: int = ETHERNET, *, snap: int = 1 << 18, vlan: bool = False) -> None:
+        file.write(struct.pack("=IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, snap, link))
+        for when, packet in self.packets:
+            frame = _link_header(link, vlan) + packet
+            file.write(
+                struct.pack("=4I", when // 10**9, when % 10**9, min(snap, len(frame)), len(frame)) + frame[:snap]
+            )
 
 
 def _link_header(link: int, vlan: bool) -> bytes:

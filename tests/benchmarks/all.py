@@ -41,7 +41,7 @@ BENCHMARKS = {
     "Replacing a lost subflow": ["policies --rounds 10"],
     "Emulated links": ["links", "small_requests"],
     "Plots": ["plots"],
-    "Captures": ["trace"],
+    "Captures": ["trace", "trace_large"],
 }
 #: Programs that we compare with, and the commands that print their versions.
 PROGRAMS = {

@@ -4,25 +4,25 @@
     .venv/bin/python tests/benchmarks/trace.py
 
 The capture is made up, the same each time: a connection over two subflows that sends frames of 1514 bytes, each with a
-DSS, of which one in a hundred is sent again on the other subflow, and a DATA_ACK for every other frame. Each program
-reads it from the page cache three times, the best counts, less what the same program takes for the handshakes alone.
-tshark prints the fields of which our rows are made; dpkt decodes Ethernet, IP, TCP and its options, in Python.
+DSS, of which one in a hundred is sent again, and a DATA_ACK for every other frame. Each program reads it from the page
+cache three times, the best counts, less what the same program takes for the handshakes alone. tshark prints the fields
+of which our rows are made; dpkt decodes Ethernet, IP, TCP and its options, in Python.
 """
 
 from __future__ import annotations
 
 import argparse
-import random
 import shutil
-import struct
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from bulk_frames import Capture
+
 FRAMES = 190_000
-PAYLOAD = 1420
 FIELDS = (
     "frame.time_epoch",
     "tcp.stream",
@@ -55,37 +55,6 @@ with open(sys.argv[1], "rb") as file:
 """
 
 
-def capture(file: Path, frames: int) -> None:
-    """Write the capture."""
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    from frames import ACK, SYN, Recorded, Side, dss, join_syn
-
-    chance = random.Random(1)
-    recorded = Recorded()
-    side = Side(recorded)
-    other, there = ("10.0.2.1", 41000), ("10.0.2.2", 5000)
-    recorded.segment(other, there, 0, SYN, join_syn(side.peer_token))
-    recorded.segment(there, other, 0, SYN | ACK, b"", ack=1)
-    recorded.now_ns += 10_000_000
-    paths = [(side.here, side.there, side.isn, 5001), (other, there, 0, 1)]
-    offsets, dsn, payload, recent = [1, 1], 0, bytes(PAYLOAD), 0
-    timestamps = struct.pack("!BBBBII", 1, 1, 8, 10, 7, 7)
-    for number in range(frames):
-        path = chance.randrange(2)
-        source, destination, isn, ack = paths[path]
-        again = chance.random() < 0.01 and dsn
-        first = recent if again else dsn
-        options = timestamps + dss(ack=1, dsn=side.idsn + 1 + first, subflow=offsets[path], length=PAYLOAD)
-        recorded.segment(source, destination, isn + offsets[path], ACK, options, payload, ack, after_ns=10_000)
-        offsets[path] += PAYLOAD
-        if not again:
-            recent, dsn = dsn, dsn + PAYLOAD
-        if number % 2:
-            options = timestamps + dss(ack=side.idsn + 1 + dsn)
-            recorded.segment(destination, source, ack, ACK, options, b"", isn + offsets[path], after_ns=1_000)
-    recorded.write(file)
-
-
 def seconds(command: list[str]) -> float:
     """The best of three."""
     best = float("inf")
@@ -102,8 +71,9 @@ def main() -> int:
     frames = parser.parse_args().frames
     with tempfile.TemporaryDirectory() as folder:
         file, small = Path(folder, "large.pcap"), Path(folder, "small.pcap")
-        capture(file, frames)
-        capture(small, 0)
+        capture = Capture(frames)
+        capture.write(file)
+        Capture(0).write(small)
         python = [sys.executable, "-c"]
         fields = [word for field in FIELDS for word in ("-e", field)]
         programs = {"read_trace": [*python, READ]}
@@ -115,7 +85,7 @@ def main() -> int:
             programs["dpkt"] = [*python, DPKT]
         except ModuleNotFoundError:
             pass
-        count = frames + frames // 2 + 5
+        count = capture.frames
         rates = {}
         for name, command in programs.items():
             taken = seconds([*command, str(file)]) - seconds([*command, str(small)])
