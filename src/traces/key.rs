@@ -1,10 +1,8 @@
 //! What follows from keys: the token, the initial data sequence number, and HMACs.
 
+use hmac::{Hmac, KeyInit, Mac};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
-
-/// The block size of both hashes, in bytes.
-const BLOCK: usize = 64;
 
 /// By SHA-256 in version 1 (RFC 8684, section 3.2), by SHA-1 in version 0 (RFC 6824).
 pub fn token_and_idsn(version: u8, key: u64) -> (u32, u64) {
@@ -18,23 +16,18 @@ pub fn token_and_idsn(version: u8, key: u64) -> (u32, u64) {
 
 /// The HMAC that the holder of the first key sends (RFC 8684, sections 3.2 and 3.4.1): by SHA-256, in version 0 by SHA-1.
 pub fn hmac(version: u8, keys: [u64; 2], message: &[u8]) -> Vec<u8> {
+    let key = (u128::from(keys[0]) << 64 | u128::from(keys[1])).to_be_bytes();
     if version == 0 {
-        hmac_by::<Sha1>(keys, message)
+        hmac_by::<Hmac<Sha1>>(&key, message)
     } else {
-        hmac_by::<Sha256>(keys, message)
+        hmac_by::<Hmac<Sha256>>(&key, message)
     }
 }
 
-/// RFC 2104, with a key that is shorter than a block.
-fn hmac_by<D: Digest>(keys: [u64; 2], message: &[u8]) -> Vec<u8> {
-    let key = keys.iter().flat_map(|key| key.to_be_bytes());
-    let pad = |byte: u8| {
-        let mut block = [byte; BLOCK];
-        block.iter_mut().zip(key.clone()).for_each(|(place, key)| *place ^= key);
-        block
-    };
-    let inner = D::new().chain_update(pad(0x36)).chain_update(message).finalize();
-    D::new().chain_update(pad(0x5c)).chain_update(inner).finalize().to_vec()
+fn hmac_by<M: Mac + KeyInit>(key: &[u8], message: &[u8]) -> Vec<u8> {
+    // A key of any length will do.
+    let Ok(mac) = <M as KeyInit>::new_from_slice(key) else { return Vec::new() };
+    mac.chain_update(message).finalize().into_bytes().to_vec()
 }
 
 fn first_and_last(digest: &[u8]) -> (u32, u64) {
