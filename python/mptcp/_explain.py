@@ -220,6 +220,8 @@ class _Case:
         denied = self._native.deny_join_initial()
         endpoints = _endpoints.list_endpoints(self._fd) if manager == "kernel" else []
         self._of_limits(manager, server_side, subflows)
+        if server_side:
+            self._of_refused_joins(manager)
         locals_, remotes = self._locals(local, endpoints), self._remotes(remote, subflows, history or [])
         tried = _tries(history or [])
         pairs = []
@@ -367,12 +369,33 @@ class _Case:
             )
             yield Finding("c-bit-unknown", text, INFERRED)
 
+    def _of_refused_joins(self, manager: str | None) -> None:
+        """What the counters tell of joins that this host, which accepted the connection, did not let through."""
+        if not self._is_own_namespace():
+            return
+        rejected, filtered = counters().get("MPJoinRejected", 0), counters("TcpExt").get("IPReversePathFilter", 0)
+        if rejected and manager == "userspace":
+            text = (
+                f"{rejected} joins were refused here since the namespace began, of this or other connections: under "
+                "the userspace path manager they are while no process listens to path manager events (mptcp policy, "
+                "or an mptcp.Socket)"
+            )
+            self._findings.append(Finding("no-subscriber-here", text, INFERRED))
+        if filtered:
+            text = (
+                f"{filtered} packets were dropped here since the namespace began by reverse path filtering "
+                "(net.ipv4.conf.*.rp_filter is 1): a join is dropped if the route back to its address is another link"
+            )
+            self._findings.append(Finding("rp-filter-here", text, INFERRED))
+
+    def _is_own_namespace(self) -> bool:
+        """Whether the connection is in the network namespace of the calling thread, whose counters can be read."""
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as here, socket.socket(fileno=os.dup(self._fd)) as there:
+            return len({one.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8) for one in (here, there)}) == 1
+
     def _by_counters(self, subflows: int) -> _Tried | None:
         """What the counters of the namespace tell of joins that nobody heard of, where it is the caller's own."""
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as here, socket.socket(fileno=os.dup(self._fd)) as there:
-            if len({one.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8) for one in (here, there)}) > 1:
-                return None
-        if counters().get("MPJoinSynAckRx", 0) < subflows:
+        if not self._is_own_namespace() or counters().get("MPJoinSynAckRx", 0) < subflows:
             return None
         text = f"{UNHEARD}; by the counters of this namespace joins were answered that are not there any more"
         return _Tried(text, errno.ECONNABORTED)
@@ -430,7 +453,7 @@ class _Case:
         text = (
             f"nothing that is sent from {here} to {there} is answered, though the peer can be reached from elsewhere: "
             "strict reverse path filtering there (net.ipv4.conf.*.rp_filter is 1 and its route back to "
-            f"{here} is another link), a firewall, or a link that is down beyond this host"
+            f"{here} is another link; mptcp why there says so), a firewall, or a link that is down beyond this host"
         )
         yield Finding("rp-filter", text, INFERRED)
 
@@ -553,7 +576,7 @@ def _could_be_a_path(address: str) -> bool:
     return not (parsed.is_loopback or parsed.is_link_local or parsed.is_multicast)
 
 
-def counters() -> dict[str, int]:
-    """Return the MPTcpExt counters of the calling thread's network namespace."""
+def counters(group: str = "MPTcpExt") -> dict[str, int]:
+    """Return counters of the calling thread's network namespace."""
     with open("/proc/thread-self/net/netstat") as file:
-        return _proc.parse_counters(file.read())
+        return _proc.parse_counters(file.read(), group)

@@ -8,8 +8,8 @@ import os
 from collections.abc import Iterator
 
 
-def parse_counters(text: str) -> dict[str, int]:
-    """Return the MPTcpExt counters in ``text``, the contents of a /proc/net/netstat.
+def parse_counters(text: str, group: str = "MPTcpExt") -> dict[str, int]:
+    """Return the counters of a group in ``text``, the contents of a /proc/net/netstat.
 
     That file holds pairs of lines, ``MPTcpExt: name name ...`` and then ``MPTcpExt: value value ...``.
     A kernel without Multipath TCP has no such lines: the result is then empty.
@@ -17,7 +17,7 @@ def parse_counters(text: str) -> dict[str, int]:
     names: list[str] | None = None
     for line in text.splitlines():
         prefix, _, rest = line.partition(":")
-        if prefix != "MPTcpExt":
+        if prefix != group:
             continue
         if names is None:
             names = rest.split()
