@@ -1,12 +1,14 @@
-"""How close policies.Split comes to the shares that were asked for, and at what cost in throughput.
+r"""How close policies.Split comes to the shares that were asked for, and at what cost in throughput.
 
     .venv/bin/maturin develop --release
-    .venv/bin/python tests/benchmarks/split.py [--seconds 30] [--rate 40mbit] [--delay 20ms] [--control reno]
+    .venv/bin/python tests/benchmarks/split.py [--seconds 30] [--rate 40mbit[,10mbit]] [--delay 20ms[,40ms]] \
+        [--control reno]
 
-Over two links of one rate and one delay, in a lab of its own: a transfer for each of 80/20, 50/50 and 20/80. It needs
-root, as the policy does, and tshark. The witness is a capture of each link at the receiver's end, which tshark reads:
-the bytes of TCP payload that came over the link after the first 3 s; beside it what the links themselves counted. The
-throughput is given as a part of min(rate / share), where the rate is what each link carried alone, measured before.
+Over two links, of one rate and one delay or of two, in a lab of its own: a transfer for each of 80/20, 50/50 and 20/80.
+It needs root, as the policy does, and tshark. The witness is a capture of each link at the receiver's end, which tshark
+reads: the bytes of TCP payload that came over the link after the first 3 s; beside it what the links themselves
+counted. The throughput is given as a part of min(rate / share), where the rate is what each link carried alone,
+measured before.
 
 Ends with exit status 1 if a share is more than 5 points off or the throughput below 85 % of that.
 """
@@ -42,8 +44,11 @@ def main() -> int:
     print(f"two links of {arguments.rate}, {arguments.delay}, {arguments.control}; {arguments.seconds:g} s each")
     with Lab() as lab:
         client, server = lab.host("client"), lab.host("server")
-        how = {"rate": arguments.rate, "delay": arguments.delay, "congestion_control": arguments.control}
-        links = [lab.link(client, server, name=name, **how) for name in ("a", "b")]
+        rates, delays = (of_each(text) for text in (arguments.rate, arguments.delay))
+        links = [
+            lab.link(client, server, name=name, rate=rate, delay=delay, congestion_control=arguments.control)
+            for name, rate, delay in zip(("a", "b"), rates, delays, strict=True)
+        ]
         # What accepts needs no policy.
         server.set_path_manager("kernel")
         server.set_limits(subflows=8)
@@ -54,6 +59,12 @@ def main() -> int:
         print(f"each link alone: {alone[0] * 8 / 1e6:.1f} and {alone[1] * 8 / 1e6:.1f} Mbit/s")
         print(f"{'asked':>8}{'by capture':>14}{'by links':>12}{'Mbit/s':>10}{'of the possible':>18}")
         return max(row(client, server, links, shares, alone, arguments.seconds) for shares in SHARES)
+
+
+def of_each(text: str) -> list[str]:
+    """What an argument gives to each of the two links."""
+    values = text.split(",")
+    return values if len(values) == 2 else values * 2
 
 
 def row(

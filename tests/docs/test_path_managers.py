@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import mptcp
+import pytest
 from mptcp import _control
 
 ROOT = Path(__file__).parents[2]
@@ -44,3 +47,29 @@ def test_the_calls_of_the_table_are_ours() -> None:
     called = {name for _, here, _ in rows() for name in re.findall(r"`(\w+)\(", here)}
     known = {*dir(mptcp), *dir(_control.Control), *dir(mptcp.Policy)}
     assert called - known == set()
+
+
+def missing(names: set[str]) -> set[str]:
+    page = PAGE.read_text()
+    return {name for name in names if not re.search(rf"\b{name}\b", page)}
+
+
+def test_every_name_of_mptcpds_headers_has_a_row() -> None:
+    """The functions that mptcpd exports, and those that a plugin is called by; of the version that is installed."""
+    headers = [path.read_text() for path in Path("/usr/include/mptcpd").glob("*.h")]
+    if not headers:
+        pytest.skip("needs the headers of mptcpd (libmptcpd3-dev)")
+    text = re.sub(r"/\*.*?\*/", "", "\n".join(headers), flags=re.DOTALL)
+    names = {name for api in re.findall(r"MPTCPD_API ([^;{]*);", text) for name in re.findall(r"(mptcpd_\w+)\(", api)}
+    names |= set(re.findall(r"\(\*(\w+)\)\(", text)) - {"mptcpd_complete_func_t", "mptcpd_kpm_get_addr_cb_t"}
+    names -= {"mptcpd_pm_get_limits_cb"}  # how a call of the page's returns what it found
+    assert len(names) > 35, names
+    assert missing(names) == set()
+
+
+@pytest.mark.skipif(shutil.which("ip") is None, reason="needs ip of iproute2")
+def test_every_word_of_ip_mptcp_has_a_row() -> None:
+    help_text = subprocess.run(["ip", "mptcp", "help"], capture_output=True, text=True).stderr
+    words = set(re.findall(r"\b[a-z]\w+\b", help_text.partition("ip mptcp")[2])) - {"ip", "mptcp", "subflows"}
+    assert {"endpoint", "fullmesh", "monitor"} <= words
+    assert missing(words) == set()
