@@ -55,10 +55,9 @@ class Interfaces(griffe.Extension):
         done.add(id(thing))
         text = _markdown(thing.docstring.value) if thing.docstring else ""
         for row in self._rows.get(path, ()):
-            when = f" {row['when']}" if "when" in row else ""
-            text += (
-                f"\n\n*Kernel interface{when}:* {_plain(row['kernel'])}. *Privilege:* {row.get('privilege', 'none')}."
-            )
+            when = f" {_plain(row['when'])}" if "when" in row else ""
+            privilege = _plain(row.get("privilege", "none"))
+            text += f"\n\n*Kernel interface{when}:* {_plain(row['kernel'])}. *Privilege:* {privilege}."
         if text:
             thing.docstring = griffe.Docstring(text, parent=thing)
 
