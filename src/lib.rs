@@ -4,10 +4,10 @@
 //! [`broker`] (what needs privilege, for programs that have none);
 //! [`enhanced_api`] (the socket options of 2016); [`sampler`], [`tracing`] and [`options`] (measuring, each segment by
 //! tracepoints, and socket options on one subflow); [`emulation`] (links of a lab; it uses [`sys`] alone);
-//! [`connection`] (operations on one connection); [`traces`] (connections in captures); [`namespace`] (what a process
-//! holds and knows of one network namespace); [`events`]; [`netlink`]; [`capture`] (files of packets); [`sys`] (system
-//! calls); [`abi`] (the kernel's structures as bytes). [`error`] is for all. `unsafe` stands in [`sys`] alone; the binding
-//! has one exception, the row types of numpy arrays.
+//! [`connection`] (operations on one connection); [`samples`] (rows of a recording); [`traces`] (connections in
+//! captures); [`namespace`] (what a process holds and knows of one network namespace); [`events`]; [`netlink`];
+//! [`capture`] (files of packets); [`sys`] (system calls); [`abi`] (the kernel's structures as bytes). [`error`] is for
+//! all. `unsafe` stands in [`sys`] alone; the binding has one exception, the row types of numpy arrays.
 #![deny(unsafe_code)]
 
 pub mod abi;
@@ -24,6 +24,7 @@ pub mod namespace;
 pub mod netlink;
 pub mod options;
 pub mod sampler;
+pub mod samples;
 pub mod supervisor;
 pub mod sys;
 pub mod tcp_sock;

@@ -10,7 +10,7 @@ const FLOORS: [&[&str]; 10] = [
     &["supervisor", "broker"],
     &["enhanced_api"],
     &["sampler", "tracing", "options", "watcher", "emulation"],
-    &["connection", "tcp_sock", "endings", "traces"],
+    &["connection", "tcp_sock", "endings", "samples", "traces"],
     &["namespace"],
     &["events"],
     &["netlink", "bpf", "capture"],
@@ -19,7 +19,8 @@ const FLOORS: [&[&str]; 10] = [
 ];
 
 /// Rooms that use less than their floor would let them.
-const NARROWER: [(&str, &[&str]); 4] = [
+const NARROWER: [(&str, &[&str]); 5] = [
+    ("samples", &["sys", "abi"]),
     ("emulation", &["sys"]),
     ("traces", &["capture"]),
     ("capture", &["abi"]),

@@ -122,6 +122,15 @@ def eventually(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
     return True
 
 
+def nft(host: Host, *lines: str) -> None:
+    """Give nftables of a host a table; skip where that cannot be done."""
+    if shutil.which("nft") is None:
+        pytest.skip("needs nft of nftables")
+    made = host.run(["nft", "\n".join(lines)], capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"needs nftables in the kernel: {made.stderr.splitlines()[0]}")
+
+
 def ss(host: Host, *options: str) -> list[list[str]]:
     """The rows of `ss -Htn` in a host, split into words: state, queues, local, remote."""
     output = host.run(["ss", "-Htn", *options], capture_output=True, text=True, check=True).stdout

@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{IntoPyDict, PyList};
 
-use crate::sampler::row::{self, Column, ConnectionRow, Named, Sample};
+use crate::samples::row::{self, Column, ConnectionRow, Named, Sample};
 use crate::traces::row::Packet;
 
 /// numpy's type string of a column.

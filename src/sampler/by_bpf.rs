@@ -4,20 +4,28 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::by_diag::{sample, ByDiag, Target};
-use super::row::RawSample;
 use super::Site;
 use crate::abi::uapi::ulp;
 use crate::error::Result;
 use crate::netlink::diag::Ulp;
+use crate::samples::row::RawSample;
+use crate::sys::lock::lock;
 use crate::tcp_sock::{SubflowState, TcpSocks};
+
+#[derive(Debug)]
+struct Slot {
+    index: usize,
+    /// The address of its connection is known.
+    is_told: bool,
+}
 
 /// The subflows of a site that have a slot each.
 #[derive(Debug)]
 pub struct ByBpf {
     site: Arc<Site>,
     socks: TcpSocks,
-    /// Slots by cookie.
-    slots: HashMap<u64, usize>,
+    /// By cookie.
+    slots: HashMap<u64, Slot>,
     /// For how many ticks each of the others has had none. The kernel is asked again after twice as many.
     not_found: HashMap<u64, u64>,
 }
@@ -33,17 +41,21 @@ impl ByBpf {
         by_diag.begin(time_ns);
         self.assign(by_diag)?;
         self.socks.run()?;
-        let ByBpf { socks, slots, .. } = self;
+        let ByBpf { site, socks, slots, .. } = self;
         slots.retain(|cookie, slot| {
             // Without a target its notice has come.
-            let read = by_diag.target(*cookie).zip(socks.copied(*slot));
+            let read = by_diag.target(*cookie).zip(socks.copied(slot.index));
             let Some((target, copied)) = read else {
-                socks.release(*slot);
+                socks.release(slot.index);
                 by_diag.retire_one(*cookie);
                 return false;
             };
             if let Some(now) = copied.subflow {
                 update(target, now);
+                if !slot.is_told && now.connection != 0 && now.token == target.token {
+                    slot.is_told = true;
+                    lock(&site.known.addresses).insert(now.token, now.connection);
+                }
             }
             target.entry.state = copied.state;
             let mut row = sample(time_ns, target, copied.state, copied.tcp_info.bytes());
@@ -75,8 +87,8 @@ impl ByBpf {
         let elsewhere = self.site.namespace.elsewhere()?;
         for entry in asked {
             let ends = (entry.tuple.local, entry.tuple.remote);
-            if let Some(slot) = self.socks.keep(ends, entry.tuple.interface, entry.cookie, elsewhere)? {
-                self.slots.insert(entry.cookie, slot);
+            if let Some(index) = self.socks.keep(ends, entry.tuple.interface, entry.cookie, elsewhere)? {
+                self.slots.insert(entry.cookie, Slot { index, is_told: false });
             }
         }
         Ok(())

@@ -5,7 +5,6 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
-use super::row::{Head, RawSample, UNKNOWN};
 use super::{Common, Ids, Site};
 use crate::abi::tcp_info::{self, TcpInfo};
 use crate::abi::uapi::{self, tcp_state};
@@ -13,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::netlink::codec::Prepared;
 use crate::netlink::diag::{self, Entry};
 use crate::netlink::Channel;
+use crate::samples::row::{Head, RawSample, UNKNOWN};
 use crate::sys;
 use crate::sys::lock::lock;
 

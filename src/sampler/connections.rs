@@ -1,11 +1,11 @@
-//! The thread that reads connections. It waits for their locks, so nothing else is done in it.
+//! The thread that reads connections. Without BPF it waits for their locks, so nothing else is done in it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
-use super::row::{put_mptcp_info, ConnectionRow, MPTCP_INFO_COUNT};
+use super::connections_by_bpf::{ConnectionsByBpf, Reading};
 use super::{Common, Site};
 use crate::abi::mptcp_info::{self, Info};
 use crate::abi::uapi;
@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::events::event::{Event, Kind};
 use crate::netlink::diag;
 use crate::netlink::Channel;
+use crate::samples::row::{put_mptcp_info, ConnectionRow, MPTCP_INFO_COUNT};
 use crate::sys;
 use crate::sys::lock::lock;
 use crate::sys::wait::EventFd;
@@ -26,6 +27,7 @@ struct ConnectionSite {
     descriptors: BTreeMap<u32, RawFd>,
     /// Those that have fallen back and were told of.
     fallen: BTreeSet<u32>,
+    by_bpf: Option<ConnectionsByBpf>,
 }
 
 /// The readings of all connections.
@@ -36,14 +38,16 @@ pub struct Connections {
 }
 
 impl Connections {
-    pub fn new(sites: &[Arc<Site>], common: &Arc<Common>) -> Result<Connections> {
+    pub fn new(sites: &[Arc<Site>], common: &Arc<Common>, by_bpf: bool) -> Result<Connections> {
         let place = |site: &Arc<Site>| {
             let channel = Channel::new(site.diag_socket()?);
+            let by_bpf = if by_bpf { ConnectionsByBpf::new(site)? } else { None };
             Ok(ConnectionSite {
                 site: Arc::clone(site),
                 channel: channel.map_err(|error| Error::call("socket(NETLINK_SOCK_DIAG)", &error))?,
                 descriptors: site.descriptors.iter().map(|(fd, token)| (*token, *fd)).collect(),
                 fallen: BTreeSet::new(),
+                by_bpf,
             })
         };
         let places = sites.iter().map(place).collect::<Result<_>>()?;
@@ -57,18 +61,19 @@ impl Connections {
             let known = || lock(&place.site.known.tokens).iter().copied().collect();
             let tokens: Vec<u32> =
                 place.site.tokens.as_ref().map_or_else(known, |tokens| tokens.iter().copied().collect());
+            if let Some(by_bpf) = &mut place.by_bpf {
+                by_bpf.run()?;
+            }
             for token in tokens {
-                let Some(info) = place.read(token)? else { continue };
-                let flags = mptcp_info::field::flags.read(info.bytes()).unwrap_or(0);
-                let fallen = flags & u64::from(uapi::MPTCP_INFO_FLAG_FALLBACK) != 0;
-                if fallen && place.fallen.insert(token) {
+                let Some((info, read_ns)) = place.read(token)? else { continue };
+                if fell_back(&info) && place.fallen.insert(token) {
                     let now = sys::monotonic_ns();
                     let event = Event { token: Some(token), ..Event::new(Kind::Fallback, now) };
                     lock(&self.common.events).push(event);
                 }
                 let mut row = ConnectionRow {
                     time_ns: time_ns as i64,
-                    wait_ns: (sys::monotonic_ns() - time_ns) as i64,
+                    wait_ns: read_ns.saturating_sub(time_ns) as i64,
                     token,
                     padding: 0,
                     mptcp_info: [0; MPTCP_INFO_COUNT],
@@ -85,8 +90,12 @@ impl Connections {
     fn identify(&mut self) {
         for place in &mut self.places {
             for token in place.descriptors.keys().copied().collect::<Vec<_>>() {
+                // By BPF its subflows tell their ids themselves.
+                if place.by_bpf.as_ref().is_some_and(|by_bpf| by_bpf.has(token)) {
+                    continue;
+                }
                 // What fails is told when the connection is read for a row.
-                let _ = place.read(token);
+                let _ = place.read_locked(token);
             }
         }
     }
@@ -117,9 +126,28 @@ impl Connections {
     }
 }
 
+fn fell_back(info: &Info) -> bool {
+    let flags = mptcp_info::field::flags.read(info.bytes()).unwrap_or(0);
+    flags & u64::from(uapi::MPTCP_INFO_FLAG_FALLBACK) != 0
+}
+
 impl ConnectionSite {
-    /// `struct mptcp_info` of one connection, `None` if it has ended.
-    fn read(&mut self, token: u32) -> Result<Option<Info>> {
+    /// `struct mptcp_info` of one connection and when it had been read, `None` if it has ended.
+    fn read(&mut self, token: u32) -> Result<Option<(Info, u64)>> {
+        let before = match self.by_bpf.as_mut().map(|by_bpf| by_bpf.read(token)) {
+            Some(Reading::Read(info, time_ns)) => return Ok(Some((info, time_ns))),
+            Some(Reading::Unknown(flags)) => flags,
+            None => None,
+        };
+        let Some(info) = self.read_locked(token)? else { return Ok(None) };
+        if let Some((by_bpf, before)) = self.by_bpf.as_mut().zip(before) {
+            by_bpf.learn(token, before, fell_back(&info));
+        }
+        Ok(Some((info, sys::monotonic_ns())))
+    }
+
+    /// The same from the kernel, which takes the connection's lock for it.
+    fn read_locked(&mut self, token: u32) -> Result<Option<Info>> {
         if let Some(fd) = self.descriptors.get(&token) {
             match read_full_info(*fd) {
                 Ok(read) if read.info.token() == token => {

@@ -5,7 +5,6 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use super::by_diag::{final_sample, sample, Target};
-use super::row::RawSample;
 use super::Common;
 use crate::abi::bytes;
 use crate::abi::full_info::Reading;
@@ -15,6 +14,7 @@ use crate::connection::by_descriptor;
 use crate::error::{Error, Result};
 use crate::netlink::diag::{self, Entry, Tuple};
 use crate::netlink::Channel;
+use crate::samples::row::RawSample;
 use crate::sys;
 
 /// What one reading fills, for all connections one after the other.

@@ -1,16 +1,15 @@
 //! Threads that read subflows and connections on a clock, into rows. Nothing here waits for whoever uses the rows.
 //!
 //! One thread reads the subflows, tick by tick ([`ticks`]); a second reads connections, which waits for their locks
-//! whichever way it is done ([`connections`]); a third finds new subflows ([`finder`]).
+//! unless it is done by BPF ([`connections`]); a third finds new subflows ([`finder`]).
 
 mod by_bpf;
 mod by_diag;
 mod choice;
 mod connections;
+mod connections_by_bpf;
 mod finder;
 mod full_info;
-pub mod row;
-mod store;
 mod ticks;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -30,14 +29,14 @@ use crate::events::event::Event;
 use crate::namespace::sysctls;
 use crate::namespace::Namespace;
 use crate::netlink::diag::{self, Entry, Tuple};
+use crate::samples::row::RawSample;
+pub use crate::samples::row::{ConnectionRow, Sample};
+use crate::samples::store::Store;
 use crate::sys;
 use crate::sys::lock::lock;
 use crate::sys::wait::EventFd;
 
 pub use choice::{Choice, Cost, Trial};
-use row::RawSample;
-pub use row::{ConnectionRow, Sample};
-use store::Store;
 
 /// How subflows are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -213,6 +212,8 @@ struct Found {
     ids: Mutex<Ids>,
     /// Subflows of which events told.
     begun: Mutex<Begun>,
+    /// Addresses of the `mptcp_sock` of connections, by token, that nobody reads by them yet.
+    addresses: Mutex<HashMap<u32, u64>>,
     /// Subflows that were found and not taken over yet, by cookie.
     found: Mutex<HashMap<u64, Entry>>,
     /// Whether anybody needs the search.
@@ -313,7 +314,7 @@ impl Sampler {
         let event_fd = || EventFd::new().map(Arc::new).map_err(failed("eventfd"));
         let (stop, stop_finder) = (event_fd()?, event_fd()?);
         // First the connections: they tell the subflows' ids.
-        let mut connections = connections::Connections::new(&sites, &common)?;
+        let mut connections = connections::Connections::new(&sites, &common, by_bpf.is_some())?;
         connections.tick()?;
         let new_subflow = event_fd()?;
         let mut finder = finder::Finder::new(&sites, &common, &new_subflow)?;

@@ -3,8 +3,9 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use super::connection_layout::ConnectionLayout;
 use crate::abi::bytes;
-use crate::abi::fields::{Field, Kind};
+use crate::abi::fields::Field;
 use crate::abi::tcp_info::{self, TcpInfo};
 use crate::bpf::btf::{Btf, BtfError, Member, Structure};
 
@@ -18,7 +19,7 @@ const TCP_CHRONO_RWND_LIMITED: usize = 2;
 const TCP_CHRONO_SNDBUF_LIMITED: usize = 3;
 
 /// The largest copy that is believed to be of these structures: 6.18 has 2,304 and 272 bytes.
-const LARGEST: usize = 8192;
+pub const LARGEST: usize = 8192;
 
 /// The structures that a `tcp_sock` begins with, one in the other, and itself.
 #[derive(Debug, Clone, Copy)]
@@ -134,6 +135,8 @@ struct Subflow {
     /// Since 6.4.
     id: Option<Member>,
     tcp_sock: Member,
+    /// The address of the `mptcp_sock`.
+    conn: Member,
 }
 
 /// Members of `sock_common` and `inet_sock`.
@@ -174,6 +177,8 @@ pub struct SubflowState {
     pub backup: bool,
     pub peer_backup: bool,
     pub id: Option<u32>,
+    /// The address of its connection's `mptcp_sock`; 0 while there is none.
+    pub connection: u64,
 }
 
 /// When the copy was made, in the units that the members are in.
@@ -206,6 +211,8 @@ pub struct Layout {
     length: usize,
     /// Jiffies a second.
     hz: u64,
+    /// Absent where this kernel's `mptcp_sock` lacks what a `mptcp_info` is made from.
+    pub connection: Option<ConnectionLayout>,
 }
 
 impl Layout {
@@ -284,6 +291,7 @@ impl Layout {
             backup: context.member("backup")?,
             id: context.member("subflow_id").ok(),
             tcp_sock: context.member("tcp_sock")?,
+            conn: context.member("conn")?,
         };
         let (socket_size, context_size) = (tcp.size(), context.size());
         if socket_size > LARGEST || context_size > LARGEST {
@@ -303,6 +311,7 @@ impl Layout {
             subflow,
             length,
             hz: hz.max(1),
+            connection: ConnectionLayout::new(btf, hz).ok(),
         })
     }
 
@@ -329,7 +338,8 @@ impl Layout {
 
     /// What the context says, if it is that of the `tcp_sock` at `address`: one that was read as it was freed is not.
     pub fn subflow(&self, context: &[u8], address: u64) -> Option<SubflowState> {
-        let Subflow { token, local_id, remote_id, request_backup, backup, id, tcp_sock } = &self.subflow;
+        let Subflow { token, local_id, remote_id, request_backup, backup, id, tcp_sock, conn } =
+            &self.subflow;
         (tcp_sock.read(context) == address).then(|| SubflowState {
             token: token.read(context) as u32,
             // Less than 0 until it is known, when inet_diag says 0.
@@ -338,6 +348,7 @@ impl Layout {
             backup: request_backup.read(context) != 0,
             peer_backup: backup.read(context) != 0,
             id: id.map(|id| id.read(context) as u32),
+            connection: conn.read(context),
         })
     }
 
@@ -419,8 +430,13 @@ impl Layout {
     }
 
     fn ms(&self, jiffies: u64) -> u64 {
-        (jiffies * 1000).div_ceil(self.hz)
+        milliseconds(jiffies, self.hz)
     }
+}
+
+/// As jiffies_to_msecs() rounds.
+pub fn milliseconds(jiffies: u64, hz: u64) -> u64 {
+    (jiffies * 1000).div_ceil(hz)
 }
 
 /// The largest size that a kernel's `tcp_info` had before it had `size`.
@@ -435,19 +451,7 @@ struct Info {
 
 impl Info {
     fn put(&mut self, field: &Field, value: u64) {
-        let (size, value) = match field.kind {
-            Kind::U8 => (1, value),
-            Kind::U16 => (2, value),
-            Kind::U32 => (4, value),
-            Kind::U64 => (8, value),
-            Kind::Bits { shift, width } => {
-                let before = self.bytes.get(field.offset).copied().unwrap_or(0);
-                (1, u64::from(before) | (value & ((1 << width) - 1)) << shift)
-            }
-        };
-        if let Some(to) = self.bytes.get_mut(field.offset..field.offset + size) {
-            to.copy_from_slice(&value.to_le_bytes()[..size]);
-        }
+        field.write(&mut self.bytes, value & field.most());
     }
 }
 

@@ -1,12 +1,14 @@
-//! The kernel's `struct tcp_sock` of subflows, without any lock: a BPF program copies it by its address ([`program`]), and
-//! `tcp_info` is made from the copy ([`layout`]). A copy may be torn between two acknowledgements: its counters are of one
-//! moment or the next.
+//! The kernel's `struct tcp_sock` of subflows and `struct mptcp_sock` of connections, without any lock: a BPF program copies
+//! them by their addresses ([`program`]), and `tcp_info` and `mptcp_info` are made from the copies ([`layout`],
+//! [`connection_layout`]). A copy may be torn between two acknowledgements: its counters are of one moment or the next.
 //!
 //! Needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN in the initial user namespace.
 
+mod connection_layout;
 mod endings;
 mod layout;
 mod program;
+mod slots;
 
 use std::ffi::CStr;
 use std::io;
@@ -22,10 +24,12 @@ use crate::error::Result;
 use crate::sys;
 use crate::sys::bpf::{ProgramKind, SharedArray};
 use crate::sys::lock::PerProcess;
+pub use connection_layout::{ConnectionState, OF_NAMESPACE};
 pub use endings::{Ending, Endings};
 pub use layout::SubflowState;
 use layout::{Layout, Moment};
-use program::{request, slot};
+use program::request;
+use slots::{Head, Slots};
 
 const PURPOSE: Purpose = Purpose {
     cannot: "read subflows by BPF",
@@ -35,9 +39,6 @@ const PURPOSE: Purpose = Purpose {
 
 /// What bpf_probe_read_kernel asks for.
 const LICENSE: &CStr = c"Dual MIT/GPL";
-
-/// Slots at the start: more take a larger map, and the program once more.
-const FIRST_SLOTS: u32 = 64;
 
 /// The layout of this kernel, which stays the same.
 static LAYOUT: PerProcess<Option<Arc<Layout>>> = PerProcess::new();
@@ -52,23 +53,6 @@ fn kernel_layout() -> Result<Arc<Layout>> {
         .and_then(|btf| Layout::new(&btf, sys::clock::hz()))
         .map_err(|error| PURPOSE.without_btf(&error))?;
     Ok(Arc::clone(known.insert(Arc::new(layout))))
-}
-
-/// The program that reads, and its slots.
-#[derive(Debug)]
-struct Reading {
-    program: OwnedFd,
-    slots: SharedArray,
-}
-
-impl Reading {
-    fn new(layout: &Layout, slots: u32) -> Result<Reading> {
-        let slots = SharedArray::create(slots, program::slot_size(layout), "mptcp_subflows")
-            .map_err(|error| PURPOSE.refused("BPF_MAP_CREATE", &error))?;
-        let instructions = program::read(slots.as_raw_fd(), layout);
-        let program = PURPOSE.load(ProgramKind::Syscall, &instructions, LICENSE, "mptcp_read")?;
-        Ok(Reading { program, slots })
-    }
 }
 
 /// One subflow as the last run found it.
@@ -88,9 +72,7 @@ pub struct TcpSocks {
     layout: Arc<Layout>,
     find: OwnedFd,
     request: SharedArray,
-    reading: Reading,
-    /// The cookie of the subflow in each slot, 0 in one that is free.
-    cookies: Vec<u64>,
+    slots: Slots,
     socket: Vec<u8>,
     context: Vec<u8>,
 }
@@ -102,12 +84,13 @@ impl TcpSocks {
             .map_err(|error| PURPOSE.refused("BPF_MAP_CREATE", &error))?;
         let instructions = program::find(request.as_raw_fd(), &layout);
         let find = PURPOSE.load(ProgramKind::Classifier, &instructions, LICENSE, "mptcp_find")?;
-        let reading = Reading::new(&layout, FIRST_SLOTS)?;
+        let of = Arc::clone(&layout);
+        let slots =
+            Slots::new(program::slot_size(&layout), "mptcp_read", move |map| program::read(map, &of))?;
         Ok(TcpSocks {
             find,
             request,
-            reading,
-            cookies: Vec::new(),
+            slots,
             socket: vec![0; layout.socket_size],
             context: vec![0; layout.context_size],
             layout,
@@ -141,77 +124,92 @@ impl TcpSocks {
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(None),
             Err(error) => return Err(run_failed(&error)),
         }
-        let mut answer = [0; 8];
-        self.request.read(0, request::COOKIE, &mut answer);
-        if u64::from_ne_bytes(answer) != cookie {
+        let answer = |at| {
+            let mut bytes = [0; 8];
+            self.request.read(0, at, &mut bytes);
+            u64::from_ne_bytes(bytes)
+        };
+        if answer(request::COOKIE) != cookie {
             return Ok(None);
         }
-        self.request.read(0, request::ADDRESS, &mut answer);
-        let index = self.free_slot()?;
-        self.reading.slots.write(index, slot::ADDRESS, &answer);
-        self.cookies[index] = cookie;
-        Ok(Some(index))
+        let address = answer(request::ADDRESS);
+        self.slots.keep(address, cookie).map(Some)
     }
 
     pub fn release(&mut self, slot: usize) {
-        if let Some(cookie) = self.cookies.get_mut(slot) {
-            *cookie = 0;
-            self.reading.slots.write(slot, slot::ADDRESS, &[0; 8]);
-        }
+        self.slots.release(slot);
     }
 
     /// Copies every subflow that is kept.
     pub fn run(&mut self) -> Result<()> {
-        for first in (0..self.cookies.len() as u32).step_by(program::RUN as usize) {
-            let count = (self.cookies.len() as u32 - first).min(program::RUN);
-            sys::bpf::run_syscall(self.reading.program.as_fd(), &mut [first, count])
-                .map_err(|error| run_failed(&error))?;
-        }
-        Ok(())
+        self.slots.run()
     }
 
     /// What the last run copied; `None` if the subflow is not there any more.
     pub fn copied(&mut self, slot: usize) -> Option<Copied> {
-        let cookie = self.cookies.get(slot).copied().filter(|cookie| *cookie != 0)?;
-        let slots = &self.reading.slots;
-        let word = |at| {
-            let mut bytes = [0; 8];
-            slots.read(slot, at, &mut bytes);
-            u64::from_ne_bytes(bytes)
-        };
-        slots.read(slot, program::SOCKET, &mut self.socket);
-        slots.read(slot, program::context(&self.layout), &mut self.context);
+        let head = self.slots.head(slot)?;
+        self.slots.read(slot, program::SOCKET, &mut self.socket);
+        self.slots.read(slot, program::context(&self.layout), &mut self.context);
         let state = self.layout.state(&self.socket);
-        let is_it = word(slot::COOKIE_BEFORE) == cookie && word(slot::COOKIE_AFTER) == cookie;
-        if !is_it || state == tcp_state::CLOSE {
+        if state == tcp_state::CLOSE {
             return None;
         }
-        let time_ns = word(slot::TIME_NS);
-        let moment = Moment { jiffies: word(slot::JIFFIES) as u32, ms: (time_ns / 1_000_000) as u32 };
+        let Head { address, time_ns, jiffies } = head;
+        let moment = Moment { jiffies, ms: (time_ns / 1_000_000) as u32 };
         Some(Copied {
             state,
             tcp_info: self.layout.tcp_info(&self.socket, moment),
-            subflow: self.layout.subflow(&self.context, word(slot::ADDRESS)),
+            subflow: self.layout.subflow(&self.context, address),
             time_ns,
         })
     }
+}
 
-    fn free_slot(&mut self) -> Result<usize> {
-        if let Some(index) = self.cookies.iter().position(|cookie| *cookie == 0) {
-            return Ok(index);
-        }
-        let count = self.reading.slots.count();
-        if self.cookies.len() == count {
-            let mut larger = Reading::new(&self.layout, 2 * count as u32)?;
-            for index in 0..count {
-                let mut address = [0; 8];
-                self.reading.slots.read(index, slot::ADDRESS, &mut address);
-                larger.slots.write(index, slot::ADDRESS, &address);
-            }
-            self.reading = larger;
-        }
-        self.cookies.push(0);
-        Ok(self.cookies.len() - 1)
+/// Connections whose addresses are kept, each in a slot, and the program that reads them.
+#[derive(Debug)]
+pub struct MptcpSocks {
+    layout: Arc<Layout>,
+    slots: Slots,
+    socket: Vec<u8>,
+}
+
+impl MptcpSocks {
+    /// None where this kernel's `mptcp_sock` lacks what is needed.
+    pub fn new() -> Result<Option<MptcpSocks>> {
+        let layout = kernel_layout()?;
+        let Some(connection) = &layout.connection else { return Ok(None) };
+        let of = Arc::clone(&layout);
+        let read =
+            move |map| of.connection.as_ref().map_or_else(Vec::new, |of| program::read_connections(map, of));
+        let size = program::connection_slot_size(connection);
+        let slots = Slots::new(size, "mptcp_read_conn", read)?;
+        let socket = vec![0; connection.socket_size];
+        Ok(Some(MptcpSocks { layout, slots, socket }))
+    }
+
+    /// Keeps the connection with this token, whose `mptcp_sock` is, or was, at `address`. The slot is its own until
+    /// [`MptcpSocks::release`].
+    pub fn keep(&mut self, address: u64, token: u32) -> Result<usize> {
+        self.slots.keep(address, token.into())
+    }
+
+    pub fn release(&mut self, slot: usize) {
+        self.slots.release(slot);
+    }
+
+    /// Copies every connection that is kept.
+    pub fn run(&mut self) -> Result<()> {
+        self.slots.run()
+    }
+
+    /// What the last run copied, and when, by CLOCK_MONOTONIC; `None` if the connection is not there any more.
+    pub fn copied(&mut self, slot: usize) -> Option<(ConnectionState, u64)> {
+        let layout = self.layout.connection.as_ref()?;
+        let Head { jiffies, time_ns, .. } = self.slots.head(slot)?;
+        self.slots.read(slot, program::SOCKET, &mut self.socket);
+        let mut first = [0];
+        self.slots.read(slot, program::first_state(layout), &mut first);
+        Some((layout.state(&self.socket, first[0], jiffies), time_ns))
     }
 }
 

@@ -1,19 +1,23 @@
-//! The three programs, and the shape of the memory that they share with us. Pure.
+//! The four programs, and the shape of the memory that they share with us. Pure.
 //!
 //! `find`, a traffic classifier run on a packet that does not exist, looks one subflow up by its ends and leaves the
 //! address of its `struct tcp_sock`. `read`, a syscall program, copies the `tcp_sock` and the `mptcp_subflow_context`
-//! of every slot that has an address, by bpf_probe_read_kernel, which takes no lock and survives any address. `end`, at the
-//! tracepoint inet_sock_set_state, copies both of every subflow that becomes CLOSE, before the kernel can clear anything.
+//! of every slot that has an address, by bpf_probe_read_kernel, which takes no lock and survives any address.
+//! `read_connections` does the same with `struct mptcp_sock`. `end`, at the tracepoint inet_sock_set_state, copies the
+//! `tcp_sock` and the context of every subflow that becomes CLOSE, before the kernel can clear anything.
 //!
 //! Memory of a `tcp_sock` is only ever used for others (SLAB_TYPESAFE_BY_RCU), and a cookie is never used again: a copy
-//! is of the subflow that is meant if the cookie was the same before and after.
+//! is of the subflow that is meant if the cookie was the same before and after. The same holds for a `mptcp_sock` and its
+//! token, which two live connections never share.
 
 use crate::abi::uapi::tcp_state;
+use crate::bpf::btf::Member;
 use crate::bpf::insn::Register::{R0, R1, R10, R2, R3, R4, R5, R6, R7, R8, R9};
 use crate::bpf::insn::When::{Equal, NotEqual, NotLess};
 use crate::bpf::insn::Width::{U32, U64};
 use crate::bpf::insn::{Assembler, Helper};
 
+use super::connection_layout::ConnectionLayout;
 use super::layout::Layout;
 
 /// Slots that one run reads. The verifier walks every turn of the loop, so the time to load grows with it: 22 ms at 256.
@@ -32,19 +36,20 @@ pub mod request {
     pub const IPV6: usize = 36;
 }
 
-/// What a slot has before the two copies. Eight bytes each.
+/// What a slot has before the copies. Eight bytes each.
 pub mod slot {
-    /// Of the `tcp_sock`; 0 in a slot that is free.
+    /// Of the `tcp_sock` or `mptcp_sock`; 0 in a slot that is free.
     pub const ADDRESS: usize = 0;
-    pub const COOKIE_BEFORE: usize = 8;
-    pub const COOKIE_AFTER: usize = 16;
+    /// The cookie of a `tcp_sock` or the token of a `mptcp_sock`, before and after the copies.
+    pub const IDENTITY_BEFORE: usize = 8;
+    pub const IDENTITY_AFTER: usize = 16;
     /// CLOCK_MONOTONIC, when it had been read.
     pub const TIME_NS: usize = 24;
     pub const JIFFIES: usize = 32;
     pub const HEAD: usize = 40;
 }
 
-/// Where the `tcp_sock` lies in a slot.
+/// Where the `tcp_sock` or `mptcp_sock` lies in a slot.
 pub const SOCKET: usize = slot::HEAD;
 
 /// Where the `mptcp_subflow_context` lies in a slot.
@@ -54,6 +59,15 @@ pub fn context(layout: &Layout) -> usize {
 
 pub fn slot_size(layout: &Layout) -> usize {
     (context(layout) + layout.context_size).next_multiple_of(8)
+}
+
+/// Where a connection's slot has the state of its initial subflow.
+pub fn first_state(layout: &ConnectionLayout) -> usize {
+    (SOCKET + layout.socket_size).next_multiple_of(8)
+}
+
+pub fn connection_slot_size(layout: &ConnectionLayout) -> usize {
+    first_state(layout) + 8
 }
 
 /// What a record of `end` has before the two copies. Eight bytes each.
@@ -129,9 +143,18 @@ pub fn find(request: i32, layout: &Layout) -> Vec<u8> {
 /// On the stack: the key of a look-up.
 const SLOT_NUMBER: i16 = -4;
 
-/// Reads the slots of `slots` from the one whose number is the first word of the argument, as many as the second says
-/// and at most [`RUN`].
-pub fn read(slots: i32, layout: &Layout) -> Vec<u8> {
+/// Copies `size` bytes from where R3 points to `to` in what R6 points to.
+fn copy(a: &mut Assembler, to: usize, size: usize) {
+    a.copy(R1, R6);
+    a.add(R1, to as i32);
+    a.set(R2, size as i32);
+    a.call(Helper::ProbeReadKernel);
+}
+
+/// Fills the slots of `slots` from the one whose number is the first word of the argument, as many as the second says
+/// and at most [`RUN`]: `fill` does it for the one that R6 points to. `identity` is a member of the structure whose
+/// address the slot has.
+fn read_slots(slots: i32, identity: Member, fill: impl FnOnce(&mut Assembler)) -> Vec<u8> {
     let mut a = Assembler::new();
     let (top, next, end) = (a.label(), a.label(), a.label());
     a.load(U32, R9, R1, 0);
@@ -151,22 +174,14 @@ pub fn read(slots: i32, layout: &Layout) -> Vec<u8> {
     a.copy(R6, R0);
     a.load(U64, R3, R6, offset(slot::ADDRESS));
     a.jump_if(R3, Equal, 0, next);
-    // Copies `size` bytes into the slot from where R3 points.
-    let copy = |a: &mut Assembler, to: usize, size: usize| {
-        a.copy(R1, R6);
-        a.add(R1, to as i32);
-        a.set(R2, size as i32);
-        a.call(Helper::ProbeReadKernel);
+    let identify = |a: &mut Assembler, to: usize| {
+        a.load(U64, R3, R6, offset(slot::ADDRESS));
+        a.add(R3, identity.offset() as i32);
+        copy(a, to, identity.size());
     };
-    a.add(R3, layout.cookie.offset() as i32);
-    copy(&mut a, slot::COOKIE_BEFORE, 8);
-    a.load(U64, R3, R6, offset(slot::ADDRESS));
-    copy(&mut a, SOCKET, layout.socket_size);
-    a.load(U64, R3, R6, offset(SOCKET + layout.context.offset()));
-    copy(&mut a, context(layout), layout.context_size);
-    a.load(U64, R3, R6, offset(slot::ADDRESS));
-    a.add(R3, layout.cookie.offset() as i32);
-    copy(&mut a, slot::COOKIE_AFTER, 8);
+    identify(&mut a, slot::IDENTITY_BEFORE);
+    fill(&mut a);
+    identify(&mut a, slot::IDENTITY_AFTER);
     a.call(Helper::Jiffies64);
     a.store(U64, R6, offset(slot::JIFFIES), R0);
     a.call(Helper::KtimeGetNs);
@@ -178,6 +193,28 @@ pub fn read(slots: i32, layout: &Layout) -> Vec<u8> {
     a.set(R0, 0);
     a.exit();
     a.finish()
+}
+
+/// Reads subflows into `slots`.
+pub fn read(slots: i32, layout: &Layout) -> Vec<u8> {
+    read_slots(slots, layout.cookie, |a| {
+        a.load(U64, R3, R6, offset(slot::ADDRESS));
+        copy(a, SOCKET, layout.socket_size);
+        a.load(U64, R3, R6, offset(SOCKET + layout.context.offset()));
+        copy(a, context(layout), layout.context_size);
+    })
+}
+
+/// Reads connections into `slots`.
+pub fn read_connections(slots: i32, layout: &ConnectionLayout) -> Vec<u8> {
+    read_slots(slots, layout.token, |a| {
+        a.load(U64, R3, R6, offset(slot::ADDRESS));
+        copy(a, SOCKET, layout.socket_size);
+        // Without an initial subflow the kernel clears what it cannot copy.
+        a.load(U64, R3, R6, offset(SOCKET + layout.first.offset()));
+        a.add(R3, layout.state.offset() as i32);
+        copy(a, first_state(layout), layout.state.size());
+    })
 }
 
 /// At the tracepoint inet_sock_set_state: puts a record of each subflow that becomes CLOSE into `records`, a ring buffer.
@@ -209,15 +246,10 @@ pub fn end(records: i32, layout: &Layout) -> Vec<u8> {
     a.copy(R1, R7);
     a.call(Helper::GetSocketCookie);
     a.store(U64, R6, offset(ending::COOKIE), R0);
-    let copy = |a: &mut Assembler, to: usize, size: usize, from| {
-        a.copy(R1, R6);
-        a.add(R1, to as i32);
-        a.set(R2, size as i32);
-        a.copy(R3, from);
-        a.call(Helper::ProbeReadKernel);
-    };
-    copy(&mut a, ENDED_SOCKET, layout.socket_size, R7);
-    copy(&mut a, ended_context(layout), layout.context_size, R8);
+    a.copy(R3, R7);
+    copy(&mut a, ENDED_SOCKET, layout.socket_size);
+    a.copy(R3, R8);
+    copy(&mut a, ended_context(layout), layout.context_size);
     a.call(Helper::Jiffies64);
     a.store(U64, R6, offset(ending::JIFFIES), R0);
     a.call(Helper::KtimeGetNs);

@@ -1,7 +1,8 @@
-"""Reading by BPF: each column is what inet_diag tells, whatever the subflow is doing."""
+"""Reading by BPF: each column is what inet_diag tells, whatever the subflow or the connection is doing."""
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 import mptcp
 import numpy as np
 import pytest
-from support import KERNEL, Connection, eventually, exchange, has_bpf
+from support import KERNEL, PORT, STUCK_MEMORY, Connection, eventually, exchange, has_bpf, has_userfaultfd, nft
 
 pytestmark = pytest.mark.skipif(not has_bpf(), reason="needs CAP_BPF and CAP_PERFMON in the initial user namespace")
 
@@ -36,6 +37,10 @@ COUNTERS = (
 def known(id: int | None) -> int | None:
     """The id in a row: before 6.5 a subflow has none in the kernel's memory."""
     return id if KERNEL >= (6, 5) else -1
+
+
+def of_token(rows: Any, token: int | None) -> Any:
+    return rows[rows["token"] == token]
 
 
 def differences(one: Any, other: Any) -> dict[str, tuple[Any, Any]]:
@@ -123,6 +128,138 @@ def test_counters_lie_between_two_readings_of_inet_diag(connection: Connection) 
         rows = recorder.samples[recorder.samples["cookie"] == cookie]
         for name in COUNTERS:
             assert (np.diff(rows[name]) >= 0).all(), name
+
+
+def connection_rows(sources: list[mptcp.Socket], method: Any) -> Any:
+    with mptcp.Recorder(sources, 0.005, method=method, connection_interval=0.005) as recorder:
+        # The first reading is the kernel's own under every method.
+        assert eventually(lambda: len(np.unique(recorder.connections["time_ns"])) > 10)
+    assert recorder.metadata["failure"] is None
+    return recorder.connections
+
+
+def check_connections(ends: list[mptcp.Socket]) -> None:
+    """That idle connections have rows by BPF as by inet_diag."""
+    before, by_bpf, after = (connection_rows(ends, method) for method in ("inet_diag", "bpf", "inet_diag"))
+    for sock in ends:
+        first, last = of_token(before, sock.token)[-1], of_token(after, sock.token)[-1]
+        assert not differences(first, last), "the connection is not idle"
+        rows = of_token(by_bpf, sock.token)
+        assert len(rows) > 10
+        for row in rows:
+            assert not differences(row, first)
+        for name in ("last_data_sent", "last_data_recv", "last_ack_recv"):
+            if not np.isnan(first[name]):
+                assert first[name] <= rows[-1][name] <= last[name], name
+
+
+def test_an_idle_connection_has_the_rows_of_inet_diag(connection: Connection) -> None:
+    """After data both ways, an additional subflow, one that was closed, and reinjections."""
+    ends = [connection.sock, connection.peer]
+    opened = connection.sock.open_subflow(*connection.second)
+    for sender, receiver in (ends, ends[::-1]):
+        connection.paths[1].set(loss="100%" if sender is connection.sock else None)
+        sending = threading.Thread(target=sender.sendall, args=(bytes(300_000),))
+        sending.start()
+        left = 300_000
+        while left:
+            left -= len(receiver.recv(1 << 16))
+        sending.join()
+    connection.paths[1].set(loss=None)
+    connection.sock.close_subflow(opened)
+    assert eventually(lambda: all(sock.info().subflows == 0 for sock in ends), 60)
+    connection.sock.open_subflow(*connection.second)
+
+    def is_quiet() -> bool:
+        acknowledged = all(subflow.tcp_info.unacked == 0 for sock in ends for subflow in sock.subflows())
+        return acknowledged and all(sock.info().subflows == 1 for sock in ends)
+
+    assert eventually(is_quiet)
+    check_connections(ends)
+
+
+@pytest.mark.parametrize("of_others", ["kernel", "userspace"])
+def test_limits_of_the_in_kernel_path_manager_are_in_the_rows(mptcp_two_paths: Any, of_others: str) -> None:
+    """They are the namespace's, and may change while a connection lives. Where new sockets have the userspace path
+    manager, the kernel itself tells them."""
+    client, server, links = mptcp_two_paths
+    client.set_path_manager(of_others)
+    address = links[1].address(client)
+    # Before the connection, which is not to open a subflow by it.
+    for command in (["endpoint", "add", address, "signal"], ["limits", "set", "subflow", "3"]):
+        client.run(["ip", "mptcp", *command], check=True)
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(server.create_server(("", PORT)))
+        remote = links[0].address(server), PORT
+        sock = stack.enter_context(client.create_connection(remote, timeout=10, path_manager="kernel"))
+        peer = stack.enter_context(listener.accept()[0])
+        exchange(sock, peer)
+        assert eventually(lambda: sock.info().add_addr_signal == 1)
+        check_connections([sock, peer])
+        with mptcp.Recorder(sock, 0.01, method="bpf", connection_interval=0.01) as recorder:
+            assert eventually(lambda: len(recorder.connections) > 3)
+            assert recorder.connections["subflows_max"][-1] == 3
+            assert recorder.connections["add_addr_signal_max"][-1] == 1
+            client.run(["ip", "mptcp", "limits", "set", "subflow", "5", "add_addr_accepted", "4"], check=True)
+            assert eventually(lambda: recorder.connections["subflows_max"][-1] == 5)
+            assert recorder.connections["add_addr_accepted_max"][-1] == 4
+        assert recorder.metadata["failure"] is None
+
+
+def test_a_held_lock_delays_no_row(connection: Connection) -> None:
+    """That of a sender which waits for a page of its buffer, in the kernel."""
+    if not has_userfaultfd():
+        pytest.skip("needs userfaultfd for system calls")
+    names: dict[str, Any] = {}
+    exec(STUCK_MEMORY, names)
+    stuck = names["Stuck"]()
+    with mptcp.Recorder(connection.sock, 0.005, method="bpf", connection_interval=0.005) as recorder:
+        # Each is read without its lock by now.
+        assert eventually(lambda: len(recorder.connections) > 10)
+        sending = threading.Thread(target=connection.sock.send, args=(stuck.memory,))
+        sending.start()
+        try:
+            stuck.wait()
+            samples, connections = len(recorder.samples), len(recorder.connections)
+            assert eventually(lambda: len(recorder.samples) > samples + 10)
+            assert eventually(lambda: len(recorder.connections) > connections + 10)
+        finally:
+            stuck.release()
+            sending.join()
+    assert recorder.metadata["failure"] is None
+
+
+def test_the_fallback_of_one_of_two_connections(connection: Connection) -> None:
+    """BTF does not name the bit of a fallback, so it has to be told from others."""
+    remote = connection.paths[0].address(connection.server), PORT
+    with contextlib.ExitStack() as stack:
+        other = stack.enter_context(connection.client.create_connection(remote, timeout=10))
+        peer = stack.enter_context(connection.listener.accept()[0])
+        exchange(other, peer)
+        both = [connection.peer, peer]
+        # A connection that fell back tells its token no more.
+        fallen, whole = (sock.token for sock in both)
+        recorders = [
+            stack.enter_context(mptcp.Recorder(both, 0.01, method=method, connection_interval=0.01))
+            for method in ("bpf", "inet_diag")
+        ]
+        strip = "tcp option mptcp exists reset tcp option mptcp"
+        rule = f"tcp dport {PORT} tcp sport {connection.sock.getsockname()[1]} {strip}"
+        chain = ["chain c {", "type filter hook prerouting priority -300", rule, "}"]
+        nft(connection.server, "table inet t {", *chain, "}")
+        exchange(connection.sock, connection.peer)
+        for recorder in recorders:
+            assert eventually(lambda of=recorder: bool(of_token(of.connections, fallen)["flags"][-1] & 1))
+        exchange(other, peer)
+        exchange(connection.sock, connection.peer)
+        read = [len(recorder.connections) for recorder in recorders]
+        assert eventually(lambda: all(len(r.connections) > rows + 10 for r, rows in zip(recorders, read, strict=True)))
+        by_bpf, by_diag = (recorder.connections for recorder in recorders)
+    for token, fell_back in ((fallen, True), (whole, False)):
+        rows = of_token(by_bpf, token)
+        assert bool(rows["flags"][-1] & 1) is fell_back
+        assert (np.diff(rows["flags"] & 1) >= 0).all()
+        assert not differences(rows[-1], of_token(by_diag, token)[-1])
 
 
 def test_backup_changes_in_the_rows(connection: Connection) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -32,6 +31,7 @@ from support import (
     has_bpf,
     held,
     holds_no_more_than,
+    nft,
     threads,
 )
 
@@ -236,16 +236,8 @@ def counters(host: Host) -> dict[str, dict[str, int]]:
     return {counter["name"]: counter for counter in found}
 
 
-def nft(host: Host, *lines: str) -> None:
-    made = host.run(["nft", "\n".join(lines)], capture_output=True, text=True)
-    if made.returncode:
-        pytest.skip(f"needs nftables in the kernel: {made.stderr.splitlines()[0]}")
-
-
 def test_the_bytes_of_subflows_add_up_with_a_forced_reinjection() -> None:
     """What the subflows carried is what the connection sent and sent again, and nftables counted it on its way."""
-    if shutil.which("nft") is None:
-        pytest.skip("needs nft of nftables")
     with Lab() as lab:
         client, server = lab.host("client"), lab.host("server")
         # Queues that lose nothing: what the host's own queue refuses, TCP counts as sent, and not as retransmitted.
@@ -322,8 +314,6 @@ def test_the_bytes_of_subflows_add_up_with_a_forced_reinjection() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_after_a_fallback_the_recording_goes_on(connection: Connection, method: Method) -> None:
     """A middlebox that takes Multipath TCP's options from segments makes a connection fall back."""
-    if shutil.which("nft") is None:
-        pytest.skip("needs nft of nftables")
     ends = connection.sock, connection.peer
     tokens = {sock.token for sock in ends}
     with contextlib.ExitStack() as stack:

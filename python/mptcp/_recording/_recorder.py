@@ -44,7 +44,8 @@ class Recorder(Recording):
       sender at full speed may hold for milliseconds. Only for Sockets.
     - "bpf": by a BPF program that copies the kernel's memory of every subflow (struct tcp_sock, at offsets from BTF),
       and waits for no lock at all. tcp_info is made from the copy as the kernel makes it; a copy may lie between the
-      handling of two segments. Needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN in the initial user namespace.
+      handling of two segments. Connections are read from struct mptcp_sock in the same way. Needs CAP_BPF, CAP_PERFMON
+      and CAP_NET_ADMIN in the initial user namespace.
     - "auto": by BPF where that is permitted. Otherwise, if all sources are Sockets, by the method of the other two that
       takes less processor time; if not, by inet_diag. Each of the two is measured by up to five readings of everything,
       at the start, and at most once a second when the number of subflows has doubled or halved. A method that fails, or
@@ -52,7 +53,7 @@ class Recorder(Recording):
       MPTCP_FULL_INFO once a reading by it has waited for a lock. metadata has the measurements and the current method.
 
     A native thread reads by an absolute clock and never waits for Python; if CAP_SYS_NICE or RLIMIT_RTPRIO permit it,
-    it runs under SCHED_FIFO. A second one reads the connections, which always waits for their locks.
+    it runs under SCHED_FIFO. A second one reads the connections, and waits for their locks except under "bpf".
 
     ``path`` streams rows and events to a file with the suffix ``.arrow``, so that memory does not grow with them: see
     save() for its format, and load(), which reads it. A batch is written every 0.1 s; after a SIGKILL the file can be
