@@ -23,7 +23,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[2]
 # The page of the site that a file of the repository becomes, where it is not the file's own path.
-PAGES = {"README.md": "readme.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
+PAGES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "SECURITY.md": "report.md"}
 LINK = re.compile(r"(\]\()((?:\.\./)+[\w./-]+|[\w./-]+)((?:#[\w-]+)?\))")
 LOG = logging.getLogger("mkdocs.hooks.site")
 LANGUAGES = {".py": "python", ".rs": "rust", ".toml": "toml", ".json": "json", ".h": "c", ".c": "c", "": "sh"}
@@ -35,7 +35,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         name = notebook.relative_to(ROOT).as_posix()
         files.append(File(name, str(ROOT), config.site_dir, config.use_directory_urls))
     for name, page in PAGES.items():
-        if (ROOT / name).exists() and page != "readme.md":
+        if (ROOT / name).exists():
             files.append(File.generated(config, page, content=(ROOT / name).read_text()))
     for path in sorted(_linked(files)):
         # Not in the navigation: such a page is reached by the links to it.

@@ -43,6 +43,7 @@ from ._socket import Socket, attach, create_connection, create_server, wrap
 from ._trace import Trace, TraceEvent, Tracer, read_trace
 
 if _typing.TYPE_CHECKING:
+    __version__: str
     from . import aio as aio
     from . import lab as lab
     from . import measures as measures
@@ -135,4 +136,9 @@ def __getattr__(name: str) -> _typing.Any:
         import importlib
 
         return importlib.import_module(f"{__name__}.{name}")
+    if name == "__version__":
+        # Looking it up is slow. Cargo.toml has it, and the installed package's metadata.
+        import importlib.metadata
+
+        return importlib.metadata.version(__name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

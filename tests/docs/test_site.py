@@ -14,7 +14,7 @@ DOCS = ROOT / "docs"
 CONFIGURATION = ROOT / "mkdocs.yml"
 PARTS = ("aio", "enhanced_api", "lab", "measures", "plot", "policies", "testing")
 # Pages of the site that are made from elsewhere, by docs/site/hooks.py.
-ELSEWHERE = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
+ELSEWHERE = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "SECURITY.md": "report.md"}
 
 
 def test_the_reference_has_every_public_name_once() -> None:
