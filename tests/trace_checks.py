@@ -1,11 +1,13 @@
-"""Witnesses of what read_trace() says: tshark, and what an application sent."""
+"""Witnesses of what read_trace() says: tshark, the bytes of the packets, and what an application sent."""
 
 from __future__ import annotations
 
 import contextlib
 import shutil
+import socket
+import struct
 import subprocess
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -56,11 +58,15 @@ def new_bytes(trace: mptcp.Trace, direction: int) -> int:
 
 @contextlib.contextmanager
 def connected(
-    client: Host, server: Host, links: list[Link], **options: Any
+    client: Host, server: Host, links: list[Link], family: int = socket.AF_INET, **options: Any
 ) -> Iterator[tuple[mptcp.Socket, mptcp.Socket]]:
     """Both ends of a connection with a subflow over each link."""
-    with server.create_server(("", PORT)) as listener:
-        address = links[0].address(server), PORT
+
+    def at(link: Link, host: Host) -> str:
+        return link.address(host, family=family)
+
+    with server.create_server(("" if family == socket.AF_INET else "::", PORT), family=family) as listener:
+        address = at(links[0], server), PORT
         sock = client.create_connection(address, timeout=10, path_manager="userspace")
         with sock, listener.accept()[0] as peer:
             peer.settimeout(60)
@@ -69,7 +75,35 @@ def connected(
             peer.sendall(b"x")
             assert sock.recv(1) == b"x"
             for link in links[1:]:
-                sock.open_subflow(
-                    local=(link.address(client), 0), remote=(link.address(server), PORT), timeout=20, **options
-                )
+                sock.open_subflow(local=(at(link, client), 0), remote=(at(link, server), PORT), timeout=20, **options)
             yield sock, peer
+
+
+def check_content(trace: mptcp.Trace, files: Iterable[Path], direction: int, content: bytes) -> None:
+    """The payload of each segment is what the application sent at its data sequence number."""
+    segments: dict[int, list[tuple[int, bytes]]] = defaultdict(list)
+    for file in files:
+        for time_ns, sequence, payload in _segments(file.read_bytes()):
+            segments[time_ns].append((sequence, payload))
+    rows = trace.packets[trace.packets["direction"] == direction]
+    assert len(rows)
+    columns = [rows[name].tolist() for name in ("time_ns", "sequence", "dsn", "length")]
+    for time_ns, sequence, dsn, length in zip(*columns, strict=True):
+        found = (payload[(sequence - first) % 2**32 :][:length] for first, payload in segments[time_ns])
+        assert content[dsn : dsn + length] in found
+
+
+def _segments(pcapng: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """The time, sequence number and payload of each TCP segment of a file of Link.capture(host="both")."""
+    at = 0
+    while at < len(pcapng):
+        kind, size, _, high, low, captured = struct.unpack_from("=6I", pcapng, at)
+        if kind == 6:
+            frame = pcapng[at + 28 : at + 28 + captured]
+            is_ipv4 = frame[12:14] == b"\x08\x00"
+            tcp = 14 + ((frame[14] & 15) * 4 if is_ipv4 else 40)
+            if frame[23 if is_ipv4 else 20] == 6:
+                end = 14 + (struct.unpack_from("!H", frame, 16)[0] or captured - 14) if is_ipv4 else captured
+                data = tcp + (frame[tcp + 12] >> 4) * 4
+                yield high << 32 | low, struct.unpack_from("!I", frame, tcp + 4)[0], frame[data:end]
+        at += size

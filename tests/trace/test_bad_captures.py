@@ -5,10 +5,12 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import json
+import os
 import random
 import struct
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import mptcp
@@ -62,6 +64,23 @@ CONTENT = (FROM_TCPDUMP / "mptcp-aa-v1.pcap").read_bytes()
 ENDS = {24}
 while max(ENDS) < len(CONTENT):
     ENDS.add(max(ENDS) + 16 + struct.unpack_from("<I", CONTENT, max(ENDS) + 8)[0])
+
+
+def test_a_pipe_that_grows_is_read_as_long_as_somebody_writes(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+
+    def write() -> None:
+        with pipe.open("wb", buffering=0) as file:
+            # Within packets, too.
+            for start in range(0, len(CONTENT), 100):
+                file.write(CONTENT[start : start + 100])
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    trace = mptcp.read_trace(pipe)
+    thread.join()
+    assert trace.metadata["counts"] == mptcp.read_trace(FROM_TCPDUMP / "mptcp-aa-v1.pcap").metadata["counts"]
 
 
 def test_a_file_that_grows_is_read_to_its_end_of_now(tmp_path: Path) -> None:
@@ -148,6 +167,55 @@ def test_link_types(tmp_path: Path, link: int, vlan: bool) -> None:
     trace = mptcp.read_trace(recorded.write(tmp_path / "file", link, vlan=vlan))
     assert rows(trace, "dsn", "length", "token") == [(0, 100, side.token)]
     assert trace.packets["data_acked_ns"] == recorded.now_ns
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize(("magic", "unit"), [(0xA1B2C3D4, 1000), (0xA1B23C4D, 1)])
+def test_pcap_of_either_byte_order_and_resolution(tmp_path: Path, order: str, magic: int, unit: int) -> None:
+    recorded = Recorded()
+    Side(recorded).send(0, b"x" * 100)
+    file = tmp_path / "file"
+    with file.open("wb") as written:
+        written.write(struct.pack(order + "IHHiIII", magic, 2, 4, 0, 0, 1 << 18, RAW))
+        for when, packet in recorded.packets:
+            seconds, rest = divmod(when, 10**9)
+            written.write(struct.pack(order + "4I", seconds, rest // unit, len(packet), len(packet)) + packet)
+    trace = mptcp.read_trace(file)
+    assert rows(trace, "dsn", "length", "time_ns") == [(0, 100, recorded.now_ns // unit * unit)]
+
+
+@pytest.mark.parametrize("order", "<")
+@pytest.mark.parametrize(("resolution", "per_second"), [(6, 10**6), (9, 10**9), (0x80 | 20, 2**20)])
+def test_pcapng_of_either_byte_order_and_any_resolution(
+    tmp_path: Path, order: str, resolution: int, per_second: int
+) -> None:
+    def block(kind: int, body: bytes) -> bytes:
+        body += bytes(-len(body) % 4)
+        size = struct.pack(order + "I", 12 + len(body))
+        return struct.pack(order + "I", kind) + size + body + size
+
+    def text(code: int, value: bytes) -> bytes:
+        return struct.pack(order + "2H", code, len(value)) + value + bytes(-len(value) % 4)
+
+    recorded = Recorded()
+    Side(recorded).send(0, b"x" * 100)
+    later = 5
+    content = block(0x0A0D0D0A, struct.pack(order + "IHHq", 0x1A2B3C4D, 1, 0, -1))
+    options = text(2, b"wlan0") + text(9, bytes([resolution])) + text(14, struct.pack(order + "q", later))
+    content += block(1, struct.pack(order + "HHI", RAW, 0, 0) + options + text(0, b""))
+    content += block(0x0BAD, b"of a kind that nobody knows")
+    for when, packet in recorded.packets:
+        units = (when - later * 10**9) * per_second // 10**9
+        head = struct.pack(order + "5I", 0, units >> 32, units & 0xFFFFFFFF, len(packet), len(packet))
+        content += block(6, head + packet)
+    content += block(5, struct.pack(order + "3I", 0, 0, 0) + text(5, struct.pack(order + "Q", 7)) + text(0, b""))
+    file = tmp_path / "file"
+    file.write_bytes(content)
+    trace = mptcp.read_trace(file)
+    assert rows(trace, "dsn", "length") == [(0, 100)]
+    assert abs(int(trace.packets["time_ns"][0]) - recorded.now_ns) <= 10**9 // per_second
+    (capture,) = trace.metadata["captures"]
+    assert (capture["interface"], capture["frames"], capture["dropped"]) == ("wlan0", 4, 7)
 
 
 def test_a_retransmission_with_other_boundaries_is_split(tmp_path: Path) -> None:
@@ -384,8 +452,9 @@ def test_standard_input_and_the_command(tmp_path: Path) -> None:
         (["/nonexistent"], 1, b"No such file or directory: /nonexistent"),
         ([str(file), "-o", "x.txt"], 2, b"suffix must be"),
         ([__file__], 1, b"is not a capture"),
+        (["-"], 1, b"standard input is compressed with gzip: decompress it first"),
     ):
-        done = subprocess.run([*command, *words], capture_output=True)
+        done = subprocess.run([*command, *words], input=gzip.compress(CONTENT), capture_output=True)
         assert (done.returncode, done.stdout) == (status, b"")
         assert message in done.stderr
 

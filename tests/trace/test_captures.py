@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from collections import Counter
@@ -12,13 +13,14 @@ import numpy as np
 import pytest
 from mptcp.lab import Lab
 from support import PORT
-from trace_checks import check_options, new_bytes
+from trace_checks import check_content, check_options, new_bytes
 
 FROM_TCPDUMP = Path(__file__).parents[1] / "data" / "captures"
 
 
-def transfer(sender: socket.socket, receiver: socket.socket, size: int) -> None:
-    thread = threading.Thread(target=sender.sendall, args=(bytes(size),))
+def transfer(sender: socket.socket, receiver: socket.socket, content: bytes) -> None:
+    thread = threading.Thread(target=sender.sendall, args=(content,))
+    size = len(content)
     thread.start()
     while size:
         received = receiver.recv(min(size, 1 << 16))
@@ -34,18 +36,19 @@ def test_both_directions_over_paths(mptcp_lab: Lab, tmp_path: Path, family: int,
     links = [mptcp_lab.link(client, server, rate="40mbit", delay=f"{2 + number}ms") for number in range(count)]
     files = [tmp_path / f"{number}.pcapng" for number in range(count)]
     captures = [link.capture(file, host="both") for link, file in zip(links, files, strict=True)]
+    up, down = os.urandom(1_000_001), os.urandom(700_001)
     with server.create_server(("" if family == socket.AF_INET else "::", PORT), family=family) as listener:
         address = links[0].address(server, family=family), PORT
         sock = client.create_connection(address, timeout=10, path_manager="userspace")
         with sock, listener.accept()[0] as peer:
             peer.settimeout(10)
-            transfer(sock, peer, 1)
-            transfer(peer, sock, 1)
+            transfer(sock, peer, up[:1])
+            transfer(peer, sock, down[:1])
             for link in links[1:]:
                 local, remote = (link.address(host, family=family) for host in (client, server))
                 sock.open_subflow(local=(local, 0), remote=(remote, PORT), timeout=10)
-            transfer(sock, peer, 1_000_000)
-            transfer(peer, sock, 700_000)
+            transfer(sock, peer, up[1:])
+            transfer(peer, sock, down[1:])
             tokens = sock.token, peer.token
             sock.shutdown(socket.SHUT_WR)
             assert peer.recv(1) == b""
@@ -62,6 +65,8 @@ def test_both_directions_over_paths(mptcp_lab: Lab, tmp_path: Path, family: int,
     assert connection["subflows"] == len(trace.subflows) == count
     assert new_bytes(trace, 0) == connection["bytes_0"] == 1_000_001
     assert new_bytes(trace, 1) == connection["bytes_1"] == 700_001
+    check_content(trace, files, 0, up)
+    check_content(trace, files, 1, down)
     assert set(trace.subflows["address_0"]) == {link.address(client, family=family) for link in links}
     assert trace.subflows["missing_0"].sum() == trace.subflows["unmapped_0"].sum() == 0
     check_options(trace, files)
@@ -76,6 +81,8 @@ def test_both_directions_over_paths(mptcp_lab: Lab, tmp_path: Path, family: int,
     assert (packets["capture"] == 2 * packets["subflow"] + packets["direction"]).all()
     kinds = Counter(event.kind for event in trace.events)
     assert kinds["MP_JOIN"] == 3 * (count - 1)
+    assert trace.subflows["hmacs_0"].sum() == trace.subflows["hmacs_1"].sum() == count - 1
+    assert trace.subflows["hmac_errors_0"].sum() == trace.subflows["hmac_errors_1"].sum() == 0
     assert kinds["MP_CAPABLE"] >= 3
 
 
