@@ -12,9 +12,9 @@
 #include <time.h>
 
 #define SECOND 1000000000LL
-#define LONGEST SECOND /* between two ticks: if more time has passed, the process did not run */
+#define LONGEST SECOND /* between two looks. A thread looks more often: if more has passed, the process did not run. */
 
-static _Atomic long long last; /* tick, by the real clock */
+static _Atomic long long last; /* look, by the real clock */
 static _Atomic long long stopped; /* for how long in all */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
@@ -28,15 +28,17 @@ static long long now(void)
 	return time.tv_sec * SECOND + time.tv_nsec;
 }
 
-static long long tick(void)
+/* Looks at the clock, and takes away the time for which nobody did. */
+static long long look(void)
 {
 	long long time, result;
 
 	pthread_mutex_lock(&lock);
 	time = now();
 	if (last != 0 && time - last > LONGEST)
-		stopped += time - last; /* first, so that whoever sees the new tick sees this, too */
-	last = time;
+		stopped += time - last; /* first, so that whoever sees the new look sees this, too */
+	if (last < time)
+		last = time;
 	result = time - stopped;
 	pthread_mutex_unlock(&lock);
 	return result;
@@ -54,18 +56,25 @@ int clock_gettime(clockid_t clock, struct timespec *result)
 	before = last;
 	less = stopped;
 	time = now();
-	time = time - before > LONGEST ? tick() : time - less;
+	if (time - before > LONGEST) {
+		time = look();
+	} else {
+		/* The latest of all, so that the clock goes on from here, and not from an earlier time, after a stop. */
+		while (before < time && !atomic_compare_exchange_weak(&last, &before, time))
+			;
+		time -= less;
+	}
 	result->tv_sec = time / SECOND;
 	result->tv_nsec = time % SECOND;
 	return 0;
 }
 
-static void *ticks(void *unused)
+static void *looks(void *unused)
 {
 	struct timespec pause = { .tv_nsec = SECOND / 10 };
 
 	for (;;) {
-		tick();
+		look();
 		nanosleep(&pause, NULL);
 	}
 	return unused;
@@ -76,6 +85,6 @@ __attribute__((constructor)) static void start(void)
 	pthread_t thread;
 
 	real = (int (*)(clockid_t, struct timespec *))dlsym(RTLD_NEXT, "clock_gettime");
-	tick();
-	pthread_create(&thread, NULL, ticks, NULL);
+	look();
+	pthread_create(&thread, NULL, looks, NULL);
 }
