@@ -9,6 +9,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import mptcp
 import pytest
@@ -70,6 +71,26 @@ def carried(site: Site) -> list[int]:
 @pytest.mark.parametrize("asked", [80, 50, 20])
 def test_the_shares(site: Site, asked: int) -> None:
     """The tolerance is twice that of the benchmark, for a machine that has other things to do."""
+    check_shares(site, asked)
+
+
+@needs_bpf
+def test_the_shares_of_unequal_links_with_bbr(mptcp_lab: Lab) -> None:
+    """Half of the bytes over a link of a quarter of the other's rate, and of four times its delay."""
+    if "bbr" not in Path("/proc/sys/net/ipv4/tcp_available_congestion_control").read_text().split():
+        pytest.skip("needs the congestion control bbr")
+    client, server = mptcp_lab.host("client"), mptcp_lab.host("server")
+    links = [
+        mptcp_lab.link(client, server, rate=rate, delay=delay, congestion_control="bbr")
+        for rate, delay in (("20mbit", "5ms"), ("5mbit", "20ms"))
+    ]
+    server.set_path_manager("kernel")
+    server.set_limits(subflows=8)
+    server.sysctl("net.ipv4.tcp_rmem", "4096 4194304 16777216")
+    check_shares((client, server, (links[0], links[1])), 50)
+
+
+def check_shares(site: Site, asked: int) -> None:
     links = site[2]
     with site[0].run_policy(Split({links[0]: asked, links[1]: 100 - asked})), transfer(site) as sock:
         assert eventually(lambda: len(sock.subflows()) == 2)
