@@ -42,6 +42,7 @@ BENCHMARKS = {
     "Emulated links": ["links", "small_requests"],
     "Plots": ["plots"],
     "Captures": ["trace", "trace_large"],
+    "Tracepoints": ["tracer"],
 }
 #: Programs that we compare with, and the commands that print their versions.
 PROGRAMS = {

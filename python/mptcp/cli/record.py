@@ -31,11 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--port", type=number(0, 65535), help="only connections that have this local or remote port now"
     )
     parser.add_argument(
-        "--duration", type=_seconds(86400 * 365), help="seconds to record (default: until a signal arrives)"
+        "--duration", type=seconds(86400 * 365), help="seconds to record (default: until a signal arrives)"
     )
     parser.add_argument(
         "--interval",
-        type=_seconds(86400),
+        type=seconds(86400),
         default=0.01,
         help="seconds between two readings of the subflows (default: %(default)s)",
     )
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not has_arrow and output.suffix != ".npz":
         print(f"mptcp record: {output.suffix} files need pyarrow: pip install 'mptcp[arrow]'", file=sys.stderr)
         return 1
-    with _signals() as stopped:
+    with signals() as stopped:
         # Memory does not grow, whatever format the file has in the end. Without pyarrow it does grow.
         with _ToAnyName(sources, arguments.interval, path=output if has_arrow else None) as recorder:
             _wait(recorder, arguments.duration, stopped, show=not arguments.quiet)
@@ -73,7 +73,7 @@ class _ToAnyName(Recorder):
     _streams_to = _files.SUFFIXES
 
 
-class _signals:
+class signals:
     """Whether SIGINT or SIGTERM has arrived. Both end a recording, but do not interrupt the writing that follows."""
 
     def __enter__(self) -> Callable[[], bool]:
@@ -125,13 +125,13 @@ def _file(text: str) -> Path:
     return path
 
 
-def _seconds(most: float) -> Callable[[str], float]:
+def seconds(most: float) -> Callable[[str], float]:
     """Return the converter of an argument: a number of seconds up to ``most``."""
 
-    def seconds(text: str) -> float:
+    def convert(text: str) -> float:
         value = float(text)
         if not 1e-5 <= value <= most:
             raise argparse.ArgumentTypeError(f"must be a number of seconds from 0.00001 to {most}, not {text}")
         return value
 
-    return seconds
+    return convert

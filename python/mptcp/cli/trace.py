@@ -1,31 +1,45 @@
-"""``mptcp trace``: what captures tell of connections and subflows."""
+"""``mptcp trace``: what captures or the kernel's tracepoints tell of connections and subflows."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+import time
 from pathlib import PurePath
 from typing import Any
 
 from mptcp._address import endpoint
 from mptcp.cli._show import show
 
-SUMMARY = "print the connections and subflows of captures (pcap, pcapng), or convert captures"
+from .list import number as _number
+from .record import seconds as _seconds
+from .record import signals
+
+SUMMARY = "print the connections and subflows of captures (pcap, pcapng) or of this host, or convert captures"
 
 _TABLES = (".npz", ".parquet", ".arrow")
 _IMAGES = (".png", ".pdf", ".svg")
 _QLOG = ".qlog"
+_PAUSE = 0.2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = "Needs no privilege. docs/traces.md explains the numbers."
+    parser.epilog = "Needs no privilege, but CAP_BPF and CAP_PERFMON for --live. docs/traces.md explains the numbers."
     parser.add_argument(
         "files",
-        nargs="+",
+        nargs="*",
         metavar="FILE",
         help="captures in the pcap or pcapng format, merged by time, - for standard input; or one trace that -o wrote",
     )
+    parser.add_argument(
+        "--live",
+        action="store_true",
+        help="instead of files, trace the connections of this network namespace by the kernel's tracepoints, until "
+        "--duration has passed or SIGINT or SIGTERM arrives",
+    )
+    parser.add_argument("--token", type=_number(0, 2**32 - 1), help="with --live: only the connection with this token")
+    parser.add_argument("--duration", type=_seconds(86400 * 365), help="with --live: seconds to trace")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.add_argument(
         "-o",
@@ -38,12 +52,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from mptcp._trace import read_trace
-
+    if bool(arguments.files) == arguments.live:
+        print("mptcp trace: name the captures to read, or use --live, not both", file=sys.stderr)
+        return 2
+    if not arguments.live and (arguments.token is not None or arguments.duration is not None):
+        print("mptcp trace: --token and --duration go with --live", file=sys.stderr)
+        return 2
     output = arguments.output
     streamed = output is not None and output.suffix == ".arrow"
     try:
-        trace = read_trace(*arguments.files, path=output if streamed else None)
+        trace = _trace(arguments, output if streamed else None)
+        if trace is None:
+            print("mptcp trace: no connection matches", file=sys.stderr)
+            return 1
         if output is not None and output.suffix in _IMAGES:
             _plot(trace, output)
         elif output is not None and output.suffix == _QLOG:
@@ -61,6 +82,29 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         show(*_lines(trace))
     return 0
+
+
+def _trace(arguments: argparse.Namespace, path: PurePath | None) -> Any:
+    """Return the trace of the captures, or of the tracepoints; None if there is no such connection."""
+    from mptcp._connection import connections
+    from mptcp._trace import Tracer, read_trace
+
+    if not arguments.live:
+        return read_trace(*arguments.files, path=path)
+    sources = None
+    if arguments.token is not None:
+        sources = connections(token=arguments.token)
+        if not sources:
+            return None
+    with signals() as stopped, Tracer(sources, path=path) as tracer:
+        print("tracing", file=sys.stderr, flush=True)
+        begin = time.monotonic()
+        while not stopped():
+            left = _PAUSE if arguments.duration is None else arguments.duration - (time.monotonic() - begin)
+            if left <= 0:
+                break
+            time.sleep(min(_PAUSE, left))
+    return tracer.trace
 
 
 def _output(text: str) -> PurePath:
@@ -123,6 +167,9 @@ def _lines(trace: Any) -> list[str]:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for row in rows:
             lines.append("  " + "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+    if live := trace.metadata.get("tracepoints"):
+        lost = [f"{live['lost']:,} records were lost: rows are missing"] if live["lost"] else []
+        return [*(lines or ["no Multipath TCP"]), *lost]
     counts = trace.metadata["counts"]
     options = ", ".join(f"{count:,} {name}" for name, count in counts["options"].items() if count)
     lines.append(f"{counts['frames']:,} packets, {counts['segments']:,} of TCP; {options or 'no Multipath TCP'}")
