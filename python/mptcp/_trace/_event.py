@@ -29,7 +29,7 @@ document(
     connection="The row of its connection in ``Trace.connections``.",
     subflow="The row of its subflow in ``Trace.subflows``.",
     direction="0 if the connecting side sent it, otherwise 1.",
-    capture='Where it was captured: an index into ``Trace.metadata["captures"]``.',
+    capture='Where it was captured: an index into ``Trace.metadata["captures"]``, -1 for tracepoints.',
     details="The fields of the option as a dict: docs/traces.md lists them for each kind.",
 )
 

@@ -93,6 +93,8 @@ def tables_of(reader: _Tables, metadata: dict[str, Any]) -> tuple[Rows, Rows, li
     connections, subflows = reader.tables()
     rows = _types.array(connections, _types.CONNECTIONS)
     events = [_event(*each, rows["token"]) for each in reader.take_events()]
+    if not metadata["captures"]:
+        events = [event._replace(capture=-1) for event in events]
     return rows, _types.array(subflows, _types.SUBFLOWS), events, metadata
 
 

@@ -21,7 +21,7 @@ Table: TypeAlias = Literal["packets", "connections", "subflows"]
 
 
 class Trace:
-    """What captures or tracepoints tell of connections, segment by segment. read_trace() returns one.
+    """What captures or tracepoints tell of connections, segment by segment: of read_trace() or a Tracer.
 
     docs/traces.md describes the arrays column by column.
     """
@@ -87,7 +87,8 @@ class Trace:
           file could not be read to its end, or None.
         - ``counts``: of all that was captured, Multipath TCP or not: ``frames``, TCP ``segments``, IP ``fragments``,
           headers or options that were ``cut``, frames of an ``unknown_link`` type, ``duplicates`` (segments seen at a
-          third place, or twice on one host), ``malformed`` options, and ``options`` by their names.
+          third place, or twice on one host), ``malformed`` options, and ``options`` by their names. Not of a Tracer.
+        - ``tracepoints``, of a Tracer only: how many records were ``lost`` and how many senders are ``unknown``.
         """
         return self._metadata
 
