@@ -4,7 +4,7 @@ use std::io::Read;
 
 use pcap_parser::nom;
 use pcap_parser::{parse_block_be, parse_block_le, parse_pcap_frame, parse_pcap_frame_be, parse_pcap_header};
-use pcap_parser::{Block, PcapHeader};
+use pcap_parser::{Block, PcapHeader, PcapNGOption};
 
 use crate::abi::bytes;
 use crate::error::{Error, Result};
@@ -306,6 +306,8 @@ impl Source {
             };
             match block {
                 Block::InterfaceDescription(described) => {
+                    // pcap-parser takes it for little-endian in any file.
+                    let offset = option(&described.options, 14, big_endian).unwrap_or_default() as i64;
                     let name = described.if_name().and_then(|name| Some(name.ok()?.to_owned()));
                     let capture = Capture {
                         path: self.path.clone(),
@@ -318,7 +320,7 @@ impl Source {
                         link_type: described.linktype.0,
                         snap_length: described.snaplen,
                         resolution: Resolution::of(described.if_tsresol),
-                        offset_ns: i128::from(described.if_tsoffset) * 1_000_000_000,
+                        offset_ns: i128::from(offset) * 1_000_000_000,
                     });
                 }
                 Block::EnhancedPacket(packet) => {
@@ -359,11 +361,11 @@ impl Source {
                 Block::InterfaceStatistics(statistics) => {
                     let capture =
                         interfaces.get(statistics.if_id as usize).map(|interface| interface.capture);
-                    let option = statistics.options.iter().find(|option| option.code.0 == 5);
-                    let raw = option.and_then(|option| option.as_bytes().ok()?.try_into().ok());
-                    let from = if big_endian { u64::from_be_bytes } else { u64::from_le_bytes };
-                    if let (Some(capture), Some(raw)) = (capture.and_then(|at| captures.get_mut(at)), raw) {
-                        capture.dropped = Some(from(raw));
+                    let dropped = option(&statistics.options, 5, big_endian);
+                    if let (Some(capture), Some(dropped)) =
+                        (capture.and_then(|at| captures.get_mut(at)), dropped)
+                    {
+                        capture.dropped = Some(dropped);
                     }
                 }
                 _ => {}
@@ -384,6 +386,13 @@ fn describe(captures: &mut Vec<Capture>, first: usize, capture: Capture) -> usiz
             captures.len() - 1
         }
     }
+}
+
+/// An option of a block that is a number of 64 bits.
+fn option(options: &[PcapNGOption<'_>], code: u16, big_endian: bool) -> Option<u64> {
+    let found = options.iter().find(|option| option.code.0 == code)?;
+    let raw = found.as_bytes().ok()?.try_into().ok()?;
+    Some(if big_endian { u64::from_be_bytes(raw) } else { u64::from_le_bytes(raw) })
 }
 
 /// A number of the file's byte order.

@@ -184,7 +184,7 @@ def test_pcap_of_either_byte_order_and_resolution(tmp_path: Path, order: str, ma
     assert rows(trace, "dsn", "length", "time_ns") == [(0, 100, recorded.now_ns // unit * unit)]
 
 
-@pytest.mark.parametrize("order", "<")
+@pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize(("resolution", "per_second"), [(6, 10**6), (9, 10**9), (0x80 | 20, 2**20)])
 def test_pcapng_of_either_byte_order_and_any_resolution(
     tmp_path: Path, order: str, resolution: int, per_second: int
