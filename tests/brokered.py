@@ -25,7 +25,7 @@ import mptcp, mptcp.aio, mptcp.enhanced_api, mptcp.measures, mptcp.policies
 from mptcp import Event, EventKind, Events, Recorder
 import concurrent.futures.thread, difflib, email.parser, importlib.metadata, inspect, numpy
 import mptcp._abilities
-import mptcp.cli, mptcp.cli.run, mptcp.cli._policy_file, mptcp.cli._in_process
+import mptcp.cli, mptcp.cli.run, mptcp.cli.policy, mptcp.cli._policy_file, mptcp.cli._in_process
 import mptcp._policy._checks, mptcp._policy._runtime, mptcp._recording._arrow
 mptcp.policies.Prefer, mptcp.policies.FullMesh
 os.setgroups([]); os.setresgid({uid}, {uid}, {uid}); os.setresuid({uid}, {uid}, {uid})

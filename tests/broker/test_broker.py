@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import signal
 import sys
 
 from brokered import Brokered
@@ -180,6 +182,37 @@ with mptcp.run_policy(mptcp.policies.FullMesh()):
     assert closed()
 """
     )
+
+
+def test_the_command_policy_for_one_s_own_connections(brokered: Brokered) -> None:
+    """Without root, and without effect on the namespace."""
+    with brokered.popen(
+        """
+        sys.exit(mptcp.cli.main(["policy", "--builtin", "fullmesh", "--own", "--json"]))
+        """
+    ) as policy:
+        try:
+            assert policy.stderr is not None
+            assert policy.stdout is not None
+            assert "running FullMesh" in policy.stderr.readline()
+            brokered.run(
+                """
+                sock = mptcp.create_connection((s1, 5000), path_manager="userspace")
+                sock.sendall(b"hello"); sock.recv(5)
+                end = time.monotonic() + 20
+                while len(sock.subflows()) < 2 and time.monotonic() < end:
+                    time.sleep(0.01)
+                assert {subflow.local[0] for subflow in sock.subflows()} == {c1, c2}
+                """
+            )
+            decision = json.loads(policy.stdout.readline())
+            assert decision["policy"] == "FullMesh"
+            assert brokered.client.get_path_manager() == "kernel"
+            policy.send_signal(signal.SIGTERM)
+            assert policy.wait(60) == 0
+        finally:
+            policy.kill()
+    assert brokered.client.get_path_manager() == "kernel"
 
 
 def test_a_socket_of_another_namespace_keeps_its_own_error(brokered: Brokered) -> None:

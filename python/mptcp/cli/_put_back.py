@@ -67,7 +67,11 @@ def _close_others(kept: set[int | None]) -> None:
     nowhere = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
         os.dup2(nowhere, number)
-    for number in map(int, os.listdir("/proc/self/fd")):
+    try:
+        numbers = [int(name) for name in os.listdir("/proc/self/fd")]
+    except OSError:
+        numbers = list(range(os.sysconf("SC_OPEN_MAX")))
+    for number in numbers:
         if number > 2 and number not in kept:
             with contextlib.suppress(OSError):
                 os.close(number)
