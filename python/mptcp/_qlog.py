@@ -11,6 +11,8 @@ _VERSION = "0.3"
 # What JavaScript reads as it is written. The drafts allow a string in place of a larger number.
 _LARGEST = (1 << 53) - 1
 
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+
 
 class Log(NamedTuple):
     """One trace of a file: where it was seen, and its events in order of time."""
@@ -121,4 +123,4 @@ def _plain(value: Any) -> Any:
 
 
 def _text(value: dict[str, Any]) -> str:
-    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return _ENCODER.encode(value)

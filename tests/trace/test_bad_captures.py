@@ -448,6 +448,8 @@ def test_standard_input_and_the_command(tmp_path: Path) -> None:
     if importlib.util.find_spec("matplotlib"):
         subprocess.run([*command, str(file), "-o", str(tmp_path / "x.png")], capture_output=True, check=True)
         assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+    subprocess.run([*command, str(file), "-o", str(tmp_path / "x.qlog")], capture_output=True, check=True)
+    assert len(json.loads((tmp_path / "x.qlog").read_text())["traces"]) == 2
     for words, status, message in (
         (["/nonexistent"], 1, b"No such file or directory: /nonexistent"),
         ([str(file), "-o", "x.txt"], 2, b"suffix must be"),

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from frames import ACK, SYN, Recorded, Side, dss, join_syn, option
 from mptcp.lab import Host, Link
-from support import PORT, eventually, exchange
+from support import PORT, eventually, exchange, has_bpf
+from trace_checks import connected
 
 FROM_TCPDUMP = Path(__file__).parents[1] / "data" / "captures"
 SIZE = 600_000
@@ -85,6 +86,8 @@ def test_a_trace_and_a_recording_of_one_transfer(
                 got = 0
                 while got < 60_000:
                     got += len(peer.recv(60_000 - got))
+            if sock.info().bytes_acked is None:
+                pytest.skip("needs mptcpi_bytes_acked")
             assert eventually(lambda: sock.info().bytes_acked == SIZE + 1)
             token = sock.token
     for capture in captures:
@@ -180,6 +183,20 @@ def test_the_sender_is_the_vantage_point(tmp_path: Path) -> None:
     assert {int(key) for key in keys} >= {
         event.details["key"] for event in trace.events if event.kind == "MP_CAPABLE" and "key" in event.details
     }
+
+
+@pytest.mark.skipif(not has_bpf(), reason="needs CAP_BPF and CAP_PERFMON in the initial user namespace")
+def test_a_trace_of_tracepoints(mptcp_two_paths: tuple[Host, Host, tuple[Link, Link]], tmp_path: Path) -> None:
+    client, server, links = mptcp_two_paths
+    with connected(client, server, list(links)) as (sock, peer), mptcp.Tracer([sock, peer]) as tracer:
+        peer.sendall(bytes(300_000))
+        left = 300_000
+        while left:
+            left -= len(sock.recv(left))
+    file = written(tracer.trace.to_qlog, tmp_path)
+    assert {each["vantage_point"]["type"] for each in file["traces"]} == {"server"}
+    packets = tracer.trace.packets[tracer.trace.packets["direction"] == 1]
+    assert Congestion(file["traces"][0]).bytes_sent() == packets["length"].sum() >= 300_000
 
 
 def test_a_trace_without_connections(tmp_path: Path) -> None:

@@ -72,6 +72,8 @@ def captured(
         sock.sendall(content[SIZE // 3 :])
         thread.join()
         assert received == content
+        if sock.info().bytes_acked is None:
+            pytest.skip("needs mptcpi_bytes_acked")
         assert eventually(lambda: sock.info().bytes_acked == SIZE + 1)
         subflows, info, tokens = list(sock.subflows()), sock.info(), [each.token for each in both]
     for capture in captures:

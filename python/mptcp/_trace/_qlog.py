@@ -69,94 +69,105 @@ class _Seen:
         self, subflows: Rows, clock: _qlog.Clock, side: int, rows: Rows, offsets: Integers, streams: Integers
     ) -> None:
         self._event = clock.event
-        self._rows, self._offsets, self._streams = rows, offsets, streams
         is_sent = rows["direction"] == side
-        self._sent = np.flatnonzero(is_sent)
         # When those of the other side were received here, as far as that is known; -1 if they were lost.
         is_captured = subflows[f"received_{1 - side}"][rows["subflow"]]
-        self._arrived = np.where((rows["received_ns"] == -1) & ~is_captured, rows["time_ns"], rows["received_ns"])
-        self._received = np.flatnonzero(~is_sent & (self._arrived != -1))
-        self._flight = _Flight(rows[self._sent])
+        arrived = np.where((rows["received_ns"] == -1) & ~is_captured, rows["time_ns"], rows["received_ns"])
+        sent, received = np.flatnonzero(is_sent), np.flatnonzero(~is_sent & (arrived != -1))
+        self._sent, self._received = sent.tolist(), received.tolist()
+        self._sent_ns, self._received_ns = rows["time_ns"][sent], arrived[received]
+        self._acks = _Acknowledgments(rows[sent])
+        self._replaced = _replaced(rows[sent])
+        # Lists: an element of an array takes longer to get at.
+        self._stream, self._offset = streams.tolist(), offsets.tolist()
+        self._subflow, self._dsn, self._length = (rows[name].tolist() for name in ("subflow", "dsn", "length"))
+        self._marks = {name: rows[name].tolist() for name in ("retransmitted", "reinjected")}
 
     def events(self, told: list[Told]) -> Iterator[dict[str, Any]]:
         """Yield the events of the segments, and those that are told, in order of time."""
-        acked = self._rows["data_acked_ns"][self._sent]
         moments = {
             self._TOLD: np.array([time_ns for time_ns, _, _ in told], np.int64),
-            self._RECEIVED: self._arrived[self._received],
-            self._ACKED: np.unique(acked[acked != -1]),
-            self._SENT: self._rows["time_ns"][self._sent],
+            self._RECEIVED: self._received_ns,
+            self._ACKED: self._acks.times,
+            self._SENT: self._sent_ns,
         }
         times = np.concatenate(list(moments.values()))
         kinds = np.concatenate([np.full(len(each), kind) for kind, each in moments.items()])
         places = np.concatenate([np.arange(len(each)) for each in moments.values()])
-        received = 0
-        for at in np.lexsort((kinds, times)).tolist():
-            time_ns, kind, place = int(times[at]), int(kinds[at]), int(places[at])
+        order = np.lexsort((kinds, times))
+        event, received, flown = self._event, 0, 0
+        for time_ns, kind, place in zip(*(each[order].tolist() for each in (times, kinds, places)), strict=True):
             if kind == self._TOLD:
-                yield self._event(*told[place])
+                yield event(*told[place])
             elif kind == self._RECEIVED:
                 yield self._segment("transport:packet_received", time_ns, received, self._received[place])
                 received += 1
             elif kind == self._ACKED:
-                numbers, metrics = self._flight.acknowledge(time_ns)
+                numbers, metrics = self._acks.at(place, flown)
                 # If it came with data, that is an event of its own.
-                yield self._event(
-                    time_ns, "transport:packet_received", _qlog.packet(received, None, _qlog.ack(numbers))
-                )
-                yield self._event(time_ns, "recovery:metrics_updated", metrics)
+                data = _qlog.packet(received, None, _qlog.ack(numbers))
+                yield event(time_ns, "transport:packet_received", data)
+                yield event(time_ns, "recovery:metrics_updated", metrics)
                 received += 1
             else:
-                lost = self._flight.send(place)
-                if lost is not None:
-                    yield self._event(time_ns, "recovery:packet_lost", {"header": _qlog.header(lost)})
-                yield self._segment("transport:packet_sent", time_ns, place, self._sent[place])
+                at = self._sent[place]
+                if (lost := self._replaced.get(place)) is not None:
+                    yield event(time_ns, "recovery:packet_lost", {"header": _qlog.header(lost)})
+                if not self._marks["retransmitted"][at]:
+                    flown += self._length[at]
+                yield self._segment("transport:packet_sent", time_ns, place, at)
 
     def _segment(self, name: str, time_ns: int, number: int, at: int) -> dict[str, Any]:
-        row, length = self._rows[at], int(self._rows["length"][at])
-        data = _qlog.packet(number, length, _qlog.stream(int(self._streams[at]), int(self._offsets[at]), length))
-        marks = {name: True for name in ("retransmitted", "reinjected") if row[name]}
-        return self._event(time_ns, name, data, subflow=int(row["subflow"]), dsn=int(row["dsn"]), **marks)
+        length = self._length[at]
+        data = _qlog.packet(number, length, _qlog.stream(self._stream[at], self._offset[at], length))
+        marks = {name: True for name, column in self._marks.items() if column[at]}
+        return self._event(time_ns, name, data, subflow=self._subflow[at], dsn=self._dsn[at], **marks)
+
+
+class _Acknowledgments:
+    """The moments at which DATA_ACKs covered segments, and which."""
+
+    def __init__(self, rows: Rows) -> None:
+        acked = rows["data_acked_ns"]
+        # Those that are not acknowledged, -1, are the first.
+        order = np.argsort(acked, kind="stable")
+        self._order = order.tolist()
+        self.times: Integers = np.unique(acked[acked != -1])
+        first = np.searchsorted(acked[order], self.times)
+        last = np.searchsorted(acked[order], self.times, side="right")
+        self._bounds = list(zip(first.tolist(), last.tolist(), strict=True))
+        is_fresh = ~rows["retransmitted"][order]
+        sizes = np.where(is_fresh & (acked[order] != -1), rows["length"][order], 0)
+        self._bytes = np.cumsum(sizes)[last - 1].tolist()
+        newest = np.where(is_fresh, rows["time_ns"][order], -1)
+        self._newest = (np.maximum.reduceat(newest, first) if len(first) else first).tolist()
+
+    def at(self, place: int, flown: int) -> tuple[list[int], dict[str, Any]]:
+        """Return the numbers of the segments, and what is known then, of ``flown`` bytes that were sent so far."""
+        first, last = self._bounds[place]
+        metrics: dict[str, Any] = {"bytes_in_flight": max(flown - self._bytes[place], 0)}
+        if self._newest[place] != -1:
+            metrics["latest_rtt"] = round((int(self.times[place]) - self._newest[place]) / 1e6, 6)
+        return sorted(self._order[first:last]), metrics
+
+
+def _replaced(rows: Rows) -> dict[int, int]:
+    """Return the numbers of segments that send again what others have sent, and the numbers of these."""
+    latest: dict[tuple[int, int], int] = {}
+    replaced: dict[int, int] = {}
+    columns = (rows[name].tolist() for name in ("subflow", "dsn", "retransmitted"))
+    for number, (subflow, dsn, is_again) in enumerate(zip(*columns, strict=True)):
+        before = latest.get((subflow, dsn))
+        if is_again and before is not None:
+            replaced[number] = before
+        latest[subflow, dsn] = number
+    return replaced
 
 
 def _option(option: TraceEvent, side: int) -> Told:
     owner = "local" if option.direction == side else "remote"
     data = {"owner": owner, **_qlog.plain(dict(option.details)), "subflow": option.subflow}
     return option.time_ns, f"mptcp:{option.kind.lower()}", data
-
-
-class _Flight:
-    """Segments that were sent, until a DATA_ACK covers them."""
-
-    def __init__(self, rows: Rows) -> None:
-        self._rows = rows
-        self._last: dict[tuple[int, int], int] = {}
-        self._bytes = 0
-        # By the time of the acknowledgment, then in order.
-        acked = rows["data_acked_ns"]
-        self._order = np.argsort(acked, kind="stable")
-        self._sorted = acked[self._order]
-
-    def send(self, number: int) -> int | None:
-        """Note a segment; return the number of the one that it replaces, if it is sent again as it was."""
-        row = self._rows[number]
-        key = int(row["subflow"]), int(row["dsn"])
-        before = self._last.get(key) if row["retransmitted"] else None
-        self._last[key] = number
-        if not row["retransmitted"]:
-            self._bytes += int(row["length"])
-        return before
-
-    def acknowledge(self, time_ns: int) -> tuple[list[int], dict[str, Any]]:
-        first, last = np.searchsorted(self._sorted, [time_ns, time_ns + 1])
-        numbers = np.sort(self._order[first:last])
-        rows = self._rows[numbers]
-        fresh = rows[~rows["retransmitted"]]
-        self._bytes -= int(fresh["length"].sum())
-        metrics: dict[str, Any] = {"bytes_in_flight": max(self._bytes, 0)}
-        if len(fresh):
-            metrics["latest_rtt"] = round((time_ns - int(fresh["time_ns"][-1])) / 1e6, 6)
-        return numbers.tolist(), metrics
 
 
 def _offsets(rows: Rows) -> Integers:
