@@ -1,6 +1,7 @@
-"""What a capture says of a transfer, independently of the kernel's counters and of this package.
+"""What a capture says of a transfer, independently of the kernel's counters.
 
-``segments`` reads captures by tshark; whatever else gives segments can stand in for it. The rest is arithmetic.
+There are two witnesses: ``segments`` reads captures by tshark, and what is found in those is arithmetic, independent of
+this package; ``mptcp.read_trace`` is the other. ``findings`` has both say the same things, to be compared.
 """
 
 from __future__ import annotations
@@ -8,9 +9,10 @@ from __future__ import annotations
 import bisect
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import mptcp
 from support import PORT
 
 End = tuple[str, int]
@@ -33,6 +35,7 @@ _FIELDS = (
     "tcp.len",
     "tcp.options.mptcp.rawdataseqno",
     "tcp.options.mptcp.subflowseqno",
+    "tcp.options.mptcp.rawdataack",
 )
 
 
@@ -46,6 +49,7 @@ class Segment:
     length: int
     dsn: int | None = None  # of its first byte, from the first byte that the connection sent in this direction
     ack: int | None = None  # of the other direction: the next byte that is expected
+    data_ack: int | None = None  # likewise of the connection's data, counted as in dsn
     fin: bool = False
     reset: bool = False
 
@@ -55,7 +59,7 @@ def segments(*captures: Path) -> list[Segment]:
     isn: dict[Flow, int] = {}
     first: dict[bool, int] = {}
     found = []
-    for time, flow, (flags, sequence, ack, length), dsn, relative in _rows(captures):
+    for time, flow, (flags, sequence, ack, length), dsn, relative, data_ack in _rows(captures):
         if flags & SYN:
             isn[flow] = sequence
         if flow not in isn:
@@ -68,11 +72,21 @@ def segments(*captures: Path) -> list[Segment]:
             data = (begin - first.setdefault(flow[0][1] == PORT, begin) + 2**31) % 2**32 - 2**31
         if flags & ACK and flow[::-1] in isn:
             expected = (ack - isn[flow[1], flow[0]]) % 2**32
-        found.append(Segment(time, flow, at, length, data, expected, bool(flags & FIN), bool(flags & RST)))
-    return found
+        found.append(Segment(time, flow, at, length, data, expected, data_ack, bool(flags & FIN), bool(flags & RST)))
+
+    def relative_to_first(segment: Segment) -> Segment:
+        begin = first.get(segment.flow[1][1] == PORT)
+        if segment.data_ack is None or begin is None:
+            return replace(segment, data_ack=None)
+        return replace(segment, data_ack=(segment.data_ack - begin + 2**31) % 2**32 - 2**31)
+
+    # What is acknowledged first is sent later.
+    return [relative_to_first(segment) for segment in found]
 
 
-def _rows(captures: Sequence[Path]) -> Iterator[tuple[float, Flow, tuple[int, ...], int | None, int | None]]:
+def _rows(
+    captures: Sequence[Path],
+) -> Iterator[tuple[float, Flow, tuple[int, ...], int | None, int | None, int | None]]:
     fields = [argument for field in _FIELDS for argument in ("-e", field)]
     merged = subprocess.run(["mergecap", "-w", "-", *captures], capture_output=True, check=True).stdout
     # Nothing of its own analysis is needed.
@@ -81,10 +95,10 @@ def _rows(captures: Sequence[Path]) -> Iterator[tuple[float, Flow, tuple[int, ..
     command += ["-Y", "tcp", "-T", "fields", "-E", "occurrence=f", *fields]
     output = subprocess.run(command, input=merged, capture_output=True, check=True).stdout.decode()
     for line in output.splitlines():
-        time, src4, dst4, src6, dst6, sport, dport, *numbers, dsn, relative = line.split("\t")
+        time, src4, dst4, src6, dst6, sport, dport, *numbers, dsn, relative, data_ack = line.split("\t")
         flow = (src4 or src6, int(sport)), (dst4 or dst6, int(dport))
-        mapping = [int(text, 0) if text else None for text in (dsn, relative)]
-        yield float(time), flow, tuple(int(number or "0", 0) for number in numbers), mapping[0], mapping[1]
+        optional = [int(text, 0) if text else None for text in (dsn, relative, data_ack)]
+        yield float(time), flow, tuple(int(number or "0", 0) for number in numbers), *optional
 
 
 class Intervals:
@@ -156,6 +170,59 @@ def reinjection_ratio(found: Iterable[Segment]) -> float:
     connection = Intervals()
     once = sum(connection.add(segment.dsn or 0, (segment.dsn or 0) + segment.length) for segment in found)
     return (carried - once) / carried
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a witness says of the captures of one side."""
+
+    bytes: dict[Flow, tuple[int, int]]  # on each subflow in each direction, all of them and each once
+    reinjected: dict[bool, int]  # bytes towards the connecting side (True) and from it
+    data_acks: dict[bool, int]  # how many of them were acknowledged by DATA_ACK
+    fins: set[Flow]
+    resets: set[frozenset[End]]
+
+
+def findings(source: Sequence[Segment] | mptcp.Trace) -> Findings:
+    """Return what a witness says: the segments of one side's captures, by tshark, or their trace."""
+    if isinstance(source, mptcp.Trace):
+        return _of_trace(source)
+    reinjected, acks = {}, {}
+    for download in (True, False):
+        sent = [segment for segment in source if (segment.flow[0][1] == PORT) is download]
+        data = [segment for segment in sent if segment.dsn is not None and segment.length]
+        ranges = Intervals()
+        once = sum(ranges.add(segment.dsn or 0, (segment.dsn or 0) + segment.length) for segment in data)
+        reinjected[download] = sum(each for _, each in by_flow(data).values()) - once
+        others = (segment for segment in source if (segment.flow[0][1] == PORT) is not download)
+        back = [segment.data_ack for segment in others if segment.data_ack is not None]
+        # A DATA_FIN takes a number too. The data of an MP_CAPABLE precedes the first number that its option tells.
+        end = max(((segment.dsn or 0) + segment.length for segment in data), default=0)
+        early = by_flow(segment for segment in sent if segment.dsn is None and segment.length)
+        acks[download] = min(max(back, default=0), end) + sum(once for _, once in early.values())
+    fins = {segment.flow for segment in source if segment.fin}
+    resets = {frozenset(segment.flow) for segment in source if segment.reset}
+    return Findings(by_flow(source), reinjected, acks, fins, resets)
+
+
+def _of_trace(trace: mptcp.Trace) -> Findings:
+    [connection] = trace.connections
+    count, fins, resets = {}, set(), set()
+    for row in trace.subflows:
+        ends = [(str(row[f"address_{side}"]), int(row[f"port_{side}"])) for side in (0, 1)]
+        for side in (0, 1):
+            flow = ends[side], ends[1 - side]
+            total = int(row[f"bytes_{side}"])
+            count[flow] = total, total - int(row[f"retransmitted_{side}"])
+            if row[f"fin_ns_{side}"] >= 0:
+                fins.add(flow)
+        if row["reset_ns"] >= 0:
+            resets.add(frozenset(ends))
+    # Direction 1 is towards the connecting side.
+    reinjected, acks = (
+        {bool(side): int(connection[f"{name}_{side}"]) for side in (0, 1)} for name in ("reinjected", "data_acked")
+    )
+    return Findings(count, reinjected, acks, fins, resets)
 
 
 def recovery(arrivals: Iterable[tuple[float, int]], begin: float, failure: float, window: float) -> float:

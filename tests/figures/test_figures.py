@@ -1,7 +1,8 @@
-"""Figures that an independent witness confirms: transfers between two hosts, recorded and captured at both ends.
+"""Figures that two witnesses confirm: transfers between two hosts, recorded and captured at both ends.
 
-For each: the bytes of every subflow at the sender and at the receiver are the capture's, the shares are within their
-stated error, the reinjection ratio within 0.001, and the time to recover from a failure within one window.
+The captures are read by tshark and by read_trace(), and both say the same of every subflow. For each transfer: the
+bytes of every subflow at the sender and at the receiver are the capture's, the shares are within their stated error,
+the reinjection ratio within 0.001, and the time to recover from a failure within one window.
 """
 
 from __future__ import annotations
@@ -175,6 +176,7 @@ class Result:
     receiver: mptcp.Recorder
     sent: list[witness.Segment]
     arrived: list[witness.Segment]
+    traces: dict[str, mptcp.Trace]  # of the same captures as "sent" and "arrived"
     failure_ns: int | None
     stop_ns: int
 
@@ -217,12 +219,11 @@ def carry_out(case: Case, folder: Path) -> Result:
         transfer.close()
         for recorder in recorders:
             recorder.close()
-    sides = [
-        witness.segments(*(folder / f"{number}.{name}" for number in range(len(links))))
-        for name in ("client", "server")
-    ]
-    sent, arrived = reversed(sides) if case.download else sides
-    return Result(recorders[0], recorders[1], list(sent), list(arrived), transfer.failure_ns, transfer.stop_ns)
+    sides = [[folder / f"{number}.{name}" for number in range(len(links))] for name in ("client", "server")]
+    here, there = reversed(sides) if case.download else sides
+    sent, arrived = witness.segments(*here), witness.segments(*there)
+    traces = {"sent": mptcp.read_trace(*here), "arrived": mptcp.read_trace(*there)}
+    return Result(recorders[0], recorders[1], sent, arrived, traces, transfer.failure_ns, transfer.stop_ns)
 
 
 def last_rows(recorder: mptcp.Recorder) -> dict[witness.Flow, Any]:
@@ -257,6 +258,14 @@ def test_a_capture_confirms(name: str, tmp_path: Path) -> None:
         print(f"{name}: {what}: {found} of {wanted}, allowed {error}")
         if found != wanted and not abs(found - wanted) <= error:
             problems.append(f"{what}: {found}, and the capture says {wanted} (allowed: {error})")
+
+    # One witness by the other.
+    for side, segments in (("sent", result.sent), ("arrived", result.arrived)):
+        by_tshark, by_trace = witness.findings(segments), witness.findings(result.traces[side])
+        for what in ("bytes", "reinjected", "data_acks", "fins", "resets"):
+            one, other = getattr(by_tshark, what), getattr(by_trace, what)
+            if one != other:
+                problems.append(f"{side}, {what}: {one} by tshark, {other} by read_trace()")
 
     for flow, (total, once) in sent.items():
         row = here[flow]

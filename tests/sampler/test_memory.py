@@ -1,4 +1,4 @@
-"""Files are written and plots drawn without a second copy of the rows."""
+"""Files are written and read, and plots drawn, without a second copy of the rows."""
 
 from __future__ import annotations
 
@@ -38,6 +38,26 @@ print((peak() - before) / rows.nbytes)
 """
 
 
+_LOAD = """
+import sys
+import numpy as np, mptcp
+name, suffix = sys.argv[1] + "/load.", sys.argv[2]
+def peak():
+    return int(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0]) * 1024
+if sys.argv[3:] == ["save"]:
+    one = mptcp.load(sys.argv[1] + "/one.npz")
+    rows = np.tile(one.samples, 600_000 // len(one.samples))
+    rows["time_ns"] += np.arange(len(rows))
+    mptcp.Recording(rows, one.connections, [], one.metadata).save(name + suffix)
+    one.save(sys.argv[1] + "/one." + suffix)
+else:
+    mptcp.load(sys.argv[1] + "/one." + suffix)  # what is loaded at first use
+    before = peak()
+    many = mptcp.load(name + suffix)
+    print((peak() - before) / many.samples.nbytes - 1)
+"""
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("recording")
@@ -60,3 +80,13 @@ def test_memory_beside_the_rows(folder: Path, what: str, library: str, part: flo
     result = subprocess.run(command, check=True, capture_output=True, text=True, timeout=100)
     print(what, result.stdout)
     assert float(result.stdout) < part
+
+
+@pytest.mark.parametrize(("suffix", "library"), [("npz", "numpy"), ("arrow", "pyarrow"), ("parquet", "pyarrow")])
+def test_memory_beside_rows_that_are_loaded(folder: Path, suffix: str, library: str) -> None:
+    pytest.importorskip(library, reason=f"needs {library}")
+    command = [sys.executable, "-c", _LOAD, str(folder), suffix]
+    subprocess.run([*command, "save"], check=True, timeout=100)
+    result = subprocess.run(command, check=True, capture_output=True, text=True, timeout=100)
+    print(suffix, result.stdout)
+    assert float(result.stdout) < 0.7

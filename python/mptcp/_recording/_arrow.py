@@ -52,20 +52,24 @@ def table(rows: Rows, metadata: dict[str, Any]) -> pa.Table:
     return pa.Table.from_batches([batch(rows, described)], described)
 
 
-def rows_of(batches: list[pa.RecordBatch], described: pa.Schema) -> Rows:
-    """Return a structured array with the C layout of a Recorder's."""
-    dtype = np.dtype([(field.name, _numpy(field.type)) for field in described], align=True)
-    rows = np.empty(sum(len(each) for each in batches), dtype)
-    start = 0
-    for each in batches:
+class _Rows:
+    """A structured array with the C layout of a Recorder's, which grows by batches: only one of these is in memory."""
+
+    def __init__(self, described: pa.Schema) -> None:
+        self._names = described.names
+        dtype = np.dtype([(field.name, _numpy(field.type)) for field in described], align=True)
+        self.rows: Rows = np.empty(0, dtype)
+
+    def add(self, each: pa.RecordBatch) -> None:
         # A damaged file may state wrong sizes of its buffers.
         each.validate()
-        for name, column in zip(described.names, each.columns, strict=True):
+        start = len(self.rows)
+        # Large arrays grow by mremap(), which copies nothing. Nobody else has a view of them yet.
+        self.rows.resize(start + len(each), refcheck=False)
+        for name, column in zip(self._names, each.columns, strict=True):
             if column.null_count:
                 raise ValueError(f"the column {name} has missing values")
-            rows[name][start : start + len(each)] = column.to_numpy(zero_copy_only=False)
-        start += len(each)
-    return rows
+            self.rows[name][start:] = column.to_numpy(zero_copy_only=False)
 
 
 def _numpy(kind: pa.DataType) -> Any:
@@ -124,7 +128,6 @@ def read(path: Path) -> tuple[Rows, dict[str, Any]]:
 
     The metadata has ``complete``, which is False, if the file lacks its end.
     """
-    batches: list[pa.RecordBatch] = []
     with pa.memory_map(str(path)) as file:
         is_file = file.read(len(MAGIC)) == MAGIC
         end = MAGIC if is_file else _END_OF_STREAM
@@ -134,6 +137,7 @@ def read(path: Path) -> tuple[Rows, dict[str, Any]]:
         file.seek(_ALIGNED if is_file else 0)
         reader = pa.ipc.open_stream(file)
         metadata = json.loads((reader.schema.metadata or {}).get(KEY, b"{}"))
+        found = _Rows(reader.schema)
         while True:
             try:
                 each, custom = reader.read_next_batch_with_custom_metadata()
@@ -142,14 +146,14 @@ def read(path: Path) -> tuple[Rows, dict[str, Any]]:
             except (pa.ArrowInvalid, OSError):
                 complete = False  # the writer was killed while it wrote this batch
                 break
-            batches.append(each)
+            found.add(each)
             if custom is not None and KEY in custom:
                 more = json.loads(custom[KEY])
                 grown = {name: metadata.get(name, []) + more.get(name, []) for name in GROWING}
                 metadata = {**metadata, **more, **grown}
         if not complete:
             metadata = {**metadata, "complete": False}
-        return rows_of(batches, reader.schema), metadata
+        return found.rows, metadata
 
 
 def write_parquet(path: Path, rows: Rows, metadata: dict[str, Any]) -> None:
@@ -164,6 +168,9 @@ def write_parquet(path: Path, rows: Rows, metadata: dict[str, Any]) -> None:
 def read_parquet(path: Path) -> tuple[Rows, dict[str, Any]]:
     import pyarrow.parquet as parquet
 
-    read = parquet.read_table(path)
-    metadata = json.loads((read.schema.metadata or {}).get(KEY, b"{}"))
-    return rows_of(read.to_batches(), read.schema), metadata
+    with parquet.ParquetFile(path) as file:
+        described = file.schema_arrow
+        found = _Rows(described)
+        for each in file.iter_batches(_ROWS):
+            found.add(each)
+    return found.rows, json.loads((described.metadata or {}).get(KEY, b"{}"))

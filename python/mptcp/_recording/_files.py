@@ -20,7 +20,7 @@ SUFFIXES = (".npz", ".parquet", ".arrow")
 # Those that qvis opens.
 QLOG = (".qlog", ".json")
 
-# The columns before those of the kernel's structures: src/sampler/row.rs.
+# The columns before those of the kernel's structures: src/samples/row.rs.
 CONNECTIONS_HEAD = ("time_ns", "wait_ns", "token")
 SAMPLES_HEAD = (*CONNECTIONS_HEAD, "subflow", "cookie", "state", "local_id", "remote_id", "backup", "final")
 
