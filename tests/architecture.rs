@@ -326,7 +326,7 @@ fn the_checker_finds_an_arrow_up() {
     let group = "use crate::{error::Result, sys, connection::{Which, open}};";
     assert_eq!(in_file("events/mod.rs", group), "connection");
     assert_eq!(in_file("sys/mod.rs", "fn f() -> crate::netlink::Failure { todo!() }"), "netlink");
-    assert_eq!(in_file("sampler/row.rs", "use crate::options::table;"), "options", "on the same floor");
+    assert_eq!(in_file("sampler/ticks.rs", "use crate::options::table;"), "options", "on the same floor");
     assert_eq!(in_file("emulation/pool.rs", "use crate::netlink::Channel;"), "netlink");
     assert_eq!(in_file("abi/bytes.rs", "macro_rules! m { () => { $crate::py::f() }; }"), "py");
     assert_eq!(in_file("connection/open.rs", "use crate::no_such_room;"), "no_such_room");

@@ -73,6 +73,8 @@ pub struct ByDiag {
     is_stale: bool,
     /// Subflows that no reading shows any more and no notice has told of.
     gone: HashMap<u64, Target>,
+    /// Subflows that were found and that somebody else reads, unless they are closed before that.
+    of_others: HashMap<u64, Entry>,
     /// Nanoseconds that the last dump took, and a look-up of one subflow.
     dump_ns: u64,
     look_up_ns: u64,
@@ -131,6 +133,7 @@ impl ByDiag {
             batches: Vec::new(),
             is_stale: false,
             gone: HashMap::new(),
+            of_others: HashMap::new(),
             dump_ns: 0,
             look_up_ns: LOOK_UP_NS,
             tick: 0,
@@ -234,7 +237,11 @@ impl ByDiag {
         let found = std::mem::take(&mut *lock(&self.site.known.found));
         let mut changed = false;
         for entry in found.into_values() {
-            let Some(ulp) = entry.subflow.filter(|ulp| self.wants(ulp.token)) else { continue };
+            let Some(ulp) = entry.subflow else { continue };
+            if !self.wants(ulp.token) {
+                self.of_others.insert(entry.cookie, entry);
+                continue;
+            }
             if !self.targets.contains_key(&entry.cookie) && !self.gone.contains_key(&entry.cookie) {
                 let target = Target::new(entry, ulp.token, -1, time_ns);
                 self.targets.insert(entry.cookie, target);
@@ -246,6 +253,31 @@ impl ByDiag {
         if changed {
             self.is_stale = true;
         }
+    }
+
+    /// At the end of a recording: adds a row for each subflow that was found and that nobody has read. It was closed before
+    /// the tick after that, and waits for its peer.
+    pub fn read_unread(&mut self, time_ns: u64, rows: &mut Vec<RawSample>) -> Result<()> {
+        let mut unread = Vec::new();
+        for (cookie, entry) in self.of_others.drain() {
+            if let Some(ulp) = entry.subflow.filter(|_| !self.common.has_noted(cookie)) {
+                self.targets.insert(cookie, Target::new(entry, ulp.token, -1, time_ns));
+                unread.push(cookie);
+            }
+        }
+        if unread.is_empty() {
+            return Ok(());
+        }
+        self.tick += 1;
+        self.identify();
+        self.prepare(unread.clone());
+        self.look_up(time_ns, rows)?;
+        for target in unread.iter().filter_map(|cookie| self.targets.get(cookie)) {
+            if target.tick == self.tick {
+                self.common.note(&target.entry, target.token);
+            }
+        }
+        Ok(())
     }
 
     fn wants(&self, token: u32) -> bool {
@@ -393,6 +425,7 @@ impl ByDiag {
 
     /// What is known of a subflow that has ended. It is not read any more.
     pub fn end(&mut self, cookie: u64) -> Option<Target> {
+        self.of_others.remove(&cookie);
         let mut target = match self.gone.remove(&cookie) {
             Some(target) => target,
             None => {

@@ -169,6 +169,11 @@ impl Common {
         }
     }
 
+    /// Whether the subflow has been remembered.
+    fn has_noted(&self, cookie: u64) -> bool {
+        lock(&self.ends).cookies.contains(&cookie)
+    }
+
     /// Remembers a new subflow.
     fn note(&self, entry: &Entry, token: u32) {
         let Tuple { local, remote, .. } = entry.tuple;

@@ -309,6 +309,16 @@ impl Ticks {
         Ok(())
     }
 
+    /// Subflows of which an event told, and that were closed before a tick.
+    fn read_unread(&mut self) -> Result<()> {
+        let time_ns = sys::monotonic_ns();
+        for place in &mut self.places {
+            place.by_diag.read_unread(time_ns, &mut self.rows)?;
+        }
+        self.common.samples.append(&mut self.rows);
+        Ok(())
+    }
+
     /// Reads at each tick of the timer until `stop` is readable, and then once more.
     pub fn run(mut self, timer: &OwnedFd, stop: &EventFd) -> Result<()> {
         let mut fds: Vec<RawFd> = vec![timer.as_raw_fd(), stop.as_raw_fd()];
@@ -326,7 +336,7 @@ impl Ticks {
             let mut read = if ready[0] || stopped { self.tick() } else { self.read_endings() };
             if stopped {
                 // What ended while the last tick was read has no row by that.
-                read = read.and_then(|()| self.read_endings());
+                read = read.and_then(|()| self.read_endings()).and_then(|()| self.read_unread());
             }
             if let Err(error) = read {
                 // A reading that failed is a tick without rows. The next may go well.

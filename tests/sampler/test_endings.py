@@ -70,6 +70,27 @@ def test_subflows_that_live_for_less_than_a_tick_are_recorded(method: str, befor
         assert at_peer["received"] == once + (flow in fins)
 
 
+@pytest.mark.parametrize("method", ["inet_diag", "full_info", pytest.param("bpf", marks=needs_bpf)])
+def test_a_subflow_closed_before_its_first_tick_that_waits_for_its_peer(connection: Connection, method: Any) -> None:
+    """It is in no list of the connection's any more, and its socket is not destroyed when the recording ends."""
+    with mptcp.Recorder(connection.sock, 60, method=method) as recorder:
+        opened = connection.sock.open_subflow(*connection.second)
+        connection.paths[1].set(loss="100%")
+        connection.sock.close_subflow(opened)
+
+        def closed() -> bool:
+            return mptcp.EventKind.SUB_CLOSED in {event.kind for event in recorder.events}
+
+        assert eventually(closed)
+    connection.paths[1].set(loss=None)
+    assert recorder.metadata["failure"] is None
+    [row] = recorder.samples[recorder.samples["cookie"] == opened.cookie]
+    assert not row["final"]
+    assert row["state"] not in (1, 7)
+    assert row["segs_out"] > 0
+    assert opened.cookie in {each["cookie"] for each in recorder.metadata["subflows"]}
+
+
 def test_the_witness_counts_what_is_sent_again_once() -> None:
     intervals = witness.Intervals()
     added = [intervals.add(*each) for each in ((10, 20), (30, 40), (15, 35), (0, 5), (5, 10), (0, 50))]
