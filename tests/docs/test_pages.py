@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = ("index", "new-user", "ci", "tutorials/researcher", "tutorials/tester", "tutorials/application")
+PAGES = ("index", "lab", "new-user", "ci", "tutorials/researcher", "tutorials/tester", "tutorials/application")
 BLOCK = re.compile(r"^```(python|sh|text)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # It needs a package index; .ci/run installs the wheel.
 INSTALLS = "pip install"

@@ -367,7 +367,7 @@ def test_endpoints_in_a_shell(host: Host) -> None:
     added = shell(host, "endpoint", "add", address(2), "--id=4", "--interface", device, "--subflow", "--backup")
     assert added.split() == ["4", address(2), "dev", device, "subflow", "backup"]
     reported = json.loads(shell(host, "endpoint", "list", "--json"))
-    assert reported == {"endpoints": [dataclasses.asdict(host.endpoints()[0])]}
+    assert reported == {"schema": 1, "endpoints": [dataclasses.asdict(host.endpoints()[0])]}
     agrees_with_ip(host)
     shell(host, "endpoint", "change", "4", "--no-backup", "--fullmesh")
     assert host.endpoints()[0].flags == ("subflow", "fullmesh")
@@ -382,6 +382,7 @@ def test_endpoints_in_a_shell(host: Host) -> None:
 
 def test_limits_in_a_shell(host: Host) -> None:
     assert json.loads(shell(host, "limits", "--subflows", "3", "--add-addr-accepted=2", "--json")) == {
+        "schema": 1,
         "subflows": 3,
         "add_addr_accepted": 2,
     }

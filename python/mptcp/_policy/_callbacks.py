@@ -17,7 +17,12 @@ Reporter = Callable[[Policy, str, Exception], None]
 
 
 def log(policy: Policy, method: str, error: Exception) -> None:
-    LOGGER.error("%s.%s() failed", type(policy).__name__, method, exc_info=error)
+    # From the policy's own lines on, without those that called it.
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_globals.get("__package__") == __package__:
+        trace = trace.tb_next
+    told = (type(error), error, trace or error.__traceback__)
+    LOGGER.error("%s.%s() failed", type(policy).__name__, method, exc_info=told)
 
 
 class Callbacks:

@@ -6,6 +6,7 @@ import errno
 import math
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Iterable
 from types import TracebackType
@@ -20,7 +21,7 @@ from ._recording import Recording, load
 
 if TYPE_CHECKING:
     from .._rows import Rows
-    from . import _writer
+    from . import _live, _writer
 
 Source = Socket | Connection
 
@@ -78,6 +79,9 @@ class Recorder(Recording):
     ) -> None:
         self._closed = True
         self._owner = os.getpid()
+        # Of what has been taken from the sampler: live() reads it as well.
+        self._taking = threading.RLock()
+        self._live: _live.Live | None = None
         wanted = _check_sources(sources)
         _check_interval("interval", interval)
         _check_interval("connection_interval", connection_interval)
@@ -153,6 +157,38 @@ class Recorder(Recording):
             if self._writer is not None:
                 # It has written the subflows as they appeared.
                 self._writer.end({name: value for name, value in self.metadata.items() if name != "subflows"})
+        live, self._live = self._live, None
+        if live is not None:
+            live.end()
+
+    def live(self, *, interval: float = 0.5, seconds: float = 30.0) -> None:
+        """Show goodput and round-trip time by subflow in a notebook while the recording runs, and return at once.
+
+        The figure has the last ``seconds`` and is drawn again ``interval`` seconds after the last time, from 0.1 on;
+        when the recording ends it is replaced by one of all of it. It is drawn in a Python thread: the threads that
+        record are native and do not wait for it, but it uses the processor time of one figure each time.
+
+        Raises RuntimeError outside of a notebook and for a recording that has ended, ValueError for other numbers, and
+        ModuleNotFoundError without matplotlib or IPython. Not for a recording with ``path`` (ValueError), which would
+        be read back each time. Needs no privilege.
+        """
+        if not (0.1 <= interval <= _LONGEST and 0 < seconds < math.inf):
+            raise ValueError(
+                f"interval must be from 0.1 to {_LONGEST:g} seconds and seconds above 0, not {interval} and {seconds}"
+            )
+        if self._path is not None:
+            raise ValueError("live() cannot show a recording with path: record without it, and save() at the end")
+        if self._closed:
+            raise RuntimeError("live() is for a recording that is running, and this one has ended: use plot()")
+        import matplotlib.figure  # noqa: F401  # now rather than in the thread
+        from IPython.core.getipython import get_ipython
+
+        if get_ipython() is None:
+            raise RuntimeError("live() needs a notebook: elsewhere use plot(), or mptcp watch in a shell")
+        if self._live is None:
+            from . import _live
+
+            self._live = _live.Live(self, float(interval), float(seconds))
 
     @property
     def _readable(self) -> _core.Sampler:
@@ -170,15 +206,19 @@ class Recorder(Recording):
     def samples(self) -> Rows:
         if self._path is not None:
             return self._from_file().samples
-        self._samples = _joined(self._samples, self._readable.take_samples())
-        return self._samples
+        sampler = self._readable
+        with self._taking:
+            self._samples = _joined(self._samples, sampler.take_samples())
+            return self._samples
 
     @property
     def connections(self) -> Rows:
         if self._path is not None:
             return self._from_file().connections
-        self._connections = _joined(self._connections, self._readable.take_connections())
-        return self._connections
+        sampler = self._readable
+        with self._taking:
+            self._connections = _joined(self._connections, sampler.take_connections())
+            return self._connections
 
     def _from_file(self) -> Recording:
         """Return what has been streamed to the file; once it is complete, always the same object."""
@@ -194,8 +234,10 @@ class Recorder(Recording):
     def events(self) -> list[Event]:
         if self._path is not None:
             return self._from_file().events
-        self._events += self._readable.take_events()
-        return self._events
+        sampler = self._readable
+        with self._taking:
+            self._events += sampler.take_events()
+            return self._events
 
     @property
     def metadata(self) -> dict[str, Any]:

@@ -65,6 +65,11 @@ def _fill_closed_streams() -> None:
             setattr(sys, name, os.fdopen(number, mode, closefd=False))
 
 
+def whole_parser() -> argparse.ArgumentParser:
+    """Return the parser with every command, for the manual and for shells."""
+    return _parser([])
+
+
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mptcp",

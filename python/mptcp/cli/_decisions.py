@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import queue
@@ -11,7 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 
-from mptcp.cli._show import printable
+from mptcp.cli._show import as_json, printable
 
 _LOGGER = logging.getLogger("mptcp.policy")
 
@@ -67,7 +66,7 @@ class _Output(logging.Handler):
         self._lines.put(self._text(decision, record.getMessage()))
 
     def _text(self, decision: dict[str, object], words: str) -> str:
-        return json.dumps(decision) if self._as_json else printable(words)
+        return as_json(decision) if self._as_json else printable(words)
 
     def _run(self) -> None:
         while (line := self._lines.get()) is not None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from typing import TextIO
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+SCHEMA = 1
+"""The version of what --json prints. It changes with the meaning of a name, and when one goes; not when one comes."""
 
 
 def printable(line: str) -> str:
@@ -22,3 +27,8 @@ def show(*lines: str, file: TextIO | None = None) -> None:
     text = "".join(f"{printable(line)}\n" for line in lines)
     stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
     stream.flush()
+
+
+def as_json(report: Mapping[str, Any], *, indent: int | None = None) -> str:
+    """Return what --json prints: the report, and the version of its schema (docs/schemas)."""
+    return json.dumps({"schema": SCHEMA, **report}, indent=indent)

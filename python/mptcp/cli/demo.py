@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import json
 import os
 import socket
 import sys
@@ -17,6 +16,7 @@ from typing import Any
 from mptcp._core import Subflow
 from mptcp._socket import Socket
 from mptcp.cli._screen import Screen
+from mptcp.cli._show import as_json
 from mptcp.lab import two_paths
 
 SUMMARY = "open and close subflows of a transfer, in a lab of its own, and show what each carried"
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
                 transfer.run(sock, peer, join, view)
 
     if arguments.json:
-        print(json.dumps(transfer.report(), indent=2))
+        print(as_json(transfer.report(), indent=2))
     if failure := transfer.failure():
         print(f"mptcp demo: {failure}", file=sys.stderr)
         return 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import shutil
@@ -12,6 +11,7 @@ import textwrap
 from dataclasses import asdict
 
 from mptcp import _abilities
+from mptcp.cli._show import as_json
 
 SUMMARY = "try what this kernel and your privileges allow, and show how to get what is missing"
 
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
             "opens_subflows": works,
             "abilities": [asdict(finding) for finding in findings],
         }
-        print(json.dumps(report, indent=2))
+        print(as_json(report, indent=2))
     else:
         print(f"kernel {os.uname().release}, Python {platform.python_version()}, uid {os.geteuid()}\n")
         print(*_table(findings), sep="\n")

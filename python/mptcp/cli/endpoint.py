@@ -6,14 +6,13 @@ import argparse
 import dataclasses
 import errno
 import ipaddress
-import json
 import sys
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from mptcp import _endpoints
 from mptcp._endpoints import Endpoint
-from mptcp.cli._show import show
+from mptcp.cli._show import as_json, show
 from mptcp.cli.list import number
 
 SUMMARY = "list and change the endpoints of the in-kernel path manager of this network namespace"
@@ -67,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
         show(f"mptcp endpoint: {error}", file=sys.stderr)
         return 2
     if arguments.json:
-        print(json.dumps({"endpoints": [dataclasses.asdict(each) for each in endpoints]}, indent=2))
+        print(as_json({"endpoints": [dataclasses.asdict(each) for each in endpoints]}, indent=2))
     elif arguments.action == "list" and not endpoints:
         print("no endpoints")
     elif arguments.action not in ("remove", "flush"):

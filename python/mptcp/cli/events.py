@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import sys
@@ -14,7 +13,7 @@ from typing import Any
 from mptcp._address import endpoint
 from mptcp._core import Event
 from mptcp._events import Events
-from mptcp.cli._show import show
+from mptcp.cli._show import as_json, show
 from mptcp.cli.list import number
 
 SUMMARY = "print the events of connections, subflows, links and addresses in this network namespace"
@@ -36,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
                 file=sys.stderr,
             )
         for event in _taken(events, arguments.count, arguments.duration):
-            show(json.dumps(_report(event)) if arguments.json else _line(event))
+            show(as_json(_report(event)) if arguments.json else _line(event))
     return 0
 
 

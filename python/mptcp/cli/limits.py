@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 
 from mptcp import _endpoints
+from mptcp.cli._show import as_json
 from mptcp.cli.list import number
 
 SUMMARY = "print or set the limits of the in-kernel path manager of this network namespace"
@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
         _endpoints.set_limits(subflows=arguments.subflows, add_addr_accepted=arguments.add_addr_accepted)
     limits = _endpoints.get_limits()
     if arguments.json:
-        print(json.dumps(dataclasses.asdict(limits)))
+        print(as_json(dataclasses.asdict(limits)))
     else:
         print(f"subflows {limits.subflows}, add_addr_accepted {limits.add_addr_accepted}")
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ from mptcp import _proc
 from mptcp._address import endpoint
 from mptcp._connection import Connection, connections, subflows_of
 from mptcp._core import Subflow
-from mptcp.cli._show import show
+from mptcp.cli._show import as_json, show
 
 SUMMARY = "list the connections of this network namespace and their subflows"
 
@@ -49,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     found = find(arguments)
     owners = holders() if found else {}
     if arguments.json:
-        print(json.dumps({"connections": [report(*each, owners) for each in found]}, indent=2))
+        print(as_json({"connections": [report(*each, owners) for each in found]}, indent=2))
     else:
         show(*_lines(found, owners))
     return 0

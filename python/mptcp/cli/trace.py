@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from pathlib import PurePath
 from typing import Any
 
 from mptcp._address import endpoint
-from mptcp.cli._show import show
+from mptcp.cli._show import as_json, show
 
 from .list import number as _number
 from .record import seconds as _seconds
@@ -78,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
         if capture["damage"]:
             show(f"mptcp trace: {capture['path']} was not read to its end: {capture['damage']}", file=sys.stderr)
     if arguments.json:
-        print(json.dumps(_report(trace), indent=2))
+        print(as_json(_report(trace), indent=2))
     else:
         show(*_lines(trace))
     return 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import shutil
 import sys
 import time
@@ -13,7 +12,7 @@ from collections.abc import Mapping
 from mptcp._address import endpoint
 from mptcp._core import Subflow
 from mptcp.cli._screen import Screen
-from mptcp.cli._show import show
+from mptcp.cli._show import as_json, show
 from mptcp.cli.events import seconds
 from mptcp.cli.list import Found, add_choice, find, flags, holders, number, or_unknown, report, table
 
@@ -35,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
         found = find(arguments)
         rates.take(found, time.monotonic_ns())
         if arguments.json:
-            print(json.dumps(_report(found, rates)), flush=True)
+            print(as_json(_report(found, rates)), flush=True)
         else:
             lines = _lines(found, rates)
             if screen is not None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import errno
-import json
 import socket
 
 from mptcp import _explain
 from mptcp._connection import connections
-from mptcp.cli._show import show
+from mptcp.cli._show import as_json, show
 from mptcp.cli.list import number
 
 SUMMARY = "tell why connections have the subflows that they have, and no others"
@@ -47,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         namespace = [_explain.as_dict(finding) for finding in findings]
         report = {"namespace": namespace, "connections": [each.asdict() for each in explanations]}
-        print(json.dumps(report, indent=2))
+        print(as_json(report, indent=2))
         return 0
     if not explanations:
         show("no Multipath TCP connections")
