@@ -59,6 +59,12 @@ def test_the_programs_of_a_page_run(page: str, tmp_path: Path) -> None:
                 expected = ".*".join(re.escape(part) for part in following[1].split("..."))
                 assert re.fullmatch(expected, result.stdout, re.DOTALL), result.stdout
     assert ran
+    commands = "".join(text for language, text in steps if language == "sh")
+    for file in sorted(tmp_path.glob("*.py")):
+        # One that no command of the page runs is whole, too.
+        if file.name not in commands:
+            result = subprocess.run([sys.executable, file], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+            assert result.returncode == 0, f"{file.name}: {result.stderr}"
 
 
 def test_every_output_follows_a_command() -> None:
