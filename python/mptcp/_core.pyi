@@ -1041,9 +1041,14 @@ class Watcher:
     - ("answered", event): the SYN/ACK of a subflow has come
     - ("accepted", token, subflow): the peer has accepted it, or joined itself
     - ("lost", event), ("failed", event): a subflow was closed that was accepted, or that was not
+    - ("ended", event): a subflow was closed with its connection, which is about to end
     - ("ordered", token, number): a standing order is being carried out
     - ("refused", token, number, error): the command with this number failed at once
     - ("other", event): everything else, OVERRUN included, after which the reports are what changed meanwhile
+    - ("relieved",): the calling thread was stuck in a command, and another one takes the reports now
+
+    ``conn`` is a Connection. One thread at a time takes reports. The commands that it submits meanwhile are carried out
+    by its next get().
 
     Needs CAP_NET_ADMIN in the user namespace that owns the network namespace.
     """
@@ -1054,7 +1059,7 @@ class Watcher:
 
     def open(
         self,
-        native: ByToken,
+        conn: Any,
         local: Address | None,
         remote: Address | None,
         backup: bool,
@@ -1063,13 +1068,13 @@ class Watcher:
         force: bool,
         number: int,
     ) -> None:
-        """Open a subflow by another thread; what is wrong in itself is raised at once."""
+        """Open a subflow, later; what is wrong in itself is raised at once."""
 
-    def close_subflow(self, native: ByToken, subflow: Subflow, force: bool, number: int) -> None: ...
-    def set_backup(self, native: ByToken, subflow: Subflow, backup: bool, number: int) -> None: ...
+    def close_subflow(self, conn: Any, subflow: Subflow, force: bool, number: int) -> None: ...
+    def set_backup(self, conn: Any, subflow: Subflow, backup: bool, number: int) -> None: ...
     def when_lost(
         self,
-        native: ByToken,
+        conn: Any,
         what: Subflow | str,
         local: Address | None,
         remote: Address | None,
@@ -1079,8 +1084,14 @@ class Watcher:
     ) -> int | None:
         """Leave a standing order; return the number of the one that it replaces."""
 
-    def take_back(self, native: ByToken, what: Subflow | str) -> int | None:
+    def take_back(self, conn: Any, what: Subflow | str) -> int | None:
         """Take a standing order back; return its number, None if there is none or it has been carried out."""
+
+    def stand_by(self) -> bool:
+        """Wait until it is the calling thread's turn to take reports; False if it is not needed, and at the end."""
+
+    def carries_out(self) -> bool:
+        """Return whether the thread that takes reports carries out a command at this moment."""
 
     def links(self) -> list[Event]: ...
     def close(self) -> None: ...

@@ -396,6 +396,12 @@ class _Kernel:
     def close(self) -> None:
         self.reports.clear()
 
+    def stand_by(self) -> bool:
+        return False  # a bench has no threads
+
+    def carries_out(self) -> bool:
+        return False
+
     def has_interface(self, name: str) -> bool:
         return name in self.interfaces
 

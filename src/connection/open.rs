@@ -6,6 +6,7 @@
 //! a subflow that vanished did so.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -118,8 +119,23 @@ pub struct Plan {
     namespace: Arc<Namespace>,
     known: Arc<Known>,
     ends: Ends,
-    /// The request, as error messages name it.
-    name: String,
+    name: Name,
+}
+
+/// The request, as error messages name it.
+#[derive(Debug, Clone, Copy)]
+struct Name {
+    local: SocketAddr,
+    remote: SocketAddr,
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.local.port() {
+            0 => write!(f, "subflow {} -> {}", self.local.ip(), self.remote),
+            _ => write!(f, "subflow {} -> {}", self.local, self.remote),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -172,10 +188,7 @@ impl Plan {
             )
             .because(Cause::DeniedByPeer));
         }
-        let name = match ends.local.port() {
-            0 => format!("subflow {} -> {}", ends.local.ip(), ends.remote),
-            _ => format!("subflow {} -> {}", ends.local, ends.remote),
-        };
+        let name = Name { local: ends.local, remote: ends.remote };
         Ok(Plan { namespace, known, ends, name })
     }
 

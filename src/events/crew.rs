@@ -2,21 +2,30 @@
 //! which its owner may hold for any length of time.
 //!
 //! They are all alike. One of them reads; when there is a command, that one is awake already, so it carries the command out
-//! and leaves the reading to another. Commands of one connection stay in order, and wait for no other connection.
+//! and reads on. If that takes it longer than [`LATE`], a timer has woken another one meanwhile, which reads and carries
+//! other commands out. Commands of one connection stay in order, and wait for no other connection. A thread outside the
+//! crew may take commands too, see [`super::guest`].
 
 use std::collections::{HashSet, VecDeque};
 use std::fmt;
+use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::sys::lock::lock;
+use crate::sys::wait::{self, EventFd, Timer};
 
 /// How many threads there are at most: so many connections but one may be stuck at a time.
 const MOST: usize = 32;
 
 /// How many wait for commands when there are none.
 const KEPT: usize = 1;
+
+/// How long the one that reads may be at a command before another one reads. To wake that at once would delay the command:
+/// it takes as long as the command itself.
+pub const LATE: Duration = Duration::from_millis(2);
 
 /// How long the end waits for commands that are being carried out.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -47,6 +56,8 @@ struct State {
     reads: bool,
     /// That thread is awake, and looks for commands before it waits again.
     attends: bool,
+    /// The timer runs.
+    is_timed: bool,
     ended: bool,
 }
 
@@ -62,15 +73,28 @@ impl State {
     }
 }
 
-#[derive(Default)]
 pub struct Crew {
     state: Mutex<State>,
+    /// For the end.
     changed: Condvar,
+    /// For the thread that waits for commands: there are some, and it may be needed to read.
+    bell: EventFd,
+    timer: Timer,
     /// How many commands wait, to look at without the lock.
     waiting: AtomicUsize,
 }
 
 impl Crew {
+    pub fn new() -> io::Result<Crew> {
+        Ok(Crew {
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            bell: EventFd::new()?,
+            timer: Timer::new()?,
+            waiting: AtomicUsize::new(0),
+        })
+    }
+
     /// Counts a thread that is about to be started; false if there are enough, or it is over.
     pub fn begin(&self) -> bool {
         let mut state = lock(&self.state);
@@ -102,15 +126,41 @@ impl Crew {
             return false; // looked at before it waits; or by the thread that has the connection's command before this
         }
         if state.idle > 0 {
-            self.changed.notify_one();
+            self.bell.set();
             return false;
         }
         true
     }
 
-    /// Whether commands wait, as far as can be seen without the lock.
+    /// Adds a command that the caller is about to take, or has others take.
+    pub fn put(&self, token: u32, job: Job) {
+        let mut state = lock(&self.state);
+        state.jobs.push_back((token, job));
+        self.waiting.store(state.jobs.len(), Ordering::Relaxed);
+    }
+
+    /// A command for a thread outside the crew, which calls `put_down` when it is carried out.
+    pub fn take(&self) -> Option<(u32, Job)> {
+        if self.waiting.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        let mut state = lock(&self.state);
+        let (token, job) = state.take().filter(|_| !state.ended)?;
+        self.waiting.store(state.jobs.len(), Ordering::Relaxed);
+        state.busy.insert(token);
+        Some((token, job))
+    }
+
+    /// A command that was taken is carried out; true if others wait.
+    pub fn put_down(&self, token: u32) -> bool {
+        let mut state = lock(&self.state);
+        state.busy.remove(&token);
+        state.can_take()
+    }
+
+    /// Whether there are commands to take.
     pub fn has_jobs(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed) > 0
+        lock(&self.state).can_take()
     }
 
     /// Whether the thread that reads goes on, and waits next.
@@ -144,7 +194,7 @@ impl Crew {
         self.find(lock(&self.state))
     }
 
-    fn find(&self, mut state: MutexGuard<'_, State>) -> Next {
+    fn find<'a>(&'a self, mut state: MutexGuard<'a, State>) -> Next {
         loop {
             if state.ended {
                 break;
@@ -154,8 +204,9 @@ impl Crew {
                 self.waiting.store(state.jobs.len(), Ordering::Relaxed);
                 state.busy.insert(token);
                 let needs_deputy = !state.reads && state.idle == 0;
-                if !state.reads && state.idle > 0 {
-                    self.changed.notify_one();
+                if !state.reads && state.idle > 0 && !state.is_timed {
+                    state.is_timed = true;
+                    self.timer.set(LATE);
                 }
                 return Next::Job { token, job, needs_deputy };
             }
@@ -167,8 +218,18 @@ impl Crew {
                 break;
             }
             state.idle += 1;
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            drop(state);
+            let ready = wait::readable([self.bell.as_raw_fd(), self.timer.as_raw_fd()], None);
+            state = lock(&self.state);
             state.idle -= 1;
+            let [rung, timed] = ready.unwrap_or([false; 2]);
+            if rung {
+                self.bell.reset();
+            }
+            if timed {
+                self.timer.reset();
+                state.is_timed = false;
+            }
         }
         state.threads -= 1;
         self.changed.notify_all();
@@ -178,7 +239,7 @@ impl Crew {
     /// No more is done: a thread that finds this ends.
     pub fn refuse(&self) {
         lock(&self.state).ended = true;
-        self.changed.notify_all();
+        self.bell.set();
     }
 
     /// Ends the threads. Commands that wait are not carried out. One that is stuck is left behind with its thread, which no
@@ -187,7 +248,7 @@ impl Crew {
         let mut state = lock(&self.state);
         state.ended = true;
         let jobs = std::mem::take(&mut state.jobs);
-        self.changed.notify_all();
+        self.bell.set();
         let deadline = Instant::now() + PATIENCE;
         while state.threads > 0 {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -223,7 +284,7 @@ mod tests {
 
     #[test]
     fn commands_of_a_connection_are_in_order_and_wait_for_no_other() {
-        let crew = Crew::default();
+        let crew = Crew::new().unwrap();
         let (told, heard) = mpsc::channel();
         for _ in 0..3 {
             assert!(crew.begin());
@@ -244,22 +305,37 @@ mod tests {
 
     #[test]
     fn who_reads_is_asked_only_while_it_waits() {
-        let crew = Crew::default();
+        let crew = Crew::new().unwrap();
         assert!(crew.begin());
         assert!(matches!(crew.next(), Next::Read));
         assert!(crew.goes_on_reading());
         assert!(crew.submit(1, Box::new(|| {})), "it has to be woken");
         crew.attend();
         assert!(!crew.submit(2, Box::new(|| {})), "it is awake");
-        assert!(!crew.goes_on_reading() && crew.has_jobs());
+        assert!(crew.has_jobs() && !crew.goes_on_reading());
         let Next::Job { token: 1, needs_deputy: true, .. } = crew.stop_reading() else {
             panic!("not the first command, with nobody left to read")
         };
     }
 
     #[test]
+    fn another_thread_takes_commands_of_connections_that_are_not_busy() {
+        let crew = Crew::new().unwrap();
+        for token in [1, 1, 2] {
+            crew.put(token, Box::new(|| {}));
+        }
+        assert!(crew.begin());
+        let (first, _) = crew.take().unwrap();
+        assert_eq!((first, job_of(crew.next()).0), (1, 2));
+        assert!(crew.take().is_none() && !crew.has_jobs(), "the other command waits for the first");
+        assert!(crew.put_down(1) && crew.has_jobs());
+        assert_eq!(crew.take().unwrap().0, 1);
+        assert!(!crew.put_down(1));
+    }
+
+    #[test]
     fn the_number_of_threads_is_bounded_and_reading_never_stops() {
-        let crew = Crew::default();
+        let crew = Crew::new().unwrap();
         assert_eq!((0..2 * MOST).filter(|_| crew.begin()).count(), MOST);
         assert!(matches!(crew.next(), Next::Read));
         for token in 0..2 * MOST as u32 {
@@ -273,7 +349,7 @@ mod tests {
 
     #[test]
     fn the_end_waits_for_no_command_that_is_stuck() {
-        let crew = Crew::default();
+        let crew = Crew::new().unwrap();
         assert!(crew.begin());
         crew.submit(1, Box::new(|| {}));
         let _stuck = job_of(crew.next());

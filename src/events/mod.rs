@@ -3,6 +3,7 @@
 pub mod crew;
 pub mod ends;
 pub mod event;
+pub mod guest;
 pub mod history;
 pub mod links;
 pub mod reader;
@@ -149,7 +150,12 @@ impl Events {
         wait::readable([self.fd()], timeout).map(|[ready]| ready)
     }
 
-    /// Readable while there is something to take, and when it is over.
+    /// Says that the caller waits for `fd` next, or that it is awake and takes what there is before it waits again.
+    pub fn set_awake(&self, is_awake: bool) {
+        self.subscription.set_awake(is_awake);
+    }
+
+    /// Readable while there is something to take, and when it is over; but not while the subscriber is awake.
     pub fn fd(&self) -> RawFd {
         self.subscription.descriptor().map_or(-1, AsRawFd::as_raw_fd)
     }

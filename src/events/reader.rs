@@ -7,7 +7,7 @@
 //! subflow dies. In both cases it also reads links and addresses while a subscriber wants them.
 //!
 //! The thread is one of a [`Crew`]: before it carries a command out, which may wait for a connection's lock, it has
-//! another one read. Who waits for events of the kernel may also read them itself, see [`Reader::read`].
+//! another one read. While a [`Guest`] waits for events and reads them itself, no thread of the crew is woken by them.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -24,6 +24,7 @@ use crate::error::{Error, Result};
 use crate::events::crew::{Crew, Job, Next};
 use crate::events::ends::{Ends, Listener, Rounds};
 use crate::events::event::{self, Event, Kind};
+use crate::events::guest::Guest;
 use crate::events::history::History;
 use crate::events::links::Watch;
 use crate::events::snapshot::{self, Snapshot};
@@ -50,10 +51,6 @@ const ABSENCE: Duration = Duration::from_millis(100);
 
 /// How many datagrams are read from one socket before the others.
 const TURN: usize = 256;
-
-/// How long the thread that reads looks for commands without a pause after an event that usually has some follow: waking
-/// it again would take longer than they do.
-const ATTENTION: Duration = Duration::from_micros(300);
 
 /// Sees each event before it is passed to subscribers.
 pub trait Observer: fmt::Debug + Send + Sync {
@@ -136,9 +133,11 @@ struct Inner {
     socket: Arc<socket2::Socket>,
     wake: EventFd,
     stop: AtomicBool,
-    /// An event was passed on that commands usually follow.
-    expects: AtomicBool,
+    /// Who reads events in the crew's place.
+    guest: Mutex<Weak<Guest>>,
     subscribers: Mutex<Subscribers>,
+    /// Who is still to be woken for events that commands come before.
+    unaware: Mutex<Vec<Arc<Subscription>>>,
     /// Links, while a subscriber wants their events.
     watch: Mutex<Weak<Watch>>,
     /// The ends of connections, where events come from the kernel.
@@ -190,16 +189,18 @@ impl Reader {
         netlink::ask_for_room(&socket, RECEIVE_BUFFER);
         let wake = EventFd::new().map_err(|error| Error::call("eventfd", &error))?;
         let buffer = receive_buffer().map_err(|error| Error::call("reading events", &error))?;
+        let crew = Crew::new().map_err(|error| Error::call("eventfd", &error))?;
         let inner = Arc::new(Inner {
             origin,
             reading: Mutex::new(Reading { buffer, rounds: Rounds::default() }),
-            crew: Crew::default(),
+            crew,
             observers: Mutex::default(),
             socket,
             wake,
             stop: AtomicBool::new(false),
-            expects: AtomicBool::new(false),
+            guest: Mutex::default(),
             subscribers: Mutex::default(),
+            unaware: Mutex::default(),
             watch: Mutex::default(),
             ends,
             history: History::default(),
@@ -278,22 +279,56 @@ impl Reader {
         self.inner.start_deputy();
     }
 
-    /// Has a command carried out by another thread: after those of the same connection, whatever others wait for.
-    pub fn submit(&self, token: u32, job: Job) {
-        self.inner.submit(token, job);
+    /// Has a command carried out by the guest if that submits it, and otherwise by another thread: after those of the same
+    /// connection, whatever others wait for.
+    pub fn submit(&self, guest: &Guest, token: u32, job: Job) {
+        if guest.takes_commands() {
+            self.inner.crew.put(token, job);
+        } else {
+            self.inner.submit(token, job);
+        }
     }
 
-    /// The sockets that a thread may wait on to read events itself, by `read`, when one of them is readable.
-    pub fn sockets(&self) -> [RawFd; 2] {
+    /// Has a guest read events in the crew's place while it lives, by `sockets` and `read`.
+    pub fn invite(&self, guest: &Arc<Guest>) {
+        *lock(&self.inner.guest) = Arc::downgrade(guest);
+        self.wake();
+    }
+
+    /// Carries out the commands that wait, if the calling thread is the guest; false if another one has taken its place
+    /// meanwhile.
+    pub fn carry_out(&self, guest: &Guest) -> bool {
+        if !guest.is_here() {
+            return true;
+        }
+        while let Some((token, job)) = self.inner.crew.take() {
+            guest.begin();
+            job();
+            let others_wait = self.inner.crew.put_down(token);
+            if !guest.finish() {
+                if others_wait {
+                    self.wake();
+                }
+                return false;
+            }
+        }
+        true
+    }
+
+    /// The sockets that a guest may wait on to read events itself, by `read`, when one of them is readable; none where
+    /// only the crew can read.
+    pub fn sockets(&self) -> Option<[RawFd; 2]> {
+        let Origin::Netlink { .. } = self.inner.origin else { return None };
         let links = lock(&self.inner.watch).upgrade().map_or(-1, |watch| watch.fd());
-        [self.inner.socket.as_raw_fd(), links]
+        Some([self.inner.socket.as_raw_fd(), links])
     }
 
     /// Reads the events that are there, and passes them to their subscribers, in the place of the thread that does so:
     /// who waits for them is woken by the kernel, and not by that thread.
     pub fn read(&self, [source, links]: [bool; 2]) {
-        if let (Origin::Netlink { .. }, true) = (&self.inner.origin, source || links) {
+        if source || links {
             self.inner.read_sockets(&mut lock(&self.inner.reading).buffer, source, links);
+            self.inner.wake_subscribers();
         }
     }
 
@@ -398,15 +433,19 @@ impl Inner {
             }
         };
         while self.crew.goes_on_reading() {
-            let watch = lock(&self.watch).upgrade();
-            let watched: RawFd = watch.as_ref().map_or(-1, |watch| watch.fd());
-            drop(watch);
+            self.wake_subscribers();
+            let watched: RawFd = lock(&self.watch).upgrade().map_or(-1, |watch| watch.fd());
+            let guest = lock(&self.guest).upgrade();
+            let timer = guest.as_ref().map_or(-1, |guest| guest.timer().as_raw_fd());
+            let [source, watched] = match guest.as_ref().is_some_and(|guest| guest.reads()) {
+                true => [-1, -1],
+                false => [self.socket.as_raw_fd(), watched],
+            };
             let timeout =
                 polling.as_ref().map_or_else(|| lock(&self.reading).rounds.timeout(), Polling::timeout);
-            let fds = [self.wake.as_raw_fd(), self.socket.as_raw_fd(), watched];
-            let ready = wait::readable(fds, timeout);
+            let ready = wait::readable([self.wake.as_raw_fd(), source, watched, timer], timeout);
             self.crew.attend();
-            let [woken, source, links] = match ready {
+            let [woken, source, links, timed] = match ready {
                 Ok(ready) => ready,
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
                 Err(_) => return self.crew.refuse(),
@@ -417,26 +456,24 @@ impl Inner {
                     return;
                 }
             }
+            if let Some(guest) = guest.filter(|_| timed) {
+                guest.timer().reset();
+                guest.look();
+            }
             let mut reading = lock(&self.reading);
             let Reading { buffer, rounds } = &mut *reading;
-            let concerns = match &mut polling {
+            match &mut polling {
                 Some(polling) => {
                     self.read_sockets(buffer, false, links);
                     polling.go_on(source, buffer);
-                    false
                 }
                 None => {
-                    // Another thread may have read them meanwhile, and told its subscriber.
+                    // The guest may have read them meanwhile.
                     self.read_sockets(buffer, source, links);
-                    self.look_for_ends(rounds, buffer);
-                    source || links
-                }
-            };
-            drop(reading);
-            if concerns && self.expects.swap(false, Ordering::Relaxed) {
-                let end = Instant::now() + ATTENTION;
-                while !self.crew.has_jobs() && Instant::now() < end {
-                    std::thread::yield_now();
+                    // Commands that events have led to come first.
+                    if !self.crew.has_jobs() {
+                        self.look_for_ends(rounds, buffer);
+                    }
                 }
             }
         }
@@ -556,17 +593,28 @@ impl Inner {
     }
 
     fn dispatch(&self, event: &Event) {
+        let mut comes_later = false;
         for observer in lock(&self.observers).iter().filter_map(Weak::upgrade) {
             for (token, job) in observer.observe(event) {
                 self.submit(token, job);
-            }
-            if matches!(event.kind, Kind::SubClosed | Kind::LinkDown) {
-                self.expects.store(true, Ordering::Relaxed);
+                comes_later = true;
             }
         }
         self.history.note(event);
         for subscriber in lock(&self.subscribers).of(event.token) {
-            subscriber.push(event);
+            // Another thread that is woken delays the commands.
+            if comes_later {
+                subscriber.push_silently(event);
+                lock(&self.unaware).push(subscriber);
+            } else {
+                subscriber.push(event);
+            }
+        }
+    }
+
+    fn wake_subscribers(&self) {
+        for subscriber in std::mem::take(&mut *lock(&self.unaware)) {
+            subscriber.tell();
         }
     }
 

@@ -55,11 +55,23 @@ struct Queue {
     items: VecDeque<Item>,
     /// No more will come.
     over: bool,
+    /// The descriptor is readable.
+    is_set: bool,
+    /// The subscriber looks before it waits, so the descriptor is left alone.
+    is_awake: bool,
+    /// How many threads wait in `next`.
+    waiting: usize,
 }
 
 impl Queue {
     fn is_empty(&self) -> bool {
         self.read_back.is_empty() && self.items.is_empty()
+    }
+
+    fn finish(&mut self) {
+        self.read_back.clear();
+        self.items.clear();
+        self.over = true;
     }
 }
 
@@ -92,7 +104,9 @@ impl Subscription {
                 None => {}
             }
             let left = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;
+            queue.waiting += 1;
             queue = self.ready.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
+            queue.waiting -= 1;
         }
     }
 
@@ -108,9 +122,10 @@ impl Subscription {
         };
         if let (Filter::Token(_), Item::Event(Event { kind: Kind::Closed, .. })) = (self.filter, &item) {
             // A later connection may get the token.
-            *queue = Queue { over: true, ..Queue::default() };
+            queue.finish();
         }
-        if queue.is_empty() && !queue.over {
+        if queue.is_empty() && !queue.over && queue.is_set {
+            queue.is_set = false;
             if let Some(descriptor) = &self.descriptor {
                 descriptor.reset();
             }
@@ -125,8 +140,17 @@ impl Subscription {
     /// Ends it: nothing more is taken, and a waiting thread returns.
     pub fn end(&self) {
         let mut queue = lock(&self.queue);
-        *queue = Queue { over: true, ..Queue::default() };
-        self.wake();
+        queue.finish();
+        self.wake(&mut queue);
+    }
+
+    /// The subscriber is about to wait for the descriptor, or is awake again: while it is, the descriptor is not kept.
+    pub fn set_awake(&self, is_awake: bool) {
+        let mut queue = lock(&self.queue);
+        queue.is_awake = is_awake;
+        if !is_awake && (queue.over || !queue.is_empty()) {
+            self.wake(&mut queue);
+        }
     }
 
     /// What was read back after a loss that was taken: it is taken next.
@@ -134,7 +158,7 @@ impl Subscription {
         let mut queue = lock(&self.queue);
         if !queue.over {
             queue.read_back = events.into();
-            self.wake();
+            self.wake(&mut queue);
         }
     }
 
@@ -143,25 +167,43 @@ impl Subscription {
         let mut queue = lock(&self.queue);
         if !queue.over {
             queue.items.push_front(Item::Lost(loss));
-            self.wake();
+            self.wake(&mut queue);
         }
     }
 
     pub fn push(&self, event: &Event) {
+        if self.filter.wants(event) && self.add(Item::Event(event.clone())) {
+            self.tell();
+        }
+    }
+
+    /// The same, but `tell` is called later: until then who waits is not woken.
+    pub fn push_silently(&self, event: &Event) {
         if self.filter.wants(event) {
             self.add(Item::Event(event.clone()));
         }
     }
 
-    /// The kernel dropped events.
-    pub fn lost(&self, loss: &Arc<Loss>) {
-        self.add(Item::Lost(Arc::clone(loss)));
+    /// Wakes who waits, if there is something to take.
+    pub fn tell(&self) {
+        let mut queue = lock(&self.queue);
+        if !queue.is_empty() {
+            self.wake(&mut queue);
+        }
     }
 
-    fn add(&self, item: Item) {
+    /// The kernel dropped events.
+    pub fn lost(&self, loss: &Arc<Loss>) {
+        if self.add(Item::Lost(Arc::clone(loss))) {
+            self.tell();
+        }
+    }
+
+    /// True if the subscriber may wait: there was nothing to take before.
+    fn add(&self, item: Item) -> bool {
         let mut queue = lock(&self.queue);
         if queue.over {
-            return;
+            return false;
         }
         if queue.items.len() >= CAPACITY {
             queue.items.clear();
@@ -169,17 +211,18 @@ impl Subscription {
         }
         let was_empty = queue.is_empty();
         queue.items.push_back(item);
-        if was_empty {
-            self.wake();
-        }
+        was_empty
     }
 
     /// With the queue locked, so that the descriptor is readable exactly while there is something to take.
-    fn wake(&self) {
-        if let Some(descriptor) = &self.descriptor {
+    fn wake(&self, queue: &mut Queue) {
+        if let Some(descriptor) = self.descriptor.as_ref().filter(|_| !queue.is_set && !queue.is_awake) {
+            queue.is_set = true;
             descriptor.set();
         }
-        self.ready.notify_all();
+        if queue.waiting > 0 {
+            self.ready.notify_all();
+        }
     }
 }
 
@@ -219,6 +262,31 @@ mod tests {
         assert!(readable(&subscription));
         subscription.take().unwrap();
         assert!(!readable(&subscription));
+    }
+
+    #[test]
+    fn who_is_awake_is_woken_once_it_waits() {
+        let readable = |subscription: &Subscription| {
+            use std::os::fd::AsRawFd;
+            let fd = subscription.descriptor().unwrap().as_raw_fd();
+            sys::wait::readable([fd], Some(std::time::Duration::ZERO)).unwrap()[0]
+        };
+        let subscription = Subscription::new(Filter::Namespace, Some(EventFd::new().unwrap()));
+        subscription.set_awake(true);
+        subscription.push(&event(1));
+        assert!(!readable(&subscription));
+        subscription.set_awake(false);
+        assert!(readable(&subscription));
+        subscription.take().unwrap();
+        assert!(!readable(&subscription));
+        subscription.push_silently(&event(2));
+        assert!(!readable(&subscription));
+        subscription.tell();
+        assert!(readable(&subscription));
+        subscription.set_awake(true);
+        subscription.end();
+        subscription.set_awake(false);
+        assert!(readable(&subscription) && subscription.is_over());
     }
 
     #[test]

@@ -3,8 +3,9 @@
 use std::sync::{Arc, Mutex};
 
 use pyo3::exceptions::PyTypeError;
+use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyTuple};
+use pyo3::types::{PyDict, PyString, PyTuple};
 
 use super::address::to_tuple;
 use super::by_token::ByToken;
@@ -15,6 +16,7 @@ use super::subflow::Subflow;
 use super::timeout::Timeout;
 use crate::connection::by_token;
 use crate::error::{Error, Result};
+use crate::events::guest::Guest;
 use crate::namespace::Namespace;
 use crate::sys::lock::lock;
 use crate::watcher::commands::Outcome;
@@ -23,11 +25,14 @@ use crate::watcher::{self, Ends, Report};
 
 /// A watcher of the network namespace that a socket belongs to.
 #[pyclass(frozen, module = "mptcp._core")]
-pub struct Watcher(Mutex<Option<Arc<watcher::Watcher>>>);
+pub struct Watcher {
+    open: Mutex<Option<Arc<watcher::Watcher>>>,
+    guest: Arc<Guest>,
+}
 
 impl Watcher {
     fn open_watcher(&self) -> Option<Arc<watcher::Watcher>> {
-        lock(&self.0).clone()
+        lock(&self.open).clone()
     }
 
     /// Runs an operation of the core without the GIL. Of a closed one nothing is asked any more.
@@ -49,7 +54,8 @@ impl Watcher {
     fn new(py: Python<'_>, fd: i32) -> PyResult<Watcher> {
         let start = || watcher::Watcher::start(Namespace::of_socket(fd)?);
         let watcher = py.detach(start).map_err(|error| to_py(py, error))?;
-        Ok(Watcher(Mutex::new(Some(Arc::new(watcher)))))
+        let guest = Arc::clone(watcher.guest());
+        Ok(Watcher { open: Mutex::new(Some(Arc::new(watcher))), guest })
     }
 
     /// The next report, or None: after `timeout` seconds, or when no more will come. `owners` has the Python objects of
@@ -81,7 +87,7 @@ impl Watcher {
     fn open(
         &self,
         py: Python<'_>,
-        native: &Bound<'_, ByToken>,
+        conn: &Bound<'_, PyAny>,
         local: &Bound<'_, PyAny>,
         remote: &Bound<'_, PyAny>,
         backup: bool,
@@ -91,6 +97,7 @@ impl Watcher {
         number: u64,
     ) -> PyResult<()> {
         let request = request(local, remote, backup, interface, local_id, force)?;
+        let native = native(conn)?;
         let connection = &native.get().0;
         self.call(py, |watcher| watcher.open(connection, &request, number))
     }
@@ -99,12 +106,13 @@ impl Watcher {
     fn close_subflow(
         &self,
         py: Python<'_>,
-        native: &Bound<'_, ByToken>,
+        conn: &Bound<'_, PyAny>,
         subflow: &Bound<'_, Subflow>,
         force: bool,
         number: u64,
     ) -> PyResult<()> {
-        let (connection, ends) = of_subflow(py, native, subflow)?;
+        let native = native(conn)?;
+        let (connection, ends) = of_subflow(py, &native, subflow)?;
         self.call(py, |watcher| {
             watcher.close(connection, ends, force, number);
             Ok(())
@@ -115,12 +123,13 @@ impl Watcher {
     fn set_backup(
         &self,
         py: Python<'_>,
-        native: &Bound<'_, ByToken>,
+        conn: &Bound<'_, PyAny>,
         subflow: &Bound<'_, Subflow>,
         backup: bool,
         number: u64,
     ) -> PyResult<()> {
-        let (connection, ends) = of_subflow(py, native, subflow)?;
+        let native = native(conn)?;
+        let (connection, ends) = of_subflow(py, &native, subflow)?;
         self.call(py, |watcher| {
             watcher.set_backup(connection, ends, backup, number);
             Ok(())
@@ -133,7 +142,7 @@ impl Watcher {
     fn when_lost(
         &self,
         py: Python<'_>,
-        native: &Bound<'_, ByToken>,
+        conn: &Bound<'_, PyAny>,
         what: &Bound<'_, PyAny>,
         local: &Bound<'_, PyAny>,
         remote: &Bound<'_, PyAny>,
@@ -141,17 +150,29 @@ impl Watcher {
         interface: Option<String>,
         number: u64,
     ) -> PyResult<Option<u64>> {
-        let what = self::what(native, what)?;
+        let native = native(conn)?;
+        let what = self::what(&native, what)?;
         let request = request(local, remote, backup, interface, None, false)?;
         let connection = &native.get().0;
         self.call(py, |watcher| watcher.when_lost(connection, what, &request, number))
     }
 
     /// Takes a standing order back; its number, unless it has been carried out, or there was none.
-    fn take_back(&self, native: &Bound<'_, ByToken>, what: &Bound<'_, PyAny>) -> PyResult<Option<u64>> {
-        let what = self::what(native, what)?;
+    fn take_back(&self, conn: &Bound<'_, PyAny>, what: &Bound<'_, PyAny>) -> PyResult<Option<u64>> {
+        let native = native(conn)?;
+        let what = self::what(&native, what)?;
         let token = native.get().0.token();
         Ok(self.open_watcher().and_then(|watcher| watcher.take_back(token, &what)))
+    }
+
+    /// For a thread that takes reports: True when it is its turn; False if it is not needed, and at the end.
+    fn stand_by(&self, py: Python<'_>) -> bool {
+        self.open_watcher().is_some() && py.detach(|| self.guest.stand_by())
+    }
+
+    /// Whether the thread that takes the reports carries out a command at this moment.
+    fn carries_out(&self) -> bool {
+        self.guest.works()
     }
 
     /// LINK_UP and ADDRESS_ADDED of the links that are up and the addresses there are.
@@ -161,12 +182,17 @@ impl Watcher {
 
     /// Ends it, and with it what it holds: who waits for a report goes on.
     fn close(&self, py: Python<'_>) {
-        let watcher = lock(&self.0).take();
+        let watcher = lock(&self.open).take();
         if let Some(watcher) = watcher {
             watcher.end();
             py.detach(|| drop(watcher));
         }
     }
+}
+
+/// The native companion of a mptcp.Connection.
+fn native<'py>(conn: &Bound<'py, PyAny>) -> PyResult<Bound<'py, ByToken>> {
+    Ok(conn.getattr(intern!(conn.py(), "_native"))?.cast_into()?)
 }
 
 /// The connection of a subflow, and its ends.
@@ -200,7 +226,7 @@ fn as_tuple<'py>(
     report: Report,
     owners: &Bound<'py, PyDict>,
 ) -> PyResult<Option<Bound<'py, PyTuple>>> {
-    let of_event = |name, event| (name, Event(event)).into_pyobject(py);
+    let of_event = |name: &Bound<'py, PyString>, event| (name, Event(event)).into_pyobject(py);
     Ok(Some(match report {
         Report::Connection { connection, accepted } => {
             let ends = |(local, remote)| Ok((to_tuple(py, local)?, to_tuple(py, remote)?));
@@ -221,9 +247,11 @@ fn as_tuple<'py>(
         Report::Outcome(Outcome::Refused { token, number, error }) => {
             ("refused", token, number, to_py(py, error)).into_pyobject(py)?
         }
-        Report::Answered(event) => of_event("answered", event)?,
-        Report::Lost(event) => of_event("lost", event)?,
-        Report::Failed(event) => of_event("failed", event)?,
-        Report::Other(event) => of_event("other", event)?,
+        Report::Answered(event) => of_event(intern!(py, "answered"), event)?,
+        Report::Lost(event) => of_event(intern!(py, "lost"), event)?,
+        Report::Failed(event) => of_event(intern!(py, "failed"), event)?,
+        Report::Ended(event) => of_event(intern!(py, "ended"), event)?,
+        Report::Relieved => ("relieved",).into_pyobject(py)?,
+        Report::Other(event) => of_event(intern!(py, "other"), event)?,
     }))
 }

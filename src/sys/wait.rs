@@ -1,4 +1,4 @@
-//! Waiting for descriptors: a counter that wakes who waits, and poll.
+//! Waiting for descriptors: a counter that wakes who waits, a timer, and poll.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -30,6 +30,41 @@ impl EventFd {
 }
 
 impl AsRawFd for EventFd {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+/// A descriptor that becomes readable after a time (timerfd).
+#[derive(Debug)]
+pub struct Timer(File);
+
+impl Timer {
+    pub fn new() -> io::Result<Timer> {
+        let flags = libc::TFD_CLOEXEC | libc::TFD_NONBLOCK;
+        // SAFETY: no pointers; the descriptor is new and ours.
+        let fd = unsafe { OwnedFd::from_raw_fd(check(libc::timerfd_create(libc::CLOCK_MONOTONIC, flags))?) };
+        Ok(Timer(File::from(fd)))
+    }
+
+    /// Readable `after` so long, which must not be zero; not before, even if it was set to another time.
+    pub fn set(&self, after: Duration) {
+        let zero = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        let value = libc::timespec {
+            tv_sec: after.as_secs().try_into().unwrap_or(libc::time_t::MAX),
+            tv_nsec: after.subsec_nanos().into(),
+        };
+        let value = libc::itimerspec { it_interval: zero, it_value: value };
+        // SAFETY: the pointer is of a value that outlives the call; no old value is asked for.
+        let _ = unsafe { libc::timerfd_settime(self.0.as_raw_fd(), 0, &value, std::ptr::null_mut()) };
+    }
+
+    pub fn reset(&self) {
+        let _ = (&self.0).read(&mut [0; 8]);
+    }
+}
+
+impl AsRawFd for Timer {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_raw_fd()
     }
@@ -72,6 +107,18 @@ fn poll(polled: &mut [libc::pollfd], timeout: Option<Duration>) -> io::Result<()
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_timer_is_readable_after_its_time() {
+        let timer = Timer::new().unwrap();
+        let look = |timeout| readable([timer.as_raw_fd()], Some(timeout)).unwrap();
+        timer.set(Duration::from_secs(60));
+        assert_eq!(look(Duration::ZERO), [false]);
+        timer.set(Duration::from_millis(1));
+        assert_eq!(look(Duration::from_secs(20)), [true]);
+        timer.reset();
+        assert_eq!(look(Duration::ZERO), [false]);
+    }
 
     #[test]
     fn a_descriptor_is_readable_from_set_until_reset() {

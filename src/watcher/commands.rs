@@ -1,5 +1,5 @@
-//! Commands of a watcher: to open and to close subflows. Another thread carries them out, because they wait for the lock of
-//! their connection, and their failures are told afterwards.
+//! Commands of a watcher: to open and to close subflows. They wait for the lock of their connection, so they are carried out
+//! later: by the caller itself before it waits for the next report, or by another thread. Their failures are told then.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, RawFd};
@@ -11,6 +11,7 @@ use crate::connection::open::{Opening, Plan, Request};
 use crate::connection::path_manager::check_userspace_at_once;
 use crate::connection::{priority, Which};
 use crate::error::{Error, Result};
+use crate::events::guest::Guest;
 use crate::events::reader::Reader;
 use crate::sys::lock::lock;
 use crate::sys::wait::EventFd;
@@ -42,9 +43,19 @@ impl Outcomes {
     }
 
     pub fn push(&self, outcome: Outcome) {
-        let mut queue = lock(&self.queue);
-        queue.push_back(outcome);
-        if queue.len() == 1 {
+        self.push_silently(outcome);
+        self.tell();
+    }
+
+    /// The same, but `tell` is called later: until then who waits is not woken.
+    pub fn push_silently(&self, outcome: Outcome) {
+        lock(&self.queue).push_back(outcome);
+    }
+
+    /// Wakes who waits, if there is something to take.
+    pub fn tell(&self) {
+        let queue = lock(&self.queue);
+        if !queue.is_empty() {
             self.ready.set();
         }
     }
@@ -75,62 +86,44 @@ pub fn prepare(connection: &Arc<ByToken>, request: &Request) -> Result<impl FnOn
     })
 }
 
-/// Opens a subflow. What is wrong in itself is an error at once.
-pub fn open(
-    reader: &Reader,
-    outcomes: &Arc<Outcomes>,
-    connection: &Arc<ByToken>,
-    request: &Request,
-    number: u64,
-) -> Result<()> {
-    let send = prepare(connection, request)?;
-    submit(reader, outcomes, connection.token(), number, send);
-    Ok(())
+/// Where commands of a watcher go.
+pub struct Desk<'a> {
+    pub reader: &'a Reader,
+    pub guest: &'a Guest,
+    pub outcomes: &'a Arc<Outcomes>,
 }
 
-/// Closes a subflow by its ends.
-pub fn close(
-    reader: &Reader,
-    outcomes: &Arc<Outcomes>,
-    connection: &Arc<ByToken>,
-    ends: Ends,
-    force: bool,
-    number: u64,
-) {
-    let connection = Arc::clone(connection);
-    let token = connection.token();
-    submit(reader, outcomes, token, number, move || close_at(&connection, ends, force));
-}
-
-/// Changes the priority of a subflow by its ends, and tells when it has been done.
-pub fn set_backup(
-    reader: &Reader,
-    outcomes: &Arc<Outcomes>,
-    connection: &Arc<ByToken>,
-    (local, remote): Ends,
-    backup: bool,
-    number: u64,
-) {
-    let token = connection.token();
-    let connection = Arc::clone(connection);
-    let done = Arc::clone(outcomes);
-    let change = move || {
-        priority::set_backup(&*connection, Which::Endpoints { local, remote }, backup)?;
-        done.push(Outcome::Done { token, number });
+impl Desk<'_> {
+    /// Opens a subflow. What is wrong in itself is an error at once.
+    pub fn open(&self, connection: &Arc<ByToken>, request: &Request, number: u64) -> Result<()> {
+        let send = prepare(connection, request)?;
+        self.submit(connection.token(), number, send);
         Ok(())
-    };
-    submit(reader, outcomes, token, number, change);
-}
+    }
 
-fn submit(
-    reader: &Reader,
-    outcomes: &Arc<Outcomes>,
-    token: u32,
-    number: u64,
-    command: impl FnOnce() -> Result<()> + Send + 'static,
-) {
-    let outcomes = Arc::clone(outcomes);
-    reader.submit(token, Box::new(move || run(&outcomes, token, number, command)));
+    /// Closes a subflow by its ends.
+    pub fn close(&self, connection: &Arc<ByToken>, ends: Ends, force: bool, number: u64) {
+        let connection = Arc::clone(connection);
+        self.submit(connection.token(), number, move || close_at(&connection, ends, force));
+    }
+
+    /// Changes the priority of a subflow by its ends, and tells when it has been done.
+    pub fn set_backup(&self, connection: &Arc<ByToken>, (local, remote): Ends, backup: bool, number: u64) {
+        let connection = Arc::clone(connection);
+        let token = connection.token();
+        let done = Arc::clone(self.outcomes);
+        self.submit(token, number, move || {
+            priority::set_backup(&*connection, Which::Endpoints { local, remote }, backup)?;
+            done.push(Outcome::Done { token, number });
+            Ok(())
+        });
+    }
+
+    fn submit(&self, token: u32, number: u64, command: impl FnOnce() -> Result<()> + Send + 'static) {
+        let outcomes = Arc::clone(self.outcomes);
+        let job = Box::new(move || run(&outcomes, token, number, command));
+        self.reader.submit(self.guest, token, job);
+    }
 }
 
 /// Runs a command and keeps its failure.

@@ -23,12 +23,13 @@ use crate::connection::open::Request;
 use crate::connection::{needs_net_admin, Connection, Subflow};
 use crate::error::{Error, Result};
 use crate::events::event::{Event, Kind};
+use crate::events::guest::Guest;
 use crate::events::reader::Observer;
 use crate::events::{Events, Taken};
 use crate::namespace::Namespace;
 use crate::sys::lock::lock;
 use crate::sys::{self, wait};
-use crate::watcher::commands::{Outcome, Outcomes};
+use crate::watcher::commands::{Desk, Outcome, Outcomes};
 use crate::watcher::orders::{is_of, Orders, What};
 
 /// The shortest and the longest time between two looks for acceptance.
@@ -55,6 +56,10 @@ pub enum Report {
     Lost(Event),
     /// A subflow that had not been accepted was closed.
     Failed(Event),
+    /// A subflow was closed with its connection, which is about to end: found after a loss of events.
+    Ended(Event),
+    /// The calling thread was stuck in a command, and another one takes the reports meanwhile.
+    Relieved,
     /// What became of a command at once.
     Outcome(Outcome),
     /// Anything else: links, addresses, announced addresses, or a loss of events.
@@ -94,11 +99,12 @@ struct Ledger {
     answered: Option<Instant>,
 }
 
-/// The connections of one network namespace. One thread takes its reports; another may close it.
+/// The connections of one network namespace. One thread at a time takes its reports; another may close it.
 #[derive(Debug)]
 pub struct Watcher {
     namespace: Arc<Namespace>,
     events: Events,
+    guest: Arc<Guest>,
     ledger: Mutex<Ledger>,
     outcomes: Arc<Outcomes>,
     orders: Arc<Orders>,
@@ -114,7 +120,9 @@ impl Watcher {
         let outcomes = Outcomes::new()?;
         let orders = Arc::new(Orders::new(Arc::clone(&outcomes)));
         events.reader().add_observer(&(Arc::clone(&orders) as Arc<dyn Observer>));
-        let watcher = Watcher { namespace, events, ledger: Mutex::default(), outcomes, orders };
+        let guest = Arc::new(Guest::new()?);
+        events.reader().invite(&guest);
+        let watcher = Watcher { namespace, events, guest, ledger: Mutex::default(), outcomes, orders };
         watcher.read_again(&mut lock(&watcher.ledger))?;
         Ok(watcher)
     }
@@ -126,18 +134,22 @@ impl Watcher {
 
     /// Opens a subflow. What is wrong in itself is an error at once, what the kernel refuses an outcome with this number.
     pub fn open(&self, connection: &Arc<ByToken>, request: &Request, number: u64) -> Result<()> {
-        commands::open(self.events.reader(), &self.outcomes, connection, request, number)
+        self.desk().open(connection, request, number)
     }
 
     /// Closes a subflow. That it cannot be closed is an outcome with this number.
     pub fn close(&self, connection: &Arc<ByToken>, ends: Ends, force: bool, number: u64) {
         self.orders.take_back(connection.token(), &What::Subflow(ends));
-        commands::close(self.events.reader(), &self.outcomes, connection, ends, force, number);
+        self.desk().close(connection, ends, force, number);
     }
 
     /// Changes the priority of a subflow. That it was, or cannot be, is an outcome with this number.
     pub fn set_backup(&self, connection: &Arc<ByToken>, ends: Ends, backup: bool, number: u64) {
-        commands::set_backup(self.events.reader(), &self.outcomes, connection, ends, backup, number);
+        self.desk().set_backup(connection, ends, backup, number);
+    }
+
+    fn desk(&self) -> Desk<'_> {
+        Desk { reader: self.events.reader(), guest: &self.guest, outcomes: &self.outcomes }
     }
 
     /// Leaves a standing order to open a subflow when `what` is lost, and returns the number of one that it replaces.
@@ -167,11 +179,21 @@ impl Watcher {
     /// Ends it: a waiting thread returns.
     pub fn end(&self) {
         self.events.end();
+        self.guest.end();
+        self.events.reader().wake();
+    }
+
+    /// The threads that take reports.
+    pub fn guest(&self) -> &Arc<Guest> {
+        &self.guest
     }
 
     /// The next report, waited for until `deadline`, or for ever; `None` when that has passed and once it was ended. A
-    /// signal is the error EINTR.
+    /// signal is the error EINTR. First carries out the commands that the calling thread has submitted.
     pub fn next(&self, deadline: Option<Instant>) -> Result<Option<Report>> {
+        if !self.events.reader().carry_out(&self.guest) {
+            return Ok(Some(Report::Relieved));
+        }
         loop {
             if let Some(report) = self.take()? {
                 return Ok(Some(report));
@@ -217,9 +239,16 @@ impl Watcher {
         // The kernel's sockets too: this thread is woken by them directly, and not by the thread that reads them. But where
         // there are standing orders, that one carries them out sooner than another that is told of them.
         let reader = self.events.reader();
-        let [source, links] = if self.orders.is_empty() { reader.sockets() } else { [-1, -1] };
-        let fds = [self.events.fd(), self.outcomes.fd(), source, links];
-        let [_, _, source, links] = wait::readable(fds, timeout)?;
+        let sockets = reader.sockets().filter(|_| self.orders.is_empty());
+        if self.guest.wait(sockets.is_some()) {
+            reader.wake();
+        }
+        let [source, links] = sockets.unwrap_or([-1, -1]);
+        self.events.set_awake(false);
+        let ready = wait::readable([self.events.fd(), self.outcomes.fd(), source, links], timeout);
+        self.events.set_awake(true);
+        self.guest.wake();
+        let [_, _, source, links] = ready?;
         reader.read([source, links]);
         Ok(())
     }
@@ -253,6 +282,7 @@ impl Watcher {
             (Kind::SubClosed, Some(ends)) => {
                 let was_accepted = watched.accepted.remove(&ends);
                 watched.answered.retain(|answered| !is_of(ends, *answered));
+                // The kernel raises this only while the connection is established, not when it ends.
                 ledger.reports.push_back(if was_accepted {
                     Report::Lost(event)
                 } else {
@@ -305,7 +335,7 @@ impl Watcher {
             match ledger.watched.get_mut(&connection.token()) {
                 None => ledger.begin(connection, &subflows),
                 Some(watched) => {
-                    let reports = compare(watched, &subflows);
+                    let reports = compare(watched, &subflows, is_ending(Some(connection.entry.state)));
                     ledger.reports.extend(reports);
                 }
             }
@@ -313,6 +343,16 @@ impl Watcher {
         ledger.expect_acceptance();
         ledger.is_stale = false;
         Ok(())
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        // After a fork the threads are the parent's, and so is what they hold.
+        if self.events.is_ours() {
+            self.guest.end();
+            self.events.reader().wake();
+        }
     }
 }
 
@@ -335,12 +375,18 @@ fn find_in_dump(connection: &ByToken, ends: Ends) -> Option<Subflow> {
 }
 
 /// What a reading shows to have happened to the subflows of a known connection.
-fn compare(watched: &mut Watched, subflows: &[Subflow]) -> Vec<Report> {
+fn compare(watched: &mut Watched, subflows: &[Subflow], is_ending: bool) -> Vec<Report> {
     let there: HashSet<Ends> = subflows.iter().map(ends_of).collect();
-    let lost =
-        watched.accepted.difference(&there).map(|ends| Report::Lost(watched.event(Kind::SubClosed, *ends)));
-    let failed =
-        watched.answered.difference(&there).map(|ends| Report::Failed(watched.event(Kind::SubClosed, *ends)));
+    let closed = |ends: &Ends, report: fn(Event) -> Report| {
+        let event = watched.event(Kind::SubClosed, *ends);
+        if is_ending {
+            Report::Ended(event)
+        } else {
+            report(event)
+        }
+    };
+    let lost = watched.accepted.difference(&there).map(|ends| closed(ends, Report::Lost));
+    let failed = watched.answered.difference(&there).map(|ends| closed(ends, Report::Failed));
     let mut reports: Vec<Report> = lost.chain(failed).collect();
     watched.accepted.retain(|ends| there.contains(ends));
     watched.answered.retain(|ends| there.contains(ends));

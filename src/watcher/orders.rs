@@ -162,10 +162,14 @@ impl Orders {
 
     fn jobs(&self, token: u32, orders: Vec<Order>) -> impl Iterator<Item = (u32, Job)> + '_ {
         orders.into_iter().map(move |Order { number, send, .. }| {
-            // Before the event itself is passed on, and before anything can come of the command.
-            self.outcomes.push(Outcome::Ordered { token, number });
+            // Before the event itself is passed on, and before anything can come of the command. But to wake who takes it
+            // would delay the command.
+            self.outcomes.push_silently(Outcome::Ordered { token, number });
             let outcomes = Arc::clone(&self.outcomes);
-            let job: Job = Box::new(move || run(&outcomes, token, number, send));
+            let job: Job = Box::new(move || {
+                run(&outcomes, token, number, send);
+                outcomes.tell();
+            });
             (token, job)
         })
     }

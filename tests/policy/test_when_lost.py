@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,17 @@ def _recording(method: str) -> Any:
 
 for _method in METHODS:
     setattr(Recorded, _method, _recording(_method))
+
+
+class Acting(Recorded):
+    """Does something once a subflow is lost."""
+
+    act: Callable[[], object] | None = None
+
+    def on_subflow_lost(self, conn: mptcp.Connection, event: mptcp.Event) -> None:
+        super().on_subflow_lost(conn, event)  # type: ignore[safe-super]
+        if self.act is not None:
+            self.act()
 
 
 @pytest.fixture
@@ -275,15 +286,15 @@ def test_other_policies_are_asked(made: Connection) -> None:
 
 
 @pytest.mark.skipif(not ROOT, reason="needs root: userfaultfd for system calls")
-@pytest.mark.parametrize("by_order", [False, True])
-def test_a_connection_whose_lock_is_held_delays_no_other(made: Connection, by_order: bool) -> None:
+@pytest.mark.parametrize("by", ["another thread", "an order", "the callback"])
+def test_a_connection_whose_lock_is_held_delays_no_other(made: Connection, by: str) -> None:
     """Neither a policy's callbacks for others, nor their commands and standing orders; its own come afterwards."""
     if not has_userfaultfd():
         pytest.skip("needs userfaultfd for system calls")
     names: dict[str, Any] = {}
     exec(STUCK_MEMORY, names)
     stuck = names["Stuck"]()
-    policy = Recorded()
+    policy = Acting()
     local, remote = made.second
     address = made.sock.getpeername()
     with contextlib.ExitStack() as stack:
@@ -307,21 +318,35 @@ def test_a_connection_whose_lock_is_held_delays_no_other(made: Connection, by_or
         released = False
         try:
             start = time.monotonic()
-            # These wait for the lock, in this order, and return at once.
-            held.close_subflow(mine)
-            for port in range(30001, 30004):
-                held.open_subflow((local, port), (remote, 5999))
-            if by_order:
+
+            def leave_commands() -> None:
+                """These wait for the lock, in this order, and return at once."""
+                held.close_subflow(mine)
+                for port in range(30001, 30004):
+                    held.open_subflow((local, port), (remote, 5999))
+
+            if by == "the callback":
+                policy.act = lambda: (leave_commands(), other.open_subflow(local, remote))
+            else:
+                leave_commands()
+            if by == "an order":
                 other.when_lost(theirs, local, remote)
             (there,) = [one for one in made.server.connections() if one.token == peer.token]
             next(one for one in there.subflows() if one.remote[:2] == theirs.local[:2]).close()
             told, _ = policy.next("on_subflow_lost")
             assert told == other
-            if not by_order:
+            if by == "another thread":
                 other.open_subflow(local, remote)
             told, subflow = policy.next("on_subflow_established")
             assert (told, subflow.local[0]) == (other, local)
             assert time.monotonic() - start < 10 * PATIENCE
+            if by == "the callback":
+                # Once more: the one that called the policy then is stuck.
+                policy.act = lambda: other.open_subflow(local, remote)
+                next(one for one in there.subflows() if one.remote[:2] == subflow.local[:2]).close()
+                assert policy.next("on_subflow_lost")[0] == other
+                assert policy.next("on_subflow_established")[0] == other
+                assert time.monotonic() - start < 20 * PATIENCE
             assert policy.calls.empty()
             stuck.release()
             released = True

@@ -45,6 +45,8 @@ class Callbacks:
         self._report_error = report
         self._journal = journal
         self._stopping = False
+        # The methods that the policy overrides; others are never called.
+        self._wanted = {name for name in vars(Policy) if getattr(type(policy), name) is not getattr(Policy, name)}
         # What is called next, in either way; None ends the thread. SimpleQueue is written in C: waking the thread by a
         # Condition takes twice as long.
         self._calls: collections.deque[tuple[str, tuple[Any, ...]]] = collections.deque()
@@ -64,10 +66,10 @@ class Callbacks:
 
     def wants(self, method: str) -> bool:
         """Return whether the policy overrides a method; others are never called."""
-        return getattr(type(self.policy), method) is not getattr(Policy, method)
+        return method in self._wanted
 
     def put(self, method: str, *arguments: Any) -> None:
-        if not self.wants(method):
+        if method not in self._wanted:
             return
         if self._queue is not None:
             self._queue.put((method, arguments))

@@ -27,7 +27,7 @@ _MAPPED = "::ffff:"
 
 def plain_host(host: str) -> str:
     """Return an address, as IPv4 if it is IPv4-mapped: IPv6 sockets, Java's for instance, see IPv4 that way."""
-    return host[len(_MAPPED) :] if host.lower().startswith(_MAPPED) and "." in host else host
+    return host[len(_MAPPED) :] if ":" in host and "." in host and host.lower().startswith(_MAPPED) else host
 
 
 def plain(end: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -36,7 +36,7 @@ def plain(end: tuple[Any, ...]) -> tuple[Any, ...]:
     return end if host is end[0] else (host, end[1])
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Attempt:
     """A subflow that a policy requested and that the peer has not accepted yet."""
 
@@ -76,6 +76,7 @@ class PolicyConnection(Connection):
         "attempts",
         "changing",
         "closing",
+        "ends",
         "established",
         "is_closed",
         "known",
@@ -87,6 +88,7 @@ class PolicyConnection(Connection):
         # Not by Connection's own, which takes those of the kernel alone: a bench has others.
         self._native = native
         self._runtime = runtime
+        self.ends: Ends = (plain(native.local), plain(native.remote))
         # All below is the runtime's, under its lock.
         self.known: set[Ends] = set()
         """The existing subflows, by their ends: the accepted ones and the initial one."""
@@ -106,12 +108,12 @@ class PolicyConnection(Connection):
     @property
     def local(self) -> tuple[Any, ...]:
         """As Connection.local, an IPv4-mapped one as IPv4."""
-        return plain(super().local)
+        return self.ends[0]
 
     @property
     def remote(self) -> tuple[Any, ...]:
         """As Connection.remote, an IPv4-mapped one as IPv4."""
-        return plain(super().remote)
+        return self.ends[1]
 
     # In a callback nothing waits, so there is never a Subflow to return.
     def open_subflow(  # type: ignore[override]
@@ -129,8 +131,7 @@ class PolicyConnection(Connection):
 
         The arguments are those of Connection.open_subflow; ``timeout`` has no effect, see Policy.open_timeout.
         """
-        how = {"backup": bool(backup), "interface": interface, "local_id": local_id, "force": bool(force)}
-        self._runtime.open(self, local, remote, **how)
+        self._runtime.open(self, local, remote, bool(backup), interface, local_id, bool(force))
 
     def close_subflow(self, subflow: Subflow | int | tuple[Address, Address], *, force: bool = False) -> None:
         """As Connection.close_subflow, but return at once; no policy's on_subflow_lost() is called for it.
@@ -158,7 +159,7 @@ class PolicyConnection(Connection):
         backup: bool = False,
         interface: str | None = None,
     ) -> None:
-        self._runtime.when_lost(self, what, local, remote, backup=bool(backup), interface=interface)
+        self._runtime.when_lost(self, what, local, remote, bool(backup), interface)
 
     # Of these the kernel tells at once how they end.
 

@@ -77,8 +77,17 @@ class Runtime(Protocol):
 
     # For the connections that policies get
 
-    def open(self, conn: Any, local: Any, remote: Any, **how: Any) -> None:
-        """Open a subflow if every policy allows it. ``how`` are backup, interface, local_id and force."""
+    def open(
+        self,
+        conn: Any,
+        local: Any,
+        remote: Any,
+        backup: bool,
+        interface: str | None,
+        local_id: int | None,
+        force: bool,
+    ) -> None:
+        """Open a subflow if every policy allows it."""
 
     def close_subflow(self, conn: Any, subflow: Any, force: bool) -> None:
         """Close a subflow, and return at once."""
@@ -86,8 +95,8 @@ class Runtime(Protocol):
     def set_backup(self, conn: Any, subflow: Any, backup: bool) -> None:
         """Change the priority of a subflow, and return at once."""
 
-    def when_lost(self, conn: Any, what: Any, local: Any, remote: Any, **how: Any) -> None:
-        """Leave a standing order, or take one back. ``how`` are backup and interface."""
+    def when_lost(self, conn: Any, what: Any, local: Any, remote: Any, backup: bool, interface: str | None) -> None:
+        """Leave a standing order, or take one back."""
 
     def noted(self, decision: str, conn: Any, **details: Any) -> contextlib.AbstractContextManager[dict[str, Any]]:
         """Note a decision, and how the block ends, where decisions are noted."""

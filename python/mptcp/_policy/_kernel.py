@@ -25,6 +25,12 @@ class Kernel(Protocol):
     def close(self) -> None:
         """Give no more reports."""
 
+    def stand_by(self) -> bool:
+        """Wait until it is the calling thread's turn to take reports; return False if it is not needed."""
+
+    def carries_out(self) -> bool:
+        """Return whether the thread that takes reports carries out a command at this moment."""
+
     def has_interface(self, name: str) -> bool: ...
     def interface_of_route(self, local: str, remote: str) -> str | None: ...
     def check_subflow_options(self) -> None: ...
@@ -74,7 +80,14 @@ class NetworkNamespace:
         self.report = self._watcher.get
         self.links = self._watcher.links
         self.close = self._watcher.close
+        self.stand_by = self._watcher.stand_by
+        self.carries_out = self._watcher.carries_out
         self.subflows_at = _core.subflows_at
+        self.open = self._watcher.open
+        self.close_subflow = self._watcher.close_subflow
+        self.set_backup = self._watcher.set_backup
+        self.when_lost = self._watcher.when_lost
+        self.take_back = self._watcher.take_back
 
     def now(self) -> float:
         return time.monotonic()
@@ -90,21 +103,6 @@ class NetworkNamespace:
 
     def subflows_of(self, connections: Sequence[Any]) -> Sequence[Sequence[Subflow] | None]:
         return _connection.subflows_of(list(connections))
-
-    def open(self, conn: Any, *command: Any) -> None:
-        self._watcher.open(conn._native, *command)
-
-    def close_subflow(self, conn: Any, *command: Any) -> None:
-        self._watcher.close_subflow(conn._native, *command)
-
-    def set_backup(self, conn: Any, *command: Any) -> None:
-        self._watcher.set_backup(conn._native, *command)
-
-    def when_lost(self, conn: Any, *order: Any) -> int | None:
-        return self._watcher.when_lost(conn._native, *order)
-
-    def take_back(self, conn: Any, what: Any) -> int | None:
-        return self._watcher.take_back(conn._native, what)
 
     def holders(self) -> Mapping[int, int]:
         return _proc.holders()

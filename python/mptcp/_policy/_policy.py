@@ -19,9 +19,9 @@ class Policy:
     """Decides which subflows the connections of a network namespace have. Derive from it, and give it to run_policy().
 
     The runtime calls the methods below. A method that is not overridden does nothing, and costs nothing. The callbacks
-    of one policy are called one at a time, in the order of the events, from a thread of its own: they need no locks,
-    and one that blocks delays only this policy. An exception in a callback is logged by the logger "mptcp.policy", and
-    the next callback is called.
+    of one policy are called one at a time, in the order of the events, from a thread of its own, which may be another
+    one the next time: they need no locks, and one that blocks delays only this policy. An exception in a callback is
+    logged by the logger "mptcp.policy", and the next callback is called.
 
     ``conn`` is a Connection. In a callback its open_subflow() returns None at once, and the outcome is another
     callback; it does not raise SubflowError, but PathManagerError for a connection under the in-kernel path manager,

@@ -127,8 +127,8 @@ def run_policy(*policies: Policy, own: bool = False) -> RunningPolicies:
     SIGTERM ends the process by its default action. In-kernel endpoints are not touched: they act only on connections
     under the in-kernel path manager.
 
-    Uses a thread of the core that reads the namespace's events, up to 31 more that carry commands out while the locks
-    of connections are held, and one that calls the policy; of several policies each has a thread more.
+    Uses a thread that calls the policy and one that stands by, and two of the core that read the namespace's events;
+    up to 31 more of each while the locks of connections are held. Of several policies each has a thread more.
 
     Generic netlink mptcp_pm, sock_diag and rtnetlink. Needs CAP_NET_ADMIN in the user namespace that owns the
     network namespace. Without it, and with a broker (`mptcp broker`), policies run for connections of the calling

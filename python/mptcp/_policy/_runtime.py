@@ -7,7 +7,8 @@ import errno
 import ipaddress
 import itertools
 import threading
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from .. import _connection, _core
@@ -24,11 +25,8 @@ from ._policy import Policy
 from ._progress import Progress
 from ._timed import Timed
 
-# The states of a connection that has ended or is about to.
-_ENDING = {None, "FIN_WAIT1", "FIN_WAIT2", "CLOSING", "LAST_ACK", "TIME_WAIT", "CLOSE"}
-
 # The states of a connection to which no subflow can be added any more.
-_SHUT_DOWN = _ENDING | {"CLOSE_WAIT"}
+_SHUT_DOWN = {None, "FIN_WAIT1", "FIN_WAIT2", "CLOSING", "LAST_ACK", "TIME_WAIT", "CLOSE", "CLOSE_WAIT"}
 
 # How many changes of subflows of a connection are remembered, in case they fail.
 _CHANGES = 64
@@ -62,8 +60,11 @@ class Runtime:
         ]
         # The only policy, which is called by the runtime's own thread.
         self._only = None if has_threads else self._callbacks[0]
+        # Those that may refuse a subflow.
+        self._judges = [policy for policy in policies if type(policy).allows is not Policy.allows]
         self._numbers = itertools.count(1)
-        self._thread = threading.Thread(target=self._run, name="mptcp-policies", daemon=True)
+        # The thread that takes reports.
+        self._leader: threading.Thread | None = None
         self._stopping = False
         # Every attempt of every connection, oldest first.
         self._attempts: dict[Attempt, PolicyConnection] = {}
@@ -79,12 +80,26 @@ class Runtime:
             for callbacks in self._callbacks
             if callbacks.wants("on_rto") or callbacks.wants("on_progress")
         }
+        self._handlers: dict[str, Callable[..., None]] = {
+            "connection": self._add,
+            "established": lambda token: self._established(self._connections[token]),
+            "closed": lambda token: self._forget(self._connections[token]),
+            "answered": self._subflow_answered,
+            "accepted": self._subflow_accepted,
+            "lost": self._subflow_closed,
+            "failed": self._subflow_closed,
+            "ended": self._subflow_ended,
+            "ordered": self._order_begins,
+            "done": lambda token, number: self._note_end(token, number, "sent"),
+            "refused": self._refused,
+            "other": self._handle_event,
+        }
 
     def start(self) -> None:
         self.begin()
         for callbacks in self._callbacks:
             callbacks.start()
-        self._thread.start()
+        self._start_thread()
 
     def begin(self) -> None:
         """Check that the policies can run here, and take what there is so far. No thread is started."""
@@ -117,11 +132,9 @@ class Runtime:
         self._kernel.close()
         if self._only is not None:
             self._only.stop(0)
-        if self._thread.ident is not None and threading.current_thread() is not self._thread:
-            self._thread.join(_PATIENCE)
-            if self._thread.is_alive():
-                what = self._policies[0] if self._only is not None else "policies"
-                LOGGER.error("a callback of %s is still running after the policies were stopped", what)
+        if not self._wait_for_leader():
+            what = self._policies[0] if self._only is not None else "policies"
+            LOGGER.error("a callback of %s is still running after the policies were stopped", what)
         for callbacks in self._callbacks:
             if not callbacks.stop(_PATIENCE):
                 LOGGER.error("a callback of %s is still running after the policies were stopped", callbacks.policy)
@@ -129,6 +142,18 @@ class Runtime:
             self._end_policy(policy)
         if self._journal is not None:
             self._journal.policies_ended()
+
+    def _wait_for_leader(self) -> bool:
+        """Return False if its callback is still running after a while. It may be stuck in a command: that may wait."""
+        leader = self._leader
+        if leader is None or threading.current_thread() is leader:
+            return True
+        deadline = time.monotonic() + _PATIENCE
+        while leader.is_alive() and not self._kernel.carries_out():
+            if time.monotonic() > deadline:
+                return False
+            leader.join(0.05)
+        return True
 
     def _end_policy(self, policy: Policy) -> None:
         if policy._runtime is not self:
@@ -188,11 +213,21 @@ class Runtime:
         with self.lock:
             return [LocalAddress(*known) for known in self._interfaces.items()]
 
-    def open(self, conn: PolicyConnection, local: Any, remote: Any, **how: Any) -> None:
-        attempt = self._attempt(conn, local, remote, how)
-        self._note_opening(conn, attempt)
+    def open(
+        self,
+        conn: PolicyConnection,
+        local: Any,
+        remote: Any,
+        backup: bool,
+        interface: str | None,
+        local_id: int | None,
+        force: bool,
+    ) -> None:
+        attempt = self._attempt(conn, local, remote, backup, interface, local_id, force)
+        if self._journal is not None:
+            self._note_opening(conn, attempt)
         try:
-            if self._allow(conn, attempt):
+            if not self._judges or self._allow(conn, attempt):
                 self._send(conn, attempt)
         except BaseException as error:
             if attempt.decision is not None:
@@ -201,14 +236,16 @@ class Runtime:
                 raise
             self._tell("on_subflow_failed", conn, self._failure(conn, attempt, error.errno))
 
-    def when_lost(self, conn: PolicyConnection, what: Any, local: Any, remote: Any, **how: Any) -> None:
+    def when_lost(
+        self, conn: PolicyConnection, what: Any, local: Any, remote: Any, backup: bool, interface: str | None
+    ) -> None:
         before = None
-        if local is None and remote is None and how["interface"] is None:
+        if local is None and remote is None and interface is None:
             with self.noted("take order back", conn, lost=_name(what)) as more:
                 before = self._kernel.take_back(conn, what)
                 more["outcome"] = "there was none" if before is None else "taken back"
         else:
-            attempt = self._attempt(conn, local, remote, how)
+            attempt = self._attempt(conn, local, remote, backup, interface)
             with self.noted("order", conn, lost=_name(what), **_details(attempt)) as more:
                 if not self._allow(conn, attempt, more):
                     return
@@ -285,10 +322,20 @@ class Runtime:
                 del conn.changing[next(iter(conn.changing))]
         return number
 
-    def _attempt(self, conn: PolicyConnection, local: Any, remote: Any, how: dict[str, Any]) -> Attempt:
+    def _attempt(
+        self,
+        conn: PolicyConnection,
+        local: Any,
+        remote: Any,
+        backup: bool,
+        interface: str | None,
+        local_id: int | None = None,
+        force: bool = False,
+    ) -> Attempt:
         host, port = _split(remote)
-        goal = (host or conn.remote[0], port or conn.remote[1])
-        return Attempt(_split(local), goal, number=next(self._numbers), **how)
+        own = conn.ends[1]
+        goal = (host or own[0], port or own[1])
+        return Attempt(_split(local), goal, backup, interface, local_id, force, next(self._numbers))
 
     def _allow(self, conn: PolicyConnection, attempt: Attempt, more: dict[str, Any] | None = None) -> bool:
         """Return whether every policy allows a subflow. Raises SubflowError where there is no route."""
@@ -296,7 +343,7 @@ class Runtime:
         # What a policy allows is an address: without one it is that of the route.
         host = host or conn._native.local_address(attempt.remote, interface)
         origin = LocalAddress(host, interface or self.interface_of(host) or "")
-        refusing = next((one for one in self._policies if not one.allows(conn, origin, attempt.remote)), None)
+        refusing = next((one for one in self._judges if not one.allows(conn, origin, attempt.remote)), None)
         if refusing is None:
             return True
         outcome = f"not allowed by {type(refusing).__name__}"
@@ -307,7 +354,7 @@ class Runtime:
         return False
 
     def _send(self, conn: PolicyConnection, attempt: Attempt) -> None:
-        """SUBFLOW_CREATE, by another thread. Raises SubflowError for what is refused before that."""
+        """SUBFLOW_CREATE, later. Raises SubflowError for what is refused before that."""
         self._begin(conn, attempt)
         try:
             self._kernel.open(
@@ -355,26 +402,43 @@ class Runtime:
     def program(self, conn: PolicyConnection) -> str | None:
         return self._kernel.program(self.holder(conn))
 
-    # The thread
+    # The threads
 
-    def _run(self) -> None:
-        due = 0.0
-        has_ticks = False
+    def _start_thread(self) -> None:
+        threading.Thread(target=self._work, name="mptcp-policies", daemon=True).start()
+
+    def _work(self) -> None:
+        """Take reports when it is this thread's turn, while another one stands by: commands may get stuck."""
+        while self._kernel.stand_by():
+            self._leader = threading.current_thread()
+            try:
+                self._start_thread()
+            except RuntimeError as error:
+                LOGGER.warning("a connection whose lock is held will delay the policies of others: %s", error)
+            self._lead()
+
+    def _lead(self) -> None:
+        # Little is done from an event to what a policy does about it: after a pause nothing of it is in caches.
+        kernel, connections, handlers, only = self._kernel, self._connections, self._handlers, self._only
+        due = now = self.now()
+        # Another thread may have left some.
+        has_ticks = only is not None
         while not self._stopping:
             try:
-                wait = 0.0 if has_ticks else max(0.0, due - self.now())
-                report = self._kernel.report(wait, self._connections)
+                report = kernel.report(0.0 if has_ticks or due <= now else due - now, connections)
                 if report is not None:
-                    # Then wait again at once, without the GIL: a policy's thread has been woken and needs it.
-                    self._handle(report)
-                if self._only is not None:
+                    if report[0] == "relieved":
+                        return
+                    if self._uid is None or not self._is_of_another_user(report):
+                        handlers[report[0]](*report[1:])
+                if only is not None:
                     # What a policy is told of comes before the ticks that are left.
-                    has_ticks = self._only.call()
-                now = self.now()
+                    has_ticks = only.call()
+                now = kernel.now()
                 if now >= due:
                     self._give_up(now)
                     self._give_ticks(now)
-                    has_ticks = self._only is not None
+                    has_ticks = only is not None
                     due = self._next_due(now)
             except Exception:
                 if self._stopping:
@@ -391,34 +455,10 @@ class Runtime:
         """Handle what there is to report so far; return how much that was."""
         count = 0
         while (report := self._kernel.report(0, self._connections)) is not None:
-            self._handle(report)
+            if self._uid is None or not self._is_of_another_user(report):
+                self._handlers[report[0]](*report[1:])
             count += 1
         return count
-
-    def _handle(self, report: tuple[Any, ...]) -> None:
-        if self._uid is not None and self._is_of_another_user(report):
-            return
-        match report:
-            case ("connection", native, accepted):
-                self._add(native, accepted)
-            case ("established", token):
-                self._established(self._connections[token])
-            case ("closed", token):
-                self._forget(self._connections[token])
-            case ("answered", event):
-                self._subflow_answered(self._connections[event.token], event)
-            case ("accepted", token, subflow):
-                self._subflow_accepted(self._connections[token], subflow)
-            case ("ordered", token, number):
-                self._order_begins(self._connections.get(token), number)
-            case ("done", token, number):
-                self._note_end(token, number, "sent")
-            case ("refused", token, number, error):
-                self._refused(self._connections.get(token), number, error)
-            case ("lost" | "failed", event):
-                self._subflow_closed(self._connections[event.token], event)
-            case ("other", event):
-                self._handle_event(event)
 
     def _is_of_another_user(self, report: tuple[Any, ...]) -> bool:
         """Return whether a report is of a connection that the policies do not get."""
@@ -485,13 +525,11 @@ class Runtime:
     def _has_ended(self, conn: PolicyConnection) -> bool:
         return conn._native.state_now() is None
 
-    def _is_ending(self, conn: PolicyConnection) -> bool:
-        return conn._native.state_now() in _ENDING
-
     # Commands
 
-    def _order_begins(self, conn: PolicyConnection | None, number: int) -> None:
+    def _order_begins(self, token: int, number: int) -> None:
         """A standing order is being carried out."""
+        conn = self._connections.get(token)
         if conn is not None:
             with self.lock:
                 attempt = conn.orders.pop(number, None)
@@ -499,8 +537,9 @@ class Runtime:
                     self._note_opening(conn, attempt, "standing order")
                     self._begin(conn, attempt)
 
-    def _refused(self, conn: PolicyConnection | None, number: int, error: Exception) -> None:
+    def _refused(self, token: int, number: int, error: Exception) -> None:
         """A command failed at once."""
+        conn = self._connections.get(token)
         if conn is None:
             return
         with self.lock:
@@ -533,7 +572,8 @@ class Runtime:
 
     # Subflows
 
-    def _subflow_answered(self, conn: PolicyConnection, event: Event) -> None:
+    def _subflow_answered(self, event: Event) -> None:
+        conn = self._of(event)
         if event.local is None or event.remote is None:
             return
         ends = (event.local, event.remote)
@@ -544,7 +584,8 @@ class Runtime:
                 self._begin(conn, attempt)
             attempt.answered = ends
 
-    def _subflow_accepted(self, conn: PolicyConnection, subflow: Subflow) -> None:
+    def _subflow_accepted(self, token: int, subflow: Subflow) -> None:
+        conn = self._connections[token]
         ends = (subflow.local, subflow.remote)
         with self.lock:
             conn.known.add(ends)
@@ -555,28 +596,14 @@ class Runtime:
             decision.ends("established", local=ends[0], remote=ends[1])
         self._tell("on_subflow_established", conn, subflow)
 
-    def _subflow_closed(self, conn: PolicyConnection, event: Event) -> None:
-        if event.local is None or event.remote is None:
-            return
-        ends = (event.local, event.remote)
-        with self.lock:
-            was_known = ends in conn.known
-            attempt = None
-            if not was_known:
-                attempt = next((one for one in conn.attempts if one.matches(*ends)), None)
-            if attempt is not None:
-                self._end(conn, attempt)
-            conn.known.discard(ends)
-            asked_for = ends in conn.closing
-            conn.closing.discard(ends)
-        if asked_for:
-            self._note_end(conn.token, ends, "closed")
-        if attempt is not None and attempt.decision is not None:
-            if attempt.timed_out:
-                attempt.decision.ends("failed", errno.ETIMEDOUT)
-            else:
-                attempt.decision.fails_by(event)
-        if asked_for or not (was_known or attempt) or self._is_ending(conn):
+    def _subflow_ended(self, event: Event) -> None:
+        """Of what ends with its connection no policy is told."""
+        self._take_note_of_closed(self._of(event), event)
+
+    def _subflow_closed(self, event: Event) -> None:
+        conn = self._of(event)
+        closed, attempt = self._take_note_of_closed(conn, event)
+        if not closed:
             return
         if attempt is None:
             self._tell("on_subflow_lost", conn, event)
@@ -585,6 +612,37 @@ class Runtime:
         else:
             # After a reset the event may have lost the remote port.
             self._tell("on_subflow_failed", conn, Event(**{**event.asdict(), "remote": attempt.remote}))
+
+    def _take_note_of_closed(self, conn: PolicyConnection, event: Event) -> tuple[bool, Attempt | None]:
+        """Return whether a subflow was closed that no policy closed, and the attempt if it had not been accepted."""
+        local, remote = event.local, event.remote
+        if local is None or remote is None:
+            return False, None
+        ends = (local, remote)
+        with self.lock:
+            attempt = None
+            was_known = ends in conn.known
+            if was_known:
+                conn.known.remove(ends)
+            else:
+                attempt = next((one for one in conn.attempts if one.matches(local, remote)), None)
+                if attempt is not None:
+                    self._end(conn, attempt)
+            asked_for = ends in conn.closing
+            if asked_for:
+                conn.closing.remove(ends)
+        if asked_for:
+            self._note_end(conn.token, ends, "closed")
+        if attempt is not None and attempt.decision is not None:
+            if attempt.timed_out:
+                attempt.decision.ends("failed", errno.ETIMEDOUT)
+            else:
+                attempt.decision.fails_by(event)
+        return not asked_for and (was_known or attempt is not None), attempt
+
+    def _of(self, event: Event) -> PolicyConnection:
+        assert event.token is not None  # all reports but "other" are of connections
+        return self._connections[event.token]
 
     def _give_up(self, now: float) -> None:
         """Close what the peer has not accepted in time. The event of the closing ends the attempt."""
@@ -605,8 +663,8 @@ class Runtime:
                 subflow = next((one for one in left if attempt.matches(one.local, one.remote)), None)
                 if subflow is not None:
                     left.remove(subflow)
-                    with contextlib.suppress(OSError):  # gone meanwhile
-                        conn._native.close_subflow(subflow, False)
+                    # One that is gone meanwhile is not an error.
+                    self._kernel.close_subflow(conn, subflow, False, self._change("close_subflow", conn, subflow))
                 elif self._end(conn, attempt):
                     if attempt.decision is not None:
                         attempt.decision.ends("failed", errno.ETIMEDOUT)
