@@ -443,6 +443,7 @@ def test_standard_input_and_the_command(tmp_path: Path) -> None:
     file.write_bytes(CONTENT[:-1])
     done = subprocess.run([*command, str(file), "-o", str(tmp_path / "x.npz")], capture_output=True, check=True)
     assert b"773504493 / 1597986193  version 1" in done.stdout
+    assert b"initial,1 wrong HMAC" in done.stdout
     assert b"was not read to its end: it ends within a packet" in done.stderr
     assert len(mptcp.read_trace(tmp_path / "x.npz").packets) == 8
     if importlib.util.find_spec("matplotlib"):

@@ -210,6 +210,9 @@ def _row(subflow: dict[str, Any]) -> tuple[str, ...]:
         flags.append("backup")
     if subflow["reset_ns"] != -1:
         flags.append("reset" if subflow["reset_reason"] < 0 else f"reset, reason {subflow['reset_reason']}")
+    for name, what in (("hmac_errors", "HMAC"), ("checksum_errors", "checksum")):
+        if count := subflow[f"{name}_0"] + subflow[f"{name}_1"]:
+            flags.append(f"{count:,} wrong {what}{'s' if count > 1 else ''}")
     handshake = "handshake ?"
     if subflow["ack_ns"] != -1 and subflow["syn_ns"] != -1:
         handshake = f"handshake {(subflow['ack_ns'] - subflow['syn_ns']) / 1e6:.2f} ms"
