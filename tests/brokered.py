@@ -7,11 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from mptcp.lab import Host, Link
+from mptcp.lab import Host, Link, two_paths
 
 NOBODY = 65534
 OTHER = 65533
@@ -31,6 +34,11 @@ mptcp.policies.Prefer, mptcp.policies.FullMesh
 os.setgroups([]); os.setresgid({uid}, {uid}, {uid}); os.setresuid({uid}, {uid}, {uid})
 assert "CapEff:\\t0000000000000000" in open("/proc/self/status").read()
 """
+
+
+def become(uid: int) -> str:
+    """Return the beginning of a program that imports everything and becomes an ordinary user."""
+    return _BECOME.format(uid=uid)
 
 
 @dataclass
@@ -72,7 +80,7 @@ class Brokered:
     def popen(self, code: str, uid: int = NOBODY, broker: bool = True) -> subprocess.Popen[str]:
         """Start a program of an ordinary user in the client; the hosts' addresses are c1, c2, s1 and s2."""
         names = "".join(f"{name} = {address!r}\n" for name, address in self.names.items())
-        text = _BECOME.format(uid=uid) + names + textwrap.dedent(code)
+        text = become(uid) + names + textwrap.dedent(code)
         environment = {**os.environ, "MPTCP_BROKER": str(self.socket) if broker else "/nonexistent"}
         return self.client.popen(
             [sys.executable, "-c", text],
@@ -96,6 +104,30 @@ def server_of(brokered: Brokered) -> int:
     assert brokered.broker is not None
     (child,) = Path(f"/proc/{brokered.broker.pid}/task/{brokered.broker.pid}/children").read_text().split()
     return int(child)
+
+
+def held(pid: int) -> tuple[int, int]:
+    """Return a process's number of descriptors and its KiB of memory."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    kilobytes = next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]
+    return len(os.listdir(f"/proc/{pid}/fd")), int(kilobytes)
+
+
+@contextmanager
+def brokered_hosts() -> Iterator[Brokered]:
+    """Yield two hosts on two paths, the second with an echo server, and the first without a broker as yet."""
+    with ExitStack() as stack:
+        client, server, paths = stack.enter_context(two_paths())
+        # Everybody may connect, which pytest's own folders do not allow.
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mptcp-broker-")))
+        folder.chmod(0o755)
+        client.set_path_manager("kernel")
+        found = Brokered(client, server, (paths[0], paths[1]), folder / "broker.sock")
+        stack.callback(lambda: found.broker and found.stop())
+        # The subscription has joins accepted.
+        stack.enter_context(server.events())
+        stack.enter_context(echo(server))
+        yield found
 
 
 def echo(server: Host) -> _Ending:

@@ -26,13 +26,20 @@ DEFAULT: Rule = {
     "clients": 64,
     "opens_per_second": 100,
     "holds_per_second": 20,
+    "hold": 0,
     "announced": 8,
 }
 """The rule without a file: everybody may change connections of his own, towards addresses of the peer."""
 
 # The keys of a file, apart from users and groups.
 _BOOLEANS = ("allow", "own", "others", "path_manager", "options")
-_COUNTS = {"clients": (1, 1024), "opens_per_second": (1, 100_000), "holds_per_second": (1, 50), "announced": (0, 255)}
+_COUNTS = {
+    "clients": (1, 1024),
+    "opens_per_second": (1, 100_000),
+    "holds_per_second": (1, 50),
+    "hold": (0, 4_000_000),
+    "announced": (0, 255),
+}
 _NETWORKS = {"remotes", "locals"}
 
 

@@ -15,6 +15,7 @@ __all__ = [
     "BROKER_PATH",
     "ENDPOINT_FLAGS",
     "PATH_MANAGERS",
+    "BrokeredPathManager",
     "ByToken",
     "Event",
     "EventStream",
@@ -75,6 +76,7 @@ __all__ = [
     "subflows_of",
     "supervised_signals",
     "take_descriptor",
+    "use_path_manager",
 ]
 
 BROKER_PATH: str
@@ -1161,6 +1163,12 @@ def serve_broker(
     listener: int, stop: int, journal: int, ready: int, arguments: list[dict[str, Any]], uid: int | None
 ) -> None: ...
 def find_broker() -> tuple[str, list[str]] | None: ...
+
+@final
+class BrokeredPathManager:
+    def end(self) -> None: ...
+
+def use_path_manager(name: str) -> BrokeredPathManager | None: ...
 def before_fork() -> None: ...
 def after_fork() -> None: ...
 def realtime_offset_ns() -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import errno
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 from . import _core, _interrupts
 
@@ -37,9 +39,26 @@ def use_path_manager(name: str) -> Iterator[None]:
 
     The previous one is restored at its end. An accepted socket latches at its handshake, so a server stays in the
     block for its life. This affects every process of the namespace: for a single socket use
-    ``Socket(path_manager=...)``. Errors and privilege are those of set_path_manager().
+    ``Socket(path_manager=...)``.
+
+    Errors and privilege are those of set_path_manager(). Without the privilege a broker (``mptcp broker``) whose rules
+    allow it (``hold``) sets it for a limited time: TimeoutError at the end of a block that lasted longer, and OSError
+    where another program has it use another path manager.
     """
     with ExitStack() as stack:
         with _interrupts.put_off():
-            stack.callback(set_path_manager, set_path_manager(name))
+            stack.callback(_change(name))
         yield
+
+
+def _change(name: str) -> Callable[[], object]:
+    """Set the path manager, by the broker where this process may not, and return what puts the previous one back."""
+    try:
+        return partial(set_path_manager, set_path_manager(name))
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EACCES, errno.EROFS):
+            raise
+        kept = _core.use_path_manager(name)
+        if kept is None:
+            raise
+        return kept.end

@@ -150,6 +150,7 @@ impl<'a> Client<'a> {
             Kind::Hold => self.hold(&request),
             Kind::Release => Err(refusal("there is nothing to release")),
             Kind::Options => self.options(request.payload, descriptor),
+            Kind::Use => self.use_path_manager(&request),
         }
     }
 
@@ -159,7 +160,8 @@ impl<'a> Client<'a> {
             namespace: self.broker.namespace.cookie,
             allows: bit(self.by_uid, allows::OWN)
                 | bit(self.allowed.hold, allows::HOLD)
-                | bit(self.allowed.options, allows::OPTIONS),
+                | bit(self.allowed.options, allows::OPTIONS)
+                | bit(!self.allowed.longest_use.is_zero(), allows::USE),
         }
     }
 
@@ -169,7 +171,8 @@ impl<'a> Client<'a> {
         } else if self.allowed.own {
             "the caller's user ids are those of another user namespace: send a descriptor of the connection"
         } else {
-            "its rules want a descriptor of the connection"
+            "its rules want a descriptor of the connection as proof that it is the caller's, which a Socket has and a \
+             Connection by its token has not"
         })
     }
 
@@ -190,8 +193,8 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// That it is of the connection with this token. Its lock is not waited for: fstat first, then inet_diag tells the
-    /// inode, which only an open descriptor of the socket has.
+    /// That it is of the connection with this token, by the socket's cookie, which is never used again. The connection's
+    /// lock is not waited for: neither these options nor inet_diag take it.
     fn check_descriptor(&self, token: u32, descriptor: &OwnedFd) -> Result<(), Denial> {
         let file = descriptor.try_clone().map(File::from);
         let metadata = file.and_then(|file| file.metadata());
@@ -208,8 +211,13 @@ impl<'a> Client<'a> {
             return Err(refusal("the socket belongs to another network namespace"));
         }
         let connection = checks::connection(&self.broker.namespace, token)?;
-        let inode = std::os::unix::fs::MetadataExt::ino(&metadata);
-        if connection.is_some_and(|entry| u64::from(entry.inode) == inode & u64::from(u32::MAX)) {
+        let mut cookie = [0; 8];
+        let length = sys::getsockopt(fd, libc::SOL_SOCKET, libc::SO_COOKIE, &mut cookie);
+        let length =
+            length.map_err(|error| trouble(error.raw_os_error().unwrap_or(libc::EIO), "SO_COOKIE"))?;
+        if length == cookie.len()
+            && connection.is_some_and(|entry| entry.cookie == u64::from_ne_bytes(cookie))
+        {
             return Ok(());
         }
         Err(refusal("the descriptor is of another connection"))
@@ -272,12 +280,14 @@ impl<'a> Client<'a> {
     /// One line for each change, for the journal.
     fn log(&self, what: &dyn std::fmt::Display, result: Result<(), &Denial>) {
         let Peer { process, uid, .. } = self.peer;
+        let Some(unsaid) = self.broker.quotas.line(uid) else { return };
         let outcome = match result {
             Ok(()) => "done".to_owned(),
             Err(denial) if denial.refused => denial.text.clone(),
             Err(denial) => format!("the kernel refuses it: {}", crate::error::describe(denial.errno)),
         };
-        let line = format!("uid {uid} process {process}: {what}: {outcome}\n");
+        let more = if unsaid == 0 { String::new() } else { format!(" ({unsaid} lines before it not shown)") };
+        let line = format!("uid {uid} process {process}: {what}: {outcome}{more}\n");
         let _ = io::Write::write_all(&mut io::stderr().lock(), line.as_bytes());
     }
 
@@ -359,22 +369,46 @@ impl<'a> Client<'a> {
         }
         let held = self.broker.hold(name, PATIENCE);
         let held = held.map_err(|error| trouble(error.errno(), error.to_string()))?;
-        let end = Instant::now() + HOLD;
         let sent = self.reply(Kind::Hold as u16, request.sequence, Ok(&[]));
-        let in_time = sent.is_ok() && self.is_answered_before(end);
+        let in_time = sent.is_ok() && self.is_answered_before(Instant::now() + HOLD);
         drop(held);
         sent.map_err(|_| malformed())?;
+        self.released(in_time, "the socket was not created in time")
+    }
+
+    /// Others' new sockets latch it too, which is why only rules allow it.
+    fn use_path_manager(&self, request: &Request<'_>) -> Result<Then, Denial> {
+        let name = String::from_utf8_lossy(request.payload);
+        let Some(name) = PathManager::of_name(&name) else { return Err(malformed()) };
+        let longest = self.allowed.longest_use;
+        if longest.is_zero() {
+            return Err(refusal("its rules do not allow choosing the path manager of the namespace (hold)"));
+        }
+        let used = self.broker.use_path_manager(name, PATIENCE);
+        let used = used.map_err(|error| trouble(error.errno(), error.to_string()))?;
+        let used = used.ok_or_else(|| {
+            let text = "another path manager is in use by somebody whom its rules allow that";
+            Denial { errno: libc::EBUSY, ..refusal(text) }
+        })?;
+        let what = format!("net.mptcp.path_manager {} for {} s", name.name(), longest.as_secs());
+        self.log(&what, Ok(()));
+        let sent = self.reply(Kind::Use as u16, request.sequence, Ok(&codec::encode_use(longest)));
+        let in_time = sent.is_ok() && self.is_answered_before(Instant::now() + longest);
+        drop(used);
+        self.log(&format!("net.mptcp.path_manager {} no longer", name.name()), Ok(()));
+        sent.map_err(|_| malformed())?;
+        self.released(in_time, "it had lasted for as long as the rules allow")
+    }
+
+    /// Takes RELEASE, which has come or comes late.
+    fn released(&self, in_time: bool, late: &str) -> Result<Then, Denial> {
         let mut buffer = [0; 64];
         let received = seqpacket::receive(self.socket.as_fd(), &mut buffer).map_err(|_| malformed())?;
         let release = codec::decode_request(&buffer[..received.length]).map_err(|_| malformed())?;
         if release.kind != Kind::Release {
             return Err(malformed());
         }
-        let late = Denial {
-            errno: libc::ETIMEDOUT,
-            refused: true,
-            text: "the socket was not created in time".to_owned(),
-        };
+        let late = Denial { errno: libc::ETIMEDOUT, refused: true, text: late.to_owned() };
         let result = if in_time { Ok(&[][..]) } else { Err(&late) };
         let _ = self.reply(Kind::Release as u16, release.sequence, result);
         Ok(Then::Replied)

@@ -77,35 +77,96 @@ struct Broker {
     ports: LowPorts,
     limits: Limits,
     journal: File,
-    /// One hold at a time, so that the journal is of that one.
-    holding: Mutex<()>,
+    /// One hold at a time, so that the journal is of that one, and beneath it a longer one.
+    holding: Mutex<Option<Longer>>,
+}
+
+/// A path manager of the namespace that some callers, whom rules allow it, keep for some time.
+#[derive(Debug)]
+struct Longer {
+    name: PathManager,
+    before: String,
+    callers: usize,
 }
 
 /// New sockets of the namespace latch another path manager, until this is dropped.
 struct Hold<'a> {
     held: Option<Held<'a>>,
-    journal: &'a File,
-    _one: MutexGuard<'a, ()>,
+    broker: &'a Broker,
+    longer: MutexGuard<'a, Option<Longer>>,
 }
+
+/// The same for some time, in which others may hold, and use the same.
+struct Use<'a>(&'a Broker);
 
 impl Broker {
     fn hold(&self, name: PathManager, patience: Duration) -> Result<Hold<'_>> {
-        let one = lock(&self.holding);
-        let before = self.namespace.path_manager()?;
-        // Put back by the keeper of this process, should it be killed meanwhile.
-        let mut record = before.into_bytes();
-        record.resize(RECORD, 0);
-        self.journal.write_all_at(&record, 0).map_err(|error| Error::call("the journal", &error))?;
-        let mut hold = Hold { held: None, journal: &self.journal, _one: one };
+        let longer = lock(&self.holding);
+        // Beneath a longer one the journal has what was before that.
+        if longer.is_none() {
+            self.record(&self.namespace.path_manager()?)?;
+        }
+        let mut hold = Hold { held: None, broker: self, longer };
         hold.held = Some(self.namespace.hold_path_manager(name, patience)?);
         Ok(hold)
+    }
+
+    /// `None`: another path manager is in use so.
+    fn use_path_manager(&self, name: PathManager, patience: Duration) -> Result<Option<Use<'_>>> {
+        let mut longer = lock(&self.holding);
+        match &mut *longer {
+            Some(other) if other.name != name => return Ok(None),
+            Some(same) => same.callers += 1,
+            None => {
+                self.record(&self.namespace.path_manager()?)?;
+                match self.namespace.hold_path_manager(name, patience) {
+                    Ok(held) => *longer = Some(Longer { name, before: held.leave(), callers: 1 }),
+                    Err(error) => {
+                        self.forget();
+                        return Err(error);
+                    }
+                }
+            }
+        }
+        Ok(Some(Use(self)))
+    }
+
+    /// What is put back by the keeper of this process, should it be killed meanwhile.
+    fn record(&self, before: &str) -> Result<()> {
+        let mut record = before.as_bytes().to_vec();
+        record.resize(RECORD, 0);
+        self.journal.write_all_at(&record, 0).map_err(|error| Error::call("the journal", &error))
+    }
+
+    fn forget(&self) {
+        let _ = self.journal.write_all_at(&[0; RECORD], 0);
     }
 }
 
 impl Drop for Hold<'_> {
     fn drop(&mut self) {
         drop(self.held.take());
-        let _ = self.journal.write_all_at(&[0; RECORD], 0);
+        if self.longer.is_none() {
+            self.broker.forget();
+        }
+    }
+}
+
+impl Drop for Use<'_> {
+    fn drop(&mut self) {
+        let mut longer = lock(&self.0.holding);
+        let Some(Longer { name, before, callers }) = &mut *longer else { return };
+        *callers -= 1;
+        if *callers > 0 {
+            return;
+        }
+        // What somebody else has set meanwhile stays.
+        let namespace = &self.0.namespace;
+        if namespace.path_manager().is_ok_and(|now| now == name.name()) {
+            let _ = namespace.set_path_manager(before);
+        }
+        *longer = None;
+        self.0.forget();
     }
 }
 

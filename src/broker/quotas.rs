@@ -35,6 +35,9 @@ struct User {
     clients: usize,
     opens: Bucket,
     holds: Bucket,
+    lines: Bucket,
+    /// Lines that were not logged since the last one that was.
+    unsaid: u64,
 }
 
 /// The address ids that were announced on each connection.
@@ -42,6 +45,9 @@ type Announced = HashMap<u32, HashSet<u8>>;
 
 /// How many holds there are in a second, of all users.
 const HOLDS: u32 = 50;
+
+/// How many lines about a user are logged a second: a flood of them would hide what others do.
+const LINES: u32 = 50;
 
 /// How many users are remembered after their last connection.
 const REMEMBERED: usize = 1024;
@@ -85,7 +91,8 @@ impl Quotas {
             users.retain(|_, user| user.clients > 0);
         }
         let (opens, holds) = (Bucket::new(opens, now), Bucket::new(holds, now));
-        let user = users.entry(uid).or_insert(User { clients: 0, opens, holds });
+        let lines = Bucket::new(LINES, now);
+        let user = users.entry(uid).or_insert(User { clients: 0, opens, holds, lines, unsaid: 0 });
         if user.clients >= most {
             return None;
         }
@@ -101,6 +108,17 @@ impl Quotas {
         let now = Instant::now();
         lock(&self.users).get_mut(&uid).is_some_and(|user| user.holds.take(per_second, now))
             && lock(&self.holds).take(HOLDS, now)
+    }
+
+    /// Whether one more line is to be logged: then how many were not, before it.
+    pub fn line(&self, uid: u32) -> Option<u64> {
+        let mut users = lock(&self.users);
+        let user = users.get_mut(&uid)?;
+        if user.lines.take(LINES, Instant::now()) {
+            return Some(std::mem::take(&mut user.unsaid));
+        }
+        user.unsaid += 1;
+        None
     }
 
     /// One more address announced on a connection, if it has fewer than `most`.
@@ -152,6 +170,9 @@ mod tests {
         drop(one);
         assert!(place(5).is_some());
         assert!(quotas.open(5, 1) && !quotas.open(5, 1) && !quotas.open(7, 1));
+        let logged = (0..1000).filter(|_| quotas.line(5).is_some()).count();
+        assert!((50..500).contains(&logged), "{logged}");
+        assert_eq!(quotas.line(6), Some(0));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What the broker allows whom. Pure.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use crate::netlink::broker::seqpacket::Peer;
 
@@ -62,6 +63,8 @@ pub struct Allowed {
     pub clients: usize,
     pub opens_per_second: u32,
     pub holds_per_second: u32,
+    /// How long new sockets of all the namespace may latch a path manager of the caller's choice; zero: not at all.
+    pub longest_use: Duration,
     /// Addresses announced on one connection.
     pub announced: usize,
 }
@@ -141,6 +144,7 @@ mod tests {
             clients,
             opens_per_second: 1,
             holds_per_second: 1,
+            longest_use: Duration::ZERO,
             announced: 1,
         };
         let rules = Rules(vec![

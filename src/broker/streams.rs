@@ -1,10 +1,12 @@
 //! The events of the namespace, passed on to the users whose connections they are of.
 //!
-//! One thread reads them, or whoever must have had them passed on. The subscription also has the kernel accept joins under the userspace path manager.
+//! One thread reads them, or whoever must have had them passed on. The subscription also has the kernel accept joins under
+//! the userspace path manager.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -12,6 +14,7 @@ use netlink_packet_core::NLMSG_OVERRUN;
 use socket2::Socket;
 
 use super::quotas::{Place, Quotas};
+use crate::abi::uapi::tcp_state;
 use crate::error::{Error, Result};
 use crate::events::event::{self, Event, Kind};
 use crate::netlink::codec::{messages, push_request, Message};
@@ -23,6 +26,9 @@ use crate::sys::wait;
 
 /// How often streams are looked after while no event comes.
 const ROUND: Duration = Duration::from_secs(1);
+
+/// How many connections are known at least before the ended ones are looked for.
+const ROOM: usize = 512;
 
 /// How many addresses of a peer are remembered for each connection.
 const ADDRESSES: usize = 64;
@@ -88,6 +94,8 @@ pub struct Streams {
     source: Mutex<Source>,
     streams: Mutex<Vec<Stream>>,
     connections: Mutex<HashMap<u32, Known>>,
+    /// How many connections are known before those are left out whose end no event has told.
+    room: AtomicUsize,
     quotas: Arc<Quotas>,
 }
 
@@ -99,6 +107,7 @@ impl Streams {
             source: Mutex::new(Source { events, requests, buffer }),
             streams: Mutex::default(),
             connections: Mutex::default(),
+            room: AtomicUsize::new(ROOM),
             quotas,
         })
     }
@@ -169,7 +178,9 @@ impl Streams {
 
     fn take(&self, message_type: u16, payload: &[u8], requests: &mut Channel) {
         let Some(event) = event::decode(payload, sys::monotonic_ns(), |_| None) else { return };
-        let Some(uid) = self.note(&event, requests) else { return };
+        let noted = self.note(&event, requests);
+        self.make_room(requests);
+        let Some(uid) = noted else { return };
         let mut message = Vec::new();
         push_request(&mut message, message_type, 0, 0, payload);
         lock(&self.streams).retain_mut(|stream| stream.uid != uid || stream.send(&message));
@@ -202,6 +213,15 @@ impl Streams {
         known.uid
     }
 
+    /// A connection that is aborted ends without an event.
+    fn make_room(&self, requests: &mut Channel) {
+        if lock(&self.connections).len() < self.room.load(Ordering::Relaxed) {
+            return;
+        }
+        self.read_back(requests);
+        self.room.store(ROOM.max(2 * lock(&self.connections).len()), Ordering::Relaxed);
+    }
+
     /// After a loss: what has ended meanwhile is forgotten.
     fn read_back(&self, requests: &mut Channel) {
         let mut connections = lock(&self.connections);
@@ -221,14 +241,66 @@ fn owner(requests: &mut Channel, token: u32) -> Option<u32> {
     uid_of(requests, &entry)
 }
 
-/// The user whose connection this is.
+/// The user whose connection this is. One that its owner has closed, and that still sends what is left, may have no uid any
+/// more: whoever listens on its port by now is not its owner.
 pub fn uid_of(requests: &mut Channel, connection: &Entry) -> Option<u32> {
     if connection.inode != 0 || connection.uid != 0 {
         return Some(connection.uid);
+    }
+    if connection.is_orphan() || connection.state == tcp_state::CLOSE {
+        return None;
     }
     owner_of_listener(requests, connection.tuple.local)
 }
 
 fn owner_of_listener(requests: &mut Channel, local: SocketAddr) -> Option<u32> {
     diag::owner_of_listener(requests, local).ok().flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::{open_here, Wanted};
+
+    fn channel() -> Channel {
+        let (family, kind, protocol) = (libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_SOCK_DIAG);
+        let [socket] = open_here(&[Wanted::Socket { family, kind, protocol }]);
+        Channel::new(socket.unwrap()).unwrap()
+    }
+
+    #[test]
+    fn connections_whose_end_nobody_told_are_forgotten() {
+        let (events, _other) = Socket::pair(socket2::Domain::UNIX, socket2::Type::DGRAM, None).unwrap();
+        let streams = Streams::new(events, channel(), Arc::new(Quotas::new())).unwrap();
+        let mut requests = channel();
+        for token in 1..5000 {
+            let announced = Event {
+                token: Some(token),
+                remote: Some("10.0.0.1:1".parse().unwrap()),
+                ..Event::new(Kind::Announced, 0)
+            };
+            streams.note(&announced, &mut requests);
+            streams.make_room(&mut requests);
+            assert!(streams.quotas.announce(token, 1, 1));
+        }
+        assert!(lock(&streams.connections).len() <= ROOM, "none of them exists");
+        assert!(streams.quotas.announce(1, 2, 1), "what it had announced is forgotten too");
+    }
+
+    #[test]
+    fn whoever_listens_on_the_port_of_a_closed_connection_does_not_own_it() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let tuple = diag::Tuple {
+            local: listener.local_addr().unwrap(),
+            remote: "127.0.0.1:9".parse().unwrap(),
+            interface: 0,
+        };
+        let in_state = |state| Entry { state, ..Entry::of_ends(tuple, 1) };
+        let mut requests = channel();
+        let owner = uid_of(&mut requests, &in_state(tcp_state::ESTABLISHED));
+        assert_eq!(owner, Some(crate::sys::credentials::Owner::current().uid), "it was not accepted yet");
+        for state in tcp_state::FIN_SENT {
+            assert_eq!(uid_of(&mut requests, &in_state(state)), None);
+        }
+    }
 }

@@ -77,7 +77,7 @@ pub fn announce(connection: &dyn Connection, address: &Endpoint, how: How) -> Re
         Ok(route) if route.is_local => {}
         _ => return Err(not_local(ip)),
     }
-    let reader = namespace.reader().map_err(|error| match error.errno() {
+    let reader = namespace.reader_of_outcomes().map_err(|error| match error.errno() {
         libc::EPERM => needs_net_admin("announcing an address"),
         _ => error,
     })?;

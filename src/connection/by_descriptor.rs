@@ -16,6 +16,7 @@ use crate::events::reader::Reader;
 use crate::namespace::known::Known;
 use crate::namespace::path_manager::PathManager;
 use crate::namespace::Namespace;
+use crate::netlink::broker;
 use crate::netlink::diag::{self, Entry, Tuple};
 use crate::sys;
 use crate::sys::lock::{lock, PerProcess};
@@ -26,7 +27,8 @@ const READINGS: usize = 10;
 /// A connection through a descriptor of it, which stays its owner's: what was found by it, and what is held for it.
 #[derive(Debug)]
 pub struct ByDescriptor {
-    fd: AtomicI32,
+    /// Shared with what proves to a broker that the connection is ours.
+    fd: Arc<AtomicI32>,
     held: PerProcess<Held>,
 }
 
@@ -65,8 +67,8 @@ impl Connection for ByDescriptor {
     }
 
     fn path_manager(&self) -> Result<PathManager> {
-        let token = self.token()?;
-        latched(&*self.namespace()?, token)
+        let known = self.known()?;
+        latched(&*self.namespace()?, known.token)
     }
 
     fn read_with_closed(&self) -> Result<(u32, Vec<Reading>)> {
@@ -88,7 +90,7 @@ impl Connection for ByDescriptor {
 
 impl ByDescriptor {
     pub fn new(fd: RawFd) -> ByDescriptor {
-        ByDescriptor { fd: AtomicI32::new(fd), held: PerProcess::new() }
+        ByDescriptor { fd: Arc::new(AtomicI32::new(fd)), held: PerProcess::new() }
     }
 
     pub fn fd(&self) -> RawFd {
@@ -139,7 +141,10 @@ impl ByDescriptor {
         let mut held = self.held.lock();
         match held.known.as_ref().filter(|known| known.token == token) {
             Some(known) => Arc::clone(known),
-            None => Arc::clone(held.known.insert(namespace.connection(token))),
+            None => {
+                broker::remember(namespace.cookie, token, &self.fd);
+                Arc::clone(held.known.insert(namespace.connection(token)))
+            }
         }
     }
 

@@ -57,7 +57,7 @@ pub fn reset_subflow(connection: &dyn Connection, which: Which) -> Result<()> {
 
 fn destroy(namespace: &Namespace, subflow: &Subflow, which: Which) -> Result<()> {
     let entry = subflow.entry.ok_or_else(|| gone(which))?;
-    namespace.destroy(&entry.tuple, entry.cookie)?.map_err(|failure| match failure.errno {
+    namespace.destroy(&entry.tuple, entry.cookie, subflow.token)?.map_err(|failure| match failure.errno {
         libc::ENOENT => gone(which),
         libc::EPERM => needs_net_admin("closing a subflow"),
         libc::EOPNOTSUPP => Error::unsupported(

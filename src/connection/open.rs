@@ -313,7 +313,7 @@ impl Opening {
     ) -> Result<Opening> {
         request.check()?;
         let plan = Plan::new(connection.namespace()?, connection.known()?, request, connection.ends()?.1)?;
-        let reader = plan.namespace.reader().map_err(|error| match error.errno() {
+        let reader = plan.namespace.reader_of_outcomes().map_err(|error| match error.errno() {
             libc::EPERM => needs_net_admin("opening a subflow"),
             _ => error,
         })?;

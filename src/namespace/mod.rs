@@ -26,7 +26,7 @@ use crate::events::event::Event;
 use crate::events::reader::Reader;
 use crate::events::{Events, Sockets};
 use crate::namespace::known::Known;
-use crate::netlink::broker;
+use crate::netlink::broker::{self, codec::allows};
 use crate::netlink::diag::{self, Tuple};
 use crate::netlink::links::{self, LinkChange};
 use crate::netlink::pm::PmSocket;
@@ -264,14 +264,24 @@ impl Namespace {
         let sockets: Weak<dyn Sockets> = Weak::clone(&self.this) as Weak<Namespace>;
         let started = match Reader::of_netlink(Arc::clone(&self.events), group, Weak::clone(&sockets)) {
             Err(error) if error.errno() == libc::EPERM => match broker::of(self.cookie) {
-                Some(broker) => Reader::of_broker(broker, sockets)?,
-                None => return Err(error),
+                // Whose events they are is told by the uid alone.
+                Some(broker) if broker.allows(allows::OWN) => Reader::of_broker(broker, sockets)?,
+                _ => return Err(error),
             },
             started => started?,
         };
         let started = Arc::new(started);
         *reader = Arc::downgrade(&started);
         Ok(started)
+    }
+
+    /// The events that tell what became of a command: the subscription, or, where a broker sends commands of connections
+    /// that a descriptor comes with and passes on no events, what polling tells.
+    pub fn reader_of_outcomes(&self) -> Result<Arc<Reader>> {
+        match self.reader() {
+            Err(error) if error.errno() == libc::EPERM && broker::of(self.cookie).is_some() => self.poller(),
+            reader => reader,
+        }
     }
 
     /// Whether the peer of a connection denies joins of its initial address, by the event of its begin; absent if this
@@ -341,12 +351,17 @@ impl Namespace {
         Events::new(Arc::clone(self) as Arc<dyn Sockets>, reader, token)
     }
 
-    /// Aborts exactly the socket with this cookie: SOCK_DESTROY, by the broker where the caller lacks the privilege and
-    /// there is one. A refusal by the kernel is the inner error.
-    pub fn destroy(&self, tuple: &Tuple, cookie: u64) -> Result<std::result::Result<(), Failure>> {
+    /// Aborts exactly the subflow with this cookie, of the connection with this token: SOCK_DESTROY, by the broker where
+    /// the caller lacks the privilege and there is one. A refusal by the kernel is the inner error.
+    pub fn destroy(
+        &self,
+        tuple: &Tuple,
+        cookie: u64,
+        token: u32,
+    ) -> Result<std::result::Result<(), Failure>> {
         match diag::destroy(&mut lock(&self.diag), tuple, cookie) {
             Err(failure) if failure.errno == libc::EPERM => match broker::of(self.cookie) {
-                Some(broker) => broker.destroy(tuple, cookie),
+                Some(broker) => broker.destroy(tuple, cookie, token),
                 None => Ok(Err(failure)),
             },
             answer => Ok(answer),

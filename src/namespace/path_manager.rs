@@ -146,7 +146,7 @@ impl Namespace {
     pub fn hold_path_manager(&self, name: PathManager, patience: Duration) -> Result<Held<'_>> {
         let locked = self.lock_within(patience)?;
         let before = self.change_path_manager(name.name())?;
-        Ok(Held { namespace: self, before, _locked: locked })
+        Ok(Held { namespace: self, before, leaves: false, _locked: locked })
     }
 
     /// A new socket in the calling thread's namespace, which must be this one, latched to a path manager.
@@ -185,13 +185,24 @@ impl Drop for Locked<'_> {
 pub struct Held<'a> {
     namespace: &'a Namespace,
     before: String,
+    leaves: bool,
     _locked: Locked<'a>,
+}
+
+impl Held<'_> {
+    /// Leaves it, and returns the one before.
+    pub fn leave(mut self) -> String {
+        self.leaves = true;
+        std::mem::take(&mut self.before)
+    }
 }
 
 impl Drop for Held<'_> {
     /// Before the lock is given back, which is a member.
     fn drop(&mut self) {
-        let _ = self.namespace.change_path_manager(&self.before);
+        if !self.leaves {
+            let _ = self.namespace.change_path_manager(&self.before);
+        }
     }
 }
 

@@ -245,7 +245,9 @@ fn serve_by(broker: &Broker, subflows: &[&Subflow], requests: &[Request]) -> Res
         Some((position, OptionRequest { tuple, cookie, level, name, value, room }))
     };
     let (positions, asked): (Vec<_>, Vec<_>) = requests.iter().enumerate().filter_map(known).unzip();
-    for (position, result) in positions.into_iter().zip(broker.options(&asked)?) {
+    for (position, result) in
+        positions.into_iter().zip(broker.options(&asked, subflows.first().map(|subflow| subflow.token))?)
+    {
         outcomes[position] = match result {
             Ok(value) => Visit::Done(value),
             Err(0) => Visit::NotMet,

@@ -1,5 +1,8 @@
 //! `mptcp broker`, and which one there is.
 
+use std::sync::Mutex;
+use std::time::Duration;
+
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
@@ -8,8 +11,9 @@ use crate::broker::rules::{Allowed, Network, Rule, Rules};
 use crate::broker::{self, Settings};
 use crate::namespace::Namespace;
 use crate::netlink::broker::codec::allows;
-use crate::netlink::broker::{of, path};
+use crate::netlink::broker::{of, path, Use};
 use crate::sys;
+use crate::sys::lock::lock;
 
 /// A rule as a dictionary; its keys are those of the file of rules.
 #[derive(FromPyObject)]
@@ -28,6 +32,7 @@ pub struct RuleArguments {
     clients: usize,
     opens_per_second: u32,
     holds_per_second: u32,
+    hold: u32,
     announced: usize,
 }
 
@@ -51,6 +56,7 @@ impl RuleArguments {
             clients: self.clients,
             opens_per_second: self.opens_per_second,
             holds_per_second: self.holds_per_second,
+            longest_use: Duration::from_secs(self.hold.into()),
             announced: self.announced,
         };
         Ok(Rule { uids: self.uids, gids: self.gids, allowed: self.allow.then_some(allowed) })
@@ -82,12 +88,45 @@ pub fn serve_broker(
     py.detach(|| broker::serve(&settings)).map_err(|error| to_py(py, error))
 }
 
-/// The broker of the calling thread's network namespace: its path and what it allows this process; `None` without one.
+/// The broker of the calling thread's network namespace: its path and what it allows this process now; `None` without
+/// one.
 #[pyfunction]
 pub fn find_broker(py: Python<'_>) -> PyResult<Option<(String, Vec<&'static str>)>> {
     let found = py.detach(|| Namespace::current().map(|namespace| of(namespace.cookie)));
     let Some(broker) = found.map_err(|error| to_py(py, error))? else { return Ok(None) };
-    let named = [(allows::OWN, "own"), (allows::HOLD, "path_manager"), (allows::OPTIONS, "options")];
-    let allowed = named.into_iter().filter(|(bit, _)| broker.hello.allows & bit != 0).map(|(_, name)| name);
+    if py.detach(|| broker.greet()).is_err() {
+        return Ok(None);
+    }
+    let named = [
+        (allows::OWN, "own"),
+        (allows::HOLD, "path_manager"),
+        (allows::OPTIONS, "options"),
+        (allows::USE, "hold"),
+    ];
+    let allowed = named.into_iter().filter(|(bit, _)| broker.allows(*bit)).map(|(_, name)| name);
     Ok(Some((path().to_string_lossy().into_owned(), allowed.collect())))
+}
+
+/// The path manager of the calling thread's network namespace, kept by its broker.
+#[pyclass(frozen, module = "mptcp._core")]
+pub struct BrokeredPathManager(Mutex<Option<Use>>);
+
+#[pymethods]
+impl BrokeredPathManager {
+    /// Has it put back.
+    fn end(&self, py: Python<'_>) -> PyResult<()> {
+        let taken = lock(&self.0).take();
+        taken.map_or(Ok(()), |kept| py.detach(|| kept.end())).map_err(|error| to_py(py, error))
+    }
+}
+
+/// Has the broker set the path manager that new sockets of the namespace latch; `None` without one.
+#[pyfunction]
+pub fn use_path_manager(py: Python<'_>, name: &str) -> PyResult<Option<BrokeredPathManager>> {
+    let used = py.detach(|| {
+        let broker = of(Namespace::current()?.cookie);
+        broker.map(|broker| broker.use_path_manager(name)).transpose()
+    });
+    let used = used.map_err(|error| to_py(py, error))?;
+    Ok(used.map(|used| BrokeredPathManager(Mutex::new(Some(used)))))
 }

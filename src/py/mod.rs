@@ -60,7 +60,7 @@ mod _core {
     }
 
     #[pymodule_export]
-    use super::broker::{find_broker, serve_broker};
+    use super::broker::{find_broker, serve_broker, use_path_manager, BrokeredPathManager};
     #[pymodule_export]
     use super::by_token::ByToken;
     #[pymodule_export]

@@ -1,4 +1,4 @@
-//! Descriptors of other threads.
+//! Duplicates of descriptors, and those of other threads.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -25,6 +25,12 @@ pub fn take_from_thread(thread: i32, process: i32, fd: RawFd) -> io::Result<Owne
         let taken = libc::syscall(libc::SYS_pidfd_getfd, opened.as_raw_fd(), fd, 0) as libc::c_int;
         Ok(OwnedFd::from_raw_fd(check(taken)?))
     }
+}
+
+/// A duplicate of a descriptor that may be closed at any moment, which is the error EBADF.
+pub fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: no pointers; the descriptor is new and ours.
+    unsafe { Ok(OwnedFd::from_raw_fd(check(libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3))?)) }
 }
 
 /// Puts a duplicate of `new` in the place of `old`, in one step: who uses `old` goes on with the other open file.

@@ -38,6 +38,7 @@ BENCHMARKS = {
     "Options on one subflow": ["subflow_options"],
     "`mptcp run`": ["run"],
     "Recording": ["recorder rows", "recorder load", "recorder missed", "recorder programs", "recorder sender"],
+    "Calls through a broker": ["broker"],
     "Replacing a lost subflow": ["policies --rounds 10"],
     "Emulated links": ["links", "small_requests"],
     "Plots": ["plots"],

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
-from brokered import Brokered, echo
-from mptcp.lab import two_paths
+from brokered import Brokered, brokered_hosts
 from support import ROOT
 
 
@@ -18,21 +15,7 @@ def make_brokered() -> Iterator[Callable[[], Brokered]]:
     if not ROOT:
         pytest.skip("needs root")
     with ExitStack() as stack:
-
-        def make() -> Brokered:
-            client, server, paths = stack.enter_context(two_paths())
-            # Everybody may connect, which pytest's own folders do not allow.
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mptcp-broker-")))
-            folder.chmod(0o755)
-            client.set_path_manager("kernel")
-            found = Brokered(client, server, (paths[0], paths[1]), folder / "broker.sock")
-            stack.callback(lambda: found.broker and found.stop())
-            # The subscription has joins accepted.
-            stack.enter_context(server.events())
-            stack.enter_context(echo(server))
-            return found
-
-        yield make
+        yield lambda: stack.enter_context(brokered_hosts())
 
 
 @pytest.fixture(scope="module")

@@ -240,7 +240,11 @@ import mptcp._abilities as abilities
 found = {finding.name: finding for finding in abilities.find(["broker", "here"])}
 print(found["broker"].available, found["here"].available, found["broker"].advice)
 """
-    assert brokered.run(code).split(None, 2)[:2] == ["True", "True"]
+    available, here, allowed = brokered.run(code).split(None, 2)
+    assert (available, here) == ("True", "True")
+    assert str(brokered.socket) in allowed
+    assert "of this user's connections, Socket(path_manager=), options on one subflow" in allowed
+    assert "use_path_manager" not in allowed, "a rule would have to say so"
     told = brokered.run(code, broker=False)
     assert told.startswith("False False none listens")
 

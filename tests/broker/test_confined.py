@@ -25,10 +25,10 @@ WALL = 0x40000000  # __WALL
 
 # Of x86-64, <asm/unistd_64.h>.
 CALLS = {
-    "read": 0, "open": 2, "mmap": 9, "ioctl": 16, "getpid": 39, "socket": 41, "connect": 42, "clone": 56, "fork": 57,
-    "execve": 59, "kill": 62, "ptrace": 101, "setresuid": 117, "prctl": 157, "mount": 165, "openat": 257,
+    "open": 2, "poll": 7, "mmap": 9, "getpid": 39, "socket": 41, "connect": 42, "clone": 56, "fork": 57,
+    "execve": 59, "kill": 62, "ptrace": 101, "setresuid": 117, "mount": 165, "openat": 257,
     "unshare": 272, "setns": 308, "process_vm_writev": 311, "seccomp": 317, "bpf": 321, "io_uring_setup": 425,
-    "clone3": 435,
+    "ppoll": 271, "clone3": 435,
 }  # fmt: skip
 AT_FDCWD = -100
 
@@ -81,9 +81,19 @@ class Stopped:
 
 @contextmanager
 def stopped(thread: int) -> Iterator[Stopped]:
-    ptrace(ATTACH, thread)
-    os.waitpid(thread, WALL)
-    found = Stopped(thread)
+    """Stop a thread while it waits in poll() or ppoll(), which a signal may interrupt."""
+
+    def stop() -> Stopped | None:
+        ptrace(ATTACH, thread)
+        os.waitpid(thread, WALL)
+        found = Stopped(thread)
+        if found.before.orig_rax in (CALLS["poll"], CALLS["ppoll"]):
+            return found
+        ptrace(DETACH, thread)
+        return None
+
+    tries = (stop() for _ in range(1000))
+    found = next(filter(None, tries))
     try:
         yield found
     finally:

@@ -28,8 +28,8 @@ class Ability:
     """Its name for programs."""
     what: str
     """A description of less than a line."""
-    probe: Callable[[Ground], None]
-    """Uses it. Raises Lack, or an OSError whose text says what is missing."""
+    probe: Callable[[Ground], str | None]
+    """Uses it, and returns what is to be said of it. Raises Lack, or an OSError whose text says what is missing."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Finding:
     available: bool | None
     """Whether the ability is there; None if it could not be tried."""
     advice: str
-    """What is missing and how to get it; empty if nothing is."""
+    """What is missing and how to get it; of a broker, what it allows this user; otherwise empty."""
 
 
 class Lack(Exception):
@@ -81,7 +81,7 @@ class Ground:
         available: bool | None = False
         advice = ""
         try:
-            ability.probe(self)
+            advice = ability.probe(self) or ""
             available = True
         except UntriedError as error:
             available, advice = None, f"not tried: {error}"

@@ -74,14 +74,27 @@ def net_admin(ground: Ground) -> None:
         raise
 
 
-def broker(ground: Ground) -> None:
+# What the broker's rules allow, by their keys.
+_ALLOWED = {
+    "own": "controlling the subflows of this user's connections",
+    "path_manager": "Socket(path_manager=)",
+    "options": "options on one subflow",
+    "hold": "use_path_manager()",
+}
+
+
+def broker(ground: Ground) -> str:
     found = _core.find_broker()
     if found is None:
         path = os.environ.get("MPTCP_BROKER", _core.BROKER_PATH)
         raise Lack(f"none listens for this network namespace at {path}: start one as root (mptcp broker)")
     path, allowed = found
-    if "own" not in allowed or "path_manager" not in allowed:
-        raise Lack(f"the rules of the broker at {path} allow this user only: {', '.join(allowed) or 'nothing'}")
+    words = [text for name, text in _ALLOWED.items() if name in allowed]
+    if "own" not in allowed:
+        words.insert(0, "controlling the subflows of sockets (not of Connections)")
+    if "path_manager" not in allowed:
+        raise Lack(f"the rules of the broker at {path} allow only: {', '.join(words)}")
+    return f"at {path}; its rules allow: {', '.join(words)}"
 
 
 def here(ground: Ground) -> None:

@@ -2,6 +2,7 @@
 //! one datagram of a SOCK_SEQPACKET socket.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use crate::abi::bytes;
 use crate::netlink::diag::codec::Tuple;
@@ -43,11 +44,21 @@ pub enum Kind {
     Release = 6,
     /// Socket options on subflows.
     Options = 7,
+    /// The path manager of the namespace is changed for as long as the rules allow, from the reply on.
+    Use = 8,
 }
 
 impl Kind {
-    const ALL: [Kind; 7] =
-        [Kind::Hello, Kind::Command, Kind::Destroy, Kind::Events, Kind::Hold, Kind::Release, Kind::Options];
+    const ALL: [Kind; 8] = [
+        Kind::Hello,
+        Kind::Command,
+        Kind::Destroy,
+        Kind::Events,
+        Kind::Hold,
+        Kind::Release,
+        Kind::Options,
+        Kind::Use,
+    ];
 
     fn of(number: u16) -> Option<Kind> {
         Kind::ALL.into_iter().find(|kind| *kind as u16 == number)
@@ -146,6 +157,8 @@ pub mod allows {
     pub const HOLD: u32 = 2;
     /// Socket options on one subflow.
     pub const OPTIONS: u32 = 4;
+    /// The path manager of the namespace, for some time.
+    pub const USE: u32 = 8;
 }
 
 pub fn encode_hello(hello: Hello) -> Vec<u8> {
@@ -157,6 +170,15 @@ pub fn encode_hello(hello: Hello) -> Vec<u8> {
 
 pub fn decode_hello(payload: &[u8]) -> Option<Hello> {
     Some(Hello { namespace: bytes::u64(payload, 0)?, allows: bytes::u32(payload, 8)? })
+}
+
+/// The reply to USE: for how long.
+pub fn encode_use(longest: Duration) -> Vec<u8> {
+    u32::try_from(longest.as_millis()).unwrap_or(u32::MAX).to_ne_bytes().to_vec()
+}
+
+pub fn decode_use(payload: &[u8]) -> Option<Duration> {
+    bytes::u32(payload, 0).map(|milliseconds| Duration::from_millis(milliseconds.into()))
 }
 
 /// A family, a port and 16 bytes of address, of which IPv4 takes 4.
@@ -316,6 +338,8 @@ mod tests {
         assert_eq!(decode_reply(&encode_reply(5, 8, Ok(b"x"))), Some((8, Ok(&b"x"[..]))));
         let hello = Hello { namespace: 1 << 40, allows: allows::OWN };
         assert_eq!(decode_hello(&encode_hello(hello)), Some(hello));
+        let longest = Duration::from_millis(30_500);
+        assert_eq!((decode_use(&encode_use(longest)), decode_use(&[1])), (Some(longest), None));
     }
 
     #[test]

@@ -6,9 +6,10 @@ pub mod seqpacket;
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use socket2::Socket;
@@ -16,8 +17,11 @@ use socket2::Socket;
 use crate::error::{Error, Result};
 use crate::netlink::broker::codec::{Denial, Hello, Kind, OptionRequest, OptionResult};
 use crate::netlink::diag::codec::Tuple;
+use crate::netlink::pm::codec::Command;
 use crate::netlink::Failure;
+use crate::sys;
 use crate::sys::lock::{lock, PerProcess};
+use crate::sys::wait;
 
 /// How many connections are kept for the next requests.
 const KEPT: usize = 2;
@@ -36,7 +40,9 @@ static BROKERS: PerProcess<HashMap<u64, Arc<Broker>>> = PerProcess::new();
 #[derive(Debug)]
 pub struct Broker {
     path: PathBuf,
-    pub hello: Hello,
+    namespace: u64,
+    /// Bits of [`codec::allows`], as it said last: rules may change when it is restarted.
+    allows: AtomicU32,
     idle: Mutex<Vec<Connection>>,
 }
 
@@ -45,6 +51,43 @@ pub struct Broker {
 struct Connection {
     socket: Socket,
     sequence: u32,
+    /// For replies.
+    buffer: Vec<u8>,
+}
+
+/// The path manager of the namespace is another for as long as this lives, or as the broker's rules allow.
+#[derive(Debug)]
+pub struct Use {
+    connection: Connection,
+    longest: Duration,
+}
+
+/// Descriptors by which this process can prove that connections are its own, by namespace and token. Their owners take
+/// them away by setting them to -1.
+#[derive(Debug, Default)]
+struct Proofs {
+    descriptors: HashMap<(u64, u32), Weak<AtomicI32>>,
+    /// How many there may be before those of connections that have ended are left out.
+    room: usize,
+}
+
+static PROOFS: PerProcess<Proofs> = PerProcess::new();
+
+/// Remembers a descriptor of a connection, for brokers that want one.
+pub fn remember(namespace: u64, token: u32, descriptor: &Arc<AtomicI32>) {
+    let Proofs { descriptors, room } = &mut *PROOFS.lock();
+    if descriptors.len() >= *room {
+        descriptors
+            .retain(|_, known| known.upgrade().is_some_and(|known| known.load(Ordering::Relaxed) >= 0));
+        *room = 64.max(2 * descriptors.len());
+    }
+    descriptors.insert((namespace, token), Arc::downgrade(descriptor));
+}
+
+/// A duplicate, which stays that of the connection until it has been sent.
+fn proof(namespace: u64, token: u32) -> Option<OwnedFd> {
+    let known = PROOFS.lock().descriptors.get(&(namespace, token)).and_then(Weak::upgrade)?;
+    sys::descriptor::duplicate(known.load(Ordering::Relaxed)).ok()
 }
 
 /// What became of a request: its payload, or why it was denied.
@@ -63,7 +106,7 @@ pub fn of(namespace: u64) -> Option<Arc<Broker>> {
             return Some(Arc::clone(known));
         }
     }
-    let broker = Arc::new(Broker::find(&path).ok().filter(|found| found.hello.namespace == namespace)?);
+    let broker = Arc::new(Broker::find(&path).ok().filter(|found| found.namespace == namespace)?);
     BROKERS.lock().insert(namespace, Arc::clone(&broker));
     Some(broker)
 }
@@ -72,27 +115,58 @@ impl Broker {
     /// The one that listens at a path. Fails where none does.
     pub fn find(path: &Path) -> io::Result<Broker> {
         let mut connection = Connection::new(path)?;
-        let answer = connection.ask(Kind::Hello, &[])?;
-        let hello = answer.ok().and_then(|payload| codec::decode_hello(&payload));
-        let hello = hello.ok_or_else(|| io::Error::from_raw_os_error(libc::EPROTO))?;
-        Ok(Broker { path: path.to_owned(), hello, idle: Mutex::new(vec![connection]) })
+        let hello = connection.greet()?.map_err(|denial| io::Error::from_raw_os_error(denial.errno))?;
+        Ok(Broker {
+            path: path.to_owned(),
+            namespace: hello.namespace,
+            allows: AtomicU32::new(hello.allows),
+            idle: Mutex::new(vec![connection]),
+        })
+    }
+
+    /// Whether it allows this process what a bit of [`codec::allows`] stands for.
+    pub fn allows(&self, bit: u32) -> bool {
+        self.allows.load(Ordering::Relaxed) & bit != 0
+    }
+
+    /// Asks it once more what it allows. Fails where it does not listen any more.
+    pub fn greet(&self) -> Result<()> {
+        let mut connection = self.connection()?;
+        let hello = match connection.greet() {
+            Err(error) if is_gone(&error) => {
+                lock(&self.idle).clear();
+                connection = self.connection()?;
+                connection.greet()
+            }
+            hello => hello,
+        };
+        let hello = hello.map_err(|error| failed(&error))?.map_err(denied)?;
+        self.allows.store(hello.allows, Ordering::Relaxed);
+        self.keep(connection);
+        Ok(())
     }
 
     /// A command of `mptcp_pm`, as [`crate::netlink::pm::PmSocket::command`].
     pub fn command(&self, payload: &[u8]) -> Result<std::result::Result<(), Failure>> {
-        self.acknowledged(Kind::Command, payload)
+        let token = Command::decode(payload).map(|command| command.token());
+        self.acknowledged(Kind::Command, payload, token)
     }
 
-    /// SOCK_DESTROY.
-    pub fn destroy(&self, tuple: &Tuple, cookie: u64) -> Result<std::result::Result<(), Failure>> {
-        self.acknowledged(Kind::Destroy, &codec::encode_destroy(tuple, cookie))
+    /// SOCK_DESTROY, of a subflow of the connection with this token.
+    pub fn destroy(
+        &self,
+        tuple: &Tuple,
+        cookie: u64,
+        token: u32,
+    ) -> Result<std::result::Result<(), Failure>> {
+        self.acknowledged(Kind::Destroy, &codec::encode_destroy(tuple, cookie), Some(token))
     }
 
-    /// Socket options on subflows; what became of each.
-    pub fn options(&self, requests: &[OptionRequest]) -> Result<Vec<OptionResult>> {
+    /// Socket options on subflows of the connection with this token; what became of each.
+    pub fn options(&self, requests: &[OptionRequest], token: Option<u32>) -> Result<Vec<OptionResult>> {
         let mut results = Vec::with_capacity(requests.len());
         for batch in requests.chunks(codec::MAX_OPTIONS) {
-            let payload = self.ask(Kind::Options, &codec::encode_options(batch))?.map_err(denied)?;
+            let payload = self.ask(Kind::Options, &codec::encode_options(batch), token)?.map_err(denied)?;
             let told = codec::decode_option_results(&payload).filter(|told| told.len() == batch.len());
             results.extend(told.ok_or_else(malformed)?);
         }
@@ -102,7 +176,7 @@ impl Broker {
     /// A socket on which events of the caller's connections come, as netlink messages of the kernel.
     pub fn events(&self) -> io::Result<Socket> {
         let mut connection = Connection::new(&self.path)?;
-        match connection.ask(Kind::Events, &[])? {
+        match connection.ask(Kind::Events, &[], None)? {
             Ok(_) => {
                 connection.socket.set_nonblocking(true)?;
                 Ok(connection.socket)
@@ -113,9 +187,9 @@ impl Broker {
 
     /// What `make` returns, called while new sockets of the namespace latch the path manager of this name.
     pub fn hold<T>(&self, name: &str, mut make: impl FnMut() -> Result<T>) -> Result<T> {
-        let mut connection = self.connection().map_err(|error| failed(&error))?;
+        let mut connection = self.live_connection()?;
         let ask = |connection: &mut Connection, kind, payload: &[u8]| {
-            connection.ask(kind, payload).map_err(|error| failed(&error))
+            connection.ask(kind, payload, None).map_err(|error| failed(&error))
         };
         let end = Instant::now() + PATIENCE;
         for _ in 0..TRIES {
@@ -150,8 +224,21 @@ impl Broker {
         ))
     }
 
-    fn acknowledged(&self, kind: Kind, payload: &[u8]) -> Result<std::result::Result<(), Failure>> {
-        match self.ask(kind, payload)? {
+    /// Has new sockets of the namespace latch the path manager of this name, until what this returns is dropped.
+    pub fn use_path_manager(&self, name: &str) -> Result<Use> {
+        let mut connection = self.live_connection()?;
+        let answer = connection.ask(Kind::Use, name.as_bytes(), None).map_err(|error| failed(&error))?;
+        let longest = codec::decode_use(&answer.map_err(denied)?).ok_or_else(malformed)?;
+        Ok(Use { connection, longest })
+    }
+
+    fn acknowledged(
+        &self,
+        kind: Kind,
+        payload: &[u8],
+        token: Option<u32>,
+    ) -> Result<std::result::Result<(), Failure>> {
+        match self.ask(kind, payload, token)? {
             Ok(_) => Ok(Ok(())),
             Err(denial) if denial.refused => Err(denied(denial)),
             Err(Denial { errno, text, .. }) => {
@@ -160,14 +247,15 @@ impl Broker {
         }
     }
 
-    fn ask(&self, kind: Kind, payload: &[u8]) -> Result<Answer> {
-        let mut connection = self.connection().map_err(|error| failed(&error))?;
-        let answer = match connection.ask(kind, payload) {
+    /// Asks something about the connection with this token.
+    fn ask(&self, kind: Kind, payload: &[u8], token: Option<u32>) -> Result<Answer> {
+        let mut connection = self.connection()?;
+        let answer = match connection.ask(kind, payload, self.proof(token)) {
             // It has been restarted since: this one was never heard.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+            Err(error) if is_gone(&error) => {
                 lock(&self.idle).clear();
-                connection = Connection::new(&self.path).map_err(|error| failed(&error))?;
-                connection.ask(kind, payload)
+                connection = self.connection()?;
+                connection.ask(kind, payload, self.proof(token))
             }
             answer => answer,
         };
@@ -176,9 +264,35 @@ impl Broker {
         Ok(answer)
     }
 
-    fn connection(&self) -> io::Result<Connection> {
-        let idle = lock(&self.idle).pop();
-        idle.map_or_else(|| Connection::new(&self.path), Ok)
+    /// A descriptor of the connection with this token, where the caller's uid proves nothing to this broker.
+    fn proof(&self, token: Option<u32>) -> Option<OwnedFd> {
+        token.filter(|_| !self.allows(codec::allows::OWN)).and_then(|token| proof(self.namespace, token))
+    }
+
+    /// An idle connection, which the broker may have closed since, or a new one, at which it says again what it allows.
+    fn connection(&self) -> Result<Connection> {
+        if let Some(idle) = lock(&self.idle).pop() {
+            return Ok(idle);
+        }
+        let mut connection = Connection::new(&self.path).map_err(|error| failed(&error))?;
+        let hello = connection.greet().map_err(|error| failed(&error))?.map_err(denied)?;
+        if hello.namespace != self.namespace {
+            let text = format!("the broker at {} serves another network namespace now", self.path.display());
+            return Err(Error::os(libc::ENXIO, text));
+        }
+        self.allows.store(hello.allows, Ordering::Relaxed);
+        Ok(connection)
+    }
+
+    /// The same, but not one that the broker has closed.
+    fn live_connection(&self) -> Result<Connection> {
+        let connection = self.connection()?;
+        let is_quiet = wait::readable([connection.socket.as_raw_fd()], Some(Duration::ZERO));
+        if matches!(is_quiet, Ok([false])) {
+            return Ok(connection);
+        }
+        lock(&self.idle).clear();
+        self.connection()
     }
 
     fn keep(&self, connection: Connection) {
@@ -191,29 +305,82 @@ impl Broker {
 
 impl Connection {
     fn new(path: &Path) -> io::Result<Connection> {
-        Ok(Connection { socket: seqpacket::connect(path)?, sequence: 0 })
+        let buffer = vec![0; codec::MAX_MESSAGE];
+        Ok(Connection { socket: seqpacket::connect(path)?, sequence: 0, buffer })
     }
 
-    fn ask(&mut self, kind: Kind, payload: &[u8]) -> io::Result<Answer> {
+    /// Asks what it allows. Whom it allows nothing it tells so and closes the connection, before HELLO or after.
+    fn greet(&mut self) -> io::Result<std::result::Result<Hello, Denial>> {
+        let mut answer = self.ask(Kind::Hello, &[], None);
+        if answer
+            .as_ref()
+            .is_err_and(|error| is_gone(error) || error.kind() == io::ErrorKind::ConnectionReset)
+        {
+            answer = self.receive().map_err(|_| io::Error::from_raw_os_error(libc::EPIPE));
+        }
+        let answer = answer?;
+        let malformed = || io::Error::from_raw_os_error(libc::EPROTO);
+        match answer {
+            Ok(payload) => codec::decode_hello(&payload).map(Ok).ok_or_else(malformed),
+            Err(denial) => Ok(Err(denial)),
+        }
+    }
+
+    /// EPIPE: the request was not sent.
+    fn ask(&mut self, kind: Kind, payload: &[u8], proof: Option<OwnedFd>) -> io::Result<Answer> {
         self.sequence = self.sequence.wrapping_add(1);
         let request = codec::encode_request(kind, self.sequence, payload);
-        self.socket.send_with_flags(&request, libc::MSG_NOSIGNAL)?;
-        let mut buffer = vec![0; codec::MAX_MESSAGE];
+        let sent = seqpacket::send(&self.socket, &request, proof.as_ref().map(AsFd::as_fd));
+        sent.map_err(|error| match error.raw_os_error() {
+            Some(libc::ECONNRESET) => io::Error::from_raw_os_error(libc::EPIPE),
+            _ => error,
+        })?;
+        self.receive()
+    }
+
+    /// The answer to the last request.
+    fn receive(&mut self) -> io::Result<Answer> {
         loop {
-            let received = match seqpacket::receive(self.socket.as_fd(), &mut buffer) {
+            let received = match seqpacket::receive(self.socket.as_fd(), &mut self.buffer) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 received => received?,
             };
             if received.length == 0 {
                 return Err(io::Error::from_raw_os_error(libc::ECONNRESET));
             }
-            if let Some((sequence, answer)) = codec::decode_reply(&buffer[..received.length]) {
+            if let Some((sequence, answer)) = codec::decode_reply(&self.buffer[..received.length]) {
                 if sequence == self.sequence {
                     return Ok(answer.map(<[u8]>::to_vec));
                 }
             }
         }
     }
+}
+
+impl Use {
+    /// Ends it. ETIMEDOUT where the broker had ended it before.
+    pub fn end(mut self) -> Result<()> {
+        match self.connection.ask(Kind::Release, &[], None) {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(denial)) if denial.errno == libc::ETIMEDOUT => Err(Error::os(
+                libc::ETIMEDOUT,
+                format!(
+                    "the broker put net.mptcp.path_manager back after {} s, which is as long as its rules allow",
+                    self.longest.as_secs_f64()
+                ),
+            )),
+            Ok(Err(denial)) => Err(denied(denial)),
+            Err(_) => Err(Error::os(
+                libc::ECONNRESET,
+                "the broker ended, and net.mptcp.path_manager was put back when it did",
+            )),
+        }
+    }
+}
+
+/// The broker has closed the connection, before it heard the request.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::BrokenPipe
 }
 
 fn denied(denial: Denial) -> Error {

@@ -1,12 +1,15 @@
 //! Sockets of the type SOCK_SEQPACKET in the file system: messages, with at most one descriptor each, and who is at the
 //! other end.
 
-use std::io::{self, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::net::{recvmsg, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags};
+use rustix::net::{
+    recvmsg, sendmsg, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags,
+};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::abi::bytes;
@@ -42,6 +45,19 @@ pub fn connect(path: &Path) -> io::Result<Socket> {
     let socket = Socket::new(Domain::UNIX, Type::SEQPACKET.cloexec(), None)?;
     socket.connect(&SockAddr::unix(path)?)?;
     Ok(socket)
+}
+
+/// Sends one message, with a descriptor or without.
+pub fn send(socket: &Socket, message: &[u8], descriptor: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    let Some(descriptor) = descriptor else {
+        return socket.send_with_flags(message, libc::MSG_NOSIGNAL).map(drop);
+    };
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let descriptors = [descriptor];
+    control.push(SendAncillaryMessage::ScmRights(&descriptors));
+    sendmsg(socket, &[IoSlice::new(message)], &mut control, SendFlags::NOSIGNAL)?;
+    Ok(())
 }
 
 /// Receives one message. A signal is the error Interrupted.
@@ -90,13 +106,16 @@ mod tests {
     #[test]
     fn messages_keep_their_bounds_and_tell_what_was_cut() {
         let (one, other) = Socket::pair(Domain::UNIX, Type::SEQPACKET, None).unwrap();
-        one.send(b"first").unwrap();
+        send(&one, b"first", None).unwrap();
         one.send(b"second").unwrap();
         let mut buffer = [0; 5];
         let received = receive(other.as_fd(), &mut buffer).unwrap();
         assert_eq!((received.length, received.is_cut, &buffer), (5, false, b"first"));
         assert!(receive(other.as_fd(), &mut buffer).unwrap().is_cut);
-        drop(one);
+        send(&one, b"with", Some(one.as_fd())).unwrap();
+        let received = receive(other.as_fd(), &mut buffer).unwrap();
+        assert_eq!((received.length, received.is_cut, received.descriptors.len()), (4, false, 1));
+        drop((one, received));
         assert_eq!(receive(other.as_fd(), &mut buffer).unwrap().length, 0);
     }
 

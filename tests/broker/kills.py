@@ -1,0 +1,179 @@
+"""Kill clients of a broker, and the broker itself, at random moments:
+
+    sudo .venv/bin/python tests/broker/kills.py NUMBER     (of clients; of the broker a tenth as many)
+
+Afterwards the broker has the descriptors that it had and less than 1 MB more memory, another user's connection is as it
+was, and so is the path manager of the namespace, after each kill.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from brokered import OTHER, Brokered, brokered_hosts, held, server_of
+
+RULES = '[[rule]]\nremotes = ["10.0.0.0/8"]\nholds_per_second = 50\nopens_per_second = 100000\nclients = 500\n'
+
+RAW = Path(__file__).with_name("raw.py").read_text()
+
+CONNECT = """
+sock = mptcp.create_connection((s1, 5000), path_manager="userspace")
+sock.sendall(b"hello"); assert sock.recv(5) == b"hello"
+"""
+
+# Forks a client for each line and kills it after so many seconds: starting Python anew would take far longer.
+CLIENTS = (
+    RAW
+    + """
+import itertools, random, signal
+def client(seed):
+    seed = random.Random(seed)
+    sock = None
+    for _ in itertools.count():
+        try:
+            kind = seed.randrange(7)
+            if sock is None or kind == 0:
+                sock = mptcp.Socket(path_manager="userspace")
+                sock.connect((s1, 5000)); sock.sendall(b"hello"); sock.recv(5)
+            elif kind == 1:
+                sock.open_subflow(c2, s2)
+            elif kind == 2:
+                for subflow in sock.subflows()[1:]: subflow.close()
+            elif kind == 3:
+                events = sock.events()
+            elif kind == 4:
+                raw = Raw(); raw.send(COMMAND, create(sock.token, c2, s1, 5000), [sock.fileno()])
+            elif kind == 5:
+                raw = Raw(); raw.send(HOLD, b"userspace")
+            else:
+                raw = Raw(); raw.send(EVENTS); raw.send(seed.randrange(9), seed.randbytes(100))
+        except (OSError, Denied, EOFError):
+            pass
+print(flush=True)
+for line in sys.stdin:
+    number, seconds = line.split()
+    if not (pid := os.fork()):
+        try:
+            client(int(number))
+        finally:
+            os._exit(0)
+    time.sleep(float(seconds))
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    print(flush=True)
+"""
+)
+
+VICTIM = (
+    CONNECT
+    + """
+before = [(s.id, s.local, s.remote, s.backup) for s in sock.subflows()]
+print(flush=True)
+sys.stdin.read()
+assert [(s.id, s.local, s.remote, s.backup) for s in sock.subflows()] == before
+assert sock.path_manager == "userspace"
+sock.sendall(b"hello"); assert sock.recv(5) == b"hello"
+"""
+)
+
+LATCHERS = """
+import select
+while not select.select([sys.stdin], [], [], 0)[0]:
+    try:
+        mptcp.Socket(path_manager="userspace").close()
+    except OSError:
+        pass
+"""
+
+
+@dataclass
+class Kept:
+    """What the broker had, in descriptors and KiB, before and after."""
+
+    before: tuple[int, int]
+    after: tuple[int, int]
+
+
+def settled(brokered: Brokered) -> tuple[int, int]:
+    """Return what the broker has once the threads of those who were killed have ended."""
+    pid, end = server_of(brokered), time.monotonic() + 20
+    found = held(pid)
+    while time.monotonic() < end:
+        time.sleep(1.2)  # it looks after streams once a second
+        last, found = found, held(pid)
+        if last[0] == found[0] and len(os.listdir(f"/proc/{pid}/task")) <= 5:
+            break
+    return found
+
+
+def kill_clients(brokered: Brokered, number: int, seed: random.Random) -> Kept:
+    """Kill clients at random moments of what they do."""
+    victim = brokered.popen(VICTIM, OTHER)
+    clients = brokered.popen(CLIENTS)
+    assert victim.stdout is not None
+    assert clients.stdin is not None
+    assert clients.stdout is not None
+    for started in (victim, clients):
+        if not started.stdout.readline():  # type: ignore[union-attr]
+            raise AssertionError(started.communicate()[1])
+
+    def kill(count: int) -> None:
+        for _ in range(count):
+            clients.stdin.write(f"{seed.randrange(1 << 30)} {seed.random() * 0.05}\n")  # type: ignore[union-attr]
+            clients.stdin.flush()  # type: ignore[union-attr]
+            clients.stdout.readline()  # type: ignore[union-attr]
+
+    kill(min(20, number))  # what it keeps from its first requests on
+    before = settled(brokered)
+    kill(number)
+    after = settled(brokered)
+    for ended in (clients, victim):
+        _, errors = ended.communicate(timeout=60)
+        assert ended.returncode == 0, errors
+    assert brokered.client.sysctl("net.mptcp.path_manager") == "kernel"
+    return Kept(before, after)
+
+
+def kill_brokers(brokered: Brokered, number: int, seed: random.Random) -> None:
+    """Kill the broker and start it again, while clients latch sockets without end."""
+    if brokered.broker:
+        brokered.stop()
+    client = brokered.popen(LATCHERS)
+    for _ in range(number):
+        brokered.start(RULES)
+        time.sleep(seed.random() / 10)  # the moment of the kill is what is tried
+        os.kill(server_of(brokered), signal.SIGKILL)
+        assert brokered.broker is not None
+        brokered.broker.communicate(timeout=20)
+        assert brokered.client.sysctl("net.mptcp.path_manager") == "kernel"
+    brokered.broker = None
+    _, errors = client.communicate("\n", timeout=30)
+    assert client.returncode == 0, errors
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("number", type=int)
+    number = parser.parse_args().number
+    seed = random.Random()
+    with brokered_hosts() as brokered:
+        brokered.start(RULES)
+        kept = kill_clients(brokered, number, seed)
+        print(f"{number} clients killed: descriptors and KiB before {kept.before}, after {kept.after}", flush=True)
+        assert kept.after[0] <= kept.before[0]
+        assert kept.after[1] - kept.before[1] < 1024
+        kill_brokers(brokered, number // 10, seed)
+        print(f"{number // 10} brokers killed: the path manager was put back each time")
+
+
+if __name__ == "__main__":
+    main()
