@@ -161,9 +161,13 @@ def test_a_reader_that_does_not_read_holds_nothing_up(mptcp_two_paths: TwoPaths,
     with running(client, str(policy), "--json") as process:
         with connected(client, server, paths) as made:
             assert eventually(lambda: len(made.sock.subflows()) == 2)
-        decisions = [json.loads(line) for line in ended(process).splitlines()]
-    assert [one["decision"] for one in decisions].count("take order back") == 1000
-    assert [one["outcome"] for one in decisions if one["decision"] == "open"] == ["established"]
+            assert process.stdout is not None
+            decisions = []
+            while not decisions or decisions[-1]["decision"] != "open":
+                decisions.append(json.loads(process.stdout.readline()))
+        ended(process)
+    assert [one["decision"] for one in decisions] == ["take order back"] * 1000 + ["open"]
+    assert decisions[-1]["outcome"] == "established"
 
 
 def test_what_fails(mptcp_two_paths: TwoPaths, listening: Listening) -> None:
@@ -258,10 +262,13 @@ def test_a_policy_that_was_called_for_a_loss(mptcp_two_paths: TwoPaths, listenin
     """The event is there, and a try that is under way when the policies end is said to be so."""
     client, server, paths = mptcp_two_paths
 
-    lost = threading.Event()
+    established, lost = threading.Event(), threading.Event()
 
     class Again(mptcp.Policy):
         open_timeout = 1000.0  # type: ignore[misc]
+
+        def on_subflow_established(self, conn: mptcp.Connection, subflow: mptcp.Subflow) -> None:
+            established.set()
 
         def on_subflow_lost(self, conn: mptcp.Connection, event: mptcp.Event) -> None:
             paths[1].set(loss="100%")
@@ -270,6 +277,7 @@ def test_a_policy_that_was_called_for_a_loss(mptcp_two_paths: TwoPaths, listenin
 
     with connected(client, server, paths) as made, client.run_policy(Again()):
         made.sock.open_subflow(*made.second)
+        assert established.wait(60)
         assert eventually(lambda: len(made.peer.subflows()) == 2)
         made.peer.close_subflow(made.peer.subflows()[1])
         assert lost.wait(60)
