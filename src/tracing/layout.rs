@@ -50,7 +50,7 @@ pub struct Tcp {
     remote: Member,
     local_ipv6: Member,
     remote_ipv6: Member,
-    local_port: Member,
+    pub local_port: Member,
     remote_port: Member,
 }
 

@@ -122,6 +122,8 @@ pub struct Tracer {
     reading: Arc<Mutex<Reading>>,
     counters: Mutex<SharedArray>,
     running: Mutex<Option<Running>>,
+    /// That started it.
+    process: u32,
 }
 
 #[derive(Debug)]
@@ -198,11 +200,19 @@ impl Tracer {
                 .map_err(|error| Error::call("starting a thread", &error))?
         };
         let running = Mutex::new(Some(Running { links, stop, thread }));
-        Ok(Tracer { reading, counters: Mutex::new(counters), running })
+        Ok(Tracer { reading, counters: Mutex::new(counters), running, process: std::process::id() })
     }
 
-    /// Takes the programs from their tracepoints, and reads what they have written. Once more has no effect.
+    /// Takes the programs from their tracepoints, and reads what they have written. Once more has no effect. Nor has it
+    /// any in a forked child, but that it closes the descriptors there.
     pub fn stop(&self) {
+        // The thread is the parent's. One of the child may have got the same pthread_t, which dropping it would detach.
+        if self.process != std::process::id() {
+            if let Some(running) = self.running.try_lock().ok().and_then(|mut running| running.take()) {
+                std::mem::forget(running.thread);
+            }
+            return;
+        }
         let Some(Running { links, stop, thread }) = lock(&self.running).take() else { return };
         drop(links);
         stop.set();
@@ -237,5 +247,131 @@ impl Tracer {
 impl Drop for Tracer {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::builder::Builder;
+    use super::record::{candidate, data, data_ack, head, kind, subflow};
+    use super::*;
+    use crate::bpf::btf::Member;
+    use crate::traces::key::token_and_idsn;
+    use crate::traces::row::{Packet, UNKNOWN};
+    use proptest::prelude::*;
+
+    const KEYS: [u64; 2] = [0x0102_0304_0506_0708, 0x1112_1314_1516_1718];
+    const LOCAL: u64 = 7;
+
+    fn put(record: &mut [u8], at: usize, bytes: &[u8]) {
+        record[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+
+    fn record(kind: i32, time: u64, cookie: u64, size: usize) -> Vec<u8> {
+        let mut record = vec![0; size];
+        put(&mut record, head::KIND, &(kind as u64).to_ne_bytes());
+        put(&mut record, head::TIME_NS, &time.to_ne_bytes());
+        put(&mut record, head::COOKIE, &cookie.to_ne_bytes());
+        record
+    }
+
+    /// A subflow of the connecting side, whose first number is 1.
+    fn begun(layout: &Layout, cookie: u64) -> Vec<u8> {
+        let mut record = record(kind::SUBFLOW, 1, cookie, subflow::size(layout));
+        let msk = subflow::msk(layout);
+        let mut set = |member: Member, value: &[u8]| put(&mut record, msk + member.offset(), value);
+        set(layout.msk.local_key, &KEYS[0].to_ne_bytes());
+        set(layout.msk.remote_key, &KEYS[1].to_ne_bytes());
+        set(layout.msk.token, &token_and_idsn(1, KEYS[0]).0.to_ne_bytes());
+        // Its address, so that each is a subflow of its own.
+        let port = subflow::TCP + layout.tcp.local_port.offset();
+        put(&mut record, port, &(cookie as u16).to_be_bytes());
+        record
+    }
+
+    /// The mapping that begins with the byte `dsn` of the connection, which TCP's numbers before `end` have.
+    fn sent(time: u64, cookie: u64, dsn: u64, length: u32, end: u32) -> Vec<u8> {
+        let mut record = record(kind::SENT, time, cookie, data::SIZE);
+        let number = token_and_idsn(1, KEYS[0]).1.wrapping_add(1 + dsn);
+        put(&mut record, data::DATA_SEQ, &number.to_ne_bytes());
+        put(&mut record, data::LENGTH, &length.to_ne_bytes());
+        put(&mut record, data::SEQUENCE, &end.to_ne_bytes());
+        record
+    }
+
+    fn acknowledged(time: u64, cookie: u64, dsn: u64) -> Vec<u8> {
+        let mut record = record(kind::DATA_ACK, time, cookie, data_ack::SIZE);
+        let number = token_and_idsn(1, KEYS[0]).1.wrapping_add(1 + dsn);
+        put(&mut record, data_ack::NUMBER, &number.to_ne_bytes());
+        record
+    }
+
+    /// This kernel's layout, if it can be had.
+    fn layout() -> Option<Arc<Layout>> {
+        kernel_layout().map_err(|missing| eprintln!("skipped: {missing}")).ok()
+    }
+
+    fn rows(builder: &Builder) -> Vec<(i64, i64, i32, bool, i64)> {
+        let row = |row: &Packet| (row.time_ns, row.dsn, row.length, row.reinjected, row.data_acked_ns);
+        builder.packets().iter().map(row).collect()
+    }
+
+    #[test]
+    fn a_mapping_that_grows_is_one_row_and_data_given_twice_is_reinjected() {
+        let Some(layout) = layout() else { return };
+        let mut builder = Builder::new(Arc::clone(&layout), 0, true);
+        builder.add(&begun(&layout, LOCAL));
+        builder.add(&begun(&layout, LOCAL + 1));
+        builder.add(&sent(10, LOCAL, 0, 100, u32::MAX));
+        builder.add(&sent(11, LOCAL, 0, 150, 49));
+        builder.add(&sent(11, LOCAL, 0, 150, 49));
+        builder.add(&sent(12, LOCAL + 1, 100, 80, 1080));
+        builder.add(&acknowledged(20, LOCAL, 150));
+        builder.add(&acknowledged(21, LOCAL + 1, 179));
+        let expected = [(10, 0, 150, false, 20), (12, 100, 50, true, 20), (12, 150, 30, false, UNKNOWN)];
+        assert_eq!(rows(&builder), expected);
+        let (connections, subflows) = builder.tables();
+        assert_eq!(
+            (connections.len(), connections[0].bytes, connections[0].reinjected),
+            (1, [180, 0], [50, 0])
+        );
+        assert_eq!(subflows.iter().map(|subflow| subflow.bytes[0]).collect::<Vec<_>>(), [150, 80]);
+        assert_eq!(connections[0].data_acked, [179, UNKNOWN]);
+    }
+
+    #[test]
+    fn what_was_chosen_is_the_newest_candidate_that_sends() {
+        let Some(layout) = layout() else { return };
+        let mut builder = Builder::new(Arc::clone(&layout), 0, true);
+        for cookie in [LOCAL, LOCAL + 1] {
+            builder.add(&begun(&layout, cookie));
+        }
+        for (time, cookie) in [(1, LOCAL), (2, LOCAL + 1), (3, LOCAL), (4, LOCAL + 1)] {
+            builder.add(&record(kind::CANDIDATE, time, cookie, candidate::SIZE));
+        }
+        builder.add(&sent(5, LOCAL, 0, 10, 11));
+        builder.add(&sent(6, LOCAL + 1, 10, 10, 11));
+        let chosen = builder.choices().iter().map(|choice| choice.chosen).collect::<Vec<_>>();
+        assert_eq!(chosen, [false, false, true, false]);
+    }
+
+    proptest! {
+        #[test]
+        fn any_record_is_survived(
+            records in proptest::collection::vec(
+                (0i32..9, 6u64..9, proptest::collection::vec(any::<u8>(), 0..80)), 0..60)
+        ) {
+            if let Some(layout) = layout() {
+                let mut builder = Builder::new(Arc::clone(&layout), 0, true);
+                builder.add(&begun(&layout, LOCAL));
+                for (kind, cookie, rest) in records {
+                    let mut bytes = record(kind, 1, cookie, head::SIZE);
+                    bytes.extend(rest);
+                    builder.add(&bytes);
+                    let _ = builder.take_packets(false);
+                }
+                let _ = (builder.tables(), builder.packets());
+            }
+        }
     }
 }

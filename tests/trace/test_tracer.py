@@ -46,6 +46,17 @@ def transfer(sock: mptcp.Socket, peer: mptcp.Socket, size: int = SIZE) -> None:
     assert eventually(lambda: sock.info().bytes_acked == before + size)
 
 
+def is_quiet(sock: mptcp.Socket, remote: str | None = None) -> bool:
+    """Whether a subflow, or each of them, has nothing left to send or to send again."""
+    subflows = [each for each in sock.subflows() if remote is None or each.remote[0] == remote]
+    return all(each.tcp_info.unacked == each.tcp_info.notsent_bytes == 0 for each in subflows)
+
+
+def is_acked(tracer: mptcp.Tracer, size: int) -> bool:
+    """Whether the last DATA_ACK was traced: the application may learn of it first."""
+    return tracer.trace.connections["data_acked_0"].tolist() == [size]
+
+
 def first_sent(trace: mptcp.Trace, subflow: Any) -> Any:
     """The rows of a subflow of direction 0 that are no retransmissions, by their sequence numbers."""
     rows = trace.packets[(trace.packets["subflow"] == subflow) & (trace.packets["direction"] == 0)]
@@ -104,6 +115,8 @@ def test_a_capture_of_the_same_transfer_has_the_same_segments(mptcp_lab: Lab, tm
     with connected(client, server, links) as (sock, peer), mptcp.Tracer([sock, peer]) as tracer:
         tokens = sock.token, peer.token
         transfer(sock, peer)
+        assert eventually(lambda: is_acked(tracer, SIZE + 1))
+        assert eventually(lambda: is_quiet(sock))
         subflows, info = list(sock.subflows()), sock.info()
     for made in captures:
         made.close()
@@ -154,6 +167,8 @@ def test_failover_over_ipv6(mptcp_lab: Lab, tmp_path: Path) -> None:
         thread.start()
         transfer(sock, peer, 1_500_000)
         thread.join()
+        assert eventually(lambda: is_acked(tracer, 1_500_001))
+        assert eventually(lambda: is_quiet(sock, links[1].address(server, family=socket.AF_INET6)))
         token = sock.token
     for made in captures:
         made.close()
@@ -163,7 +178,6 @@ def test_failover_over_ipv6(mptcp_lab: Lab, tmp_path: Path) -> None:
     (number,) = np.flatnonzero(trace.subflows["address_0"] == links[1].address(client, family=socket.AF_INET6)).tolist()
     assert trace.subflows["reinjected_0"][number] > 0
     assert trace.connections["bytes_0"].tolist() == [1_500_000]
-    assert trace.connections["data_acked_0"].tolist() == [1_500_001]
     assert check_segments(trace, capture, [number]) > 100
 
 
@@ -175,7 +189,7 @@ def test_the_scheduler_and_the_senders(mptcp_lab: Lab) -> None:
         transfer(sock, peer, 1_000_000)
         while_running = tracer.trace
     trace, candidates, acks = tracer.trace, tracer.candidates, tracer.acks
-    assert while_running.packets["length"].sum() == trace.packets["length"].sum()
+    assert new_data(while_running) == new_data(trace) == 1_000_000
     assert set(trace.packets["direction"].tolist()) == {0}
     assert (trace.packets["received_ns"] == -1).all(), "the receiver is not traced"
     assert set(candidates["subflow"].tolist()) == {0, 1}
@@ -277,6 +291,26 @@ def test_a_trace_of_tracepoints_is_saved_and_converted(connection: Any, tmp_path
     trace.save(tmp_path / "trace.npz")
     assert (mptcp.read_trace(tmp_path / "trace.npz").packets == trace.packets).all()
     assert trace.metadata["tracepoints"] == {"lost": 0, "unknown": tracer.unknown}
+
+
+@needs_bpf
+def test_a_forked_child_leaves_the_tracer_alone(connection: Any) -> None:
+    with mptcp.Tracer(connection.sock) as tracer:
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                tracer.close()
+                with pytest.raises(OSError, match="process that started it"):
+                    _ = tracer.trace
+                # As at the end of an interpreter.
+                del tracer
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        exchange(connection.sock, connection.peer)
+    assert new_data(tracer.trace) == 2
 
 
 @needs_bpf
