@@ -182,7 +182,7 @@ class Info:
 
     @property
     def subflows_total(self) -> int | None:
-        """All subflows so far, the initial one and closed ones included. Linux 6.8."""
+        """Subflows that there are, the initial one included while it lives. Wraps at 256. Linux 6.8."""
 
     @property
     def last_data_sent(self) -> int | None:

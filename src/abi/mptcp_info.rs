@@ -31,7 +31,7 @@ macro_rules! info_fields {
                 bytes_acked: U64, 72, "Bytes acknowledged by the peer. Linux 6.5.";
             }
             since 88 {
-                subflows_total: U8, 80, "All subflows so far, the initial one and closed ones included. Linux 6.8.";
+                subflows_total: U8, 80, "Subflows that there are, the initial one included while it lives. Wraps at 256. Linux 6.8.";
             }
             since 96 {
                 last_data_sent: U32, 84, "Milliseconds since data was last sent. Linux 6.10.";

@@ -118,7 +118,7 @@ pub struct Head {
     /// -1 if not known.
     pub local_id: i16,
     pub remote_id: i16,
-    /// 1 if we or the peer asked to use it only when no other is left, -1 if not known.
+    /// 1 if we asked the peer to use it only when no other is left, -1 if not known.
     pub backup: i8,
     /// 1 for what the kernel said when the socket died.
     pub last: u8,
