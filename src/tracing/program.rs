@@ -27,7 +27,7 @@ pub mod counter {
 }
 
 /// Traced subflows that are looked at when it is not known which one sends. The verifier walks every turn of the loop.
-pub const SLOTS: u32 = 128;
+pub const SLOTS: u32 = 512;
 
 /// A slot: eight bytes each.
 mod slot {
