@@ -21,6 +21,10 @@ const TCP_CHRONO_SNDBUF_LIMITED: usize = 3;
 /// The largest copy that is believed to be of these structures: 6.18 has 2,304 and 272 bytes.
 pub const LARGEST: usize = 8192;
 
+/// What is copied at once, and what lies so near to it that it costs nothing more.
+const WORD: usize = 8;
+const CACHE_LINE: usize = 64;
+
 /// The structures that a `tcp_sock` begins with, one in the other, and itself.
 #[derive(Debug, Clone, Copy)]
 enum Part {
@@ -122,6 +126,39 @@ struct Computed {
     rehash: Option<(Member, Member)>,
     /// `total_rto_time` and `rto_stamp`, since 6.7.
     rto_time: Option<(Member, Member)>,
+}
+
+impl Computed {
+    fn members(&self) -> Vec<Member> {
+        let pair = |both: Option<(Member, Member)>| both.into_iter().flat_map(|(one, other)| [one, other]);
+        let always = [
+            self.tstamp_ok,
+            self.sack_ok,
+            self.wscale_ok,
+            self.snd_wscale,
+            self.rcv_wscale,
+            self.ecn_flags,
+            self.syn_data_acked,
+            self.rto,
+            self.ato,
+            self.last_data_sent,
+            self.last_data_received,
+            self.last_ack_received,
+            self.srtt_us,
+            self.mdev_us,
+            self.rcv_rtt_us,
+            self.write_seq,
+            self.snd_nxt,
+            self.chrono_type,
+            self.chrono_start,
+            self.rate_delivered,
+            self.rate_interval_us,
+            self.mss,
+        ];
+        let newer = self.usec_ts.into_iter().chain(self.fastopen_child);
+        let pairs = pair(self.delayed_ack).chain(pair(self.rehash)).chain(pair(self.rto_time));
+        always.into_iter().chain(self.chrono_stat).chain(newer).chain(pairs).collect()
+    }
 }
 
 /// Members of `mptcp_subflow_context`.
@@ -315,6 +352,28 @@ impl Layout {
         })
     }
 
+    /// The parts of a `tcp_sock` that [`Layout::tcp_info`] and [`Layout::state`] need, and where the context is: offsets and
+    /// sizes in whole words. The cache lines in between are not fetched, which the sender's processor may be writing.
+    pub fn parts(&self) -> Vec<(usize, usize)> {
+        let copied = self.copied.iter().map(|(_, member)| *member);
+        let members = copied.chain(self.computed.members()).chain([self.context]);
+        let mut words: Vec<(usize, usize)> = members
+            .map(|member| {
+                let end = (member.offset() + member.size()).next_multiple_of(WORD).min(self.socket_size);
+                (member.offset() / WORD * WORD, end)
+            })
+            .collect();
+        words.sort_unstable();
+        let mut parts: Vec<(usize, usize)> = Vec::new();
+        for (begin, end) in words {
+            match parts.last_mut() {
+                Some((_, last)) if begin < *last + CACHE_LINE => *last = end.max(*last),
+                _ => parts.push((begin, end)),
+            }
+        }
+        parts.into_iter().map(|(begin, end)| (begin, end - begin)).collect()
+    }
+
     /// The state of a copy of a `tcp_sock`.
     pub fn state(&self, socket: &[u8]) -> u8 {
         self.copied.first().map_or(0, |(_, member)| member.read(socket) as u8)
@@ -478,6 +537,22 @@ mod tests {
             .collect();
         // write_seq is snd_nxt here, so nothing waits to be sent.
         assert_eq!(unset, ["fackets", "last_ack_sent", "notsent_bytes"]);
+    }
+
+    #[test]
+    fn the_parts_are_enough() {
+        let Some(layout) = layout() else { return eprintln!("skipped: no {}", btf::KERNEL) };
+        let whole: Vec<u8> = (0..layout.socket_size).map(|at| (at * 7 + at / 256) as u8).collect();
+        let mut copy = vec![0; layout.socket_size];
+        for (at, size) in layout.parts() {
+            copy[at..at + size].copy_from_slice(&whole[at..at + size]);
+        }
+        let now = Moment { jiffies: 77, ms: 99 };
+        assert_eq!(layout.tcp_info(&copy, now).bytes(), layout.tcp_info(&whole, now).bytes());
+        assert_eq!(layout.state(&copy), layout.state(&whole));
+        assert_eq!(layout.context.read(&copy), layout.context.read(&whole));
+        let copied: usize = layout.parts().iter().map(|(_, size)| size).sum();
+        assert!(copied < layout.socket_size, "{:?}", layout.parts());
     }
 
     #[test]

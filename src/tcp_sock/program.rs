@@ -195,11 +195,14 @@ fn read_slots(slots: i32, identity: Member, fill: impl FnOnce(&mut Assembler)) -
     a.finish()
 }
 
-/// Reads subflows into `slots`.
+/// Reads subflows into `slots`: what is needed of each.
 pub fn read(slots: i32, layout: &Layout) -> Vec<u8> {
     read_slots(slots, layout.cookie, |a| {
-        a.load(U64, R3, R6, offset(slot::ADDRESS));
-        copy(a, SOCKET, layout.socket_size);
+        for (at, size) in layout.parts() {
+            a.load(U64, R3, R6, offset(slot::ADDRESS));
+            a.add(R3, at as i32);
+            copy(a, SOCKET + at, size);
+        }
         a.load(U64, R3, R6, offset(SOCKET + layout.context.offset()));
         copy(a, context(layout), layout.context_size);
     })
