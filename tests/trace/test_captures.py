@@ -75,13 +75,18 @@ def test_both_directions_over_paths(mptcp_lab: Lab, tmp_path: Path, family: int,
     delay = packets["received_ns"] - packets["time_ns"]
     least = 2_000_000 + 1_000_000 * packets["subflow"].astype(np.int64)
     assert (delay >= least).all()
-    assert (packets["data_delivered_ns"] >= packets["received_ns"]).all()
+    # On a busy machine some data is sent again, and then one of the copies arrives when it has been delivered.
+    is_copy = packets["retransmitted"] | packets["reinjected"]
+    late = ~is_copy & (packets["data_delivered_ns"] < packets["received_ns"])
+    assert np.isin(packets["dsn"][late], packets["dsn"][is_copy]).all()
     assert (packets["data_acked_ns"] > packets["data_delivered_ns"]).all()
     # 0 is the client's end of a link, 1 the server's.
     assert (packets["capture"] == 2 * packets["subflow"] + packets["direction"]).all()
     kinds = Counter(event.kind for event in trace.events)
-    assert kinds["MP_JOIN"] == 3 * (count - 1)
-    assert trace.subflows["hmacs_0"].sum() == trace.subflows["hmacs_1"].sum() == count - 1
+    # A handshake may be sent again.
+    assert kinds["MP_JOIN"] >= 3 * (count - 1)
+    for side in (0, 1):
+        assert (trace.subflows[f"hmacs_{side}"] >= ~trace.subflows["initial"]).all()
     assert trace.subflows["hmac_errors_0"].sum() == trace.subflows["hmac_errors_1"].sum() == 0
     assert kinds["MP_CAPABLE"] >= 3
 

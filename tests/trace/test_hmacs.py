@@ -48,11 +48,13 @@ def transfer(client: Host, server: Host, links: list[Link], family: int) -> None
 
 
 def validity(trace: mptcp.Trace) -> list[tuple[str, int, object]]:
-    return [
+    """Who sent which HMACs, and whether they were valid; once each, because handshakes may be sent again."""
+    found = [
         (event.kind, event.direction, event.details["hmac_valid"])
         for event in trace.events
         if "hmac_valid" in event.details
     ]
+    return list(dict.fromkeys(found))
 
 
 def test_the_kernels_are_right(captures: list[Path]) -> None:
@@ -69,7 +71,7 @@ def test_the_kernels_are_right(captures: list[Path]) -> None:
     }
     assert announced == {(7, None), (8, 4321)}
     compared = trace.subflows["hmacs_0"].sum() + trace.subflows["hmacs_1"].sum()
-    assert compared == len(found)
+    assert compared == sum("hmac_valid" in event.details for event in trace.events) >= len(found)
     assert trace.subflows["hmac_errors_0"].sum() == trace.subflows["hmac_errors_1"].sum() == 0
 
 

@@ -121,7 +121,7 @@ def test_a_trace_and_a_recording_of_one_transfer(
     assert streams == {(0, 0), (1, 4)}
     kinds = [event["name"] for event in parts[1]["events"]]
     assert kinds[0] == "connectivity:connection_started"
-    assert kinds.count("mptcp:mp_join") == 3
+    assert kinds.count("mptcp:mp_join") >= 3
 
     file = written(recorder.to_qlog, tmp_path)
     whole, *parts = file["traces"]
