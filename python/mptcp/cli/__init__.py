@@ -34,7 +34,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0, or 1 on failure. Wrong usage raises SystemExit(2)."""
     argv = sys.argv[1:] if argv is None else argv
     _fill_closed_streams()
-    arguments = _parser(argv).parse_args(argv)
+    try:
+        arguments = _parser(argv).parse_args(argv)
+    except SystemExit:
+        # After --help, for instance, whose reader may be gone.
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _reader_is_gone()
+        raise
     try:
         status: int = arguments.run(arguments)
         sys.stdout.flush()
