@@ -3,6 +3,9 @@
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 
+use crate::abi::address;
+use crate::abi::full_info::Reading;
+use crate::abi::uapi::tcp_state;
 use crate::connection::by_token::ByToken;
 use crate::connection::{
     find, gone, needs_net_admin, wait_for_lock, wait_for_lock_of, Connection, Subflow, Which,
@@ -14,11 +17,17 @@ use crate::netlink::pm;
 /// Closes one subflow: SUBFLOW_DESTROY under the userspace path manager, SOCK_DESTROY under another.
 /// Needs CAP_NET_ADMIN.
 pub fn close_subflow(connection: &dyn Connection, which: Which, force: bool) -> Result<()> {
-    let (subflow, live) = find(connection, which)?;
+    let (token, ends, found) = match meant(connection, which)? {
+        Some((token, ends)) => (token, ends, None),
+        None => {
+            let (subflow, live) = find(connection, which)?;
+            wait_for_lock(connection);
+            (subflow.token, (subflow.local, subflow.remote), Some((subflow, live)))
+        }
+    };
     let namespace = connection.namespace()?;
-    wait_for_lock(connection);
-    let ends = (pm::Address::new(subflow.local), pm::Address::new(subflow.remote));
-    match namespace.pm.command(&pm::codec::encode_destroy(subflow.token, &ends.0, &ends.1))? {
+    let addresses = (pm::Address::new(ends.0), pm::Address::new(ends.1));
+    match namespace.pm.command(&pm::codec::encode_destroy(token, &addresses.0, &addresses.1))? {
         Ok(()) => return Ok(()),
         Err(failure) => match failure.errno {
             libc::ESRCH => return Err(gone(which)),
@@ -27,12 +36,34 @@ pub fn close_subflow(connection: &dyn Connection, which: Which, force: bool) -> 
             errno => return Err(Error::subflow(errno, format!("SUBFLOW_DESTROY: {}", failure.describe()))),
         },
     }
+    let (subflow, live) = found.map_or_else(|| find(connection, which), Ok)?;
     if live == 1 && !force {
         let message =
             "cannot close the last subflow: under the in-kernel path manager nothing could open another";
         return Err(Error::path_manager(message).because(Cause::LastSubflow));
     }
     destroy(&namespace, &subflow, which)
+}
+
+/// The token, and the ends of a live subflow, by one reading through a descriptor, which waits for the connection's lock:
+/// SUBFLOW_DESTROY needs no more. None where that does not show them.
+fn meant(connection: &dyn Connection, which: Which) -> Result<Option<(u32, (SocketAddr, SocketAddr))>> {
+    if connection.reads_by_dump() {
+        return Ok(None);
+    }
+    let (token, readings) = connection.read_with_closed()?;
+    let is_meant = |reading: &&Reading| {
+        reading.tcp_info.state() != tcp_state::CLOSE
+            && match which {
+                Which::Id(id) => reading.id == Some(id),
+                Which::Endpoints { local, remote } => {
+                    let ends = [reading.local, reading.remote, local, remote].map(address::unmapped);
+                    ends[..2] == ends[2..]
+                }
+            }
+    };
+    let found = readings.iter().find(is_meant).filter(|_| token != 0);
+    Ok(found.map(|reading| (token, (reading.local, reading.remote))))
 }
 
 /// Closes the subflow of a connection without a descriptor that has these ends, looking nothing up where the connection is
