@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 
 from . import _core, _interrupts
@@ -54,7 +54,7 @@ def use_path_manager(name: str) -> Iterator[None]:
 def _change(name: str) -> Callable[[], object]:
     """Set the path manager, by the broker where this process may not, and return what puts the previous one back."""
     try:
-        return partial(set_path_manager, set_path_manager(name))
+        before = set_path_manager(name)
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.EACCES, errno.EROFS):
             raise
@@ -62,3 +62,9 @@ def _change(name: str) -> Callable[[], object]:
         if kept is None:
             raise
         return kept.end
+    if before == name:
+        # It may be so for as long as another program has the broker keep it.
+        with suppress(OSError):
+            if kept := _core.use_path_manager(name):
+                return kept.end
+    return partial(set_path_manager, before)

@@ -288,7 +288,13 @@ impl<'a> Client<'a> {
         };
         let more = if unsaid == 0 { String::new() } else { format!(" ({unsaid} lines before it not shown)") };
         let line = format!("uid {uid} process {process}: {what}: {outcome}{more}\n");
-        let _ = io::Write::write_all(&mut io::stderr().lock(), line.as_bytes());
+        let mut stderr = io::stderr().lock();
+        // A pipe that nobody reads is full some day, and would hold everybody up.
+        if matches!(wait::ready([], stderr.as_raw_fd(), Some(Duration::ZERO)), Ok(([], true))) {
+            let _ = io::Write::write_all(&mut stderr, line.as_bytes());
+        } else {
+            self.broker.quotas.not_logged(uid, unsaid + 1);
+        }
     }
 
     /// A subflow of a connection that is the caller's to change; `None` if it is gone.

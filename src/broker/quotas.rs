@@ -121,6 +121,13 @@ impl Quotas {
         None
     }
 
+    /// So many lines were not logged after all.
+    pub fn not_logged(&self, uid: u32, lines: u64) {
+        if let Some(user) = lock(&self.users).get_mut(&uid) {
+            user.unsaid += lines;
+        }
+    }
+
     /// One more address announced on a connection, if it has fewer than `most`.
     pub fn announce(&self, token: u32, id: u8, most: usize) -> bool {
         let mut announced = lock(&self.announced);

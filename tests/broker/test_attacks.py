@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import subprocess
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from brokered import OTHER, Brokered, become, held, server_of
+from brokered import NOBODY, OTHER, Brokered, become, held, server_of
 from support import eventually
 
 RAW = Path(__file__).with_name("raw.py").read_text()
@@ -333,6 +334,16 @@ raw.denied(COMMAND, create(sock.token, c2, "192.0.2.1", 5000))
     lines = [line for line in brokered.stop().splitlines() if "192.0.2.1" in line]
     assert 50 <= len(lines) < 2000
     assert "not shown" in lines[-1]
+
+
+def test_a_log_that_nobody_reads_holds_nobody_up(make_brokered: Callable[[], Brokered]) -> None:
+    brokered = make_brokered()
+    brokered.start("[[rule]]\n")
+    assert brokered.broker is not None
+    fcntl.fcntl(brokered.broker.stderr, fcntl.F_SETPIPE_SZ, 4096)  # some 40 lines
+    for uid in (OTHER, NOBODY):
+        brokered.run(CONNECT + "for _ in range(40): sock.open_subflow(c2).close()\n", uid)
+    assert "uid" in brokered.stop()
 
 
 def test_who_may_connect_is_asked_of_the_kernel(strict: Brokered) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from brokered import OTHER, Brokered
+from brokered import NOBODY, OTHER, Brokered
 from support import eventually
 
 CONNECT = """
@@ -158,6 +158,20 @@ except PermissionError as error:
     assert "net.mptcp.path_manager userspace for 2 s: done" in log
     _, errors = holder.communicate(timeout=20)
     assert "the broker ended" in errors
+
+
+def test_the_path_manager_is_kept_until_the_last_program_s_end(make_brokered: Callable[[], Brokered]) -> None:
+    brokered = make_brokered()
+    brokered.start("[[rule]]\nhold = 600\n")
+    code = 'with mptcp.use_path_manager("userspace"): print(flush=True); sys.stdin.read()'
+    programs = [brokered.popen(code, uid) for uid in (NOBODY, OTHER)]
+    for number, program in enumerate(programs):
+        assert program.stdout is not None
+        assert program.stdout.readline(), number
+    for program, left in zip(programs, ("userspace", "kernel"), strict=True):
+        _, errors = program.communicate(timeout=30)
+        assert program.returncode == 0, errors
+        assert brokered.client.sysctl("net.mptcp.path_manager") == left
 
 
 def test_other_rules_hold_from_the_broker_s_next_start(make_brokered: Callable[[], Brokered]) -> None:
