@@ -453,7 +453,8 @@ pub fn retransmit(maps: Maps, layout: &Layout) -> Vec<u8> {
     let mut w = Writer::new(maps, layout);
     if layout.tracepoints.retransmit_tells_error {
         w.a.load(U64, R2, R1, 16);
-        w.a.jump_if(R2, NotEqual, 0, w.out);
+        // Negative: nothing was sent. Positive: it was, and something behind has dropped it (NET_XMIT_DROP).
+        w.a.jump_if(R2, Greater, i32::MAX, w.out);
     }
     w.a.load(U64, R2, R1, 8);
     w.a.store(U64, R10, ARGUMENT, R2);
