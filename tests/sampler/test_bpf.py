@@ -186,8 +186,8 @@ def test_limits_of_the_in_kernel_path_manager_are_in_the_rows(mptcp_two_paths: A
     client.set_path_manager(of_others)
     address = links[1].address(client)
     # Before the connection, which is not to open a subflow by it.
-    for command in (["endpoint", "add", address, "signal"], ["limits", "set", "subflow", "3"]):
-        client.run(["ip", "mptcp", *command], check=True)
+    client.add_endpoint(address, signal=True)
+    client.set_limits(subflows=3)
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(server.create_server(("", PORT)))
         remote = links[0].address(server), PORT
@@ -200,7 +200,7 @@ def test_limits_of_the_in_kernel_path_manager_are_in_the_rows(mptcp_two_paths: A
             assert eventually(lambda: len(recorder.connections) > 3)
             assert recorder.connections["subflows_max"][-1] == 3
             assert recorder.connections["add_addr_signal_max"][-1] == 1
-            client.run(["ip", "mptcp", "limits", "set", "subflow", "5", "add_addr_accepted", "4"], check=True)
+            client.set_limits(subflows=5, add_addr_accepted=4)
             assert eventually(lambda: recorder.connections["subflows_max"][-1] == 5)
             assert recorder.connections["add_addr_accepted_max"][-1] == 4
         assert recorder.metadata["failure"] is None
