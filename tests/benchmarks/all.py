@@ -38,7 +38,7 @@ BENCHMARKS = {
     "Options on one subflow": ["subflow_options"],
     "`mptcp run`": ["run"],
     "Recording": ["recorder rows", "recorder load", "recorder missed", "recorder programs", "recorder sender"],
-    "Calls through a broker": ["broker"],
+    "Calls through a broker": ["broker --calls 100"],
     "Replacing a lost subflow": ["policies --way here", "policies --way there", "policies --way down --rounds 40"],
     "What a policy costs a connection": ["policy_scale"],
     "Emulated links": ["links", "small_requests"],
