@@ -6,7 +6,7 @@
 //! tracepoints, and socket options on one subflow); [`emulation`] (links of a lab; it uses [`sys`] alone);
 //! [`connection`] (operations on one connection); [`samples`] (rows of a recording); [`traces`] (connections in
 //! captures); [`namespace`] (what a process holds and knows of one network namespace); [`events`]; [`netlink`];
-//! [`capture`] (files of packets); [`sys`] (system calls); [`abi`] (the kernel's structures as bytes). [`error`] is for
+//! [`crew`] (threads that carry commands out); [`capture`] (files of packets); [`sys`] (system calls); [`abi`] (the kernel's structures as bytes). [`error`] is for
 //! all. `unsafe` stands in [`sys`] alone; the binding has one exception, the row types of numpy arrays.
 #![deny(unsafe_code)]
 
@@ -15,6 +15,7 @@ pub mod bpf;
 pub mod broker;
 pub mod capture;
 pub mod connection;
+pub mod crew;
 pub mod emulation;
 pub mod endings;
 pub mod enhanced_api;

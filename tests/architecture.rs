@@ -13,17 +13,18 @@ const FLOORS: [&[&str]; 10] = [
     &["connection", "tcp_sock", "endings", "samples", "traces"],
     &["namespace"],
     &["events"],
-    &["netlink", "bpf", "capture"],
+    &["netlink", "bpf", "capture", "crew"],
     &["sys"],
     &["abi"],
 ];
 
 /// Rooms that use less than their floor would let them.
-const NARROWER: [(&str, &[&str]); 5] = [
+const NARROWER: [(&str, &[&str]); 6] = [
     ("samples", &["sys", "abi"]),
     ("emulation", &["sys"]),
     ("traces", &["capture"]),
     ("capture", &["abi"]),
+    ("crew", &["sys"]),
     ("tcp_sock", &["bpf", "sys", "abi"]),
 ];
 

@@ -1,9 +1,7 @@
 //! The events of a network namespace or of one connection, as a stream to take them from.
 
-pub mod crew;
 pub mod ends;
 pub mod event;
-pub mod guest;
 pub mod history;
 pub mod links;
 pub mod reader;

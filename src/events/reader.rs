@@ -20,11 +20,11 @@ use std::time::{Duration, Instant};
 use netlink_packet_core::NLMSG_OVERRUN;
 
 use crate::abi::uapi;
+use crate::crew::guest::Guest;
+use crate::crew::{Crew, Job, Next};
 use crate::error::{Error, Result};
-use crate::events::crew::{Crew, Job, Next};
 use crate::events::ends::{Ends, Listener, Rounds};
 use crate::events::event::{self, Event, Kind};
-use crate::events::guest::Guest;
 use crate::events::history::History;
 use crate::events::links::Watch;
 use crate::events::snapshot::{self, Snapshot};

@@ -9,8 +9,8 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread::{self, ThreadId};
 use std::time::Instant;
 
+use crate::crew::LATE;
 use crate::error::{Error, Result};
-use crate::events::crew::LATE;
 use crate::sys::lock::lock;
 use crate::sys::wait::Timer;
 
