@@ -67,8 +67,10 @@ impl Connection for ByDescriptor {
     }
 
     fn path_manager(&self) -> Result<PathManager> {
-        let known = self.known()?;
-        latched(&*self.namespace()?, known.token)
+        let (namespace, token) = (self.namespace()?, self.token()?);
+        // Only that: who keeps what is known of the connection also keeps its listeners.
+        broker::remember(namespace.cookie, token, &self.fd);
+        latched(&namespace, token)
     }
 
     fn read_with_closed(&self) -> Result<(u32, Vec<Reading>)> {

@@ -778,7 +778,7 @@ def test_capture_is_complete_when_the_lab_is_closed_first(tmp_path: Path) -> Non
 
 def test_capture_with_a_limit_keeps_the_beginning_and_the_end(mptcp_two_paths: TwoPaths, tmp_path: Path) -> None:
     client, server, (first, _) = mptcp_two_paths
-    first.set(rate=None)
+    first.set(rate="200mbit")
     whole, some = tmp_path / "whole.pcapng", tmp_path / "some.pcapng"
     with (
         first.capture(whole, host="both"),
