@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mptcp.lab import Host, Link, two_paths
+from support import KERNEL
 
 NOBODY = 65534
 OTHER = 65533
@@ -79,7 +80,7 @@ class Brokered:
 
     def popen(self, code: str, uid: int = NOBODY, broker: bool = True) -> subprocess.Popen[str]:
         """Start a program of an ordinary user in the client; the hosts' addresses are c1, c2, s1 and s2."""
-        names = "".join(f"{name} = {address!r}\n" for name, address in self.names.items())
+        names = f"kernel = {KERNEL}\n" + "".join(f"{name} = {address!r}\n" for name, address in self.names.items())
         text = become(uid) + names + textwrap.dedent(code)
         environment = {**os.environ, "MPTCP_BROKER": str(self.socket) if broker else "/nonexistent"}
         return self.client.popen(

@@ -20,6 +20,7 @@ use crate::netlink::broker::codec::{self, allows, Denial, Hello, Kind, Request};
 use crate::netlink::broker::seqpacket::{self, Peer, Received};
 use crate::netlink::diag::{self, Entry, Tuple};
 use crate::netlink::pm::codec::Command;
+use crate::netlink::{Channel, Failure};
 use crate::sys;
 use crate::sys::lock::lock;
 use crate::sys::wait;
@@ -151,6 +152,7 @@ impl<'a> Client<'a> {
             Kind::Release => Err(refusal("there is nothing to release")),
             Kind::Options => self.options(request.payload, descriptor),
             Kind::Use => self.use_path_manager(&request),
+            Kind::Subflows => self.subflows(request.payload),
         }
     }
 
@@ -304,9 +306,8 @@ impl<'a> Client<'a> {
         cookie: u64,
         descriptor: Option<&OwnedFd>,
     ) -> Result<Option<Entry>, Denial> {
-        let found: Result<Vec<Option<(Entry, TcpInfo)>>, _> =
-            diag::look_up_with_info(&mut lock(&self.broker.namespace.diag), &[*tuple]);
-        let found = found.map_err(|failure| trouble(failure.errno, failure.describe()))?;
+        let found: Vec<Option<(Entry, TcpInfo)>> =
+            self.waiting(|channel| diag::look_up_with_info(channel, &[*tuple]))?;
         let Some((entry, _)) = found.into_iter().next().flatten().filter(|(entry, _)| entry.cookie == cookie)
         else {
             return Ok(None);
@@ -324,6 +325,25 @@ impl<'a> Client<'a> {
         let answer = destroyed.map_err(refused_by_kernel);
         self.log(&format!("SOCK_DESTROY {} -> {}", tuple.local, tuple.remote), answer.as_ref().map(drop));
         answer.map(|()| Then::Reply(Vec::new()))
+    }
+
+    /// Whoever has not CAP_NET_ADMIN is told it by the kernel itself since Linux 6.15, of all connections.
+    fn subflows(&self, payload: &[u8]) -> Result<Then, Denial> {
+        let asked = codec::decode_subflows(payload).ok_or_else(malformed)?;
+        let found = self.waiting(|channel| diag::look_up_ulps(channel, &asked))?;
+        Ok(Then::Reply(codec::encode_subflow_results(&found)))
+    }
+
+    /// A look-up by four-tuple, which may be that of any TCP socket: its owner may hold its lock, but then nobody else waits.
+    fn waiting<T>(&self, look_up: impl FnOnce(&mut Channel) -> Result<T, Failure>) -> Result<T, Denial> {
+        let found = self
+            .broker
+            .namespace
+            .diag_of_connections
+            .with(look_up)
+            .map_err(Failure::from)
+            .and_then(|found| found);
+        found.map_err(|failure| trouble(failure.errno, failure.describe()))
     }
 
     fn options(&self, payload: &[u8], descriptor: Option<&OwnedFd>) -> Result<Then, Denial> {

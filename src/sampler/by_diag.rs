@@ -290,8 +290,7 @@ impl ByDiag {
         let common = &self.common;
         let wants = |token| tokens.as_ref().is_none_or(|tokens| tokens.contains(&token));
         let mut changed = false;
-        let result = diag::dump_payloads(&mut self.channel, |payload| {
-            let Some((entry, tcp_info)) = diag::codec::decode_with_info(payload) else { return };
+        let result = diag::dump_sockets(&mut self.channel, |entry, tcp_info| {
             if tcp_info.is_empty() {
                 return;
             }

@@ -43,6 +43,14 @@ pub fn drop_all() -> libc::c_long {
     set(&[Data::default(); 2])
 }
 
+/// Whether the calling thread has all of these capabilities in its user namespace, as far as it can tell.
+pub fn has(capabilities: u64) -> bool {
+    get().is_ok_and(|[lower, upper]| {
+        let effective = u64::from(upper.effective) << 32 | u64::from(lower.effective);
+        effective & capabilities == capabilities
+    })
+}
+
 /// What a thread may do, as far as the network is concerned.
 #[derive(Debug)]
 pub struct Rights {

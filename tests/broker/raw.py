@@ -5,7 +5,7 @@ import os
 import socket
 import struct
 
-HELLO, COMMAND, DESTROY, EVENTS, HOLD, RELEASE, OPTIONS = range(1, 8)
+HELLO, COMMAND, DESTROY, EVENTS, HOLD, RELEASE, OPTIONS, USE, SUBFLOWS = range(1, 10)
 ANNOUNCE, REMOVE, SUBFLOW_CREATE, SUBFLOW_DESTROY, SET_FLAGS = 8, 9, 10, 11, 7  # <linux/mptcp_pm.h>
 
 
@@ -74,6 +74,15 @@ def create(token: int, local: str, remote: str, port: int, local_port: int = 0, 
 
 def destroy(token: int, local: tuple, remote: tuple) -> bytes:
     return command(SUBFLOW_DESTROY, token, address(1, *local[:2]), address(6, *remote[:2]))
+
+
+def by_tuple(cookie: int, local: tuple, remote: tuple) -> bytes:
+    """Return a TCP socket as DESTROY and SUBFLOWS take it."""
+    message = struct.pack("=Q", cookie)
+    for ip, port, *_ in (local, remote):
+        family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+        message += struct.pack("=HH16s", family, port, socket.inet_pton(family, ip))
+    return message + bytes(4)
 
 
 def announce(token: int, ip: str, id: int, port: int = 0) -> bytes:

@@ -171,7 +171,7 @@ def test_the_path_manager_is_kept_until_the_last_program_s_end(make_brokered: Ca
     for program, left in zip(programs, ("userspace", "kernel"), strict=True):
         _, errors = program.communicate(timeout=30)
         assert program.returncode == 0, errors
-        assert brokered.client.sysctl("net.mptcp.path_manager") == left
+        assert brokered.client.get_path_manager() == left
 
 
 def test_other_rules_hold_from_the_broker_s_next_start(make_brokered: Callable[[], Brokered]) -> None:

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use crate::abi::bytes;
-use crate::netlink::diag::codec::Tuple;
+use crate::netlink::diag::codec::{Tuple, Ulp};
 
 /// Where the broker listens, unless the environment variable says otherwise.
 pub const PATH: &str = "/run/mptcp/broker.sock";
@@ -22,11 +22,15 @@ pub const MAX_VALUE: usize = 128;
 /// How many options one request may have.
 pub const MAX_OPTIONS: usize = 256;
 
+/// How many subflows one request may ask about.
+pub const MAX_SUBFLOWS: usize = 256;
+
 const HEADER: usize = 16;
 const REPLY: u16 = 0x8000;
 const REFUSED: u32 = 1;
 const END: usize = 20;
 const TUPLE: usize = 2 * END + 4;
+const SUBFLOW: usize = 16;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -46,10 +50,12 @@ pub enum Kind {
     Options = 7,
     /// The path manager of the namespace is changed for as long as the rules allow, from the reply on.
     Use = 8,
+    /// What makes TCP sockets subflows: since Linux 6.15 the kernel tells it everybody.
+    Subflows = 9,
 }
 
 impl Kind {
-    const ALL: [Kind; 8] = [
+    const ALL: [Kind; 9] = [
         Kind::Hello,
         Kind::Command,
         Kind::Destroy,
@@ -58,6 +64,7 @@ impl Kind {
         Kind::Release,
         Kind::Options,
         Kind::Use,
+        Kind::Subflows,
     ];
 
     fn of(number: u16) -> Option<Kind> {
@@ -224,6 +231,46 @@ pub fn decode_destroy(payload: &[u8]) -> Option<(Tuple, u64)> {
     Some((tuple(payload, 8)?, bytes::u64(payload, 0)?))
 }
 
+/// TCP sockets that may be subflows, each as in DESTROY.
+pub fn encode_subflows(asked: &[(Tuple, u64)]) -> Vec<u8> {
+    asked.iter().flat_map(|(tuple, cookie)| encode_destroy(tuple, *cookie)).collect()
+}
+
+/// The sockets; `None` if they are malformed or too many.
+pub fn decode_subflows(payload: &[u8]) -> Option<Vec<(Tuple, u64)>> {
+    let asked = payload.chunks(8 + TUPLE);
+    if asked.len() > MAX_SUBFLOWS {
+        return None;
+    }
+    asked.map(decode_destroy).collect()
+}
+
+/// `None` for what is no subflow, or gone.
+pub fn encode_subflow_results(results: &[Option<Ulp>]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(results.len() * SUBFLOW);
+    for result in results {
+        let ulp = result.unwrap_or(Ulp { token: 0, local_id: 0, remote_id: 0, flags: 0 });
+        for word in [u32::from(result.is_some()), ulp.token, ulp.flags] {
+            bytes.extend(word.to_ne_bytes());
+        }
+        bytes.extend([ulp.local_id, ulp.remote_id, 0, 0]);
+    }
+    bytes
+}
+
+pub fn decode_subflow_results(payload: &[u8]) -> Option<Vec<Option<Ulp>>> {
+    let result = |bytes: &[u8]| {
+        let ulp = Ulp {
+            token: bytes::u32(bytes, 4)?,
+            flags: bytes::u32(bytes, 8)?,
+            local_id: *bytes.get(12)?,
+            remote_id: *bytes.get(13)?,
+        };
+        Some(Some(ulp).filter(|_| bytes::u32(bytes, 0) == Some(1)))
+    };
+    payload.chunks(SUBFLOW).map(result).collect()
+}
+
 /// One option of one subflow.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OptionRequest {
@@ -340,6 +387,18 @@ mod tests {
         assert_eq!(decode_hello(&encode_hello(hello)), Some(hello));
         let longest = Duration::from_millis(30_500);
         assert_eq!((decode_use(&encode_use(longest)), decode_use(&[1])), (Some(longest), None));
+    }
+
+    #[test]
+    fn subflows_and_what_makes_them_so_read_back() {
+        let bytes = encode_subflows(&[(tuple(), 9), (tuple(), 10)]);
+        assert_eq!(decode_subflows(&bytes), Some(vec![(tuple(), 9), (tuple(), 10)]));
+        assert_eq!(decode_subflows(&bytes[1..]), None);
+        assert_eq!(decode_subflows(&encode_subflows(&[(tuple(), 9); MAX_SUBFLOWS + 1])), None);
+        let ulp = Ulp { token: 7, local_id: 1, remote_id: 2, flags: 0x80 };
+        let bytes = encode_subflow_results(&[None, Some(ulp)]);
+        assert_eq!(decode_subflow_results(&bytes), Some(vec![None, Some(ulp)]));
+        assert_eq!(decode_subflow_results(&bytes[..20]), None);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use socket2::Socket;
 
 use crate::error::{Error, Result};
 use crate::netlink::broker::codec::{Denial, Hello, Kind, OptionRequest, OptionResult};
-use crate::netlink::diag::codec::Tuple;
+use crate::netlink::diag::codec::{Tuple, Ulp};
 use crate::netlink::pm::codec::Command;
 use crate::netlink::Failure;
 use crate::sys;
@@ -168,6 +168,17 @@ impl Broker {
         for batch in requests.chunks(codec::MAX_OPTIONS) {
             let payload = self.ask(Kind::Options, &codec::encode_options(batch), token)?.map_err(denied)?;
             let told = codec::decode_option_results(&payload).filter(|told| told.len() == batch.len());
+            results.extend(told.ok_or_else(malformed)?);
+        }
+        Ok(results)
+    }
+
+    /// What makes TCP sockets subflows, by their four-tuples and cookies; `None` for one that is no subflow, or gone.
+    pub fn subflows(&self, asked: &[(Tuple, u64)]) -> Result<Vec<Option<Ulp>>> {
+        let mut results = Vec::with_capacity(asked.len());
+        for batch in asked.chunks(codec::MAX_SUBFLOWS) {
+            let payload = self.ask(Kind::Subflows, &codec::encode_subflows(batch), None)?.map_err(denied)?;
+            let told = codec::decode_subflow_results(&payload).filter(|told| told.len() == batch.len());
             results.extend(told.ok_or_else(malformed)?);
         }
         Ok(results)

@@ -3,6 +3,7 @@
 //! a subflow that takes the subflow's lock. Only SOCK_DESTROY needs CAP_NET_ADMIN. [`codec`] has the bytes.
 
 pub mod codec;
+mod untold;
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
@@ -34,7 +35,11 @@ pub fn look_up_attributes(
     cookie: u64,
 ) -> Result<Option<Attributes>, Failure> {
     match channel.request(diag::SOCK_DIAG_BY_FAMILY, &encode_attributes_request(tuple, cookie)) {
-        Ok(payload) => Ok(decode_attributes(&payload)),
+        Ok(payload) => {
+            let mut told = decode_attributes(&payload);
+            untold::fill(channel, told.iter_mut().map(|told| &mut told.entry))?;
+            Ok(told)
+        }
         // ESTALE: another socket has the four-tuple now.
         Err(failure) if [libc::ENOENT, libc::ESTALE].contains(&failure.errno) => Ok(None),
         Err(failure) => Err(failure),
@@ -42,18 +47,33 @@ pub fn look_up_attributes(
 }
 
 /// Looks subflows up by their exact four-tuples. One that does not exist, or whose tuple belongs to a listener
-/// or to a socket in TIME_WAIT, is `None`. Kernels before 6.15 report the MPTCP part only with CAP_NET_ADMIN: without it
-/// the entries lack that part.
+/// or to a socket in TIME_WAIT, is `None`. Kernels before 6.15 report the MPTCP part only with CAP_NET_ADMIN: without it,
+/// and without a broker, the entries lack that part.
 pub fn look_up(channel: &mut Channel, tuples: &[Tuple]) -> Result<Vec<Option<Entry>>, Failure> {
-    look_up_all(
+    let mut entries = look_up_all(
         channel,
         tuples,
         |tuple| encode_request(tuple, diag::NOCOOKIE),
         |tuple, payload| {
-            let is_connection =
-                |entry: &Entry| ![tcp_state::LISTEN, tcp_state::TIME_WAIT].contains(&entry.state);
             decode(payload).filter(|entry| is_connection(entry) && entry.tuple.same_endpoints(tuple))
         },
+    )?;
+    untold::fill(channel, entries.iter_mut().flatten())?;
+    Ok(entries)
+}
+
+fn is_connection(entry: &Entry) -> bool {
+    ![tcp_state::LISTEN, tcp_state::TIME_WAIT].contains(&entry.state)
+}
+
+/// What makes sockets with these four-tuples and cookies subflows; `None` for one that is no subflow, or gone. Waits for
+/// the lock of each, of plain TCP sockets too.
+pub fn look_up_ulps(channel: &mut Channel, asked: &[(Tuple, u64)]) -> Result<Vec<Option<Ulp>>, Failure> {
+    look_up_all(
+        channel,
+        asked,
+        |(tuple, _)| encode_request(tuple, diag::NOCOOKIE),
+        |(_, cookie), payload| decode(payload).filter(|entry| entry.cookie == *cookie)?.subflow,
     )
 }
 
@@ -62,16 +82,21 @@ pub fn look_up_with_info(
     channel: &mut Channel,
     tuples: &[Tuple],
 ) -> Result<Vec<Option<(Entry, TcpInfo)>>, Failure> {
-    look_up_all(
+    let mut found = look_up_all(
         channel,
         tuples,
         |tuple| encode_request(tuple, diag::NOCOOKIE),
         |tuple, payload| {
             decode(payload)
-                .filter(|entry| entry.subflow.is_some() && entry.tuple.same_endpoints(tuple))
+                .filter(|entry| is_connection(entry) && entry.tuple.same_endpoints(tuple))
                 .map(|entry| (entry, TcpInfo::decode(decode_info(payload))))
         },
-    )
+    )?;
+    untold::fill(channel, found.iter_mut().flatten().map(|(entry, _)| entry))?;
+    for found in &mut found {
+        *found = found.take().filter(|(entry, _)| entry.subflow.is_some());
+    }
+    Ok(found)
 }
 
 /// Looks connections up by their tokens, without their locks; one that does not exist is `None`.
@@ -104,10 +129,46 @@ fn look_up_all<T, P: AsRef<[u8]>, R: Clone>(
     }
 }
 
-/// Every TCP socket of the namespace that may be a subflow, as bytes of the kernel. Waits for the lock of each in turn,
-/// those of other programs too.
-pub fn dump_payloads(channel: &mut Channel, on_socket: impl FnMut(&[u8])) -> Result<(), Failure> {
-    channel.dump(diag::TCPDIAG_GETSOCK, &encode_dump_of_all_families(INFO), on_socket)
+/// Every TCP socket of the namespace that may be a subflow, with the bytes of its `tcp_info`. Waits for the lock of each in
+/// turn, those of other programs too.
+pub fn dump_sockets(channel: &mut Channel, on_socket: impl FnMut(Entry, &[u8])) -> Result<(), Failure> {
+    let mut passing = Passing::new(on_socket);
+    channel
+        .dump(diag::TCPDIAG_GETSOCK, &encode_dump_of_all_families(INFO), |payload| passing.pass(payload))?;
+    passing.end(channel)
+}
+
+/// Passes sockets on, those last of which the kernel may have kept back what makes them subflows.
+struct Passing<F> {
+    on_socket: F,
+    may_be_untold: bool,
+    entries: Vec<Entry>,
+    infos: Vec<Vec<u8>>,
+}
+
+impl<F: FnMut(Entry, &[u8])> Passing<F> {
+    fn new(on_socket: F) -> Passing<F> {
+        Passing { on_socket, may_be_untold: untold::may_be(), entries: Vec::new(), infos: Vec::new() }
+    }
+
+    fn pass(&mut self, payload: &[u8]) {
+        let Some(entry) = decode(payload) else { return };
+        let info = decode_info(payload);
+        if self.may_be_untold && entry.subflow.is_none() {
+            self.entries.push(entry);
+            self.infos.push(info.to_vec());
+        } else {
+            (self.on_socket)(entry, info);
+        }
+    }
+
+    fn end(mut self, channel: &Channel) -> Result<(), Failure> {
+        untold::fill(channel, self.entries.iter_mut())?;
+        for (entry, info) in self.entries.into_iter().zip(&self.infos) {
+            (self.on_socket)(entry, info);
+        }
+        Ok(())
+    }
 }
 
 /// Every subflow of the namespace, of all connections. Waits for the locks of subflows only, which nobody holds for long. A
@@ -120,9 +181,9 @@ pub fn dump_payloads(channel: &mut Channel, on_socket: impl FnMut(&[u8])) -> Res
 pub fn dump(channel: &mut Channel, mut on_subflow: impl FnMut(Entry, TcpInfo)) -> Result<(), Failure> {
     let mut inodes = HashSet::from([0]);
     let mut closed = Vec::new();
-    let mut on_payload = |payload: &[u8]| {
-        if let Some(entry) = decode(payload).filter(|entry| entry.subflow.is_some()) {
-            on_subflow(entry, TcpInfo::decode(decode_info(payload)));
+    let on_socket = |entry: Entry, info: &[u8]| {
+        if entry.subflow.is_some() {
+            on_subflow(entry, TcpInfo::decode(info));
         }
     };
     match dump_connections(channel, |entry| {
@@ -133,7 +194,7 @@ pub fn dump(channel: &mut Channel, mut on_subflow: impl FnMut(Entry, TcpInfo)) -
     }) {
         Ok(()) => {}
         // The kernel has no inet_diag for connections.
-        Err(failure) if failure.errno == libc::ENOENT => return dump_payloads(channel, on_payload),
+        Err(failure) if failure.errno == libc::ENOENT => return dump_sockets(channel, on_socket),
         Err(failure) => return Err(failure),
     }
     let mut candidates = Vec::new();
@@ -151,16 +212,18 @@ pub fn dump(channel: &mut Channel, mut on_subflow: impl FnMut(Entry, TcpInfo)) -
     }
     candidates.retain(|entry| inodes.contains(&entry.inode));
     let mut failed = None;
+    let mut passing = Passing::new(on_socket);
     for batch in candidates.chunks(BATCH) {
         let requests: Vec<_> = batch.iter().map(|entry| encode_request(&entry.tuple, entry.cookie)).collect();
         channel.exchange(diag::SOCK_DIAG_BY_FAMILY, 0, &requests, |_, reply| match reply {
-            Ok(payload) => on_payload(payload),
+            Ok(payload) => passing.pass(payload),
             // It has ended, or another socket has its four-tuple now.
             Err(failure) if [libc::ENOENT, libc::ESTALE].contains(&failure.errno) => {}
             Err(failure) => failed = Some(failure),
         })?;
     }
-    failed.map_or(Ok(()), Err)
+    failed.map_or(Ok(()), Err)?;
+    passing.end(channel)
 }
 
 /// The local ends of every Multipath TCP listener of the namespace.
