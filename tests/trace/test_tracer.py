@@ -106,14 +106,18 @@ def check_segments(tracer: mptcp.Trace, capture: mptcp.Trace, only: Sequence[int
 @pytest.mark.parametrize("paths", [1, 2, 4])
 def test_a_capture_of_the_same_transfer_has_the_same_segments(mptcp_lab: Lab, tmp_path: Path, paths: int) -> None:
     client, server = mptcp_lab.host("client"), mptcp_lab.host("server")
+    # Reno does not pace. A pacing timer may interrupt a task in which the kernel runs no program: docs/traces.md.
     links = [
-        mptcp_lab.link(client, server, rate="100mbit", delay=f"{2 + 3 * number}ms", loss="0.3%")
+        mptcp_lab.link(
+            client, server, rate="100mbit", delay=f"{2 + 3 * number}ms", loss="0.3%", congestion_control="reno"
+        )
         for number in range(paths)
     ]
     files = [tmp_path / f"{number}.pcapng" for number in range(paths)]
     captures = [link.capture(file, host="both") for link, file in zip(links, files, strict=True)]
     with connected(client, server, links) as (sock, peer), mptcp.Tracer([sock, peer]) as tracer:
         tokens = sock.token, peer.token
+        before = sum(subflow.tcp_info.bytes_retrans for subflow in sock.subflows())
         transfer(sock, peer)
         assert eventually(lambda: is_acked(tracer, SIZE + 1))
         assert eventually(lambda: is_quiet(sock))
@@ -133,21 +137,27 @@ def test_a_capture_of_the_same_transfer_has_the_same_segments(mptcp_lab: Lab, tm
     assert connection["data_acked_0"] == SIZE + 1 == capture.connections[0]["data_acked_0"]
     assert connection["missing_0"] == 0
     assert check_segments(trace, capture) >= len(subflows)
+    # The first byte was sent before there was a tracer.
+    captured = capture.packets[(capture.packets["direction"] == 0) & (capture.packets["dsn"] > 0)]
+    assert trace.subflows["bytes_0"].sum() == captured["length"].sum()
     assert trace.subflows["reinjected_0"].sum() == capture.subflows["reinjected_0"].sum()
-    # On a loaded machine the tracepoint of retransmissions misses some: docs/traces.md.
-    retransmitted = sum(subflow.tcp_info.bytes_retrans for subflow in subflows)
-    assert trace.subflows["retransmitted_0"].sum() <= retransmitted
-    assert info.bytes_sent == SIZE + 1
     again = trace.packets[trace.packets["retransmitted"]]
+    seen = captured[captured["retransmitted"]]
     for subflow in trace.subflows:
-        seen = capture.packets[capture.packets["retransmitted"] & (capture.packets["dsn"] > 0)]
         ours = again[again["subflow"] == subflow_at(trace, subflow["port_0"])]
         theirs = seen[seen["subflow"] == subflow_at(capture, subflow["port_0"])]
-        assert set(ours["dsn"].tolist()) <= set(theirs["dsn"].tolist())
+        assert sorted(ours["dsn"].tolist()) == sorted(theirs["dsn"].tolist())
+    retransmitted = sum(subflow.tcp_info.bytes_retrans for subflow in subflows) - before
+    assert trace.subflows["retransmitted_0"].sum() == seen["length"].sum() == retransmitted
+    assert info.bytes_sent == SIZE + 1
     fresh = trace.packets[~trace.packets["retransmitted"] & ~trace.packets["reinjected"]]
     assert (fresh["data_acked_ns"] > fresh["time_ns"]).all()
-    assert (fresh["data_delivered_ns"] >= fresh["received_ns"]).all()
     assert (fresh["received_ns"] > fresh["time_ns"]).all()
+    # What was reinjected may be delivered by its copy before it arrives itself.
+    copies = trace.packets[trace.packets["reinjected"]]
+    begin, end = copies["dsn"], copies["dsn"] + copies["length"]
+    alone = np.array([not ((begin < row["dsn"] + row["length"]) & (row["dsn"] < end)).any() for row in fresh])
+    assert (fresh["data_delivered_ns"] >= fresh["received_ns"])[alone].all()
 
 
 @needs_bpf
