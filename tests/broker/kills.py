@@ -139,7 +139,7 @@ def kill_clients(brokered: Brokered, number: int, seed: random.Random) -> Kept:
     for ended in (clients, victim):
         _, errors = ended.communicate(timeout=60)
         assert ended.returncode == 0, errors
-    assert brokered.client.sysctl("net.mptcp.path_manager") == "kernel"
+    assert brokered.client.get_path_manager() == "kernel"
     return Kept(before, after)
 
 
@@ -154,7 +154,7 @@ def kill_brokers(brokered: Brokered, number: int, seed: random.Random) -> None:
         os.kill(server_of(brokered), signal.SIGKILL)
         assert brokered.broker is not None
         brokered.broker.communicate(timeout=20)
-        assert brokered.client.sysctl("net.mptcp.path_manager") == "kernel"
+        assert brokered.client.get_path_manager() == "kernel"
     brokered.broker = None
     _, errors = client.communicate("\n", timeout=30)
     assert client.returncode == 0, errors

@@ -227,7 +227,7 @@ assert managers.count("userspace") < 0.2 * len(managers), (managers.count("users
     for attacker in attackers:
         _, errors = attacker.communicate(timeout=30)
         assert attacker.returncode == 0, errors
-    assert eventually(lambda: strict.client.sysctl("net.mptcp.path_manager") == "kernel")
+    assert eventually(lambda: strict.client.get_path_manager() == "kernel")
 
 
 def test_a_user_namespace_with_the_same_uid(strict: Brokered) -> None:

@@ -321,7 +321,7 @@ assert managers.count("userspace") <= 30, managers.count("userspace")
     )
     _, errors = attacker.communicate(timeout=30)
     assert attacker.returncode == 0, errors
-    assert eventually(lambda: strict.client.sysctl("net.mptcp.path_manager") == "kernel")
+    assert eventually(lambda: strict.client.get_path_manager() == "kernel")
 
 
 def test_clients_that_do_not_read_and_die_in_mid_request(strict: Brokered) -> None:

@@ -99,7 +99,7 @@ def test_a_rule_lets_a_server_s_connections_be_under_the_userspace_path_manager(
 ) -> None:
     brokered = make_brokered()
     brokered.start(f"[[rule]]\nusers = [{OTHER}]\n[[rule]]\nhold = 2\n")
-    manager = lambda: brokered.client.sysctl("net.mptcp.path_manager")  # noqa: E731
+    manager = brokered.client.get_path_manager
     brokered.run(
         """
 assert "hold" in mptcp._core.find_broker()[1]
