@@ -25,9 +25,6 @@ use crate::sys;
 use crate::sys::lock::lock;
 use crate::sys::wait;
 
-/// How long new sockets of the namespace latch another path manager at most, for one caller's.
-const HOLD: Duration = Duration::from_millis(1);
-
 /// How long to wait for the lock that others change the path manager under.
 const PATIENCE: Duration = Duration::from_millis(50);
 
@@ -396,7 +393,9 @@ impl<'a> Client<'a> {
         let held = self.broker.hold(name, PATIENCE);
         let held = held.map_err(|error| trouble(error.errno(), error.to_string()))?;
         let sent = self.reply(Kind::Hold as u16, request.sequence, Ok(&[]));
-        let in_time = sent.is_ok() && self.is_answered_before(Instant::now() + HOLD);
+        let end = Instant::now() + codec::HOLD;
+        let in_time = sent.is_ok()
+            && (wait::soon_readable(self.socket.as_raw_fd(), codec::AWAKE) || self.is_answered_before(end));
         drop(held);
         sent.map_err(|_| malformed())?;
         self.released(in_time, "the socket was not created in time")

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::check;
 
@@ -78,6 +78,18 @@ pub fn readable<const N: usize>(fds: [RawFd; N], timeout: Option<Duration>) -> i
     Ok(polled.map(|fd| fd.revents != 0))
 }
 
+/// The same of one descriptor, without sleeping, as waking up takes longer than what is waited for: whether it is readable
+/// before the time is over. Whoever else wants the processor gets it.
+pub fn soon_readable(fd: RawFd, limit: Duration) -> bool {
+    let end = Instant::now() + limit;
+    loop {
+        match readable([fd], Some(Duration::ZERO)) {
+            Ok([false]) if Instant::now() < end => std::thread::yield_now(),
+            looked => return matches!(looked, Ok([true])),
+        }
+    }
+}
+
 /// The same, and whether one more descriptor can be written to.
 pub fn ready<const N: usize>(
     fds: [RawFd; N],
@@ -133,6 +145,7 @@ mod tests {
         one.set();
         let (read, write) = (one.as_raw_fd(), other.as_raw_fd());
         assert_eq!(ready([read, write], write, None).unwrap(), ([true, false], true));
+        assert!(soon_readable(read, Duration::ZERO) && !soon_readable(write, Duration::from_millis(1)));
         assert_eq!(ready([write], -1, Some(Duration::ZERO)).unwrap(), ([false], false));
     }
 }

@@ -13,6 +13,13 @@ pub const PATH_VARIABLE: &str = "MPTCP_BROKER";
 
 pub const VERSION: u16 = 1;
 
+/// How long new sockets of the namespace latch another path manager for one caller's, from the reply to HOLD on, unless
+/// RELEASE comes before.
+pub const HOLD: Duration = Duration::from_millis(1);
+
+/// How long either side looks for the other's message without sleeping.
+pub const AWAKE: Duration = Duration::from_micros(200);
+
 /// The longest message of either side.
 pub const MAX_MESSAGE: usize = 64 * 1024;
 

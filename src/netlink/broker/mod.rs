@@ -200,11 +200,13 @@ impl Broker {
     pub fn hold<T>(&self, name: &str, mut make: impl FnMut() -> Result<T>) -> Result<T> {
         let mut connection = self.live_connection()?;
         let ask = |connection: &mut Connection, kind, payload: &[u8]| {
-            connection.ask(kind, payload, None).map_err(|error| failed(&error))
+            connection.ask_awake(kind, payload).map_err(|error| failed(&error))
         };
         let end = Instant::now() + PATIENCE;
         for _ in 0..TRIES {
+            let mut asked;
             loop {
+                asked = Instant::now();
                 match ask(&mut connection, Kind::Hold, name.as_bytes())? {
                     Ok(_) => break,
                     Err(denial) if denial.errno == libc::EAGAIN && Instant::now() < end => {
@@ -217,9 +219,15 @@ impl Broker {
                 }
             }
             let made = make();
+            // The broker has put nothing back before it had held it for so long.
+            let was_in_time = asked.elapsed() < codec::HOLD;
             let released = ask(&mut connection, Kind::Release, &[])?;
             match released {
                 Ok(_) => {
+                    self.keep(connection);
+                    return made;
+                }
+                Err(denial) if denial.errno == libc::ETIMEDOUT && was_in_time => {
                     self.keep(connection);
                     return made;
                 }
@@ -339,14 +347,25 @@ impl Connection {
 
     /// EPIPE: the request was not sent.
     fn ask(&mut self, kind: Kind, payload: &[u8], proof: Option<OwnedFd>) -> io::Result<Answer> {
+        self.send(kind, payload, proof)?;
+        self.receive()
+    }
+
+    /// The same where the answer is expected at once.
+    fn ask_awake(&mut self, kind: Kind, payload: &[u8]) -> io::Result<Answer> {
+        self.send(kind, payload, None)?;
+        wait::soon_readable(self.socket.as_raw_fd(), codec::AWAKE);
+        self.receive()
+    }
+
+    fn send(&mut self, kind: Kind, payload: &[u8], proof: Option<OwnedFd>) -> io::Result<()> {
         self.sequence = self.sequence.wrapping_add(1);
         let request = codec::encode_request(kind, self.sequence, payload);
         let sent = seqpacket::send(&self.socket, &request, proof.as_ref().map(AsFd::as_fd));
         sent.map_err(|error| match error.raw_os_error() {
             Some(libc::ECONNRESET) => io::Error::from_raw_os_error(libc::EPIPE),
             _ => error,
-        })?;
-        self.receive()
+        })
     }
 
     /// The answer to the last request.
