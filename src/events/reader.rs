@@ -295,6 +295,16 @@ impl Reader {
         self.wake();
     }
 
+    /// The crew reads all events again, and keeps nothing of the guest.
+    pub fn dismiss(&self, guest: &Arc<Guest>) {
+        let mut current = lock(&self.inner.guest);
+        if Weak::ptr_eq(&current, &Arc::downgrade(guest)) {
+            *current = Weak::new();
+        }
+        drop(current);
+        self.wake();
+    }
+
     /// Carries out the commands that wait, if the calling thread is the guest; false if another one has taken its place
     /// meanwhile.
     pub fn carry_out(&self, guest: &Guest) -> bool {

@@ -1,6 +1,6 @@
 //! The connections of a network namespace, watched: what policies are called for.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
 use pyo3::exceptions::PyTypeError;
 use pyo3::intern;
@@ -27,7 +27,8 @@ use crate::watcher::{self, Ends, Report};
 #[pyclass(frozen, module = "mptcp._core")]
 pub struct Watcher {
     open: Mutex<Option<Arc<watcher::Watcher>>>,
-    guest: Arc<Guest>,
+    /// Not kept by what is closed: a policy may hold a connection, and so this, for long after.
+    guest: Weak<Guest>,
 }
 
 impl Watcher {
@@ -54,7 +55,7 @@ impl Watcher {
     fn new(py: Python<'_>, fd: i32) -> PyResult<Watcher> {
         let start = || watcher::Watcher::start(Namespace::of_socket(fd)?);
         let watcher = py.detach(start).map_err(|error| to_py(py, error))?;
-        let guest = Arc::clone(watcher.guest());
+        let guest = Arc::downgrade(watcher.guest());
         Ok(Watcher { open: Mutex::new(Some(Arc::new(watcher))), guest })
     }
 
@@ -167,12 +168,13 @@ impl Watcher {
 
     /// For a thread that takes reports: True when it is its turn; False if it is not needed, and at the end.
     fn stand_by(&self, py: Python<'_>) -> bool {
-        self.open_watcher().is_some() && py.detach(|| self.guest.stand_by())
+        self.open_watcher().is_some()
+            && self.guest.upgrade().is_some_and(|guest| py.detach(|| guest.stand_by()))
     }
 
     /// Whether the thread that takes the reports carries out a command at this moment.
     fn carries_out(&self) -> bool {
-        self.guest.works()
+        self.guest.upgrade().is_some_and(|guest| guest.works())
     }
 
     /// LINK_UP and ADDRESS_ADDED of the links that are up and the addresses there are.

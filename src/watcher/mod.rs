@@ -351,7 +351,7 @@ impl Drop for Watcher {
         // After a fork the threads are the parent's, and so is what they hold.
         if self.events.is_ours() {
             self.guest.end();
-            self.events.reader().wake();
+            self.events.reader().dismiss(&self.guest);
         }
     }
 }
