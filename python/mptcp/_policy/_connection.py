@@ -53,6 +53,8 @@ class Attempt:
     answered: Ends | None = None
     """Its ends, once the SYN/ACK has come."""
     timed_out: bool = False
+    closed: Ends | None = None
+    """The ends of the subflow that is closed for it, once it has timed out."""
     decision: Decision | None = None
     """Where decisions are noted."""
 

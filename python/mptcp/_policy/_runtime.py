@@ -658,11 +658,15 @@ class Runtime:
             return
         read = self._read(list(late))
         for (conn, attempts), subflows in zip(late.items(), read, strict=True):
-            left = [one for one in subflows if (one.local, one.remote) not in conn.known]
+            with self.lock:
+                # Others are on their way out: the commands that close them are carried out later.
+                taken = conn.known | {one.closed for one in conn.attempts}
+            left = [one for one in subflows if (one.local, one.remote) not in taken]
             for attempt in attempts:
                 subflow = next((one for one in left if attempt.matches(one.local, one.remote)), None)
                 if subflow is not None:
                     left.remove(subflow)
+                    attempt.closed = (subflow.local, subflow.remote)
                     # One that is gone meanwhile is not an error.
                     self._kernel.close_subflow(conn, subflow, False, self._change("close_subflow", conn, subflow))
                 elif self._end(conn, attempt):
