@@ -116,9 +116,11 @@ def test_loss_and_reordering(mptcp_lab: Lab, tmp_path: Path, way: Way) -> None:
     assert (packets["subflow"][lost] == 0).all()
     # What was lost has arrived later, by another transmission.
     assert (packets["data_delivered_ns"] != -1).all()
-    assert (packets["data_delivered_ns"] > packets["time_ns"])[~packets["retransmitted"]].all()
+    # A copy may be sent when the data has been delivered already.
+    first_sent = ~packets["retransmitted"] & ~packets["reinjected"]
+    assert (packets["data_delivered_ns"] > packets["time_ns"])[first_sent].all()
     late = packets["data_delivered_ns"] - packets["received_ns"]
-    assert (late[~lost & ~packets["retransmitted"] & ~packets["reinjected"]] >= 0).all()
+    assert (late[~lost & first_sent] >= 0).all()
 
 
 @WAYS
