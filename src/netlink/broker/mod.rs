@@ -26,10 +26,8 @@ use crate::sys::wait;
 /// How many connections are kept for the next requests.
 const KEPT: usize = 2;
 
-/// How often a socket is made anew because the broker had put the path manager back before it was there.
-const TRIES: usize = 10;
-
-/// How long to wait for a turn where this user, or all of them, make more sockets a second than the broker lets them.
+/// How long to wait for a turn where this user, or all of them, make more sockets a second than the broker lets them, and
+/// to make a socket anew because the broker had put the path manager back before it was there.
 const PATIENCE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -203,7 +201,7 @@ impl Broker {
             connection.ask_awake(kind, payload).map_err(|error| failed(&error))
         };
         let end = Instant::now() + PATIENCE;
-        for _ in 0..TRIES {
+        while Instant::now() < end {
             let mut asked;
             loop {
                 asked = Instant::now();
