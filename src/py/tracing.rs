@@ -13,6 +13,23 @@ use crate::traces::row::Packet;
 use crate::tracing::record::ACK_COLUMNS;
 use crate::tracing::{Source, Tracer};
 
+/// Sets one column of a dict from rows.
+macro_rules! column {
+    ($columns:ident, $rows:ident, $name:expr, $value:expr) => {
+        $columns.set_item($name, $rows.iter().map($value).collect::<Vec<_>>().into_pyarray($columns.py()))?
+    };
+}
+
+/// Where each row belongs.
+macro_rules! place_columns {
+    ($columns:ident, $rows:ident) => {
+        column!($columns, $rows, "time_ns", |row| row.time_ns);
+        column!($columns, $rows, "connection", |row| row.connection);
+        column!($columns, $rows, "subflow", |row| row.subflow);
+        column!($columns, $rows, "direction", |row| row.direction);
+    };
+}
+
 /// A trace of tracepoints that runs from its making to stop().
 #[pyclass(frozen, module = "mptcp._core")]
 pub struct SegmentTracer(Tracer);
@@ -69,17 +86,9 @@ impl SegmentTracer {
     fn acks<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let rows = py.detach(|| self.0.read(|builder| builder.acks().to_vec()));
         let columns = PyDict::new(py);
-        macro_rules! column {
-            ($name:expr, $value:expr) => {
-                columns.set_item($name, rows.iter().map($value).collect::<Vec<_>>().into_pyarray(py))?
-            };
-        }
-        column!("time_ns", |row| row.time_ns);
-        column!("connection", |row| row.connection);
-        column!("subflow", |row| row.subflow);
-        column!("direction", |row| row.direction);
+        place_columns!(columns, rows);
         for (number, name) in ACK_COLUMNS.into_iter().enumerate() {
-            column!(name, |row| row.columns[number]);
+            column!(columns, rows, name, |row| row.columns[number]);
         }
         Ok(columns)
     }
@@ -88,25 +97,17 @@ impl SegmentTracer {
     fn candidates<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let rows = py.detach(|| self.0.read(|builder| builder.choices().to_vec()));
         let columns = PyDict::new(py);
-        macro_rules! column {
-            ($name:expr, $value:expr) => {
-                columns.set_item($name, rows.iter().map($value).collect::<Vec<_>>().into_pyarray(py))?
-            };
-        }
-        column!("time_ns", |row| row.time_ns);
-        column!("connection", |row| row.connection);
-        column!("subflow", |row| row.subflow);
-        column!("direction", |row| row.direction);
-        column!("chosen", |row| row.chosen);
-        column!("backup", |row| row.candidate.backup);
-        column!("stale", |row| row.candidate.stale);
-        column!("avg_pacing_rate", |row| row.candidate.avg_pacing_rate);
-        column!("pacing_rate", |row| row.candidate.pacing_rate);
-        column!("wmem_queued", |row| row.candidate.wmem_queued);
-        column!("snd_wnd", |row| row.candidate.snd_wnd);
-        column!("snd_cwnd", |row| row.candidate.snd_cwnd);
-        column!("srtt_us", |row| row.candidate.srtt_us);
-        column!("packets_out", |row| row.candidate.packets_out);
+        place_columns!(columns, rows);
+        column!(columns, rows, "chosen", |row| row.chosen);
+        column!(columns, rows, "backup", |row| row.candidate.backup);
+        column!(columns, rows, "stale", |row| row.candidate.stale);
+        column!(columns, rows, "avg_pacing_rate", |row| row.candidate.avg_pacing_rate);
+        column!(columns, rows, "pacing_rate", |row| row.candidate.pacing_rate);
+        column!(columns, rows, "wmem_queued", |row| row.candidate.wmem_queued);
+        column!(columns, rows, "snd_wnd", |row| row.candidate.snd_wnd);
+        column!(columns, rows, "snd_cwnd", |row| row.candidate.snd_cwnd);
+        column!(columns, rows, "srtt_us", |row| row.candidate.srtt_us);
+        column!(columns, rows, "packets_out", |row| row.candidate.packets_out);
         Ok(columns)
     }
 

@@ -80,6 +80,42 @@ pub struct Subflow {
     pub hmac_errors: [i64; 2],
 }
 
+impl Subflow {
+    /// One of which nothing has been counted yet. Its ends are by side.
+    pub fn new(connection: usize, address: [IpAddr; 2], port: [u16; 2], time_ns: i64) -> Subflow {
+        Subflow {
+            connection: i32::try_from(connection).unwrap_or(i32::MAX),
+            token: 0,
+            address,
+            port,
+            address_id: [-1; 2],
+            initial: false,
+            initiator: 0,
+            complete: false,
+            backup: [false; 2],
+            syn_ns: UNKNOWN,
+            synack_ns: UNKNOWN,
+            ack_ns: UNKNOWN,
+            end_ns: time_ns,
+            fin_ns: [UNKNOWN; 2],
+            reset_ns: UNKNOWN,
+            reset_reason: -1,
+            capture: [-1; 2],
+            received: [false; 2],
+            segments: [0; 2],
+            bytes: [0; 2],
+            retransmitted: [0; 2],
+            reinjected: [0; 2],
+            unmapped: [0; 2],
+            missing: [0; 2],
+            checksums: [0; 2],
+            checksum_errors: [0; 2],
+            hmacs: [0; 2],
+            hmac_errors: [0; 2],
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Value {
     Number(u64),

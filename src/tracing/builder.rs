@@ -245,34 +245,10 @@ impl Builder {
                 let opened_here = context.request_join.read(in_context) != 0;
                 let initiator = if !is_join { 0 } else { usize::from(opened_here == (side == 1)) };
                 let row = Subflow {
-                    connection: connection as i32,
                     token: tokens[0],
-                    address: ends.map(|end| end.ip()),
-                    port: ends.map(|end| end.port()),
-                    address_id: [-1; 2],
                     initial: !is_join,
                     initiator: initiator as i8,
-                    complete: false,
-                    backup: [false; 2],
-                    syn_ns: UNKNOWN,
-                    synack_ns: UNKNOWN,
-                    ack_ns: UNKNOWN,
-                    end_ns: time_ns,
-                    fin_ns: [UNKNOWN; 2],
-                    reset_ns: UNKNOWN,
-                    reset_reason: -1,
-                    capture: [-1; 2],
-                    received: [false; 2],
-                    segments: [0; 2],
-                    bytes: [0; 2],
-                    retransmitted: [0; 2],
-                    reinjected: [0; 2],
-                    unmapped: [0; 2],
-                    missing: [0; 2],
-                    checksums: [0; 2],
-                    checksum_errors: [0; 2],
-                    hmacs: [0; 2],
-                    hmac_errors: [0; 2],
+                    ..Subflow::new(connection, ends.map(|end| end.ip()), ends.map(|end| end.port()), time_ns)
                 };
                 self.subflows.push(Followed { row, connection, ways: Default::default() });
                 self.by_ends.insert(place, self.subflows.len() - 1);

@@ -13,9 +13,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from .. import _core, _interrupts
-from .._connection import Connection
 from .._core import Event
 from .._socket import Socket
+from .._sources import Source, check_sources, native
 from . import _files, _metadata
 from ._recording import Recording, load
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from .._rows import Rows
     from . import _live, _writer
 
-Source = Socket | Connection
 
 _METHODS = ("auto", "full_info", "inet_diag", "bpf")
 _SHORTEST, _LONGEST = 1e-5, 86400.0
@@ -82,7 +81,7 @@ class Recorder(Recording):
         # Of what has been taken from the sampler: live() reads it as well.
         self._taking = threading.RLock()
         self._live: _live.Live | None = None
-        wanted = _check_sources(sources)
+        wanted = check_sources(sources, "record")
         _check_interval("interval", interval)
         _check_interval("connection_interval", connection_interval)
         self._path = None if path is None else _files.check(path, self._streams_to)
@@ -95,7 +94,7 @@ class Recorder(Recording):
         try:
             with _interrupts.put_off():
                 self._sampler = _core.Sampler(
-                    None if wanted is None else [_native(source) for source in wanted],
+                    None if wanted is None else [native(source) for source in wanted],
                     None,
                     float(interval),
                     float(connection_interval),
@@ -268,23 +267,6 @@ def _joined(before: Rows, more: Rows) -> Rows:
     return np.concatenate((before, more)) if len(before) else more
 
 
-def _check_sources(sources: object) -> list[Source] | None:
-    if sources is None:
-        return None
-    if isinstance(sources, Socket | Connection):
-        return [sources]
-    if not isinstance(sources, Iterable) or isinstance(sources, str | bytes):
-        raise TypeError(f"sources must be a Socket, a Connection, an iterable of them or None, not {sources!r}")
-    found: list[Source] = []
-    for source in sources:
-        if not isinstance(source, Socket | Connection):
-            raise TypeError(f"each source must be a Socket or a Connection, not {source!r}")
-        found.append(source)
-    if not found:
-        raise ValueError("sources must not be empty: pass None to record the whole network namespace")
-    return found
-
-
 def _check_interval(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number of seconds, not {value!r}")
@@ -297,7 +279,3 @@ def _check_method(method: object, sources: list[Source] | None) -> None:
         raise ValueError(f"method must be one of {', '.join(map(repr, _METHODS))}, not {method!r}")
     if method == "full_info" and not (sources and all(isinstance(source, Socket) for source in sources)):
         raise ValueError("method='full_info' can only record Sockets: it reads through a descriptor")
-
-
-def _native(source: Source) -> int | _core.ByToken:
-    return source.fileno() if isinstance(source, Socket) else source._native

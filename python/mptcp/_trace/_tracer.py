@@ -12,8 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from .. import _core, _interrupts
-from .._connection import Connection
-from .._socket import Socket
+from .._sources import Source, check_sources, native
 from . import _files
 from ._read import tables_of
 from ._trace import Trace
@@ -21,7 +20,6 @@ from ._trace import Trace
 if TYPE_CHECKING:
     from .._rows import Rows
 
-Source = Socket | Connection
 
 # Seconds between two batches of a file.
 _BATCH = 0.25
@@ -58,10 +56,10 @@ class Tracer:
         self._closed = True
         self._owner = os.getpid()
         self._writer: _Writer | None = None
-        wanted = _check(sources)
+        wanted = check_sources(sources, "trace")
         place = None if path is None else _files.check(path)
         with _interrupts.put_off():
-            natives = None if wanted is None else [_native(source) for source in wanted]
+            natives = None if wanted is None else [native(source) for source in wanted]
             self._tracer = _core.SegmentTracer(natives, place is None)
             try:
                 if place is not None:
@@ -213,24 +211,3 @@ class _Writer:
         if self._error is not None:
             raise self._error
         return Trace(self._path, *self._rest)
-
-
-def _check(sources: object) -> list[Source] | None:
-    if sources is None:
-        return None
-    if isinstance(sources, Socket | Connection):
-        return [sources]
-    if not isinstance(sources, Iterable) or isinstance(sources, str | bytes):
-        raise TypeError(f"sources must be a Socket, a Connection, an iterable of them or None, not {sources!r}")
-    found: list[Source] = []
-    for source in sources:
-        if not isinstance(source, Socket | Connection):
-            raise TypeError(f"each source must be a Socket or a Connection, not {source!r}")
-        found.append(source)
-    if not found:
-        raise ValueError("sources must not be empty: pass None to trace the whole network namespace")
-    return found
-
-
-def _native(source: Source) -> int | _core.ByToken:
-    return source.fileno() if isinstance(source, Socket) else source._native
