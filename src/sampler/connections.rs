@@ -5,10 +5,9 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
-use super::connections_by_bpf::{ConnectionsByBpf, Reading};
+use super::connections_by_bpf::{fell_back, ConnectionsByBpf, Reading};
 use super::{Common, Site};
-use crate::abi::mptcp_info::{self, Info};
-use crate::abi::uapi;
+use crate::abi::mptcp_info::Info;
 use crate::connection::by_descriptor::read_full_info;
 use crate::error::{Error, Result};
 use crate::events::event::{Event, Kind};
@@ -126,11 +125,6 @@ impl Connections {
     }
 }
 
-fn fell_back(info: &Info) -> bool {
-    let flags = mptcp_info::field::flags.read(info.bytes()).unwrap_or(0);
-    flags & u64::from(uapi::MPTCP_INFO_FLAG_FALLBACK) != 0
-}
-
 impl ConnectionSite {
     /// `struct mptcp_info` of one connection and when it had been read, `None` if it has ended.
     fn read(&mut self, token: u32) -> Result<Option<(Info, u64)>> {
@@ -140,8 +134,8 @@ impl ConnectionSite {
             None => None,
         };
         let Some(info) = self.read_locked(token)? else { return Ok(None) };
-        if let Some((by_bpf, before)) = self.by_bpf.as_mut().zip(before) {
-            by_bpf.learn(token, before, fell_back(&info));
+        if let Some(by_bpf) = &mut self.by_bpf {
+            by_bpf.learn(token, before, &info);
         }
         Ok(Some((info, sys::monotonic_ns())))
     }

@@ -6,7 +6,7 @@
 //! BTF: a bit that was set in a connection that, as the kernel said afterwards, had not fallen back is not it. While a
 //! connection has no other bit, it has not fallen back; where it has, the kernel is asked.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
@@ -33,6 +33,8 @@ pub struct ConnectionsByBpf {
     kept: HashMap<u32, Kept>,
     /// Bits of `flags` that do not mean that a connection fell back.
     harmless: u64,
+    /// Connections of which the kernel told limits. Linux 6.1 does so under every path manager.
+    limited: HashSet<u32>,
     /// A socket of the in-kernel path manager, which tells the limits; absent where a new socket has another.
     in_kernel: Option<OwnedFd>,
     /// What it told last.
@@ -64,6 +66,7 @@ impl ConnectionsByBpf {
             socks,
             kept: HashMap::new(),
             harmless: 0,
+            limited: HashSet::new(),
             in_kernel: socket,
             limits: None,
         }))
@@ -93,9 +96,10 @@ impl ConnectionsByBpf {
             // It has ended.
             self.socks.release(kept.slot);
             self.kept.remove(&token);
+            self.limited.remove(&token);
             return Reading::Unknown(None);
         };
-        if !kept.fell_back && state.flags & !self.harmless != 0 || !self.put_limits(&mut state) {
+        if !kept.fell_back && state.flags & !self.harmless != 0 || !self.put_limits(token, &mut state) {
             return Reading::Unknown(Some(state.flags));
         }
         if kept.fell_back {
@@ -106,18 +110,22 @@ impl ConnectionsByBpf {
         Reading::Read(state.info(), time_ns)
     }
 
-    /// Learns from what the kernel told of a connection that had these `flags` before.
-    pub fn learn(&mut self, token: u32, flags: u64, fell_back: bool) {
-        if !fell_back {
+    /// Learns from what the kernel told of a connection, which had these `flags` before, if they are known.
+    pub fn learn(&mut self, token: u32, flags: Option<u64>, info: &Info) {
+        if OF_NAMESPACE.iter().any(|field| field.read(info.bytes()).is_some_and(|value| value != 0)) {
+            self.limited.insert(token);
+        }
+        let Some(flags) = flags else { return };
+        if !fell_back(info) {
             self.harmless |= flags;
         } else if let Some(kept) = self.kept.get_mut(&token) {
             kept.fell_back = true;
         }
     }
 
-    /// Adds the namespace's limits, which only a connection of the in-kernel path manager has. False if they are not known.
-    fn put_limits(&self, state: &mut ConnectionState) -> bool {
-        if !state.is_in_kernel {
+    /// Adds the namespace's limits, where the kernel tells them. False if they are not known.
+    fn put_limits(&self, token: u32, state: &mut ConnectionState) -> bool {
+        if !state.is_in_kernel && !self.limited.contains(&token) {
             return true;
         }
         let Some(info) = &self.limits else { return false };
@@ -126,4 +134,9 @@ impl ConnectionsByBpf {
         }
         true
     }
+}
+
+pub(super) fn fell_back(info: &Info) -> bool {
+    let flags = mptcp_info::field::flags.read(info.bytes()).unwrap_or(0);
+    flags & u64::from(uapi::MPTCP_INFO_FLAG_FALLBACK) != 0
 }
