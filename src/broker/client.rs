@@ -17,12 +17,12 @@ use crate::abi::bytes;
 use crate::abi::tcp_info::TcpInfo;
 use crate::namespace::path_manager::PathManager;
 use crate::netlink::broker::codec::{self, allows, Denial, Hello, Kind, Request};
-use crate::netlink::broker::seqpacket::{self, Peer, Received};
 use crate::netlink::diag::{self, Entry, Tuple};
 use crate::netlink::pm::codec::Command;
 use crate::netlink::{Channel, Failure};
 use crate::sys;
 use crate::sys::lock::lock;
+use crate::sys::seqpacket::{self, Peer, Received};
 use crate::sys::wait;
 
 /// How long to wait for the lock that others change the path manager under.

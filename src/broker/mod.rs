@@ -31,10 +31,10 @@ use crate::broker::streams::Streams;
 use crate::error::{Error, Result};
 use crate::namespace::path_manager::{Held, PathManager};
 use crate::namespace::Namespace;
-use crate::netlink::broker::seqpacket;
 use crate::netlink::{self, Channel};
 use crate::sys::credentials::{Owner, Rights};
 use crate::sys::lock::lock;
+use crate::sys::seqpacket;
 use crate::sys::{self, wait, wait::EventFd};
 
 /// How many connections there are at most, of all users.

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::netlink::broker::seqpacket::Peer;
+use crate::sys::seqpacket::Peer;
 
 /// Addresses with the same first bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

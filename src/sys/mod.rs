@@ -23,6 +23,7 @@ pub mod pages;
 pub mod program;
 pub mod sandbox;
 pub mod seccomp;
+pub mod seqpacket;
 pub mod terminal;
 pub mod wait;
 

@@ -2,7 +2,6 @@
 //! socket of the file system; [`codec`] has the bytes.
 
 pub mod codec;
-pub mod seqpacket;
 
 use std::collections::HashMap;
 use std::io;
@@ -21,6 +20,7 @@ use crate::netlink::pm::codec::Command;
 use crate::netlink::Failure;
 use crate::sys;
 use crate::sys::lock::{lock, PerProcess};
+use crate::sys::seqpacket;
 use crate::sys::wait;
 
 /// How many connections are kept for the next requests.
