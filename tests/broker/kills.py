@@ -122,6 +122,7 @@ def kill_clients(brokered: Brokered, number: int, seed: random.Random) -> Kept:
     assert victim.stdout is not None
     assert clients.stdin is not None
     assert clients.stdout is not None
+    # Their pipes are there; mypy forgets that in a loop and in a function inside.
     for started in (victim, clients):
         if not started.stdout.readline():  # type: ignore[union-attr]
             raise AssertionError(started.communicate()[1])

@@ -97,6 +97,7 @@ def run(brokered: Brokered, connections: int, users: int) -> None:
     programs = [brokered.popen(USER.format(), 60000 + number) for number in range(users)]
 
     def step(line: str) -> list[str]:
+        # Each has its pipes, which mypy cannot know.
         for program in programs:
             program.stdin.write(line + "\n")  # type: ignore[union-attr]
             program.stdin.flush()  # type: ignore[union-attr]
