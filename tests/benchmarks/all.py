@@ -4,7 +4,8 @@
     sudo .venv/bin/python tests/benchmarks/all.py [NAME]...
 
 It takes some twenty minutes. With names, as `main_job` or `"recorder load"`, only these are run anew, and the page
-keeps what it has of the others. Of what cannot be run here the page has the reason.
+keeps what it has of the others. Each part is written when its benchmark has ended, into the page as it is by then, so
+that two runs at once keep each other's parts. Of what cannot be run here the page has the reason.
 
 A benchmark that publishes rows, see turns.py, has tables there; of one that does not, the page has what it prints.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -85,19 +87,26 @@ def main() -> None:
         parser.error(f"no such benchmark; choose from: {', '.join(every)}")
     if any(command.startswith("recorder") for command in chosen):
         subprocess.run(["cargo", "build", "--quiet", "--release", "--example", "bare_sampler"], cwd=ROOT, check=True)
-    parts = present()
     for command in chosen:
         print(f"== {command}", flush=True)
-        parts[command] = part(command, result_of(command))
-    sections = [section(title, commands, parts) for title, commands in BENCHMARKS.items()]
-    PAGE.write_text(HEAD + "".join(sections))
+        replace(command, part(command, result_of(command)))
     print(f"\n{PAGE.relative_to(ROOT)} has been written")
 
 
-def present() -> dict[str, str]:
-    """Return the parts of the page as it is now, by command."""
-    text = PAGE.read_text() if PAGE.exists() else ""
-    return {f"{found[1]} {found[2]}".strip(): found[0].strip() for found in PART.finditer(text)}
+def replace(command: str, text: str, page: Path = PAGE) -> None:
+    """Give the page a part of this text, and leave the others as they are by now."""
+    with open(page, "a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        parts = present(file.read()) | {command: text}
+        sections = [section(title, commands, parts) for title, commands in BENCHMARKS.items()]
+        file.truncate(0)
+        file.write(HEAD + "".join(sections))
+
+
+def present(page: str) -> dict[str, str]:
+    """Return the parts of a page, by command."""
+    return {f"{found[1]} {found[2]}".strip(): found[0].strip() for found in PART.finditer(page)}
 
 
 def result_of(command: str) -> dict[str, Any]:
