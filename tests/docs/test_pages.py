@@ -73,3 +73,17 @@ def test_every_output_follows_a_command() -> None:
     for page in PAGES:
         languages = [language for language, _ in blocks(page)]
         assert all(before == "sh" for before, after in itertools.pairwise(languages) if after == "text")
+
+
+def test_the_workflows_run_what_the_page_runs() -> None:
+    """The services of others cannot be tried here, but each command of their files is one that ran above."""
+    page = (DOCS / "ci.md").read_text()
+    ran = {line for language, text in blocks("ci") if language == "sh" for line in text.splitlines()}
+    ran |= {re.sub(r"^python -m (pytest) -q (.*) test_links\.py$", r"\1 \2", line) for line in ran}
+    workflows = re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    commands = [
+        command for text in workflows for command in re.findall(r"- (?:run: )?((?:mptcp|pytest) .*)$", text, re.M)
+    ]
+    assert len(workflows) == 2
+    assert len(commands) == 4
+    assert set(commands) <= ran

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -60,11 +61,14 @@ def project(tmp_path: Path, prefix: list[str], marked: Marked) -> Project:
 @pytest.mark.usefixtures("mptcp_lab")
 def test_what_the_page_shows(project: Project, marked: Marked) -> None:
     programs = re.findall(r"^```python\n(.*?)^```", TESTING.read_text(), re.M | re.S)
+    tests = sum(len(re.findall(r"^def test_", program, re.M)) for program in programs)
     for number, program in enumerate(programs):
         project.write(program, f"test_{number}.py")
     done = project.pytest()
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
-    assert re.search(rf"^=+ {len(programs)} passed in ", done.stdout, re.MULTILINE), done.stdout
+    passed = re.search(r"^=+ (\d+) passed in ", done.stdout, re.MULTILINE)
+    assert passed, done.stdout
+    assert int(passed[1]) >= tests
     assert marked.processes() == set()
 
 
@@ -278,3 +282,163 @@ def test_captures_by_the_configuration_file(tmp_path: Path) -> None:
     done = project.pytest("--collect-only")
     assert done.returncode == USAGE_ERROR
     assert "mptcp_capture must be off or on-failure, not 'always'" in done.stderr
+
+
+DESCRIBED = """
+import pytest
+
+pytestmark = pytest.mark.mptcp_lab(rate="8mbit", seed=7)
+
+def rates(paths):
+    return [path.rate for path in paths]
+
+def test_of_the_module(mptcp_two_paths):
+    client, server, paths = mptcp_two_paths
+    assert rates(paths) == [8_000_000, 8_000_000]
+    assert client.lab.seed == 7
+
+@pytest.mark.mptcp_lab(rate=("16mbit", "4mbit"), delay="10ms", names=("wifi", "lte"))
+class TestOfAClass:
+    def test_of_the_class(self, mptcp_two_paths):
+        client, server, paths = mptcp_two_paths
+        assert rates(paths) == [16_000_000, 4_000_000]
+        assert [path.name for path in paths] == ["wifi", "lte"]
+        assert [path.delay for path in paths] == [0.01, 0.01]
+        assert client.lab.seed == 7
+
+    @pytest.mark.mptcp_lab(delay="20ms", queue="100ms", server_addresses=1)
+    def test_of_its_own(self, mptcp_two_paths):
+        client, server, paths = mptcp_two_paths
+        assert rates(paths) == [16_000_000, 4_000_000]
+        assert [path.delay for path in paths] == [0.02, 0.02]
+        assert server.addresses[0] == paths[1].address(server)
+
+@pytest.mark.parametrize(
+    "expected", [pytest.param(each, marks=pytest.mark.mptcp_lab(rate=each)) for each in (1_000_000, 2_000_000)]
+)
+def test_of_a_parameter(mptcp_two_paths, expected):
+    assert rates(mptcp_two_paths[2]) == [expected, expected]
+
+def test_an_empty_lab_takes_the_seed(mptcp_lab):
+    assert (mptcp_lab.seed, mptcp_lab.links) == (7, [])
+
+seen = []
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_one_for_the_module(mptcp_module_two_paths, mptcp_module_lab, number):
+    client, server, paths = mptcp_module_two_paths
+    assert rates(paths) == [8_000_000, 8_000_000]
+    assert client.lab.seed == mptcp_module_lab.seed == 7
+    seen.append((client, mptcp_module_lab))
+    assert seen == [seen[0]] * number
+"""
+
+
+@pytest.mark.usefixtures("mptcp_lab")
+@pytest.mark.mptcp_needs("links")
+def test_a_marker_describes_the_links(tmp_path: Path) -> None:
+    """The closest marker's keywords count, and those of wider ones remain. With xdist, too."""
+    project = Project(tmp_path, [], {**os.environ, "COLUMNS": "400", "PYTHONDONTWRITEBYTECODE": "1"})
+    project.write(DESCRIBED)
+    project.write(DESCRIBED, "test_other.py")
+    options = ["-n2", "--dist=loadfile"] if importlib.util.find_spec("xdist") else []
+    done = project.pytest(*options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"^=+ 16 passed in ", done.stdout, re.MULTILINE), done.stdout
+
+
+@pytest.mark.parametrize(
+    ("mark", "fixture", "complaint"),
+    [
+        (
+            'mptcp_lab(rates="8mbit")',
+            "mptcp_two_paths",
+            r"mptcp_lab\(rates=...\): an argument must be one of rate, delay,",
+        ),
+        ('mptcp_lab(name="wifi")', "mptcp_two_paths", r"mptcp_lab\(name=...\): an argument must be one of .* names,"),
+        (
+            'mptcp_lab("8mbit")',
+            "mptcp_two_paths",
+            r'mptcp_lab must have keyword arguments, like mptcp_lab\(rate="10mbit"\)',
+        ),
+        ("mptcp_lab", "mptcp_two_paths", "mptcp_lab must have keyword arguments"),
+        (
+            'mptcp_lab(rate="8mbit")',
+            "mptcp_lab",
+            r"mptcp_lab\(rate=...\) has no effect on mptcp_lab, .* mptcp_two_paths$",
+        ),
+        ("mptcp_lab(seed=3)", "mptcp_module_lab", "mptcp_lab has no effect on mptcp_module_lab, .* or use mptcp_lab$"),
+    ],
+)
+def test_arguments_without_effect_are_errors_of_the_collection(
+    tmp_path: Path, mark: str, fixture: str, complaint: str
+) -> None:
+    project = Project(tmp_path, [], {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
+    project.write(f"import pytest\n\n@pytest.mark.{mark}\ndef test_it({fixture}):\n    pass\n")
+    done = project.pytest("--collect-only")
+    assert done.returncode == USAGE_ERROR, done.stdout
+    assert re.search(rf"^ERROR: test_it.py::test_it: {complaint}", done.stderr, re.MULTILINE), done.stderr
+
+
+@pytest.mark.usefixtures("mptcp_lab")
+def test_a_wrong_value_names_the_marker(tmp_path: Path) -> None:
+    project = Project(tmp_path, [], {**os.environ, "COLUMNS": "400", "PYTHONDONTWRITEBYTECODE": "1"})
+    project.write(
+        "import pytest\n\n"
+        "@pytest.mark.mptcp_lab(rate='fast')\ndef test_rate(mptcp_two_paths): pass\n"
+        "@pytest.mark.mptcp_lab(seed=-1)\ndef test_seed(mptcp_lab): pass\n"
+        "@pytest.mark.mptcp_lab(delay='10ms')\ndef test_later(mptcp_two_paths): raise ValueError('of its own')\n"
+    )
+    done = project.pytest()
+    assert re.search(r"^=+ 1 failed, 2 errors in ", done.stdout, re.MULTILINE), done.stdout
+    assert re.search(r"^mptcp_lab\(rate='fast'\): .*rate", done.stdout, re.MULTILINE), done.stdout
+    assert re.search(r"^mptcp_lab\(seed=-1\): seed must be", done.stdout, re.MULTILINE), done.stdout
+    assert not re.search(r"^mptcp_lab\(delay=", done.stdout, re.MULTILINE), done.stdout
+
+
+@pytest.mark.usefixtures("mptcp_lab")
+def test_recordings_are_kept_of_tests_that_fail(project: Project, marked: Marked) -> None:
+    """Of each host that had connections; also of labs that are older than the test, or closed by the time it fails."""
+    project.write(CAPTURED)
+    done = project.pytest("--mptcp-record=on-failure", "--mptcp-capture-dir=kept")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert re.search(r"^=+ 3 failed, 3 passed, 1 error in ", done.stdout, re.MULTILINE), done.stdout
+    assert done.stdout.count("- Recordings of the hosts -") == 4, done.stdout
+    expected = {
+        f"test_it.py-test_{test}-{host}"
+        for test, hosts in {
+            "fails": ("client", "server"),
+            "lab_of_its_own-a-b": ("a", "b"),
+            "lab_of_the_module-2": ("a", "b"),
+            "fails_at_its_end": ("client", "server"),
+        }.items()
+        for host in hosts
+    }
+    kept = {path.stem: path for path in (project.folder / "kept").iterdir()}
+    assert set(kept) == expected
+    for name, path in kept.items():
+        assert str(path) in done.stdout
+        recording = mptcp.load(path)
+        # A subflow of which an event told is in it, however short it lived.
+        assert len({*recording.samples["token"]}) == 1, name
+        [described] = [lab for lab in recording.metadata["labs"] if name.rpartition("-")[2] in lab["hosts"]]
+        assert described["links"], "they were created after the recording began"
+        assert len(recording.metadata["links"]) >= len(described["links"])
+    assert marked.processes() == set()
+
+
+@pytest.mark.usefixtures("mptcp_lab")
+def test_several_processes(tmp_path: Path) -> None:
+    """pytest-xdist: each process has labs of its own, and what is kept is in one directory and in one report."""
+    pytest.importorskip("xdist", reason="needs pytest-xdist")
+    project = Project(tmp_path, [], {**os.environ, "COLUMNS": "400", "PYTHONDONTWRITEBYTECODE": "1"})
+    project.write(CAPTURED)
+    done = project.pytest("-n2", "--mptcp-capture=on-failure", "--mptcp-record=on-failure", "--mptcp-require")
+    assert re.search(r"^=+ 3 failed, 3 passed, 1 error in ", done.stdout, re.MULTILINE), done.stdout + done.stderr
+    kept = {path.name for path in (project.folder / "mptcp-captures").iterdir()}
+    assert {"test_it.py-test_fails-eth1.pcapng", "test_it.py-test_fails-client.npz"} <= kept
+    assert all(str(project.folder / "mptcp-captures" / name) in done.stdout for name in kept)
+    project.write("import pytest\n\n@pytest.mark.mptcp_lab(rates=1)\ndef test_it(mptcp_two_paths): pass\n")
+    done = project.pytest("-n1")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "mptcp_lab(rates=...): an argument must be one of rate" in done.stdout

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from .. import _core, _interrupts
+from .. import _core, _interrupts, _topologies
 from .._core import Event
 from .._socket import Socket
 from .._sources import Source, check_sources, native
@@ -76,6 +76,24 @@ class Recorder(Recording):
         connection_interval: float = 0.1,
         path: str | os.PathLike[str] | None = None,
     ) -> None:
+        self._begin(sources, None, interval, method, connection_interval, path)
+
+    @classmethod
+    def _of_namespace(cls, fd: int) -> Self:
+        """Record every connection of the network namespace that the socket ``fd`` belongs to."""
+        recorder = cls.__new__(cls)
+        recorder._begin(None, fd, 0.01, "auto", 0.1, None)
+        return recorder
+
+    def _begin(
+        self,
+        sources: Source | Iterable[Source] | None,
+        fd: int | None,
+        interval: float,
+        method: str,
+        connection_interval: float,
+        path: str | os.PathLike[str] | None,
+    ) -> None:
         self._closed = True
         self._owner = os.getpid()
         # Of what has been taken from the sampler: live() reads it as well.
@@ -95,7 +113,7 @@ class Recorder(Recording):
             with _interrupts.put_off():
                 self._sampler = _core.Sampler(
                     None if wanted is None else [native(source) for source in wanted],
-                    None,
+                    fd,
                     float(interval),
                     float(connection_interval),
                     method,
@@ -188,6 +206,11 @@ class Recorder(Recording):
             from . import _live
 
             self._live = _live.Live(self, float(interval), float(seconds))
+
+    def _describe_labs(self) -> None:
+        """Put the labs that are open into the metadata, as they are now rather than at the start."""
+        if not self._closed:
+            self._metadata["labs"] = _topologies.topologies()
 
     @property
     def _readable(self) -> _core.Sampler:

@@ -31,8 +31,10 @@ _END_SECONDS = 30.0
 
 
 _labs: weakref.WeakSet[Lab] = weakref.WeakSet()
-# Called with each link that is created: the pytest plugin captures what passes.
+# Called with each link that is created, and with each lab before it is closed: the pytest plugin captures what passes
+# and records the hosts.
 link_created: list[Callable[[Link], None]] = []
+lab_closes: list[Callable[[Lab], None]] = []
 
 
 def open_links() -> list[Link]:
@@ -275,6 +277,9 @@ class Lab(State):
         if self._owner != os.getpid():
             return
         with _interrupts.put_off():
+            if not self._closed:
+                for call in lab_closes:
+                    call(self)
             with self._lock:
                 if self._closed:
                     return
