@@ -183,7 +183,8 @@ class Recorder(Recording):
 
         The figure has the last ``seconds`` and is drawn again ``interval`` seconds after the last time, from 0.1 on;
         when the recording ends it is replaced by one of all of it. It is drawn in a Python thread: the threads that
-        record are native and do not wait for it, but it uses the processor time of one figure each time.
+        record are native and do not wait for it, but it uses the processor time of one figure each time. What that
+        costs a recording is in docs/measuring.md.
 
         Raises RuntimeError outside of a notebook and for a recording that has ended, ValueError for other numbers, and
         ModuleNotFoundError without matplotlib or IPython. Not for a recording with ``path`` (ValueError), which would
