@@ -312,10 +312,11 @@ def test_transfer_that_fails() -> None:
 
 
 def test_record_transfer() -> None:
-    recording = record_transfer([{"rate": "20mbit"}, {"rate": "10mbit", "queue": "50ms"}], 1, interval=0.02)
+    recording = record_transfer([{"rate": "20mbit"}, {"rate": "10mbit", "queue": "50ms"}], 1, interval=0.02, seed=5)
     assert not isinstance(recording, mptcp.Recorder)
     assert recording.metadata["interval"] == 0.02
     (lab,) = recording.metadata["labs"]
+    assert lab["seed"] == 5
     assert [(link["rate"], link["queue"]) for link in lab["links"]] == [(20_000_000, 250_000), (10_000_000, 62_500)]
     assert sorted(entry["local"][0] for entry in recording.metadata["subflows"]) == ["10.0.1.1", "10.0.2.1"]
     assert recording.samples["bytes_acked"].max() > 0

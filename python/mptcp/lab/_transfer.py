@@ -110,18 +110,21 @@ class Transfer:
                 sock.shutdown(socket.SHUT_RDWR)
 
 
-def record_transfer(paths: Sequence[Mapping[str, Any]], seconds: float = 3.0, *, interval: float = 0.01) -> Recording:
+def record_transfer(
+    paths: Sequence[Mapping[str, Any]], seconds: float = 3.0, *, interval: float = 0.01, seed: int | None = None
+) -> Recording:
     """Record a Transfer between two hosts in a lab of its own, and return the Recording: one cell of a sweep.
 
     ``paths`` are the arguments of Lab.link() for each link, like ``[{"rate": "20mbit"}, {"rate": "10mbit"}]``. The
-    transfer is recorded for ``seconds``, with ``interval`` seconds between two samples.
+    transfer is recorded for ``seconds``, with ``interval`` seconds between two samples. ``seed`` is that of Lab. The
+    recording's metadata has the seed (``labs``) and how late the links' frames left (``links``).
 
     Arguments and result can be pickled, so any concurrent.futures.Executor can run it, in other processes or on other
     machines: ``executor.map(record_transfer, cells)``.
 
     Raises ValueError if there are no paths, UnsupportedError if the kernel lacks what a link needs, what Lab raises.
     """
-    with Lab() as lab:
+    with Lab(seed=seed) as lab:
         sender, receiver = lab.host("sender"), lab.host("receiver")
         links = [lab.link(sender, receiver, **options) for options in paths]
         with Transfer(sender, receiver, links) as transfer, Recorder(transfer.sock, interval) as rec:
