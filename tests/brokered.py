@@ -22,6 +22,15 @@ OTHER = 65533
 
 RULES = '[[rule]]\nremotes = ["10.0.0.0/8", "fd00::/8"]\n'
 
+# The protocol by hand.
+RAW = (Path(__file__).parent / "broker/raw.py").read_text()
+
+# A connection of such a program, under the userspace path manager and established.
+CONNECT = """
+sock = mptcp.create_connection((s1, 5000), path_manager="userspace")
+sock.sendall(b"hello"); assert sock.recv(5) == b"hello"
+"""
+
 # The interpreter may be where an ordinary user cannot look: everything is imported first.
 _BECOME = """
 import asyncio, encodings.idna, json, os, socket, struct, sys, threading, time

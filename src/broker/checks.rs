@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -98,7 +98,8 @@ impl Checks<'_> {
             Command::Announce { token, address } => {
                 self.check_local(&address)?;
                 self.ports.check(address.port)?;
-                if !self.is_local(&address) {
+                // To the route look-up an address of all zeros is local.
+                if address.ip.to_canonical().is_unspecified() || !self.is_local(&address) {
                     return Err(refusal(format!(
                         "{} is not an address of this host: the peer would connect to somebody else",
                         address.ip
@@ -137,6 +138,17 @@ impl Checks<'_> {
         }
     }
 
+    /// Whether an address means another host to each host, or none: whoever connects to it does not reach the peer, unless
+    /// the connection is a loopback one itself.
+    fn is_nobody_elses(&self, ip: IpAddr) -> bool {
+        let ip = ip.to_canonical();
+        let is_broadcast = matches!(ip, IpAddr::V4(v4) if v4.is_broadcast());
+        ip.is_unspecified()
+            || ip.is_multicast()
+            || is_broadcast
+            || ip.is_loopback() && !self.connection.tuple.remote.ip().to_canonical().is_loopback()
+    }
+
     /// Anything else would make a port scanner of it.
     fn check_remote(&self, remote: &Address) -> Result<(), Denial> {
         let peer = self.connection.tuple.remote;
@@ -145,8 +157,9 @@ impl Checks<'_> {
             let port = if known.port() == 0 { peer.port() } else { known.port() };
             (known.ip().to_canonical(), port) == wanted
         };
-        if is_known(&peer) || self.announced.iter().any(is_known) || self.allowed.is_remote_allowed(remote.ip)
-        {
+        // A peer that works together with a user of this host may announce anything.
+        let is_announced = || !self.is_nobody_elses(remote.ip) && self.announced.iter().any(is_known);
+        if is_known(&peer) || is_announced() || self.allowed.is_remote_allowed(remote.ip) {
             return Ok(());
         }
         Err(refusal(format!(

@@ -1,9 +1,7 @@
 //! One connection to the broker: its requests, one after the other, on a thread of its own.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::FileTypeExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -48,8 +46,8 @@ fn is_of_our_user_namespace(peer: &Peer) -> bool {
     ours.is_some() && uid_map(&peer.process.to_string()) == ours && (has_all_ids || peer.uid != OVERFLOW_UID)
 }
 
-pub struct Client<'a> {
-    broker: &'a Arc<Broker>,
+pub struct Client {
+    broker: Arc<Broker>,
     socket: Socket,
     peer: Peer,
     allowed: Allowed,
@@ -67,14 +65,8 @@ enum Then {
     Stream,
 }
 
-impl<'a> Client<'a> {
-    pub fn new(
-        broker: &'a Arc<Broker>,
-        socket: Socket,
-        peer: Peer,
-        allowed: Allowed,
-        place: Place,
-    ) -> Client<'a> {
+impl Client {
+    pub fn new(broker: Arc<Broker>, socket: Socket, peer: Peer, allowed: Allowed, place: Place) -> Client {
         let by_uid = allowed.own && peer.uid != 0 && is_of_our_user_namespace(&peer);
         Client { broker, socket, peer, allowed, place, by_uid }
     }
@@ -99,7 +91,7 @@ impl<'a> Client<'a> {
             let number = bytes::u16(message, 2).unwrap_or(0);
             let sequence = bytes::u32(message, 4).unwrap_or(0);
             let answer = self.answer(message, &received);
-            // close() may block (SO_LINGER), here it holds up nobody but the caller himself.
+            // close() may block (SO_LINGER, a file of FUSE), here it holds up nobody but the caller himself.
             drop(received.descriptors);
             let sent = match answer {
                 Ok(Then::Reply(payload)) => self.reply(number, sequence, Ok(&payload)),
@@ -132,6 +124,9 @@ impl<'a> Client<'a> {
                 libc::EPROTONOSUPPORT => {
                     format!("this broker speaks version {} of the protocol only", codec::VERSION)
                 }
+                libc::EOPNOTSUPP => "this broker does not know the request: it is older than the program that asks, restart it with \
+                                     that one's version of mptcp"
+                    .to_owned(),
                 _ => "malformed request".to_owned(),
             },
         })?;
@@ -195,14 +190,10 @@ impl<'a> Client<'a> {
     /// That it is of the connection with this token, by the socket's cookie, which is never used again. The connection's
     /// lock is not waited for: neither these options nor inet_diag take it.
     fn check_descriptor(&self, token: u32, descriptor: &OwnedFd) -> Result<(), Denial> {
-        let file = descriptor.try_clone().map(File::from);
-        let metadata = file.and_then(|file| file.metadata());
-        let metadata =
-            metadata.map_err(|error| trouble(error.raw_os_error().unwrap_or(libc::EBADF), "fstat"))?;
         let fd = descriptor.as_raw_fd();
-        if !metadata.file_type().is_socket()
-            || !sys::getsockopt_i32(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL)
-                .is_ok_and(|protocol| protocol == libc::IPPROTO_MPTCP)
+        // Of what is not a socket nothing else is asked: the answer to fstat() may be another user's, who need not give it.
+        if !sys::getsockopt_i32(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL)
+            .is_ok_and(|protocol| protocol == libc::IPPROTO_MPTCP)
         {
             return Err(refusal("the descriptor is not that of a Multipath TCP socket"));
         }
@@ -242,6 +233,7 @@ impl<'a> Client<'a> {
             announced: &self.broker.streams.announced(token),
         };
         let command = checks.check(command).inspect_err(|denial| self.log(&command, Err(denial)))?;
+        let mut is_new = false;
         match &command {
             Command::Create { .. }
                 if !self.broker.quotas.open(self.peer.uid, self.allowed.opens_per_second) =>
@@ -251,26 +243,29 @@ impl<'a> Client<'a> {
                     self.allowed.opens_per_second
                 )));
             }
-            Command::Announce { address, .. }
-                if !self.broker.quotas.announce(token, address.id, self.allowed.announced) =>
-            {
-                return Err(refusal(format!(
-                    "a user may announce {} addresses on a connection",
-                    self.allowed.announced
-                )));
+            Command::Announce { address, .. } => {
+                let most = self.allowed.announced;
+                let announced = self.broker.quotas.announce(token, address.id, most);
+                is_new = announced.ok_or_else(|| {
+                    refusal(format!("a user may announce {most} addresses on a connection"))
+                })?;
             }
             _ => {}
         }
         // It waits for the connection's lock, on this caller's own thread.
         let answer = self.broker.namespace.pm.command(&command.encode());
         self.broker.streams.pass_on();
-        let answer = answer.map_err(|error| trouble(error.errno(), error.to_string()))?;
-        let answer = answer.map_err(refused_by_kernel);
+        let answer = answer.map_err(|error| trouble(error.errno(), error.to_string()));
+        let answer = answer.and_then(|answer| answer.map_err(refused_by_kernel));
         // What the kernel refused has changed nothing; the library asks it so for a connection's path manager.
-        if answer.is_ok() {
-            if let Command::Remove { id, .. } = &command {
-                self.broker.quotas.withdraw(token, *id);
+        match &command {
+            Command::Remove { id, .. } if answer.is_ok() => self.broker.quotas.withdraw(token, *id),
+            Command::Announce { address, .. } if answer.is_err() && is_new => {
+                self.broker.quotas.withdraw(token, address.id);
             }
+            _ => {}
+        }
+        if answer.is_ok() {
             self.log(&command, Ok(()));
         }
         answer.map(|()| Then::Reply(Vec::new()))
@@ -383,22 +378,37 @@ impl<'a> Client<'a> {
         if !self.allowed.hold {
             return Err(refusal("its rules do not allow choosing a socket's path manager"));
         }
-        if !self.broker.quotas.hold(self.peer.uid, self.allowed.holds_per_second) {
-            let text = format!(
-                "a user may choose the path manager of {} sockets a second, and all users together of 50",
-                self.allowed.holds_per_second
-            );
-            return Err(Denial { errno: libc::EAGAIN, ..refusal(text) });
-        }
+        self.wait_for_turn()?;
         let held = self.broker.hold(name, PATIENCE);
         let held = held.map_err(|error| trouble(error.errno(), error.to_string()))?;
-        let sent = self.reply(Kind::Hold as u16, request.sequence, Ok(&[]));
+        // Not for as long as a caller likes who reads no replies.
+        let reply = codec::encode_reply(Kind::Hold as u16, request.sequence, Ok(&[]));
+        let sent = self.socket.send_with_flags(&reply, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT);
         let end = Instant::now() + codec::HOLD;
         let in_time = sent.is_ok()
             && (wait::soon_readable(self.socket.as_raw_fd(), codec::AWAKE) || self.is_answered_before(end));
         drop(held);
         sent.map_err(|_| malformed())?;
         self.released(in_time, "the socket was not created in time")
+    }
+
+    /// Until this user may hold the path manager once more.
+    fn wait_for_turn(&self) -> Result<(), Denial> {
+        let (uid, rate) = (self.peer.uid, self.allowed.holds_per_second);
+        let end = Instant::now() + codec::TURN;
+        let mut is_first = false;
+        while let Err(wait) = self.broker.quotas.hold(uid, rate, &mut is_first) {
+            let next = Instant::now() + wait;
+            // The caller gives it up, by its end or by another message.
+            if next > end || self.is_answered_before(next) {
+                self.broker.quotas.leave(uid, is_first);
+                let text = format!(
+                    "a user may choose the path manager of {rate} sockets a second, and all users together of 50"
+                );
+                return Err(Denial { errno: libc::EAGAIN, ..refusal(text) });
+            }
+        }
+        Ok(())
     }
 
     /// Others' new sockets latch it too, which is why only rules allow it.

@@ -18,7 +18,7 @@ use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
@@ -39,6 +39,9 @@ use crate::sys::{self, wait, wait::EventFd};
 
 /// How many connections there are at most, of all users.
 const CLIENTS: usize = 1024;
+
+/// How long threads may take to end, with the process to follow.
+const ENDING: Duration = Duration::from_secs(1);
 
 /// A thread's stack: it calls nothing deep.
 const STACK: usize = 256 * 1024;
@@ -174,6 +177,20 @@ impl Drop for Use<'_> {
 #[derive(Debug, Default)]
 struct Threads(Mutex<HashMap<u64, Socket>>);
 
+impl Threads {
+    /// Each finds its socket closed then. One that closes a caller's descriptor may be held up by that for ever, so no end
+    /// is waited for without a limit.
+    fn end(&self) {
+        for socket in lock(&self.0).values() {
+            let _ = socket.shutdown(std::net::Shutdown::Both);
+        }
+        let end = Instant::now() + ENDING;
+        while !lock(&self.0).is_empty() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
 /// Serves until it is told to stop.
 pub fn serve(settings: &Settings) -> Result<()> {
     let namespace = Namespace::current()?;
@@ -242,17 +259,14 @@ fn subscribe(namespace: &Namespace) -> Result<Socket> {
 }
 
 fn accept_all(broker: &Arc<Broker>, settings: &Settings) -> Result<()> {
-    let threads = Threads::default();
+    let threads = Arc::new(Threads::default());
     let mut number = 0;
-    std::thread::scope(|scope| loop {
+    loop {
         match wait::readable([settings.stop, settings.listener.as_raw_fd()], None) {
             Ok([false, true]) => {}
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
             ended => {
-                // Each thread then finds its socket closed.
-                for socket in lock(&threads.0).values() {
-                    let _ = socket.shutdown(std::net::Shutdown::Both);
-                }
+                threads.end();
                 return ended.map(drop).map_err(|error| Error::call("poll", &error));
             }
         }
@@ -262,30 +276,26 @@ fn accept_all(broker: &Arc<Broker>, settings: &Settings) -> Result<()> {
             continue;
         };
         number += 1;
-        let threads = &threads;
-        if let Some(client) = admit(broker, settings, threads, socket) {
+        let threads = Arc::clone(&threads);
+        if let Some(client) = admit(broker, settings, &threads, socket) {
             let kept = client.duplicate();
             let Ok(kept) = kept else { continue };
             lock(&threads.0).insert(number, kept);
+            let those = Arc::clone(&threads);
             let run = move || {
                 client.serve();
-                lock(&threads.0).remove(&number);
+                lock(&those.0).remove(&number);
             };
             let thread = std::thread::Builder::new().stack_size(STACK).name("mptcp-client".into());
-            if thread.spawn_scoped(scope, run).is_err() {
+            if thread.spawn(run).is_err() {
                 lock(&threads.0).remove(&number);
             }
         }
-    })
+    }
 }
 
 /// The connection of somebody who may come in.
-fn admit<'a>(
-    broker: &'a Arc<Broker>,
-    settings: &Settings,
-    threads: &Threads,
-    socket: Socket,
-) -> Option<Client<'a>> {
+fn admit(broker: &Arc<Broker>, settings: &Settings, threads: &Threads, socket: Socket) -> Option<Client> {
     let peer = seqpacket::peer(socket.as_fd()).ok()?;
     let Some(allowed) = settings.rules.of(&peer).cloned() else {
         turn_away(&socket, &refusal(format!("its rules allow nothing to uid {}", peer.uid)));
@@ -307,5 +317,5 @@ fn admit<'a>(
         );
         return None;
     };
-    Some(Client::new(broker, socket, peer, allowed, place))
+    Some(Client::new(Arc::clone(broker), socket, peer, allowed, place))
 }

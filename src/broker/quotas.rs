@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::sys::lock::lock;
 
@@ -18,11 +18,19 @@ impl Bucket {
         Bucket { level: rate.into(), filled: now }
     }
 
-    /// Takes one, if there is one.
-    fn take(&mut self, rate: u32, now: Instant) -> bool {
+    /// How long until there is one; zero if there is.
+    fn wait(&mut self, rate: u32, now: Instant) -> Duration {
         let more = now.saturating_duration_since(self.filled).as_secs_f64() * f64::from(rate);
         (self.level, self.filled) = ((self.level + more).min(rate.into()), now);
-        let there_is_one = self.level >= 1.0;
+        if self.level >= 1.0 {
+            return Duration::ZERO;
+        }
+        Duration::from_secs_f64((1.0 - self.level) / f64::from(rate.max(1))).max(Duration::from_micros(1))
+    }
+
+    /// Takes one, if there is one.
+    fn take(&mut self, rate: u32, now: Instant) -> bool {
+        let there_is_one = self.wait(rate, now).is_zero();
         if there_is_one {
             self.level -= 1.0;
         }
@@ -35,6 +43,8 @@ struct User {
     clients: usize,
     opens: Bucket,
     holds: Bucket,
+    /// One of the user's connections waits for a turn to hold. Only one does, so that many of them are no more turns.
+    is_waiting: bool,
     lines: Bucket,
     /// Lines that were not logged since the last one that was.
     unsaid: u64,
@@ -45,6 +55,9 @@ type Announced = HashMap<u32, HashSet<u8>>;
 
 /// How many holds there are in a second, of all users.
 const HOLDS: u32 = 50;
+
+/// How long a connection waits that is not the first of its user's to wait.
+const BEHIND: Duration = Duration::from_millis(20);
 
 /// How many lines about a user are logged a second: a flood of them would hide what others do.
 const LINES: u32 = 50;
@@ -92,7 +105,14 @@ impl Quotas {
         }
         let (opens, holds) = (Bucket::new(opens, now), Bucket::new(holds, now));
         let lines = Bucket::new(LINES, now);
-        let user = users.entry(uid).or_insert(User { clients: 0, opens, holds, lines, unsaid: 0 });
+        let user = users.entry(uid).or_insert(User {
+            clients: 0,
+            opens,
+            holds,
+            is_waiting: false,
+            lines,
+            unsaid: 0,
+        });
         if user.clients >= most {
             return None;
         }
@@ -104,10 +124,31 @@ impl Quotas {
         lock(&self.users).get_mut(&uid).is_some_and(|user| user.opens.take(per_second, Instant::now()))
     }
 
-    pub fn hold(&self, uid: u32, per_second: u32) -> bool {
+    /// Takes one hold; or how long to wait before asking again. `is_first` is this caller's own, false at first: whether it
+    /// waits in front of the user's other connections.
+    pub fn hold(&self, uid: u32, per_second: u32, is_first: &mut bool) -> Result<(), Duration> {
         let now = Instant::now();
-        lock(&self.users).get_mut(&uid).is_some_and(|user| user.holds.take(per_second, now))
-            && lock(&self.holds).take(HOLDS, now)
+        let mut users = lock(&self.users);
+        let Some(user) = users.get_mut(&uid) else { return Err(BEHIND) };
+        if user.is_waiting && !*is_first {
+            return Err(BEHIND);
+        }
+        let mut all = lock(&self.holds);
+        let wait = user.holds.wait(per_second, now).max(all.wait(HOLDS, now));
+        (user.is_waiting, *is_first) = (!wait.is_zero(), !wait.is_zero());
+        if !wait.is_zero() {
+            return Err(wait);
+        }
+        user.holds.take(per_second, now);
+        all.take(HOLDS, now);
+        Ok(())
+    }
+
+    /// Whoever waited in front does not wait any more.
+    pub fn leave(&self, uid: u32, is_first: bool) {
+        if let Some(user) = lock(&self.users).get_mut(&uid).filter(|_| is_first) {
+            user.is_waiting = false;
+        }
     }
 
     /// Whether one more line is to be logged: then how many were not, before it.
@@ -128,11 +169,15 @@ impl Quotas {
         }
     }
 
-    /// One more address announced on a connection, if it has fewer than `most`.
-    pub fn announce(&self, token: u32, id: u8, most: usize) -> bool {
+    /// An address announced on a connection: whether its id is a new one, which [`Quotas::withdraw`] takes away again; `None`
+    /// if the connection has `most` others.
+    pub fn announce(&self, token: u32, id: u8, most: usize) -> Option<bool> {
         let mut announced = lock(&self.announced);
         let ids = announced.entry(token).or_default();
-        ids.contains(&id) || (ids.len() < most && ids.insert(id))
+        if ids.contains(&id) {
+            return Some(false);
+        }
+        (ids.len() < most).then(|| ids.insert(id))
     }
 
     pub fn withdraw(&self, token: u32, id: u8) {
@@ -155,7 +200,6 @@ impl Quotas {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn a_bucket_gives_so_many_a_second() {
@@ -185,14 +229,33 @@ mod tests {
     #[test]
     fn so_many_addresses_are_announced_on_a_connection() {
         let quotas = Quotas::new();
-        assert!(quotas.announce(1, 1, 2) && quotas.announce(1, 2, 2));
-        assert!(quotas.announce(1, 2, 2), "an id that it has");
-        assert!(!quotas.announce(1, 3, 2) && quotas.announce(2, 3, 2));
+        let announce = |token, id| quotas.announce(token, id, 2);
+        assert_eq!((announce(1, 1), announce(1, 2)), (Some(true), Some(true)));
+        assert_eq!(announce(1, 2), Some(false), "an id that it has");
+        assert_eq!((announce(1, 3), announce(2, 3)), (None, Some(true)));
         quotas.withdraw(1, 1);
-        assert!(quotas.announce(1, 3, 2));
+        assert_eq!(announce(1, 3), Some(true));
         quotas.forget(1);
-        assert!(quotas.announce(1, 4, 2) && quotas.announce(1, 5, 2));
+        assert_eq!((announce(1, 4), announce(1, 5)), (Some(true), Some(true)));
         quotas.keep(|token| token == 2);
-        assert!(quotas.announce(1, 6, 2) && quotas.announce(1, 7, 2));
+        assert_eq!((announce(1, 6), announce(1, 7)), (Some(true), Some(true)));
+    }
+
+    #[test]
+    fn one_connection_of_each_user_waits_for_a_turn() {
+        let quotas = Arc::new(Quotas::new());
+        let places: Vec<_> = [5, 6, 7].iter().map(|uid| quotas.place(*uid, 2, 1, 20)).collect();
+        assert!(places.iter().all(Option::is_some));
+        let held = |uid| (0..100).filter(|_| quotas.hold(uid, 20, &mut false).is_ok()).count();
+        // Whoever is refused is first in line from then on, and so no other of the user's gets a turn.
+        assert_eq!((held(5), held(6)), (20, 20));
+        let mut first = true;
+        let wait = quotas.hold(5, 20, &mut first).unwrap_err();
+        assert!(first && wait <= Duration::from_millis(50), "{wait:?}");
+        assert_eq!(quotas.hold(5, 20, &mut false), Err(BEHIND));
+        quotas.leave(5, first);
+        let mut next = false;
+        assert!(quotas.hold(5, 20, &mut next).is_err() && next);
+        assert!(held(7) >= 10, "what the others have left of 50");
     }
 }

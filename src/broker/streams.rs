@@ -281,10 +281,10 @@ mod tests {
             };
             streams.note(&announced, &mut requests);
             streams.make_room(&mut requests);
-            assert!(streams.quotas.announce(token, 1, 1));
+            assert!(streams.quotas.announce(token, 1, 1).is_some());
         }
         assert!(lock(&streams.connections).len() <= ROOM, "none of them exists");
-        assert!(streams.quotas.announce(1, 2, 1), "what it had announced is forgotten too");
+        assert!(streams.quotas.announce(1, 2, 1).is_some(), "what it had announced is forgotten too");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::fs::{File, TryLockError};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::MutexGuard;
 use std::time::{Duration, Instant};
 
@@ -12,9 +13,11 @@ use crate::error::{Error, Result};
 use crate::namespace::sysctls::{read_open as read_sysctl, write_open as write};
 use crate::namespace::{new_socket, Namespace};
 use crate::netlink::broker;
-use crate::sys::credentials::Owner;
+use crate::sys::credentials::{self, Owner};
 use crate::sys::lock::lock;
 use crate::sys::program::{pending, ENDING};
+
+const CAP_NET_ADMIN: u64 = 1 << 12;
 
 /// How long to wait for another process to change the path manager, which takes microseconds.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -258,6 +261,15 @@ fn write_path_manager(file: &File, name: &str) -> Result<()> {
     write(file, "net.mptcp.path_manager", value)
 }
 
+/// The namespace, by its cookie, in which this process was refused to set the path manager last: trying it each time takes a
+/// quarter of what the broker takes.
+static REFUSED: AtomicU64 = AtomicU64::new(0);
+
+/// Whether trying to set the path manager would be refused again. Any capability may have changed that.
+fn is_refused_in(cookie: u64) -> bool {
+    REFUSED.load(Ordering::Relaxed) == cookie && !credentials::has(CAP_NET_ADMIN)
+}
+
 /// Refuses a Multipath TCP socket of a family or type that it cannot have. SOCK_NONBLOCK and SOCK_CLOEXEC may be part of
 /// `kind`.
 pub fn check_socket(family: i32, kind: i32, protocol: i32) -> Result<()> {
@@ -310,9 +322,15 @@ pub fn create_socket(
         None => make(),
         Some(name) => {
             let namespace = Namespace::current()?;
+            let find_broker = || broker::of(namespace.cookie);
+            if let Some(broker) = is_refused_in(namespace.cookie).then(find_broker).flatten() {
+                return broker.hold(name, make);
+            }
             match namespace.latched_socket(name, make) {
                 Err(error) if matches!(error.errno(), libc::EPERM | libc::EROFS) => {
-                    broker::of(namespace.cookie).map_or(Err(error), |broker| broker.hold(name, make))
+                    let broker = find_broker().ok_or(error)?;
+                    REFUSED.store(namespace.cookie, Ordering::Relaxed);
+                    broker.hold(name, make)
                 }
                 socket => socket,
             }

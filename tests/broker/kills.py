@@ -19,16 +19,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from brokered import OTHER, Brokered, brokered_hosts, held, server_of
+from brokered import CONNECT, OTHER, RAW, Brokered, brokered_hosts, held, server_of
 
 RULES = '[[rule]]\nremotes = ["10.0.0.0/8"]\nholds_per_second = 50\nopens_per_second = 100000\nclients = 500\n'
 
-RAW = Path(__file__).with_name("raw.py").read_text()
-
-CONNECT = """
-sock = mptcp.create_connection((s1, 5000), path_manager="userspace")
-sock.sendall(b"hello"); assert sock.recv(5) == b"hello"
-"""
 
 # Forks a client for each line and kills it after so many seconds: starting Python anew would take far longer.
 CLIENTS = (

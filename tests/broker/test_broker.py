@@ -5,17 +5,9 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from pathlib import Path
 
-from brokered import Brokered
+from brokered import CONNECT, RAW, Brokered
 from support import needs_python
-
-RAW = Path(__file__).with_name("raw.py").read_text()
-
-CONNECT = """
-sock = mptcp.create_connection((s1, 5000), path_manager="userspace")
-sock.sendall(b"hello"); assert sock.recv(5) == b"hello"
-"""
 
 
 def test_the_example_of_the_readme(brokered: Brokered) -> None:

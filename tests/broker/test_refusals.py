@@ -7,18 +7,10 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
-from brokered import NOBODY, OTHER, Brokered
+from brokered import CONNECT, NOBODY, OTHER, RAW, Brokered
 from support import eventually
-
-RAW = Path(__file__).with_name("raw.py").read_text().replace("import annotations", "")
-
-CONNECT = """
-sock = mptcp.create_connection((s1, 5000), path_manager="userspace")
-sock.sendall(b"hello"); assert sock.recv(5) == b"hello"
-"""
 
 RULES = "[[rule]]\n"
 

@@ -11,17 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from brokered import Brokered, held, server_of
+from brokered import CONNECT, RAW, Brokered, held, server_of
 from kills import RULES as KILLS
 from kills import kill_brokers, kill_clients
 from support import eventually
-
-RAW = Path(__file__).with_name("raw.py").read_text()
-
-CONNECT = """
-sock = mptcp.create_connection((s1, 5000), path_manager="userspace")
-sock.sendall(b"hello"); assert sock.recv(5) == b"hello"
-"""
 
 RULES = '[[rule]]\nremotes = ["10.0.0.0/8"]\n'
 

@@ -5,13 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from brokered import NOBODY, OTHER, Brokered
+from brokered import CONNECT, NOBODY, OTHER, Brokered
 from support import eventually
-
-CONNECT = """
-sock = mptcp.create_connection((s1, 5000), path_manager="userspace")
-sock.sendall(b"hello"); assert sock.recv(5) == b"hello"
-"""
 
 
 @pytest.fixture(scope="module")

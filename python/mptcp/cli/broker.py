@@ -7,10 +7,12 @@ import contextlib
 import importlib.resources
 import os
 import pwd
+import resource
 import shutil
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +26,10 @@ _UNITS = Path("/etc/systemd/system")
 # <systemd/sd-daemon.h>: the first descriptor that a service manager passes.
 _FIRST_PASSED = 3
 _BACKLOG = 128
+# Seconds that the broker may take to end.
+_ENDING = 5.0
+# Each of up to 1,024 connections has two descriptors.
+_DESCRIPTORS = 4096
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -160,8 +166,9 @@ def _keep(listener: socket.socket, rules: list[_broker.Rule], uid: int | None, e
         number = signal.sigwait({*ends, signal.SIGCHLD})
         if number in ends:
             os.close(told)  # the other end becomes readable
+            _await_end(server)
             break
-        if os.waitid(os.P_PID, server, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        if _has_ended(server):
             break
     _, status = os.waitpid(server, 0)
     _put_back(journal)
@@ -171,13 +178,27 @@ def _keep(listener: socket.socket, rules: list[_broker.Rule], uid: int | None, e
     return code if code >= 0 else 1
 
 
+def _has_ended(server: int) -> bool:
+    return os.waitid(os.P_PID, server, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def _await_end(server: int) -> None:
+    """Wait until the broker has ended; it is killed if that takes long."""
+    end = time.monotonic() + _ENDING
+    while not _has_ended(server):
+        if (left := end - time.monotonic()) <= 0:
+            os.kill(server, signal.SIGKILL)
+            return
+        signal.sigtimedwait({signal.SIGCHLD}, left)
+
+
 def _serve(
     listener: socket.socket, stop: int, journal: int, ready: int, rules: list[_broker.Rule], uid: int | None
 ) -> None:
     """Serve and end this process."""
     status = 1
     try:
-        # Without its keeper nobody would put anything back.
+        _allow_descriptors()
         if uid is not None:
             os.setgroups([])
             os.setresgid(*[pwd.getpwuid(uid).pw_gid] * 3)
@@ -187,6 +208,16 @@ def _serve(
         print(f"mptcp broker: {error}", file=sys.stderr, flush=True)
     finally:
         os._exit(status)
+
+
+def _allow_descriptors() -> None:
+    """Raise the limit of open files as far as it may be."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if most == resource.RLIM_INFINITY else min(_DESCRIPTORS, most)
+    if now != resource.RLIM_INFINITY and now < wanted:
+        # A unit's SystemCallFilter= may refuse it.
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def _put_back(journal: int) -> None:

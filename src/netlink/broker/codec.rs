@@ -17,6 +17,9 @@ pub const VERSION: u16 = 1;
 /// RELEASE comes before.
 pub const HOLD: Duration = Duration::from_millis(1);
 
+/// How long HOLD waits for its turn, where this user, or all of them, hold more often than they may.
+pub const TURN: Duration = Duration::from_secs(5);
+
 /// How long either side looks for the other's message without sleeping.
 pub const AWAKE: Duration = Duration::from_micros(200);
 
@@ -111,7 +114,8 @@ pub fn encode_request(kind: Kind, sequence: u32, payload: &[u8]) -> Vec<u8> {
     message(kind as u16, sequence, 0, 0, payload)
 }
 
-/// What a request says, or why it is not one: EPROTONOSUPPORT of another version, else EBADMSG.
+/// What a request says, or why it cannot be served: EPROTONOSUPPORT of another version, EOPNOTSUPP of a kind that a later
+/// version of this library may have, else EBADMSG.
 pub fn decode_request(bytes: &[u8]) -> Result<Request<'_>, i32> {
     let (Some(version), Some(kind), Some(sequence), Some(payload)) =
         (bytes::u16(bytes, 0), bytes::u16(bytes, 2), bytes::u32(bytes, 4), bytes.get(HEADER..))
@@ -121,7 +125,7 @@ pub fn decode_request(bytes: &[u8]) -> Result<Request<'_>, i32> {
     if version != VERSION {
         return Err(libc::EPROTONOSUPPORT);
     }
-    Ok(Request { kind: Kind::of(kind).ok_or(libc::EBADMSG)?, sequence, payload })
+    Ok(Request { kind: Kind::of(kind).ok_or(libc::EOPNOTSUPP)?, sequence, payload })
 }
 
 /// The reply to a request, in which `number` and `sequence` are the request's own, known or not.
@@ -385,7 +389,7 @@ mod tests {
         bytes::put(&mut other, 0, &2u16.to_ne_bytes());
         assert_eq!(decode_request(&other), Err(libc::EPROTONOSUPPORT));
         bytes::put(&mut other, 0, &[1, 0, 99, 0]);
-        assert_eq!(decode_request(&other), Err(libc::EBADMSG));
+        assert_eq!(decode_request(&other), Err(libc::EOPNOTSUPP));
         let denial = Denial { errno: libc::EACCES, refused: true, text: "no".to_owned() };
         let reply = encode_reply(Kind::Hold as u16, 7, Err(&denial));
         assert_eq!(decode_reply(&reply), Some((7, Err(denial))));

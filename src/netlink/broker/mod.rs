@@ -19,6 +19,7 @@ use crate::netlink::diag::codec::{Tuple, Ulp};
 use crate::netlink::pm::codec::Command;
 use crate::netlink::Failure;
 use crate::sys;
+use crate::sys::credentials::Owner;
 use crate::sys::lock::{lock, PerProcess};
 use crate::sys::seqpacket;
 use crate::sys::wait;
@@ -26,10 +27,8 @@ use crate::sys::wait;
 /// How many connections are kept for the next requests.
 const KEPT: usize = 2;
 
-/// How long to wait for a turn where this user, or all of them, make more sockets a second than the broker lets them, and
-/// to make a socket anew because the broker had put the path manager back before it was there.
+/// For how long a socket is made anew because the broker had put the path manager back before it was there.
 const PATIENCE: Duration = Duration::from_secs(5);
-const PAUSE: Duration = Duration::from_millis(20);
 
 /// The brokers in use, by the cookie of their namespace.
 static BROKERS: PerProcess<HashMap<u64, Arc<Broker>>> = PerProcess::new();
@@ -48,6 +47,8 @@ pub struct Broker {
 #[derive(Debug)]
 struct Connection {
     socket: Socket,
+    /// The user whose rights it has: the one that it was made by (SO_PEERCRED).
+    uid: u32,
     sequence: u32,
     /// For replies.
     buffer: Vec<u8>,
@@ -171,7 +172,8 @@ impl Broker {
         Ok(results)
     }
 
-    /// What makes TCP sockets subflows, by their four-tuples and cookies; `None` for one that is no subflow, or gone.
+    /// What makes TCP sockets subflows, by their four-tuples and cookies; `None` for one that is no subflow, or gone. An
+    /// older broker does not tell it: [`Error::Unsupported`].
     pub fn subflows(&self, asked: &[(Tuple, u64)]) -> Result<Vec<Option<Ulp>>> {
         let mut results = Vec::with_capacity(asked.len());
         for batch in asked.chunks(codec::MAX_SUBFLOWS) {
@@ -202,19 +204,14 @@ impl Broker {
         };
         let end = Instant::now() + PATIENCE;
         while Instant::now() < end {
-            let mut asked;
-            loop {
-                asked = Instant::now();
-                match ask(&mut connection, Kind::Hold, name.as_bytes())? {
-                    Ok(_) => break,
-                    Err(denial) if denial.errno == libc::EAGAIN && Instant::now() < end => {
-                        std::thread::sleep(PAUSE);
-                    }
-                    Err(denial) if denial.errno == libc::EAGAIN => {
-                        return Err(Error::os(libc::EBUSY, denial.text));
-                    }
-                    Err(denial) => return Err(denied(denial)),
+            let asked = Instant::now();
+            // The answer waits for its turn where this user, or all of them, hold more often than they may.
+            match ask(&mut connection, Kind::Hold, name.as_bytes())? {
+                Ok(_) => {}
+                Err(denial) if denial.errno == libc::EAGAIN => {
+                    return Err(Error::os(libc::EBUSY, denial.text));
                 }
+                Err(denial) => return Err(denied(denial)),
             }
             let made = make();
             // The broker has put nothing back before it had held it for so long.
@@ -288,8 +285,11 @@ impl Broker {
 
     /// An idle connection, which the broker may have closed since, or a new one, at which it says again what it allows.
     fn connection(&self) -> Result<Connection> {
-        if let Some(idle) = lock(&self.idle).pop() {
-            return Ok(idle);
+        let uid = Owner::current().uid;
+        while let Some(idle) = lock(&self.idle).pop() {
+            if idle.uid == uid {
+                return Ok(idle);
+            }
         }
         let mut connection = Connection::new(&self.path).map_err(|error| failed(&error))?;
         let hello = connection.greet().map_err(|error| failed(&error))?.map_err(denied)?;
@@ -322,8 +322,8 @@ impl Broker {
 
 impl Connection {
     fn new(path: &Path) -> io::Result<Connection> {
-        let buffer = vec![0; codec::MAX_MESSAGE];
-        Ok(Connection { socket: seqpacket::connect(path)?, sequence: 0, buffer })
+        let (uid, buffer) = (Owner::current().uid, vec![0; codec::MAX_MESSAGE]);
+        Ok(Connection { socket: seqpacket::connect(path)?, uid, sequence: 0, buffer })
     }
 
     /// Asks what it allows. Whom it allows nothing it tells so and closes the connection, before HELLO or after.
@@ -412,7 +412,18 @@ fn is_gone(error: &io::Error) -> bool {
 }
 
 fn denied(denial: Denial) -> Error {
-    Error::os(denial.errno, denial.text)
+    match denial.errno {
+        // The first brokers answered EBADMSG; what this library sends is well-formed.
+        libc::EOPNOTSUPP | libc::EBADMSG if denial.refused => Error::unsupported(
+            "the broker does not know this request, because it is older than this program's mptcp: restart it with the same              version (systemctl restart mptcp-broker)",
+        ),
+        libc::EPROTONOSUPPORT if denial.refused => Error::unsupported(format!(
+            "{}, and this program's mptcp version {}: run both with the same version of mptcp",
+            denial.text,
+            codec::VERSION
+        )),
+        errno => Error::os(errno, denial.text),
+    }
 }
 
 fn failed(error: &io::Error) -> Error {
@@ -427,4 +438,55 @@ fn failed(error: &io::Error) -> Error {
 
 fn malformed() -> Error {
     Error::os(libc::EPROTO, "the broker answered with a malformed message")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use socket2::{Domain, SockAddr, Type};
+
+    /// A broker that answers HELLO, and each other request with this denial.
+    fn denying(path: &Path, denial: Denial) -> std::thread::JoinHandle<()> {
+        let listener = Socket::new(Domain::UNIX, Type::SEQPACKET, None).unwrap();
+        listener.bind(&SockAddr::unix(path).unwrap()).unwrap();
+        listener.listen(1).unwrap();
+        std::thread::spawn(move || {
+            let (socket, _) = listener.accept().unwrap();
+            let mut buffer = vec![0; codec::MAX_MESSAGE];
+            loop {
+                let length = seqpacket::receive(socket.as_fd(), &mut buffer).unwrap().length;
+                if length == 0 {
+                    return;
+                }
+                let request = codec::decode_request(&buffer[..length]).unwrap();
+                let hello = codec::encode_hello(Hello { namespace: 1, allows: codec::allows::OWN });
+                let result = if request.kind == Kind::Hello { Ok(&hello[..]) } else { Err(&denial) };
+                socket.send(&codec::encode_reply(request.kind as u16, request.sequence, result)).unwrap();
+            }
+        })
+    }
+
+    #[test]
+    fn of_an_older_broker_it_is_said_what_to_do() {
+        let folder = std::env::temp_dir().join(format!("mptcp-older-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("broker.sock");
+        for (errno, words) in
+            [(libc::EBADMSG, "older"), (libc::EOPNOTSUPP, "older"), (libc::EPROTONOSUPPORT, "same version")]
+        {
+            let serving = denying(&path, Denial { errno, refused: true, text: "no".to_owned() });
+            let broker = Broker::find(&path).unwrap();
+            let ends = ("10.0.0.1:1".parse().unwrap(), "10.0.0.2:2".parse().unwrap());
+            let tuple = Tuple { local: ends.0, remote: ends.1, interface: 0 };
+            let error = broker.subflows(&[(tuple, 1)]).unwrap_err();
+            assert!(
+                matches!(error, Error::Unsupported { .. }) && error.to_string().contains(words),
+                "{error}"
+            );
+            drop(broker);
+            serving.join().unwrap();
+            std::fs::remove_file(&path).unwrap();
+        }
+        std::fs::remove_dir(&folder).unwrap();
+    }
 }

@@ -280,10 +280,11 @@ pub fn check_told(channel: &mut Channel, connections: &[Entry]) -> Result<(), Er
         })
     };
     if connections.iter().zip(found).any(untold) {
-        return Err(Error::permission(
+        return Err(Error::permission(format!(
             "reading subflows needs CAP_NET_ADMIN in the user namespace that owns the network namespace: before Linux \
-             6.15 the kernel reports them to nobody else",
-        ));
+             6.15 the kernel reports them to nobody else{}",
+            untold::advice(channel)
+        )));
     }
     Ok(())
 }

@@ -4,6 +4,7 @@
 use std::sync::OnceLock;
 
 use crate::abi::uapi::SO_NETNS_COOKIE;
+use crate::error::Error;
 use crate::netlink::broker;
 use crate::netlink::diag::{is_connection, Entry};
 use crate::netlink::{Channel, Failure};
@@ -41,12 +42,27 @@ pub fn fill<'a>(channel: &Channel, entries: impl Iterator<Item = &'a mut Entry>)
     sys::getsockopt(channel.fd(), libc::SOL_SOCKET, SO_NETNS_COOKIE, &mut cookie)?;
     let Some(broker) = broker::of(u64::from_ne_bytes(cookie)) else { return Ok(()) };
     let asked: Vec<_> = untold.iter().map(|entry| (entry.tuple, entry.cookie)).collect();
-    let told = broker.subflows(&asked);
+    let told = match broker.subflows(&asked) {
+        // As without a broker; `advice` says why.
+        Err(Error::Unsupported { .. }) => return Ok(()),
+        told => told,
+    };
     let told = told.map_err(|error| Failure { errno: error.errno(), text: Some(error.to_string()) })?;
     for (entry, subflow) in untold.iter_mut().zip(told) {
         entry.subflow = subflow;
     }
     Ok(())
+}
+
+/// Why the broker of the channel's namespace told nothing, and what to do about it; empty where there is none.
+pub fn advice(channel: &Channel) -> String {
+    let mut cookie = [0; 8];
+    let cookie = sys::getsockopt(channel.fd(), libc::SOL_SOCKET, SO_NETNS_COOKIE, &mut cookie)
+        .map(|_| u64::from_ne_bytes(cookie));
+    match cookie.ok().and_then(broker::of).map(|broker| broker.subflows(&[])) {
+        Some(Err(error)) => format!("; {error}"),
+        _ => String::new(),
+    }
 }
 
 #[cfg(test)]
