@@ -18,7 +18,7 @@ pub fn timer(first_ns: u64, interval_ns: u64) -> io::Result<OwnedFd> {
 /// Sets a timer again, as if it had never expired. It never does with a `first_ns` of 0.
 pub fn set_timer(timer: RawFd, first_ns: u64, interval_ns: u64) -> io::Result<()> {
     let time = |ns: u64| libc::timespec {
-        tv_sec: (ns / 1_000_000_000) as libc::time_t,
+        tv_sec: (ns / 1_000_000_000) as libc::c_long,
         tv_nsec: (ns % 1_000_000_000) as libc::c_long,
     };
     let times = libc::itimerspec { it_interval: time(interval_ns), it_value: time(first_ns) };
@@ -67,9 +67,15 @@ pub fn hz() -> u64 {
 /// Gives the calling thread, and it alone, the lowest real-time priority (SCHED_FIFO). Needs CAP_SYS_NICE or
 /// RLIMIT_RTPRIO.
 pub fn become_real_time() -> io::Result<()> {
-    let parameters = libc::sched_param { sched_priority: 1 };
+    /// `struct sched_param` of the kernel. That of a C library may have more members, and musl's function does nothing.
+    #[repr(C)]
+    struct Parameters {
+        sched_priority: libc::c_int,
+    }
+    let parameters = Parameters { sched_priority: 1 };
     // SAFETY: `parameters` outlives the call; 0 is the calling thread.
-    check(unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters) }).map(drop)
+    let result = unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, libc::SCHED_FIFO, &raw const parameters) };
+    check(result as libc::c_int).map(drop)
 }
 
 /// Asks for short turns on the processor for the calling thread, which then come sooner (sched_setattr). Linux before

@@ -190,10 +190,15 @@ fn become_program(
         }
         libc::close(listener);
         // Its PATH is that of the program's environment.
-        libc::environ = environment.as_ptr().cast_mut().cast();
+        environ = environment.as_ptr();
         libc::execvp(arguments[0], arguments.as_ptr());
         (Step::Execute, errno())
     }
+}
+
+unsafe extern "C" {
+    /// environ(7). The libc crate has it for glibc alone.
+    static mut environ: *const *const libc::c_char;
 }
 
 /// Puts the calling thread under a filter, for good; returns its listener. Called between fork and exec too.
