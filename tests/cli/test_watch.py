@@ -147,21 +147,47 @@ def test_watch_for_people(connection: Connection) -> None:
     assert re.search(r"sent [\d.]+ Mbit/s  received [\d.]+ Mbit/s$", second)
 
 
-def test_watch_on_a_terminal_draws_in_place(connection: Connection) -> None:
+def on_a_terminal(host: Host, *command: str) -> bytes:
+    """Return what the program writes to a terminal of 200 columns."""
     ours, theirs = pty.openpty()
     with open(ours, "rb", buffering=0) as terminal:
-        program = connection.client.popen(
-            [*COMMAND, "watch", "--count", "3", "--interval", "0.01"],
-            stdout=theirs,
-            env={**os.environ, "TERM": "xterm", "COLUMNS": "200"},
-        )
+        program = host.popen([*command], stdout=theirs, env={**os.environ, "TERM": "xterm", "COLUMNS": "200"})
         os.close(theirs)
         shown = b""
         with contextlib.suppress(OSError):  # the other end is closed
             while data := terminal.read(65536):
                 shown += data
         assert program.wait(60) == 0
+    return shown
+
+
+def test_watch_on_a_terminal_draws_in_place(connection: Connection) -> None:
+    # As without rich, even if it is installed.
+    program = (
+        "import sys; from mptcp.cli import _live, main; _live.fits = lambda stream: False; "
+        "sys.exit(main(['watch', '--count', '3', '--interval', '0.01']))"
+    )
+    shown = on_a_terminal(connection.client, sys.executable, "-W", "error", "-c", program)
     assert shown.count(b"\x1b[2A\x1b[J") == 2
+
+
+def test_watch_on_a_terminal_is_a_table_by_rich(connection: Connection) -> None:
+    pytest.importorskip("rich", reason="needs rich: pip install 'mptcp[live]'")
+    connection.sock.open_subflow(*connection.second)
+    shown = on_a_terminal(connection.client, *COMMAND, "watch", "--count", "3", "--interval", "0.01").decode()
+    text = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", shown).replace("\r", "\n")
+    last = text[text.rindex("connections and subflows") :].split("\n")
+    titles, title, *subflows = (line for line in last if line.strip())
+    assert titles.split() == ["connections", "and", "subflows", "state", "rtt", "cwnd", "sent", "received"]
+    assert title.startswith(f"{connection.sock.token}  10.0.1.1:")
+    assert f"client, pid {os.getpid()} (" in title
+    assert [line.startswith("  10.0.") for line in subflows] == [True, True]
+    assert {"initial", "joined"} == {
+        word for line in subflows for word in line.split() if word in ("initial", "joined")
+    }
+    assert all(re.search(r"[\d.]+ ms +\d+ +[\d.]+ Mbit/s +[\d.]+ Mbit/s *$", line) for line in subflows)
+    # In place: the cursor goes up by the lines of the table.
+    assert "\x1b[1A" in shown
 
 
 def test_nothing_to_watch(mptcp_lab: Any) -> None:

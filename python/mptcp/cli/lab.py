@@ -225,26 +225,16 @@ class _Meter:
 @contextlib.contextmanager
 def _display() -> Iterator[Any]:
     """Yield what shows rows: in place on a terminal, with rich if it is installed, and as lines elsewhere."""
+    from mptcp.cli import _live
     from mptcp.cli._screen import Screen
 
+    if _live.fits(sys.stderr):
+        with _live.table(sys.stderr) as draw:
+            yield lambda rows: draw(_live.Row(row, row[0].startswith("link ")) for row in rows)
+        return
     if Screen.fits(sys.stderr):
-        try:
-            from rich.console import Console
-            from rich.live import Live
-            from rich.table import Table
-        except ModuleNotFoundError:
-            screen = Screen(sys.stderr)
-            yield lambda rows: screen.draw(_aligned(rows))
-            return
-        with Live(console=Console(stderr=True), auto_refresh=False, redirect_stdout=False) as live:
-
-            def draw(rows: list[tuple[str, ...]]) -> None:
-                table = Table(box=None, show_header=False, pad_edge=False)
-                for row in rows:
-                    table.add_row(*row, style=None if row[0].startswith("link ") else "dim")
-                live.update(table, refresh=True)
-
-            yield draw
+        screen = Screen(sys.stderr)
+        yield lambda rows: screen.draw(_aligned(rows))
         return
     yield lambda rows: show(*_aligned(rows), "", file=sys.stderr)
 

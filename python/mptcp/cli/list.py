@@ -125,13 +125,21 @@ def table(found: Found, holders: Holders, row: Callable[[Subflow], tuple[str, ..
 
 
 def title(connection: Connection, holders: Holders) -> str:
-    side = {True: "server", False: "client", None: "?"}[connection.server_side]
-    holder = holders.get(connection.inode)
-    owner = "" if holder is None else "  pid {} ({})".format(*holder)
+    held = owner(connection, holders)
     return (
         f"{connection.token}  {endpoint(connection.local)} -> {endpoint(connection.remote)}  {connection.state}"
-        f"  {side}  uid {connection.uid}{owner}"
+        f"  {side(connection)}  uid {connection.uid}{held and '  '}{held}"
     )
+
+
+def side(connection: Connection) -> str:
+    return {True: "server", False: "client", None: "?"}[connection.server_side]
+
+
+def owner(connection: Connection, holders: Holders) -> str:
+    """Return the process that holds it and its program; "" if that is not known."""
+    holder = holders.get(connection.inode)
+    return "" if holder is None else "pid {} ({})".format(*holder)
 
 
 def flags(subflow: Subflow) -> str:

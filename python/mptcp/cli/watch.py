@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from mptcp._address import endpoint
 from mptcp._core import Subflow
+from mptcp.cli import _live
 from mptcp.cli._screen import Screen
 from mptcp.cli._show import as_json, show
 from mptcp.cli.events import seconds
-from mptcp.cli.list import Found, add_choice, find, flags, holders, number, or_unknown, report, table
+from mptcp.cli.list import Found, add_choice, find, flags, holders, number, or_unknown, owner, report, side, table
 
 SUMMARY = "show the connections of this network namespace and their subflows live, with rates"
 
@@ -27,28 +29,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    screen = Screen(sys.stdout) if not arguments.json and Screen.fits(sys.stdout) else None
     rates = _Rates()
     due = time.monotonic()
-    for reading in itertools.count(1):
-        found = find(arguments)
-        rates.take(found, time.monotonic_ns())
-        if arguments.json:
-            print(as_json(_report(found, rates)), flush=True)
-        else:
-            lines = _lines(found, rates)
-            if screen is not None:
-                # Lines that do not fit could not be redrawn.
-                screen.draw(lines[: shutil.get_terminal_size().lines - 1])
-            else:
-                show(*lines, "")
-        if reading == arguments.count:
-            return 0
-        # A late reading is not made up for.
-        now = time.monotonic()
-        due = max(due + arguments.interval, now)
-        time.sleep(due - now)
+    with _display(arguments.json) as draw:
+        for reading in itertools.count(1):
+            found = find(arguments)
+            rates.take(found, time.monotonic_ns())
+            draw(found, rates)
+            if reading == arguments.count:
+                break
+            # A late reading is not made up for.
+            now = time.monotonic()
+            due = max(due + arguments.interval, now)
+            time.sleep(due - now)
     return 0
+
+
+@contextlib.contextmanager
+def _display(as_lines_of_json: bool) -> Iterator[Callable[[Found, _Rates], None]]:
+    """Yield what shows a reading: in place on a terminal, by rich if it is installed, and as lines elsewhere."""
+    if as_lines_of_json:
+        yield lambda found, rates: print(as_json(_report(found, rates)), flush=True)
+    elif _live.fits(sys.stdout):
+        with _live.table(sys.stdout, _TITLES, numbers_from=3) as draw:
+            yield lambda found, rates: draw(_rows(found, rates))
+    elif Screen.fits(sys.stdout):
+        screen = Screen(sys.stdout)
+        # Lines that do not fit could not be redrawn.
+        yield lambda found, rates: screen.draw(_lines(found, rates)[: shutil.get_terminal_size().lines - 1])
+    else:
+        yield lambda found, rates: show(*_lines(found, rates), "")
 
 
 class _Rates:
@@ -91,21 +101,45 @@ def _report(found: Found, rates: _Rates) -> Mapping[str, object]:
     return {"time_ns": rates.time_ns, "connections": connections}
 
 
+_TITLES = ("connections and subflows", "state", "", "rtt", "cwnd", "sent", "received")
+
+
+def _rows(found: Found, rates: _Rates) -> Iterator[_live.Row]:
+    if not found:
+        yield _live.Row(("none", *[""] * (len(_TITLES) - 1)), False)
+    owners = holders() if found else {}
+    for connection, subflows in found:
+        # Its rates are the sums of those of its subflows, as far as they are known.
+        sums = [
+            None if None in column else sum(filter(None, column))
+            for column in zip(*map(rates.of, subflows), strict=True)
+        ] or [None, None]
+        where = f"{connection.token}  {endpoint(connection.local)} -> {endpoint(connection.remote)}"
+        whose = ", ".join(filter(None, (side(connection), owner(connection, owners))))
+        yield _live.Row((where, connection.state, whose, "", "", *map(_rate, sums)), True)
+        for subflow in subflows:
+            cells = _cells(subflow, rates)
+            yield _live.Row((f"  {cells[0]}", *cells[1:]), False)
+
+
+def _cells(subflow: Subflow, rates: _Rates) -> tuple[str, ...]:
+    return (
+        f"{endpoint(subflow.local)} -> {endpoint(subflow.remote)}",
+        subflow.state,
+        flags(subflow),
+        f"{(subflow.tcp_info.rtt or 0) / 1000:.1f} ms",
+        or_unknown(subflow.tcp_info.snd_cwnd),
+        *map(_rate, rates.of(subflow)),
+    )
+
+
 def _lines(found: Found, rates: _Rates) -> list[str]:
     if not found:
         return ["no Multipath TCP connections"]
 
     def row(subflow: Subflow) -> tuple[str, ...]:
-        sent, received = rates.of(subflow)
-        return (
-            f"{endpoint(subflow.local)} -> {endpoint(subflow.remote)}",
-            subflow.state,
-            flags(subflow),
-            f"rtt {(subflow.tcp_info.rtt or 0) / 1000:.1f} ms",
-            f"cwnd {or_unknown(subflow.tcp_info.snd_cwnd)}",
-            f"sent {_rate(sent)}",
-            f"received {_rate(received)}",
-        )
+        *first, rtt, cwnd, sent, received = _cells(subflow, rates)
+        return (*first, f"rtt {rtt}", f"cwnd {cwnd}", f"sent {sent}", f"received {received}")
 
     return table(found, holders(), row)
 
