@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import logging
 import pkgutil
 import posixpath
@@ -15,6 +16,7 @@ import urllib.parse
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -37,6 +39,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for name, page in PAGES.items():
         if (ROOT / name).exists():
             files.append(File.generated(config, page, content=(ROOT / name).read_text()))
+    files.append(File.generated(config, "messages.md", content=_messages().page()))
     for path in sorted(_linked(files)):
         # Not in the navigation: such a page is reached by the links to it.
         page = File.generated(config, f"repository/{path}.md", content=_page(path))
@@ -74,6 +77,17 @@ def on_post_build(config: MkDocsConfig) -> None:
             anchor = urllib.parse.unquote(url.fragment)
             if not target.exists() or (anchor and target in pages and anchor not in pages[target].anchors):
                 LOG.warning("%s has a dead link: %s", path.relative_to(folder), reference)
+
+
+def _messages() -> ModuleType:
+    """Return messages.py of this folder, which is no package."""
+    path = Path(__file__).with_name("messages.py")
+    specification = importlib.util.spec_from_file_location("messages", path)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
 
 
 class _References(HTMLParser):
