@@ -74,7 +74,8 @@ pub fn become_real_time() -> io::Result<()> {
     }
     let parameters = Parameters { sched_priority: 1 };
     // SAFETY: `parameters` outlives the call; 0 is the calling thread.
-    let result = unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, libc::SCHED_FIFO, &raw const parameters) };
+    let result =
+        unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, libc::SCHED_FIFO, &raw const parameters) };
     check(result as libc::c_int).map(drop)
 }
 
