@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use mptcp::netlink::codec::{attribute, attributes, emit, find, messages, nested, Message};
+use mptcp::netlink::codec::{attributes, find, messages, push_attribute, push_nested, Message};
 
 fuzz_target!(|data: &[u8]| {
     let inside = |part: &[u8]| {
@@ -30,15 +30,18 @@ fuzz_target!(|data: &[u8]| {
 
     let read: Vec<_> = attributes(data).collect();
     assert!(read.iter().map(|(_, value)| 4 + value.len()).sum::<usize>() <= data.len());
-    let written: Vec<_> = read.iter().map(|(kind, value)| attribute(*kind, value)).collect();
-    let bytes = emit(&written);
+    let mut bytes = Vec::new();
+    for (kind, value) in &read {
+        push_attribute(&mut bytes, *kind, value);
+    }
     assert_eq!(attributes(&bytes).collect::<Vec<_>>(), read);
     if let Some((kind, value)) = read.first() {
         assert_eq!(find(&bytes, *kind), Some(*value));
     }
     // An attribute's length is a u16, its head included.
     if bytes.len() <= usize::from(u16::MAX) - 4 {
-        let outer = emit(&[nested(1, &written)]);
+        let mut outer = Vec::new();
+        push_nested(&mut outer, 1, |outer| outer.extend_from_slice(&bytes));
         assert_eq!(find(&outer, 1), Some(&bytes[..]));
     }
 });

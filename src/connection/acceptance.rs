@@ -17,14 +17,22 @@ use crate::sys::lock::lock;
 pub fn look(namespace: &Namespace, asked: &[(u32, Tuple)]) -> Result<Vec<Option<(Entry, TcpInfo)>>> {
     let tuples: Vec<Tuple> = asked.iter().map(|(_, tuple)| *tuple).collect();
     let found = diag::look_up_with_info(&mut lock(&namespace.diag), &tuples).map_err(diag::failed)?;
-    let is_it = |token: u32, entry: &Entry| {
-        entry.state != tcp_state::CLOSE && entry.subflow.is_some_and(|subflow| subflow.token == token)
-    };
     Ok(asked
         .iter()
         .zip(found)
-        .map(|((token, _), found)| found.filter(|(entry, _)| is_it(*token, entry)))
+        .map(|((token, _), found)| found.filter(|(entry, _)| is_of(*token, entry)))
         .collect())
+}
+
+/// The same of one subflow, without its `tcp_info`.
+pub fn look_at(namespace: &Namespace, token: u32, tuple: &Tuple) -> Result<Option<Entry>> {
+    let found =
+        diag::look_up(&mut lock(&namespace.diag), std::slice::from_ref(tuple)).map_err(diag::failed)?;
+    Ok(found.into_iter().flatten().find(|entry| is_of(token, entry)))
+}
+
+fn is_of(token: u32, entry: &Entry) -> bool {
+    entry.state != tcp_state::CLOSE && entry.subflow.is_some_and(|subflow| subflow.token == token)
 }
 
 /// How long to wait before the next look, if no event comes, when so much time has passed: an eighth of it, so that the

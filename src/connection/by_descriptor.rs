@@ -24,6 +24,9 @@ use crate::sys::lock::{lock, PerProcess};
 /// How often subflows are read at most, until each has its id.
 const READINGS: usize = 10;
 
+/// As many subflows as a first reading has room for.
+const ROOM: usize = 8;
+
 /// A connection through a descriptor of it, which stays its owner's: what was found by it, and what is held for it.
 #[derive(Debug)]
 pub struct ByDescriptor {
@@ -51,6 +54,10 @@ impl Connection for ByDescriptor {
     fn known(&self) -> Result<Arc<Known>> {
         let token = self.token()?;
         Ok(self.known_by(&*self.namespace()?, token))
+    }
+
+    fn known_before(&self) -> Option<Arc<Known>> {
+        self.held.lock().known.clone()
     }
 
     fn ends(&self) -> Result<(SocketAddr, SocketAddr)> {
@@ -225,23 +232,25 @@ fn not_multipath(call: &str, error: &std::io::Error) -> Error {
 
 /// MPTCP_FULL_INFO: everything in one reading, of any number of subflows.
 pub fn read_full_info(fd: RawFd) -> std::io::Result<FullInfo> {
-    let mut room = 8;
-    loop {
-        let mut header = [0; uapi::full_info::MPTCP_INFO + mptcp_info::SIZE];
-        let mut subflows = vec![0; room * subflow_info::SIZE];
-        let mut tcp_infos = vec![0; room * tcp_info::SIZE];
-        let length =
-            sys::getsockopt_full_info(fd, &mut header, &mut subflows, &mut tcp_infos, tcp_info::SIZE)?;
-        let Some(reply) =
-            full_info::decode_full_info(&header[..length], &subflows, &tcp_infos, tcp_info::SIZE)
-        else {
-            return Err(std::io::Error::from_raw_os_error(libc::EBADMSG));
-        };
-        if reply.total <= room {
-            return Ok(reply);
-        }
-        room = reply.total + 8;
+    let mut reply = {
+        let (mut subflows, mut tcp_infos) = ([0; ROOM * subflow_info::SIZE], [0; ROOM * tcp_info::SIZE]);
+        read_into(fd, &mut subflows, &mut tcp_infos)?
+    };
+    let mut room = ROOM;
+    while reply.total > room {
+        room = reply.total + ROOM;
+        let (mut subflows, mut tcp_infos) =
+            (vec![0; room * subflow_info::SIZE], vec![0; room * tcp_info::SIZE]);
+        reply = read_into(fd, &mut subflows, &mut tcp_infos)?;
     }
+    Ok(reply)
+}
+
+fn read_into(fd: RawFd, subflows: &mut [u8], tcp_infos: &mut [u8]) -> std::io::Result<FullInfo> {
+    let mut header = [0; uapi::full_info::MPTCP_INFO + mptcp_info::SIZE];
+    let length = sys::getsockopt_full_info(fd, &mut header, subflows, tcp_infos, tcp_info::SIZE)?;
+    full_info::decode_full_info(&header[..length], subflows, tcp_infos, tcp_info::SIZE)
+        .ok_or_else(|| std::io::Error::from_raw_os_error(libc::EBADMSG))
 }
 
 /// The same from MPTCP_SUBFLOW_ADDRS and MPTCP_TCPINFO, for kernels before 6.5. The two are separate readings:
@@ -259,7 +268,7 @@ pub fn read_by_parts(fd: RawFd) -> std::io::Result<FullInfo> {
         })
     };
     let bad_message = || std::io::Error::from_raw_os_error(libc::EBADMSG);
-    let mut room = 8;
+    let mut room = ROOM;
     for _ in 0..1000 {
         let addrs = array(uapi::MPTCP_SUBFLOW_ADDRS, ADDRS, room)?;
         let tcp_infos = array(uapi::MPTCP_TCPINFO, tcp_info::SIZE, room)?;
@@ -268,7 +277,7 @@ pub fn read_by_parts(fd: RawFd) -> std::io::Result<FullInfo> {
         let (_, infos_read) =
             full_info::decode_subflow_data(&tcp_infos, tcp_info::SIZE).ok_or_else(bad_message)?;
         if total > room {
-            room = total + 8;
+            room = total + ROOM;
             continue;
         }
         if addrs != again || infos_read.len() != addrs_read.len() {

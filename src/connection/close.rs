@@ -8,7 +8,7 @@ use crate::abi::full_info::Reading;
 use crate::abi::uapi::tcp_state;
 use crate::connection::by_token::ByToken;
 use crate::connection::{
-    find, gone, needs_net_admin, wait_for_lock, wait_for_lock_of, Connection, Subflow, Which,
+    check_is_of, find, gone, needs_net_admin, wait_for_lock, wait_for_lock_of, Connection, Subflow, Which,
 };
 use crate::error::{Cause, Error, Result};
 use crate::namespace::Namespace;
@@ -17,7 +17,21 @@ use crate::netlink::pm;
 /// Closes one subflow: SUBFLOW_DESTROY under the userspace path manager, SOCK_DESTROY under another.
 /// Needs CAP_NET_ADMIN.
 pub fn close_subflow(connection: &dyn Connection, which: Which, force: bool) -> Result<()> {
-    let (token, ends, found) = match meant(connection, which)? {
+    close_meant(connection, which, meant(connection, which)?, force)
+}
+
+/// The same of the subflow of a snapshot, which must be of this connection.
+pub fn close_snapshot(connection: &dyn Connection, subflow: &Subflow, force: bool) -> Result<()> {
+    let which = Which::Endpoints { local: subflow.local, remote: subflow.remote };
+    let meant = meant(connection, which)?.filter(|(token, _)| *token == subflow.token);
+    if meant.is_none() {
+        check_is_of(connection, [subflow])?;
+    }
+    close_meant(connection, which, meant, force)
+}
+
+fn close_meant(connection: &dyn Connection, which: Which, meant: Option<Meant>, force: bool) -> Result<()> {
+    let (token, ends, found) = match meant {
         Some((token, ends)) => (token, ends, None),
         None => {
             let (subflow, live) = find(connection, which)?;
@@ -45,9 +59,12 @@ pub fn close_subflow(connection: &dyn Connection, which: Which, force: bool) -> 
     destroy(&namespace, &subflow, which)
 }
 
+/// A connection's token, and the ends of a live subflow of it.
+type Meant = (u32, (SocketAddr, SocketAddr));
+
 /// The token, and the ends of a live subflow, by one reading through a descriptor, which waits for the connection's lock:
 /// SUBFLOW_DESTROY needs no more. None where that does not show them.
-fn meant(connection: &dyn Connection, which: Which) -> Result<Option<(u32, (SocketAddr, SocketAddr))>> {
+fn meant(connection: &dyn Connection, which: Which) -> Result<Option<Meant>> {
     if connection.reads_by_dump() {
         return Ok(None);
     }

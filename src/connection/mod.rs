@@ -62,6 +62,12 @@ pub trait Connection: fmt::Debug + Send + Sync {
     /// What this process knows of the connection, found by the token that it has now.
     fn known(&self) -> Result<Arc<Known>>;
 
+    /// What was found last of the connection, without a system call. It may have another token by now, which a reading
+    /// tells.
+    fn known_before(&self) -> Option<Arc<Known>> {
+        None
+    }
+
     /// Its own local and remote end.
     fn ends(&self) -> Result<(SocketAddr, SocketAddr)>;
 

@@ -148,10 +148,19 @@ enum State {
     Settled,
 }
 
+/// How far an opening has come.
+#[derive(Debug)]
+pub enum Progress {
+    Accepted(Subflow),
+    Pending(Opening),
+}
+
 /// A subflow on its way. Dropped before it is settled, it is closed.
 #[derive(Debug)]
 pub struct Opening {
     plan: Plan,
+    /// What was asked for, until a reading has shown that the connection is the one that was found before.
+    unconfirmed: Option<Request>,
     /// Keeps the subscription alive, without which no event comes.
     _reader: Arc<Reader>,
     events: Arc<Subscription>,
@@ -289,30 +298,44 @@ impl Plan {
 
     /// The inet_diag entry of this connection's subflow with a four-tuple, if there is one that is not closed.
     fn subflow(&self, tuple: &Tuple) -> Result<Option<diag::Entry>> {
-        let found = acceptance::look(&self.namespace, &[(self.known.token, *tuple)])?.pop().flatten();
-        Ok(found.map(|(entry, _)| entry))
+        acceptance::look_at(&self.namespace, self.known.token, tuple)
     }
 }
 
 impl Opening {
     /// Fills the request in and subscribes to the connection's events. Sends nothing yet.
     pub fn new(connection: &dyn Connection, request: &Request) -> Result<Opening> {
-        Opening::with_events(connection, request, None)
+        request.check()?;
+        // The reading before the SYN tells whether it is that connection still.
+        let before = connection.known_before().map(|known| Opening::of(connection, known, request, None));
+        if let Some(Ok(mut opening)) = before {
+            opening.unconfirmed = Some(request.clone());
+            return Ok(opening);
+        }
+        Opening::of(connection, connection.known()?, request, None)
     }
 
     /// The same with a descriptor for events, which a caller may wait on instead of in `advance`.
     pub fn with_descriptor(connection: &dyn Connection, request: &Request) -> Result<Opening> {
+        request.check()?;
         let descriptor = EventFd::new().map_err(|error| Error::call("eventfd", &error))?;
-        Opening::with_events(connection, request, Some(descriptor))
+        Opening::of(connection, connection.known()?, request, Some(descriptor))
     }
 
-    fn with_events(
+    fn of(
         connection: &dyn Connection,
+        known: Arc<Known>,
         request: &Request,
         descriptor: Option<EventFd>,
     ) -> Result<Opening> {
-        request.check()?;
-        let plan = Plan::new(connection.namespace()?, connection.known()?, request, connection.ends()?.1)?;
+        let remote = match known.remote.get() {
+            Some(remote) => *remote,
+            None => {
+                let (_, remote) = connection.ends()?;
+                *known.remote.get_or_init(|| remote)
+            }
+        };
+        let plan = Plan::new(connection.namespace()?, known, request, remote)?;
         let reader = plan.namespace.reader_of_outcomes().map_err(|error| match error.errno() {
             libc::EPERM => needs_net_admin("opening a subflow"),
             _ => error,
@@ -321,6 +344,7 @@ impl Opening {
             events: reader.subscribe(plan.known.token, descriptor),
             _reader: reader,
             plan,
+            unconfirmed: None,
             state: State::NotSent,
             tuple: None,
             accepted: None,
@@ -367,6 +391,14 @@ impl Opening {
             if let Some(event) = self.events.next(until.min(now + self.pause())) {
                 self.take(event);
             }
+        }
+    }
+
+    /// The same, and the subflow once it is accepted. What is no longer needed is gone then.
+    pub fn go_on(mut self, connection: &dyn Connection, until: Instant) -> Result<Progress> {
+        match self.advance(connection, until)? {
+            true => self.accepted(connection).map(Progress::Accepted),
+            false => Ok(Progress::Pending(self)),
         }
     }
 
@@ -442,6 +474,13 @@ impl Opening {
             reading.id.is_some() && is_live(reading) && entry.tuple.same_endpoints(&ends)
         };
         let found = self.read(connection)?.into_iter().find(is_it);
+        let id = found.as_ref().and_then(|reading| reading.id);
+        // The next opening need not look it up; nor need it wait here for one that is under way.
+        if let (Some(id), Some(subflow), Ok(mut ids)) =
+            (id, entry.subflow, self.plan.known.opening.try_lock())
+        {
+            ids.by_subflow.insert(id, subflow.local_id);
+        }
         Ok(found.map(|reading| Subflow::new(self.plan.known.token, reading.id, reading, Some(entry))))
     }
 
@@ -465,7 +504,16 @@ impl Opening {
     fn send(&mut self, connection: &dyn Connection) -> Result<()> {
         let known = Arc::clone(&self.plan.known);
         let mut ids = lock(&known.opening);
-        let before = self.read(connection)?;
+        let before = match (self.read(connection), self.unconfirmed.take()) {
+            (Ok(before), _) => before,
+            (Err(error), None) => return Err(error),
+            // It has ended, or it is another connection now.
+            (Err(_), Some(request)) => {
+                drop(ids);
+                *self = Opening::of(connection, connection.known()?, &request, None)?;
+                return self.send(connection);
+            }
+        };
         connection::wait_for_lock(connection);
         self.plan.create(&mut ids, &before)?;
         self.state = State::Sent;

@@ -197,7 +197,7 @@ pub fn decode(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::netlink::codec::{attribute, emit};
+    use crate::netlink::codec::written::{attribute, emit};
 
     #[test]
     fn an_event_decodes_with_network_order_ports() {

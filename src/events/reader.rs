@@ -206,7 +206,7 @@ impl Reader {
             history: History::default(),
         });
         start_thread(&inner).map_err(|error| Error::call("starting the thread that reads events", &error))?;
-        Ok(Reader { inner, process: std::process::id() })
+        Ok(Reader { inner, process: sys::process::id() })
     }
 
     /// Subscribes to the events of one connection, to be taken by `Subscription::next` or by its descriptor.
@@ -265,7 +265,7 @@ impl Reader {
 
     /// Has the thread look again at what is wanted.
     pub fn wake(&self) {
-        if self.process == std::process::id() {
+        if self.process == sys::process::id() {
             self.inner.wake.set();
         }
     }
@@ -373,7 +373,7 @@ impl Reader {
 impl Drop for Reader {
     fn drop(&mut self) {
         // After a fork the threads and the subscription are the parent's.
-        if self.process != std::process::id() {
+        if self.process != sys::process::id() {
             return;
         }
         if let Origin::Netlink { group } = self.inner.origin {

@@ -23,6 +23,8 @@ pub type Pair = (IpAddr, u16);
 #[derive(Debug, Default)]
 pub struct AddressIds {
     by_pair: HashMap<Pair, u8>,
+    /// The other way.
+    by_id: HashMap<u8, Pair>,
     /// Those of live subflows, by the kernel's subflow id, neither of which ever changes.
     pub by_subflow: HashMap<u32, u8>,
     /// The one that we used last.
@@ -60,7 +62,7 @@ impl AddressIds {
 
     /// Forgets an id that was removed, and lets go of what was held for it.
     pub fn forget(&mut self, id: u8) {
-        self.by_pair.retain(|_, used| *used != id);
+        self.free(id);
         self.announced.remove(&id);
     }
 
@@ -133,9 +135,18 @@ impl AddressIds {
 
     /// Remembers an id that the kernel took for a pair, one to one as the kernel does.
     fn keep(&mut self, pair: Pair, id: u8) {
-        self.by_pair.retain(|_, other| *other != id);
-        self.by_pair.insert(pair, id);
+        self.free(id);
+        if let Some(before) = self.by_pair.insert(pair, id) {
+            self.by_id.remove(&before);
+        }
+        self.by_id.insert(id, pair);
         self.last = id;
+    }
+
+    fn free(&mut self, id: u8) {
+        if let Some(pair) = self.by_id.remove(&id) {
+            self.by_pair.remove(&pair);
+        }
     }
 
     /// Frees ids that no subflow uses. REMOVE sends RM_ADDR for them, which is harmless exactly because no subflow
@@ -154,7 +165,9 @@ impl AddressIds {
         for id in &unused {
             let _ = socket.command(&pm::codec::encode_remove(token, *id));
         }
-        self.by_pair.retain(|_, id| !unused.contains(id));
+        for id in unused {
+            self.free(id);
+        }
     }
 }
 
@@ -248,7 +261,11 @@ mod tests {
         let all: Vec<_> = (0..=255).map(|id| (A, id)).collect();
         assert_eq!(ids.guess((A, 7), &all), None);
         ids.keep((A, 8), 2);
-        assert_eq!(ids.by_pair.len(), 2, "an id has one pair");
+        assert_eq!((ids.by_pair.len(), ids.by_id.len()), (2, 2), "an id has one pair");
+        ids.keep((A, 8), 3);
+        assert_eq!((ids.by_pair.len(), ids.by_id.len()), (2, 2), "a pair has one id");
+        ids.forget(3);
+        assert_eq!((ids.by_pair.len(), ids.by_id.len()), (1, 1));
     }
 
     #[test]
@@ -263,7 +280,7 @@ mod tests {
     #[test]
     fn without_a_list_every_id_is_tried_once() {
         let mut ids = AddressIds::default();
-        ids.by_pair.insert((A, 5), 77);
+        ids.keep((A, 5), 77);
         let order = candidates((A, 5), &[], &ids, &[(A, 2), (A, 0)]);
         assert_eq!(order[..2], [77, 1]);
         assert_eq!(order.len(), 255);

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::AtomicBool;
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::namespace::address_ids::AddressIds;
@@ -15,6 +15,8 @@ use crate::sys::lock::lock;
 #[derive(Debug)]
 pub struct Known {
     pub token: u32,
+    /// Its own remote end, which never changes.
+    pub remote: OnceLock<SocketAddr>,
     /// When it was created at the latest, as far as this process knows.
     since: Mutex<Instant>,
     /// Held while a subflow is created, and while its place in the list is found.
@@ -39,6 +41,7 @@ impl Known {
     pub fn new(token: u32) -> Known {
         Known {
             token,
+            remote: OnceLock::new(),
             since: Mutex::new(Instant::now()),
             opening: Mutex::default(),
             ordinals: Mutex::default(),

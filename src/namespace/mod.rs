@@ -234,7 +234,7 @@ impl Namespace {
         Ok(Namespace {
             cookie,
             this: Weak::new(),
-            process: std::process::id(),
+            process: sys::process::id(),
             diag: channel(diag)?,
             diag_of_connections: pool(diag_of_connections, libc::NETLINK_SOCK_DIAG)?,
             pm: PmSocket::new(pool(pm, libc::NETLINK_GENERIC)?, Some(cookie)),
@@ -251,7 +251,7 @@ impl Namespace {
 
     /// Made by this process, not by the one that it was forked from.
     pub fn is_ours(&self) -> bool {
-        self.process == std::process::id()
+        self.process == sys::process::id()
     }
 
     /// The subscription to this namespace's events: one for each process, kept while it is held.

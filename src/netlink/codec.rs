@@ -1,11 +1,8 @@
-//! Netlink messages and attributes as bytes, framed by `netlink-packet-core`.
+//! Netlink messages and attributes as bytes: written into one buffer, and read in place.
 
 use std::io;
 
-use netlink_packet_core::{
-    DefaultNla, Emitable, NetlinkBuffer, NetlinkHeader, NLMSG_DONE, NLMSG_ERROR, NLM_F_ACK_TLVS,
-    NLM_F_CAPPED, NLM_F_REQUEST,
-};
+use netlink_packet_core::{NLMSG_DONE, NLMSG_ERROR, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_REQUEST};
 
 use crate::abi::bytes;
 
@@ -38,25 +35,25 @@ impl From<io::Error> for Failure {
     }
 }
 
-/// One attribute.
-pub fn attribute(kind: u16, value: &[u8]) -> DefaultNla {
-    DefaultNla::new(kind, value.to_vec())
+/// Appends an attribute.
+pub fn push_attribute(bytes: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    let length = 4 + value.len();
+    bytes.extend_from_slice(&(length as u16).to_ne_bytes());
+    bytes.extend_from_slice(&kind.to_ne_bytes());
+    bytes.extend_from_slice(value);
+    bytes.extend_from_slice(&[0; 3][..length.next_multiple_of(4) - length]);
 }
 
-/// One attribute that holds others.
-pub fn nested(kind: u16, attributes: &[DefaultNla]) -> DefaultNla {
-    DefaultNla::new(kind | NLA_F_NESTED, emit(attributes))
+/// Appends an attribute that holds those that `push` appends.
+pub fn push_nested(bytes: &mut Vec<u8>, kind: u16, push: impl FnOnce(&mut Vec<u8>)) {
+    let start = bytes.len();
+    push_attribute(bytes, kind | NLA_F_NESTED, &[]);
+    push(bytes);
+    let length = bytes.len() - start;
+    bytes::put(bytes, start, &(length as u16).to_ne_bytes());
 }
 
-/// The bytes of attributes.
-pub fn emit(attributes: &[DefaultNla]) -> Vec<u8> {
-    let mut bytes = vec![0; attributes.buffer_len()];
-    attributes.emit(&mut bytes);
-    bytes
-}
-
-/// The attributes in `bytes` as (type, value); ends at the first malformed one. The crate's iterator would take
-/// 0.3 us more a reply.
+/// The attributes in `bytes` as (type, value); ends at the first malformed one.
 pub fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let length = usize::from(bytes::u16(bytes, 0)?);
@@ -74,14 +71,11 @@ pub fn find(bytes: &[u8], kind: u16) -> Option<&[u8]> {
 
 /// Appends a request to `bytes`.
 pub fn push_request(bytes: &mut Vec<u8>, message_type: u16, flags: u16, sequence: u32, payload: &[u8]) {
-    let mut header = NetlinkHeader::default();
-    header.length = (HEADER + payload.len()) as u32;
-    header.message_type = message_type;
-    header.flags = flags;
-    header.sequence_number = sequence;
-    let start = bytes.len();
-    bytes.resize(start + HEADER, 0);
-    header.emit(&mut bytes[start..]);
+    bytes.extend_from_slice(&((HEADER + payload.len()) as u32).to_ne_bytes());
+    bytes.extend_from_slice(&message_type.to_ne_bytes());
+    bytes.extend_from_slice(&flags.to_ne_bytes());
+    bytes.extend_from_slice(&sequence.to_ne_bytes());
+    bytes.extend_from_slice(&[0; 4]); // the port: the socket's own
     bytes.extend_from_slice(payload);
     bytes.resize(bytes.len().next_multiple_of(4), 0);
 }
@@ -116,14 +110,11 @@ pub fn messages(mut datagram: &[u8]) -> impl Iterator<Item = Message<'_>> {
 }
 
 fn first_message(datagram: &[u8]) -> Option<(usize, Message<'_>)> {
-    // The end of the datagram, for which the crate would format an error message: 0.3 us.
-    if datagram.len() < HEADER {
-        return None;
-    }
-    let buffer = NetlinkBuffer::new_checked(datagram).ok()?;
-    let (sequence, flags, length) = (buffer.sequence_number(), buffer.flags(), buffer.length() as usize);
+    let length = bytes::u32(datagram, 0)? as usize;
+    let (message_type, flags) = (bytes::u16(datagram, 4)?, bytes::u16(datagram, 6)?);
+    let sequence = bytes::u32(datagram, 8)?;
     let payload = datagram.get(HEADER..length)?;
-    let message = match buffer.message_type() {
+    let message = match message_type {
         NLMSG_DONE => match bytes::u32(payload, 0).map(|code| code as i32) {
             // A dump that failed half-way has the error in its last message.
             Some(code) if code < 0 => {
@@ -177,8 +168,34 @@ impl Prepared {
     }
 }
 
+/// Attributes as tests write them.
+#[cfg(test)]
+pub mod written {
+    use super::{push_attribute, push_nested};
+
+    /// One attribute.
+    pub fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        push_attribute(&mut bytes, kind, value);
+        bytes
+    }
+
+    /// One attribute that holds others.
+    pub fn nested(kind: u16, attributes: &[Vec<u8>]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        push_nested(&mut bytes, kind, |bytes| bytes.extend(attributes.concat()));
+        bytes
+    }
+
+    /// The bytes of attributes.
+    pub fn emit(attributes: &[Vec<u8>]) -> Vec<u8> {
+        attributes.concat()
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use super::written::{attribute, emit, nested};
     use super::*;
 
     #[test]

@@ -15,7 +15,7 @@ use std::time::Duration;
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
 
 pub use crate::netlink::codec::Failure;
-use crate::netlink::codec::{messages, push_request, Message, Prepared, HEADER};
+use crate::netlink::codec::{messages, push_request, Message, Prepared};
 use crate::sys;
 
 /// A buffer for one datagram. ENOMEM where there is no memory: an allocation this large is the first to fail.
@@ -52,6 +52,8 @@ pub fn leave(socket: &socket2::Socket, group: u32) -> io::Result<()> {
 pub struct Channel {
     socket: socket2::Socket,
     sequence: u32,
+    /// What is sent, and what comes back.
+    requests: Vec<u8>,
     buffer: Vec<u8>,
 }
 
@@ -65,7 +67,7 @@ impl Channel {
         }
         // A reply that the kernel could not queue never comes: an error is better than waiting for ever.
         socket.set_read_timeout(Some(Duration::from_secs(2)))?;
-        Ok(Channel { socket, sequence: 0, buffer: receive_buffer()? })
+        Ok(Channel { socket, sequence: 0, requests: Vec::new(), buffer: receive_buffer()? })
     }
 
     pub fn fd(&self) -> std::os::fd::RawFd {
@@ -78,22 +80,23 @@ impl Channel {
         &mut self,
         message_type: u16,
         flags: u16,
-        payloads: &[P],
+        payloads: impl ExactSizeIterator<Item = P>,
         mut on_reply: impl FnMut(usize, std::result::Result<&[u8], Failure>),
     ) -> io::Result<()> {
-        let first = self.sequence.wrapping_add(1);
-        let mut bytes = Vec::with_capacity(payloads.iter().map(|p| HEADER + p.as_ref().len() + 4).sum());
+        let (first, count) = (self.sequence.wrapping_add(1), payloads.len());
+        self.requests.clear();
         for payload in payloads {
             self.sequence = self.sequence.wrapping_add(1);
-            push_request(&mut bytes, message_type, NLM_F_REQUEST | flags, self.sequence, payload.as_ref());
+            let flags = NLM_F_REQUEST | flags;
+            push_request(&mut self.requests, message_type, flags, self.sequence, payload.as_ref());
         }
-        self.socket.send(&bytes)?;
-        let mut missing = payloads.len();
+        self.socket.send(&self.requests)?;
+        let mut missing = count;
         while missing > 0 {
             let length = (&self.socket).read(&mut self.buffer)?;
             for message in messages(&self.buffer[..length]) {
                 let index = message.sequence().wrapping_sub(first) as usize;
-                if index >= payloads.len() {
+                if index >= count {
                     continue; // the late reply to a request that was given up
                 }
                 // A second message for one request is not waited for.
@@ -148,14 +151,16 @@ impl Channel {
     /// Sends one request and returns the payload of its reply.
     pub fn request(&mut self, message_type: u16, payload: &[u8]) -> std::result::Result<Vec<u8>, Failure> {
         let mut reply = Ok(Vec::new());
-        self.exchange(message_type, 0, &[payload], |_, result| reply = result.map(<[u8]>::to_vec))?;
+        self.exchange(message_type, 0, [payload].into_iter(), |_, result| {
+            reply = result.map(<[u8]>::to_vec)
+        })?;
         reply
     }
 
     /// Sends one command that returns nothing and waits for its acknowledgement.
     pub fn command(&mut self, message_type: u16, payload: &[u8]) -> std::result::Result<(), Failure> {
         let mut reply = Ok(());
-        self.exchange(message_type, NLM_F_ACK, &[payload], |_, result| reply = result.map(drop))?;
+        self.exchange(message_type, NLM_F_ACK, [payload].into_iter(), |_, result| reply = result.map(drop))?;
         reply
     }
 
@@ -199,9 +204,10 @@ mod tests {
         }
         theirs.send(&bytes).unwrap();
         let socket = socket2::Socket::from(OwnedFd::from(ours));
-        let mut channel = Channel { socket, sequence: 0, buffer: vec![0; 1024] };
+        let mut channel = Channel { socket, sequence: 0, requests: Vec::new(), buffer: vec![0; 1024] };
         let mut replies = Vec::new();
-        channel.exchange(20, 0, &[b"ask"], |_, reply| replies.push(reply.map(<[u8]>::to_vec))).unwrap();
+        let on_reply = |_, reply: std::result::Result<&[u8], _>| replies.push(reply.map(<[u8]>::to_vec));
+        channel.exchange(20, 0, [b"ask"].into_iter(), on_reply).unwrap();
         assert_eq!(replies, [Ok(b"one".to_vec()), Ok(b"two".to_vec())]);
     }
 }

@@ -18,7 +18,7 @@ use super::structs::Info;
 use super::subflow::Subflow;
 use super::timeout::Timeout;
 use crate::connection::announce::How;
-use crate::connection::open::{self, Opening, Request};
+use crate::connection::open::{self, Opening, Progress, Request};
 use crate::connection::{self, addresses, announce, close, priority, withdraw, Connection, Which};
 use crate::netlink::pm::Address;
 use crate::options;
@@ -82,17 +82,21 @@ impl Native {
     ) -> PyResult<Option<Subflow>> {
         let request = request(local, remote, backup, interface, local_id, force)?;
         let deadline = timeout.deadline();
-        let mut opening = self.call(py, |connection| Opening::new(connection, &request))?;
         if timeout.is_zero() {
-            return self.call(py, |connection| opening.detach(connection)).map(|_| None);
+            let detach = |connection: &dyn Connection| Opening::new(connection, &request)?.detach(connection);
+            return self.call(py, detach).map(|_| None);
         }
-        loop {
+        let slice = || {
             let slice = Instant::now() + SIGNALS;
-            let slice = deadline.map_or(slice, |deadline| deadline.min(slice));
-            if self.call(py, |connection| opening.advance(connection, slice))? {
-                let data = self.call(py, |connection| opening.accepted(connection))?;
-                return Ok(Some(Subflow::new(data, owner)));
-            }
+            deadline.map_or(slice, |deadline| deadline.min(slice))
+        };
+        let mut progress =
+            self.call(py, |connection| Opening::new(connection, &request)?.go_on(connection, slice()))?;
+        loop {
+            let mut opening = match progress {
+                Progress::Accepted(data) => return Ok(Some(Subflow::new(data, owner))),
+                Progress::Pending(opening) => opening,
+            };
             if let Err(interrupt) = py.check_signals() {
                 py.detach(|| drop(opening));
                 return Err(interrupt);
@@ -100,6 +104,7 @@ impl Native {
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return Err(to_py(py, py.detach(|| opening.timed_out())));
             }
+            progress = self.call(py, |connection| opening.go_on(connection, slice()))?;
         }
     }
 
@@ -118,9 +123,7 @@ impl Native {
     fn close_subflow(&self, py: Python<'_>, subflow: &Bound<'_, PyAny>, force: bool) -> PyResult<()> {
         if let Ok(subflow) = subflow.cast::<Subflow>() {
             let data = &subflow.get().data;
-            return self.call(py, |connection| {
-                close::close_subflow(connection, Which::of(connection, data)?, force)
-            });
+            return self.call(py, |connection| close::close_snapshot(connection, data, force));
         }
         if let Ok(ends) = subflow.cast::<PyTuple>() {
             let end = |at: usize| {

@@ -7,6 +7,8 @@ use std::cell::RefCell;
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
+use crate::sys::process;
+
 /// Takes a lock. No code that can panic runs under any of ours, and if it did, the data would still be whole.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -50,7 +52,7 @@ impl<T> PerProcess<T> {
 
 impl<T: Default> PerProcess<T> {
     pub fn lock(&self) -> MutexGuard<'_, T> {
-        self.lock_of(std::process::id())
+        self.lock_of(process::id())
     }
 
     fn lock_of(&self, process: u32) -> MutexGuard<'_, T> {

@@ -20,6 +20,7 @@ pub mod memory;
 pub mod namespaces;
 pub mod packet;
 pub mod pages;
+pub mod process;
 pub mod program;
 pub mod sandbox;
 pub mod seccomp;

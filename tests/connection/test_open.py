@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import multiprocessing
 import os
@@ -54,6 +55,36 @@ def test_any_address_is_that_of_the_route(connection: Connection) -> None:
         assert opened.local[0] == connection.second[0]
         assert opened.local_id not in (0, None)
     assert opened.local[1] == 23456
+
+
+def disconnect(sock: socket.socket) -> None:
+    """connect() to AF_UNSPEC, which ends a connection and keeps its socket."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.connect(sock.fileno(), struct.pack("=H14x", socket.AF_UNSPEC), 16) < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def test_a_socket_that_is_connected_anew(connection: Connection) -> None:
+    """What was found by the descriptor before is not taken for its next connection's."""
+    sock = connection.sock
+    of_first = sock.open_subflow(*connection.second)
+    disconnect(sock)
+    for act in (lambda: sock.open_subflow(*connection.second), of_first.close):
+        with pytest.raises(OSError, match="not connected") as refused:
+            act()
+        assert refused.value.errno == errno.ENOTCONN
+    sock.connect((connection.paths[0].address(connection.server), PORT))
+    peer, _ = connection.listener.accept()
+    with peer:
+        peer.settimeout(10)
+        exchange(sock, peer)
+        with pytest.raises(ValueError, match="another connection"):
+            of_first.close()
+        opened = sock.open_subflow(*connection.second)
+        assert opened.local in [subflow.remote for subflow in peer.subflows()]
+        opened.close()
+        assert len(sock.subflows()) == 1
+        exchange(sock, peer)
 
 
 def test_a_backup(connection: Connection) -> None:

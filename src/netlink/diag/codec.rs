@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use crate::abi::address;
 use crate::abi::bytes;
 use crate::abi::uapi::{diag, tcp_state, ulp};
-use crate::netlink::codec::{attribute, attributes, emit, find};
+use crate::netlink::codec::{attributes, find, push_attribute};
 
 /// The bit of idiag_ext that asks for INET_DIAG_INFO.
 pub const INFO: u8 = 1 << (diag::INET_DIAG_INFO - 1);
@@ -187,7 +187,7 @@ pub fn encode_mptcp(family: i32, token: u32, extensions: u8) -> Vec<u8> {
     bytes[2] = extensions;
     bytes::put(&mut bytes, 4, &CONNECTED.to_ne_bytes());
     bytes::put(&mut bytes, 48, &token.to_ne_bytes());
-    bytes.extend(emit(&[attribute(diag::INET_DIAG_REQ_PROTOCOL, &libc::IPPROTO_MPTCP.to_ne_bytes())]));
+    push_attribute(&mut bytes, diag::INET_DIAG_REQ_PROTOCOL, &libc::IPPROTO_MPTCP.to_ne_bytes());
     bytes
 }
 
@@ -313,7 +313,7 @@ mod tests {
     use super::*;
     use crate::abi::mptcp_info::Info;
     use crate::abi::tcp_info::TcpInfo;
-    use crate::netlink::codec::nested;
+    use crate::netlink::codec::written::{attribute, emit, nested};
 
     fn reply() -> Vec<u8> {
         let mut bytes = vec![0; diag::MESSAGE_SIZE];

@@ -116,8 +116,8 @@ fn look_up_all<T, P: AsRef<[u8]>, R: Clone>(
     for batch in items.chunks(BATCH) {
         let start = entries.len();
         entries.resize(start + batch.len(), None);
-        let requests: Vec<P> = batch.iter().map(&encode).collect();
-        channel.exchange(diag::SOCK_DIAG_BY_FAMILY, 0, &requests, |index, reply| match reply {
+        let requests = batch.iter().map(&encode);
+        channel.exchange(diag::SOCK_DIAG_BY_FAMILY, 0, requests, |index, reply| match reply {
             Ok(payload) => entries[start + index] = decode(&batch[index], payload),
             Err(failure) if failure.errno == libc::ENOENT => {}
             Err(failure) => failed = Some(failure),
@@ -214,8 +214,8 @@ pub fn dump(channel: &mut Channel, mut on_subflow: impl FnMut(Entry, TcpInfo)) -
     let mut failed = None;
     let mut passing = Passing::new(on_socket);
     for batch in candidates.chunks(BATCH) {
-        let requests: Vec<_> = batch.iter().map(|entry| encode_request(&entry.tuple, entry.cookie)).collect();
-        channel.exchange(diag::SOCK_DIAG_BY_FAMILY, 0, &requests, |_, reply| match reply {
+        let requests = batch.iter().map(|entry| encode_request(&entry.tuple, entry.cookie));
+        channel.exchange(diag::SOCK_DIAG_BY_FAMILY, 0, requests, |_, reply| match reply {
             Ok(payload) => passing.pass(payload),
             // It has ended, or another socket has its four-tuple now.
             Err(failure) if [libc::ENOENT, libc::ESTALE].contains(&failure.errno) => {}

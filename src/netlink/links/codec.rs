@@ -62,7 +62,7 @@ pub fn decode(message_type: u16, payload: &[u8]) -> Option<LinkChange> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::netlink::codec::{attribute, emit};
+    use crate::netlink::codec::written::{attribute, emit};
 
     pub fn link(flags: i32, name: &str) -> Vec<u8> {
         let mut bytes = vec![0; rtnetlink::IFINFOMSG_SIZE];

@@ -4,12 +4,10 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-use netlink_packet_core::DefaultNla;
-
 use crate::abi::address;
 use crate::abi::bytes;
 use crate::abi::uapi::{ctrl, pm};
-use crate::netlink::codec::{attribute, attributes, emit, find, nested};
+use crate::netlink::codec::{attributes, find, push_attribute, push_nested};
 
 /// The numbers that the kernel gave the family and its event group. They hold for the whole host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,18 +16,18 @@ pub struct Family {
     pub event_group: u32,
 }
 
-/// `struct genlmsghdr` and attributes.
-pub(super) fn message(command: u8, version: u8, attributes: &[DefaultNla]) -> Vec<u8> {
-    let mut bytes = vec![command, version, 0, 0];
-    bytes.extend(emit(attributes));
+/// `struct genlmsghdr`, and the attributes that `push` appends.
+pub(super) fn message(command: u8, version: u8, push: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(128);
+    bytes.extend_from_slice(&[command, version, 0, 0]);
+    push(&mut bytes);
     bytes
 }
 
 /// CTRL_CMD_GETFAMILY of the family.
 pub fn encode_get_family() -> Vec<u8> {
-    let mut name = pm::NAME.as_bytes().to_vec();
-    name.push(0);
-    message(ctrl::CMD_GETFAMILY, ctrl::VERSION, &[attribute(ctrl::ATTR_FAMILY_NAME, &name)])
+    let name = [pm::NAME.as_bytes(), &[0]].concat();
+    message(ctrl::CMD_GETFAMILY, ctrl::VERSION, |bytes| push_attribute(bytes, ctrl::ATTR_FAMILY_NAME, &name))
 }
 
 /// The reply.
@@ -59,27 +57,26 @@ impl Address {
         Address { ip: endpoint.ip(), port: endpoint.port(), id: 0, flags: 0, interface: 0 }
     }
 
-    /// The attributes; what is 0 is left out, as the kernel's own tools do.
-    pub(super) fn encode(&self, kind: u16) -> DefaultNla {
-        let mut inner = vec![attribute(pm::ADDR_FAMILY, &u16::from(address::family(self.ip)).to_ne_bytes())];
-        match self.ip {
-            IpAddr::V4(v4) => inner.push(attribute(pm::ADDR_ADDR4, &v4.octets())),
-            IpAddr::V6(v6) => inner.push(attribute(pm::ADDR_ADDR6, &v6.octets())),
-        }
-        if self.id != 0 {
-            inner.push(attribute(pm::ADDR_ID, &[self.id]));
-        }
-        if self.port != 0 {
-            // In host byte order, unlike in the events.
-            inner.push(attribute(pm::ADDR_PORT, &self.port.to_ne_bytes()));
-        }
-        if self.flags != 0 {
-            inner.push(attribute(pm::ADDR_FLAGS, &self.flags.to_ne_bytes()));
-        }
-        if self.interface != 0 {
-            inner.push(attribute(pm::ADDR_IF_IDX, &self.interface.to_ne_bytes()));
-        }
-        nested(kind, &inner)
+    /// Appends it as an attribute; what is 0 is left out, as the kernel's own tools do.
+    pub(super) fn push(&self, bytes: &mut Vec<u8>, kind: u16) {
+        push_nested(bytes, kind, |bytes| {
+            push_attribute(bytes, pm::ADDR_FAMILY, &u16::from(address::family(self.ip)).to_ne_bytes());
+            match self.ip {
+                IpAddr::V4(v4) => push_attribute(bytes, pm::ADDR_ADDR4, &v4.octets()),
+                IpAddr::V6(v6) => push_attribute(bytes, pm::ADDR_ADDR6, &v6.octets()),
+            }
+            if self.id != 0 {
+                push_attribute(bytes, pm::ADDR_ID, &[self.id]);
+            }
+            if self.port != 0 {
+                // In host byte order, unlike in the events.
+                push_attribute(bytes, pm::ADDR_PORT, &self.port.to_ne_bytes());
+            }
+            let others = [(pm::ADDR_FLAGS, self.flags), (pm::ADDR_IF_IDX, self.interface)];
+            for (kind, value) in others.into_iter().filter(|(_, value)| *value != 0) {
+                push_attribute(bytes, kind, &value.to_ne_bytes());
+            }
+        });
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Option<Address> {
@@ -98,42 +95,48 @@ impl Address {
     }
 }
 
-fn with_token(command: u8, token: u32, mut rest: Vec<DefaultNla>) -> Vec<u8> {
-    rest.push(attribute(pm::ATTR_TOKEN, &token.to_ne_bytes()));
-    message(command, pm::VERSION, &rest)
+fn with_token(command: u8, token: u32, push: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    message(command, pm::VERSION, |bytes| {
+        push(bytes);
+        push_attribute(bytes, pm::ATTR_TOKEN, &token.to_ne_bytes());
+    })
+}
+
+fn of_subflow(command: u8, token: u32, local: &Address, remote: &Address) -> Vec<u8> {
+    with_token(command, token, |bytes| {
+        local.push(bytes, pm::ATTR_ADDR);
+        remote.push(bytes, pm::ATTR_ADDR_REMOTE);
+    })
 }
 
 /// SUBFLOW_CREATE: sends the SYN of a new subflow. Success means no more than that.
 pub fn encode_create(token: u32, local: &Address, remote: &Address) -> Vec<u8> {
-    let addresses = vec![local.encode(pm::ATTR_ADDR), remote.encode(pm::ATTR_ADDR_REMOTE)];
-    with_token(pm::CMD_SUBFLOW_CREATE, token, addresses)
+    of_subflow(pm::CMD_SUBFLOW_CREATE, token, local, remote)
 }
 
 /// SUBFLOW_DESTROY: closes a subflow, the initial one by a FIN, any other at once. Needs both ports.
 pub fn encode_destroy(token: u32, local: &Address, remote: &Address) -> Vec<u8> {
-    let addresses = vec![local.encode(pm::ATTR_ADDR), remote.encode(pm::ATTR_ADDR_REMOTE)];
-    with_token(pm::CMD_SUBFLOW_DESTROY, token, addresses)
+    of_subflow(pm::CMD_SUBFLOW_DESTROY, token, local, remote)
 }
 
 /// SUBFLOW_DESTROY of nothing. The kernel refuses it after checking the privilege.
 pub fn encode_destroy_nothing() -> Vec<u8> {
-    message(pm::CMD_SUBFLOW_DESTROY, pm::VERSION, &[])
+    message(pm::CMD_SUBFLOW_DESTROY, pm::VERSION, |_| {})
 }
 
 /// SET_FLAGS of one subflow: MP_PRIO by the backup flag of `local`. Needs both ports.
 pub fn encode_set_flags(token: u32, local: &Address, remote: &Address) -> Vec<u8> {
-    let addresses = vec![local.encode(pm::ATTR_ADDR), remote.encode(pm::ATTR_ADDR_REMOTE)];
-    with_token(pm::CMD_SET_FLAGS, token, addresses)
+    of_subflow(pm::CMD_SET_FLAGS, token, local, remote)
 }
 
 /// ANNOUNCE: sends ADD_ADDR. Needs an address id and the flag SIGNAL.
 pub fn encode_announce(token: u32, address: &Address) -> Vec<u8> {
-    with_token(pm::CMD_ANNOUNCE, token, vec![address.encode(pm::ATTR_ADDR)])
+    with_token(pm::CMD_ANNOUNCE, token, |bytes| address.push(bytes, pm::ATTR_ADDR))
 }
 
 /// REMOVE: frees an address id and sends RM_ADDR for it.
 pub fn encode_remove(token: u32, id: u8) -> Vec<u8> {
-    with_token(pm::CMD_REMOVE, token, vec![attribute(pm::ATTR_LOC_ID, &[id])])
+    with_token(pm::CMD_REMOVE, token, |bytes| push_attribute(bytes, pm::ATTR_LOC_ID, &[id]))
 }
 
 /// A command that changes something of one connection, as others may ask for it.
@@ -207,7 +210,7 @@ impl Command {
 /// GET_ADDR of a connection, as a dump: its local addresses and their ids. No privilege. Kernels before 6.10
 /// ignore the token and list the in-kernel endpoints.
 pub fn encode_get_addr(token: u32) -> Vec<u8> {
-    with_token(pm::CMD_GET_ADDR, token, Vec::new())
+    with_token(pm::CMD_GET_ADDR, token, |_| {})
 }
 
 /// One message of that dump.
@@ -224,7 +227,7 @@ mod tests {
         for text in ["10.0.2.1:12345", "[fd00::1]:0"] {
             let endpoint: SocketAddr = text.parse().unwrap();
             let address = Address { id: 7, flags: pm::FLAG_BACKUP, interface: 3, ..Address::new(endpoint) };
-            let bytes = message(pm::CMD_GET_ADDR, 1, &[address.encode(pm::ATTR_ADDR)]);
+            let bytes = message(pm::CMD_GET_ADDR, 1, |bytes| address.push(bytes, pm::ATTR_ADDR));
             assert_eq!(decode_get_addr(&bytes), Some(address));
             for length in 0..bytes.len() {
                 let _ = decode_get_addr(&bytes[..length]);

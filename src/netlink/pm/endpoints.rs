@@ -2,7 +2,7 @@
 
 use crate::abi::bytes;
 use crate::abi::uapi::pm;
-use crate::netlink::codec::{attribute, find, nested};
+use crate::netlink::codec::{find, push_attribute, push_nested};
 use crate::netlink::pm::codec::{message, Address};
 
 /// The limits of the in-kernel path manager.
@@ -16,43 +16,47 @@ pub struct Limits {
 
 /// ADD_ADDR. An id of 0 leaves the choice to the kernel. Flags that it does not know are dropped.
 pub fn encode_add(endpoint: &Address) -> Vec<u8> {
-    message(pm::CMD_ADD_ADDR, pm::VERSION, &[endpoint.encode(pm::ATTR_ADDR)])
+    message(pm::CMD_ADD_ADDR, pm::VERSION, |bytes| endpoint.push(bytes, pm::ATTR_ADDR))
 }
 
 /// DEL_ADDR. The kernel goes by the id; without one it closes initial subflows and keeps the endpoint.
 pub fn encode_delete(endpoint: &Address) -> Vec<u8> {
-    message(pm::CMD_DEL_ADDR, pm::VERSION, &[endpoint.encode(pm::ATTR_ADDR)])
+    message(pm::CMD_DEL_ADDR, pm::VERSION, |bytes| endpoint.push(bytes, pm::ATTR_ADDR))
 }
 
 /// SET_FLAGS of an endpoint by its id: backup and fullmesh both become what `flags` says.
 pub fn encode_set_flags(id: u8, flags: u32) -> Vec<u8> {
-    let inner = [attribute(pm::ADDR_ID, &[id]), attribute(pm::ADDR_FLAGS, &flags.to_ne_bytes())];
-    message(pm::CMD_SET_FLAGS, pm::VERSION, &[nested(pm::ATTR_ADDR, &inner)])
+    message(pm::CMD_SET_FLAGS, pm::VERSION, |bytes| {
+        push_nested(bytes, pm::ATTR_ADDR, |bytes| {
+            push_attribute(bytes, pm::ADDR_ID, &[id]);
+            push_attribute(bytes, pm::ADDR_FLAGS, &flags.to_ne_bytes());
+        });
+    })
 }
 
 /// FLUSH_ADDRS: removes every endpoint.
 pub fn encode_flush() -> Vec<u8> {
-    message(pm::CMD_FLUSH_ADDRS, pm::VERSION, &[])
+    message(pm::CMD_FLUSH_ADDRS, pm::VERSION, |_| {})
 }
 
 /// GET_ADDR of the namespace, as a dump. No privilege.
 pub fn encode_get_endpoints() -> Vec<u8> {
-    message(pm::CMD_GET_ADDR, pm::VERSION, &[])
+    message(pm::CMD_GET_ADDR, pm::VERSION, |_| {})
 }
 
 /// SET_LIMITS; a limit that is absent stays.
 pub fn encode_set_limits(subflows: Option<u32>, add_addr_accepted: Option<u32>) -> Vec<u8> {
     let given = [(pm::ATTR_SUBFLOWS, subflows), (pm::ATTR_RCV_ADD_ADDRS, add_addr_accepted)];
-    let attributes: Vec<_> = given
-        .into_iter()
-        .filter_map(|(kind, value)| value.map(|value| attribute(kind, &value.to_ne_bytes())))
-        .collect();
-    message(pm::CMD_SET_LIMITS, pm::VERSION, &attributes)
+    message(pm::CMD_SET_LIMITS, pm::VERSION, |bytes| {
+        for (kind, value) in given.into_iter().filter_map(|(kind, value)| Some((kind, value?))) {
+            push_attribute(bytes, kind, &value.to_ne_bytes());
+        }
+    })
 }
 
 /// GET_LIMITS. No privilege.
 pub fn encode_get_limits() -> Vec<u8> {
-    message(pm::CMD_GET_LIMITS, pm::VERSION, &[])
+    message(pm::CMD_GET_LIMITS, pm::VERSION, |_| {})
 }
 
 /// The reply.

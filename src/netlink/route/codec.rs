@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use crate::abi::uapi::rtnetlink;
 use crate::abi::{address, bytes};
-use crate::netlink::codec::{attribute, emit, find};
+use crate::netlink::codec::{find, push_attribute};
 
 /// What a route look-up says of a destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,15 +27,14 @@ pub fn encode(destination: IpAddr, source: Option<IpAddr>, interface: u32) -> Ve
     };
     let destination = octets(destination);
     bytes[1] = (destination.len() * 8) as u8;
-    let mut attributes = vec![attribute(rtnetlink::RTA_DST, &destination)];
+    push_attribute(&mut bytes, rtnetlink::RTA_DST, &destination);
     if let Some(source) = source.map(octets) {
         bytes[2] = (source.len() * 8) as u8;
-        attributes.push(attribute(rtnetlink::RTA_SRC, &source));
+        push_attribute(&mut bytes, rtnetlink::RTA_SRC, &source);
     }
     if interface != 0 {
-        attributes.push(attribute(rtnetlink::RTA_OIF, &interface.to_ne_bytes()));
+        push_attribute(&mut bytes, rtnetlink::RTA_OIF, &interface.to_ne_bytes());
     }
-    bytes.extend(emit(&attributes));
     bytes
 }
 
@@ -55,6 +54,7 @@ pub fn decode(payload: &[u8]) -> Option<Route> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::netlink::codec::written::{attribute, emit};
 
     #[test]
     fn a_route_decodes() {
