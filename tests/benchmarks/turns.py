@@ -47,6 +47,8 @@ class Row:
     unit: str = "ns"
     aim: float | None = None
     missing: str | None = None
+    #: The aim is met, too, if our figure is at most so much larger.
+    margin: float | None = None
 
 
 def calls(count: int, function: Callable[[], object]) -> Round:
@@ -81,6 +83,7 @@ def compare(
     peer: str,
     *,
     aim: float | None = None,
+    margin: float | None = None,
     unit: str = "ns",
     contestants: Mapping[str, object] | None = None,
 ) -> Row:
@@ -91,7 +94,7 @@ def compare(
     ratios = [one / other for one, other in zip(figures[ours], figures[peer], strict=True)]
     lower, middle, upper = statistics.quantiles(ratios, n=4, method="inclusive")
     medians = statistics.median(figures[ours]), statistics.median(figures[peer])
-    return Row(ours, peer, *medians, middle, lower, upper, unit, aim)
+    return Row(ours, peer, *medians, middle, lower, upper, unit, aim, margin=margin)
 
 
 def publish(title: str, rows: Iterable[Row]) -> None:
@@ -115,7 +118,11 @@ def texts(row: Row) -> list[str]:
     quartiles = f"{fraction(row.lower)} to {fraction(row.upper)}"
     aim = ""
     if row.aim is not None:
-        aim = f"{fraction(row.aim)}: {'met' if row.ratio <= row.aim else 'MISSED'}"
+        wanted, is_met = fraction(row.aim), row.ratio <= row.aim
+        if row.margin is not None and row.figure is not None and row.peer_figure is not None:
+            wanted += f" or {amount(row.margin, row.unit)} more"
+            is_met = is_met or row.figure - row.peer_figure <= row.margin
+        aim = f"{wanted}: {'met' if is_met else 'MISSED'}"
     return [*ours, amount(row.peer_figure, row.unit), fraction(row.ratio), quartiles, aim]
 
 
