@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +132,32 @@ def test_an_open_that_nobody_answers() -> None:
     conn.open_subflow("10.9.9.9")
     bench.advance(0)
     assert ("failed", errno.EADDRNOTAVAIL) in policy.since()
+
+
+def test_an_open_whose_subflow_is_gone_when_it_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its event may have been lost: it fails all the same, and once."""
+    policy = Told()
+    bench = PolicyBench(policy, addresses=TWO)
+    conn = bench.connection("10.0.1.1", PEER)
+    native = bench._native(conn)
+    conn.open_subflow("10.0.2.1")
+    read: list[mptcp.Subflow] = []
+
+    def read_too_early(connections: Sequence[Any]) -> list[list[mptcp.Subflow]]:
+        """The first time the subflow is there, and never again."""
+        subflow = mptcp.Subflow(token=conn.token, local=("10.0.2.1", 40_000), remote=PEER, owner=conn)
+        there = [] if read else [subflow]
+        read.extend(there)
+        return [[*native.snapshots(one), *there] for one in connections]
+
+    bench.advance(4.5)
+    policy.since()
+    monkeypatch.setattr(bench._kernel, "subflows_of", read_too_early)
+    bench.advance(0.5)
+    bench.advance(1)
+    assert read, "nothing was closed"
+    assert [call for call in policy.since() if call[0] == "failed"] == [("failed", errno.ETIMEDOUT)]
+    assert list(policy.opening(conn)) == []
 
 
 def test_an_exception_is_the_tests() -> None:

@@ -52,6 +52,8 @@ class Attempt:
     since: float = 0.0
     answered: Ends | None = None
     """Its ends, once the SYN/ACK has come."""
+    due: float = 0.0
+    """When it is given up, unless it has ended before."""
     timed_out: bool = False
     closed: Ends | None = None
     """The ends of the subflow that is closed for it, once it has timed out."""

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import ipaddress
 import itertools
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -30,6 +31,9 @@ _SHUT_DOWN = {None, "FIN_WAIT1", "FIN_WAIT2", "CLOSING", "LAST_ACK", "TIME_WAIT"
 
 # How many changes of subflows of a connection are remembered, in case they fail.
 _CHANGES = 64
+
+# An event of what is gone already arrives within this time, unless it was lost.
+_GRACE = 0.1
 
 # A callback that is running may go on for so long when the runtime is stopped.
 _PATIENCE = 5.0
@@ -373,6 +377,7 @@ class Runtime:
 
     def _begin(self, conn: PolicyConnection, attempt: Attempt) -> None:
         attempt.since = self.now()
+        attempt.due = attempt.since + self._open_timeout
         with self.lock:
             conn.attempts.append(attempt)
             self._attempts[attempt] = conn
@@ -447,9 +452,9 @@ class Runtime:
 
     def _next_due(self, now: float) -> float:
         with self.lock:
-            oldest = next((attempt for attempt in self._attempts if not attempt.timed_out), None)
+            due = next((attempt.due for attempt in self._attempts if attempt.due < math.inf), math.inf)
         # One that begins later is late later than now.
-        return min([*self._next_tick.values(), (now if oldest is None else oldest.since) + self._open_timeout])
+        return min([*self._next_tick.values(), due, now + self._open_timeout])
 
     def _catch_up(self) -> int:
         """Handle what there is to report so far; return how much that was."""
@@ -551,6 +556,8 @@ class Runtime:
             self._note_end(conn.token, ends if method == "close_subflow" else number, "failed", error)
             # Of a subflow that is closed already there was nothing to do.
             is_gone = isinstance(error, SubflowError) and error.errno == errno.ENOTCONN
+            if is_gone:
+                self._look_again(conn, ends)
             if ends is not None and not is_gone and not self._has_ended(conn):
                 LOGGER.error("%s() failed", method, exc_info=error)
             return
@@ -569,6 +576,13 @@ class Runtime:
             self._tell("on_subflow_failed", conn, self._failure(conn, attempt, error.errno))
         elif not self._has_ended(conn):
             LOGGER.error("open_subflow() failed", exc_info=error)
+
+    def _look_again(self, conn: PolicyConnection, ends: Ends | None) -> None:
+        """A subflow was gone before it could be closed. Its event is on its way, or it was lost."""
+        with self.lock:
+            for attempt in conn.attempts:
+                if attempt.timed_out and attempt.closed == ends:
+                    attempt.due, attempt.closed = self.now() + _GRACE, None
 
     # Subflows
 
@@ -649,11 +663,12 @@ class Runtime:
         late: dict[PolicyConnection, list[Attempt]] = {}
         with self.lock:
             for attempt, conn in self._attempts.items():
-                if now - attempt.since < self._open_timeout:
+                if attempt.due == math.inf:
+                    continue
+                if now < attempt.due:
                     break
-                if not attempt.timed_out:
-                    attempt.timed_out = True
-                    late.setdefault(conn, []).append(attempt)
+                attempt.timed_out, attempt.due = True, math.inf
+                late.setdefault(conn, []).append(attempt)
         if not late:
             return
         read = self._read(list(late))
