@@ -1038,18 +1038,23 @@ class Watcher:
 
     - ("connection", native, [(local, remote), ...]): a connection that is fully established or existed at the start,
       with its accepted subflows
-    - ("established", token): one that is known has become fully established
-    - ("closed", token): a connection has ended
-    - ("answered", event): the SYN/ACK of a subflow has come
-    - ("accepted", token, subflow): the peer has accepted it, or joined itself
-    - ("lost", event), ("failed", event): a subflow was closed that was accepted, or that was not
-    - ("ended", event): a subflow was closed with its connection, which is about to end
-    - ("ordered", token, number): a standing order is being carried out
-    - ("refused", token, number, error): the command with this number failed at once
-    - ("other", event): everything else, OVERRUN included, after which the reports are what changed meanwhile
+    - ("established", conn): one that is known has become fully established
+    - ("closed", conn): a connection has ended
+    - ("answered", conn, event): the SYN/ACK of a subflow has come
+    - ("accepted", conn, subflow): the peer has accepted it, or joined itself
+    - ("lost", conn, event), ("failed", conn, event): a subflow was closed that was accepted, or that was not
+    - ("ended", conn, event): a subflow was closed with its connection, which is about to end
+    - ("ordered", conn, number): a standing order is being carried out
+    - ("done", conn, number): the command with this number, of which no event tells, has been carried out
+    - ("refused", conn, number, error): the command with this number failed at once
+    - ("announced", conn, event), ("removed", conn, event): of an address of the peer
+    - ("link up", event), ("link down", event), ("address added", event), ("address removed", event)
+    - ("overrun", event): events were lost; the reports that follow are what changed meanwhile
+    - ("other", event) and ("other", conn, event): everything else
     - ("relieved",): the calling thread was stuck in a command, and another one takes the reports now
 
-    ``conn`` is a Connection. One thread at a time takes reports. The commands that it submits meanwhile are carried out
+    ``conn`` is the Connection, from the ``owners`` that get() is given; of one that has none there nothing is
+    reported. One thread at a time takes reports. The commands that it submits meanwhile are carried out
     by its next get().
 
     Needs CAP_NET_ADMIN in the user namespace that owns the network namespace.

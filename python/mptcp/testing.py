@@ -205,18 +205,19 @@ class PolicyBench:
         native = self._native(conn)
         number = next(native.remote_ids) if address_id is None else address_id
         event = {"token": native.token, "remote": (_address(address), port), "remote_id": number}
-        self._report(("other", self._kernel.event(EventKind.ANNOUNCED, **event)))
+        self._report(("announced", native.token, self._kernel.event(EventKind.ANNOUNCED, **event)))
         return number
 
     def withdraw(self, conn: Connection, address_id: int) -> None:
         """Have the peer withdraw an address by its id."""
         token = self._native(conn).token
-        self._report(("other", self._kernel.event(EventKind.REMOVED, token=token, remote_id=address_id)))
+        event = self._kernel.event(EventKind.REMOVED, token=token, remote_id=address_id)
+        self._report(("removed", token, event))
 
     def link_up(self, name: str) -> None:
         """Have an interface come up, with its addresses."""
         self._kernel.interface(name).is_up = True
-        self._report(("other", self._kernel.event(EventKind.LINK_UP, interface=name)))
+        self._report(("link up", self._kernel.event(EventKind.LINK_UP, interface=name)))
 
     def link_down(self, name: str) -> None:
         """Have an interface go down. Its subflows stay until they are closed or lost."""
@@ -224,13 +225,13 @@ class PolicyBench:
         for native in self._kernel.natives.values():
             for what in (name, *self._kernel.interface(name).addresses):
                 self._kernel.carry_out(native, what)
-        self._report(("other", self._kernel.event(EventKind.LINK_DOWN, interface=name)))
+        self._report(("link down", self._kernel.event(EventKind.LINK_DOWN, interface=name)))
 
     def add_address(self, name: str, address: str) -> None:
         """Have an interface, which may be new, get an address."""
         self._kernel.interfaces.setdefault(name, _Interface()).addresses.append(_address(address))
         event = self._kernel.event(EventKind.ADDRESS_ADDED, local=(address, 0), interface=name)
-        self._report(("other", event))
+        self._report(("address added", event))
 
     def remove_address(self, name: str, address: str) -> None:
         """Have an interface lose an address."""
@@ -238,7 +239,7 @@ class PolicyBench:
         for native in self._kernel.natives.values():
             self._kernel.carry_out(native, _address(address))
         event = self._kernel.event(EventKind.ADDRESS_REMOVED, local=(address, 0), interface=name)
-        self._report(("other", event))
+        self._report(("address removed", event))
 
     def set(self, conn: Connection, subflow: Subflow | None = None, **tcp_info: int) -> None:
         """Set fields of the tcp_info that the subflow, or every subflow of the connection, has from now on.
@@ -300,6 +301,11 @@ class PolicyBench:
         if errors:
             raise errors[0]
 
+
+# Reports that have the token of a connection, until they are taken.
+_OF_CONNECTIONS = frozenset(
+    ("closed", "answered", "accepted", "lost", "failed", "ordered", "done", "refused", "announced", "removed")
+)
 
 # What comes with the ticks.
 _TICKED = ("on_tick", "on_rto", "on_progress")
@@ -382,7 +388,13 @@ class _Kernel:
         return self.time
 
     def report(self, timeout: float, owners: Mapping[int, Any]) -> tuple[Any, ...] | None:
-        return self.reports.popleft() if self.reports else None
+        while self.reports:
+            report = self.reports.popleft()
+            if report[0] not in _OF_CONNECTIONS:
+                return report
+            if (owner := owners.get(report[1])) is not None:
+                return report[0], owner, *report[2:]
+        return None
 
     def links(self) -> list[Event]:
         up = [self.event(EventKind.LINK_UP, interface=name) for name, one in self.interfaces.items() if one.is_up]
@@ -484,7 +496,8 @@ class _Kernel:
 
     def tell_subflow(self, kind: EventKind, what: str, token: int, ends: Ends, error: int | None) -> None:
         local, remote = ends
-        self.reports.append((what, self.event(kind, token=token, local=local, remote=remote, error=error)))
+        event = self.event(kind, token=token, local=local, remote=remote, error=error)
+        self.reports.append((what, token, event))
 
     def end(self, given: End) -> tuple[Any, ...]:
         """A local end, with a port."""

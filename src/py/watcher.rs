@@ -17,6 +17,7 @@ use super::timeout::Timeout;
 use crate::connection::by_token;
 use crate::crew::guest::Guest;
 use crate::error::{Error, Result};
+use crate::events::event::Kind;
 use crate::namespace::Namespace;
 use crate::sys::lock::lock;
 use crate::watcher::commands::Outcome;
@@ -222,38 +223,79 @@ fn what(native: &Bound<'_, ByToken>, what: &Bound<'_, PyAny>) -> PyResult<What> 
     What::named(&name).map_err(|error| to_py(what.py(), error))
 }
 
-/// What it is called, and what belongs to it; None for the subflow of a connection without an owner.
+/// What it is called, the owner of its connection, and what else belongs to it; None for a connection without an owner.
 fn as_tuple<'py>(
     py: Python<'py>,
     report: Report,
     owners: &Bound<'py, PyDict>,
 ) -> PyResult<Option<Bound<'py, PyTuple>>> {
-    let of_event = |name: &Bound<'py, PyString>, event| (name, Event(event)).into_pyobject(py);
-    Ok(Some(match report {
+    let (name, event) = match report {
         Report::Connection { connection, accepted } => {
             let ends = |(local, remote)| Ok((to_tuple(py, local)?, to_tuple(py, remote)?));
             let accepted = accepted.into_iter().map(ends).collect::<PyResult<Vec<_>>>()?;
-            ("connection", ByToken::new(py, connection)?, accepted).into_pyobject(py)?
+            let native = ByToken::new(py, connection)?;
+            return (intern!(py, "connection"), native, accepted).into_pyobject(py).map(Some);
         }
-        Report::Established { token } => ("established", token).into_pyobject(py)?,
-        Report::Closed { token } => ("closed", token).into_pyobject(py)?,
+        Report::Relieved => return (intern!(py, "relieved"),).into_pyobject(py).map(Some),
+        Report::Established { token } => return of_owner(py, intern!(py, "established"), token, owners),
+        Report::Closed { token } => return of_owner(py, intern!(py, "closed"), token, owners),
         Report::Accepted(subflow) => {
             let Some(owner) = owners.get_item(subflow.token)? else { return Ok(None) };
-            let token = subflow.token;
-            ("accepted", token, Subflow::new(*subflow, owner.unbind())).into_pyobject(py)?
+            let subflow = Subflow::new(*subflow, owner.clone().unbind());
+            return (intern!(py, "accepted"), owner, subflow).into_pyobject(py).map(Some);
         }
-        Report::Outcome(Outcome::Ordered { token, number }) => {
-            ("ordered", token, number).into_pyobject(py)?
+        Report::Outcome(outcome) => return of_outcome(py, outcome, owners),
+        Report::Answered(event) => (intern!(py, "answered"), event),
+        Report::Lost(event) => (intern!(py, "lost"), event),
+        Report::Failed(event) => (intern!(py, "failed"), event),
+        Report::Ended(event) => (intern!(py, "ended"), event),
+        Report::Other(event) => (name_of_other(py, event.kind), event),
+    };
+    match event.token {
+        None => (name, Event(event)).into_pyobject(py).map(Some),
+        Some(token) => match owners.get_item(token)? {
+            Some(owner) => (name, owner, Event(event)).into_pyobject(py).map(Some),
+            None => Ok(None),
+        },
+    }
+}
+
+fn of_owner<'py>(
+    py: Python<'py>,
+    name: &Bound<'py, PyString>,
+    token: u32,
+    owners: &Bound<'py, PyDict>,
+) -> PyResult<Option<Bound<'py, PyTuple>>> {
+    let Some(owner) = owners.get_item(token)? else { return Ok(None) };
+    (name, owner).into_pyobject(py).map(Some)
+}
+
+fn of_outcome<'py>(
+    py: Python<'py>,
+    outcome: Outcome,
+    owners: &Bound<'py, PyDict>,
+) -> PyResult<Option<Bound<'py, PyTuple>>> {
+    let (Outcome::Ordered { token, .. } | Outcome::Done { token, .. } | Outcome::Refused { token, .. }) =
+        outcome;
+    let Some(owner) = owners.get_item(token)? else { return Ok(None) };
+    Ok(Some(match outcome {
+        Outcome::Ordered { number, .. } => (intern!(py, "ordered"), owner, number).into_pyobject(py)?,
+        Outcome::Done { number, .. } => (intern!(py, "done"), owner, number).into_pyobject(py)?,
+        Outcome::Refused { number, error, .. } => {
+            (intern!(py, "refused"), owner, number, to_py(py, error)).into_pyobject(py)?
         }
-        Report::Outcome(Outcome::Done { token, number }) => ("done", token, number).into_pyobject(py)?,
-        Report::Outcome(Outcome::Refused { token, number, error }) => {
-            ("refused", token, number, to_py(py, error)).into_pyobject(py)?
-        }
-        Report::Answered(event) => of_event(intern!(py, "answered"), event)?,
-        Report::Lost(event) => of_event(intern!(py, "lost"), event)?,
-        Report::Failed(event) => of_event(intern!(py, "failed"), event)?,
-        Report::Ended(event) => of_event(intern!(py, "ended"), event)?,
-        Report::Relieved => ("relieved",).into_pyobject(py)?,
-        Report::Other(event) => of_event(intern!(py, "other"), event)?,
     }))
+}
+
+fn name_of_other(py: Python<'_>, kind: Kind) -> &Bound<'_, PyString> {
+    match kind {
+        Kind::LinkUp => intern!(py, "link up"),
+        Kind::LinkDown => intern!(py, "link down"),
+        Kind::AddressAdded => intern!(py, "address added"),
+        Kind::AddressRemoved => intern!(py, "address removed"),
+        Kind::Overrun => intern!(py, "overrun"),
+        Kind::Announced => intern!(py, "announced"),
+        Kind::Removed => intern!(py, "removed"),
+        _ => intern!(py, "other"),
+    }
 }

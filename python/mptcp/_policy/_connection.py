@@ -187,6 +187,7 @@ class PolicyConnection(Connection):
     def subflows(self) -> list[Subflow]:
         """A snapshot of the accepted subflows, the initial one first: look-ups of these alone, without a dump."""
         with self._runtime.lock:
+            self._runtime.write_down()
             ends = list(self.known)
         found = [one for one in self._runtime.look_up([(self, *pair) for pair in ends]) if one is not None]
         if len(found) < len(ends):
@@ -198,6 +199,7 @@ class PolicyConnection(Connection):
         """Those of a dump that the peer has accepted and that were not closed."""
         found = [subflow._unmapped() for subflow in subflows]
         with self._runtime.lock:
+            self._runtime.write_down()
             return [subflow for subflow in found if (subflow.local, subflow.remote) in self.known]
 
     @property

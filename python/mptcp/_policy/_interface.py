@@ -77,6 +77,9 @@ class Runtime(Protocol):
 
     # For the connections that policies get
 
+    def write_down(self) -> None:
+        """Bring what is known of connections and their subflows up to date."""
+
     def open(
         self,
         conn: Any,

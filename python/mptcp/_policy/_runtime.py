@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import errno
 import ipaddress
@@ -67,8 +68,11 @@ class Runtime:
         # Those that may refuse a subflow.
         self._judges = [policy for policy in policies if type(policy).allows is not Policy.allows]
         self._numbers = itertools.count(1)
-        # The thread that takes reports.
+        # The thread that takes reports, and its number.
         self._leader: threading.Thread | None = None
+        self._leads = 0
+        # What is written down once the commands of a callback are out: little is done between an event and those.
+        self._unwritten: collections.deque[tuple[Callable[..., object], tuple[Any, ...]]] = collections.deque()
         self._stopping = False
         # Every attempt of every connection, oldest first.
         self._attempts: dict[Attempt, PolicyConnection] = {}
@@ -84,19 +88,27 @@ class Runtime:
             for callbacks in self._callbacks
             if callbacks.wants("on_rto") or callbacks.wants("on_progress")
         }
-        self._handlers: dict[str, Callable[..., None]] = {
+        self._handlers: dict[str, Callable[..., object]] = {
             "connection": self._add,
-            "established": lambda token: self._established(self._connections[token]),
-            "closed": lambda token: self._forget(self._connections[token]),
+            "established": self._established,
+            "closed": self._forget,
             "answered": self._subflow_answered,
             "accepted": self._subflow_accepted,
-            "lost": self._subflow_closed,
+            "lost": self._subflow_lost,
             "failed": self._subflow_closed,
-            "ended": self._subflow_ended,
+            # Of what ends with its connection no policy is told.
+            "ended": self._take_note_of_closed,
             "ordered": self._order_begins,
-            "done": lambda token, number: self._note_end(token, number, "sent"),
+            "done": lambda conn, number: self._note_end(conn.token, number, "sent"),
             "refused": self._refused,
-            "other": self._handle_event,
+            "announced": lambda conn, event: self._tell("on_address_announced", conn, event),
+            "removed": lambda conn, event: self._tell("on_address_removed", conn, event),
+            "link up": self._link_up,
+            "link down": self._link_down,
+            "address added": self._address_added,
+            "address removed": self._address_removed,
+            "overrun": lambda event: self._read_addresses(),
+            "other": lambda *unused: None,
         }
 
     def start(self) -> None:
@@ -116,11 +128,13 @@ class Runtime:
 
     def settle(self) -> None:
         """Handle all reports, and make all calls to which they lead, in the caller's thread: for a bench."""
+        self._leads = threading.get_ident()
         while self._catch_up() + sum(callbacks.call_queued() for callbacks in self._callbacks):
             pass
 
     def pass_time(self) -> None:
         """Give up what took too long, and give ticks, as far as they are due now: for a bench."""
+        self.write_down()
         now = self.now()
         self._give_up(now)
         self._give_ticks(now)
@@ -128,6 +142,7 @@ class Runtime:
 
     def next_due(self) -> float:
         """Return when pass_time() has something to do next."""
+        self.write_down()
         return self._next_due(self.now())
 
     def stop(self) -> None:
@@ -177,12 +192,14 @@ class Runtime:
 
     def addresses(self) -> list[LocalAddress]:
         with self.lock:
+            self.write_down()
             return list(self._addresses)
 
     def opening(self, conn: _connection.Connection) -> list[Opening]:
         if not isinstance(conn, PolicyConnection):
             return []
         with self.lock:
+            self.write_down()
             asked_for = conn.attempts + conn.waiting
             return [Opening(*(one.answered or (one.local, one.remote)), one.backup) for one in asked_for]
 
@@ -227,7 +244,18 @@ class Runtime:
         local_id: int | None,
         force: bool,
     ) -> None:
-        attempt = self._attempt(conn, local, remote, backup, interface, local_id, force)
+        if self._leads == threading.get_ident() and not self._judges and self._journal is None:
+            # In a callback: the command is sent afterwards, and written down before its outcome is reported.
+            number = next(self._numbers)
+            arguments = (conn, local, remote, backup, interface, local_id, force, number)
+            try:
+                self._kernel.open(*arguments)
+            except SubflowError as error:
+                self._tell("on_subflow_failed", conn, self._failure(conn, self._attempt(*arguments), error.errno))
+            else:
+                self._unwritten.append((self._begin_late, arguments))
+            return
+        attempt = self._attempt(conn, local, remote, backup, interface, local_id, force, next(self._numbers))
         if self._journal is not None:
             self._note_opening(conn, attempt)
         try:
@@ -240,6 +268,11 @@ class Runtime:
                 raise
             self._tell("on_subflow_failed", conn, self._failure(conn, attempt, error.errno))
 
+    def _begin_late(self, conn: PolicyConnection, *arguments: Any) -> None:
+        # Of a connection that has ended no outcome is told.
+        if not conn.is_closed:
+            self._begin(conn, self._attempt(conn, *arguments))
+
     def when_lost(
         self, conn: PolicyConnection, what: Any, local: Any, remote: Any, backup: bool, interface: str | None
     ) -> None:
@@ -249,7 +282,7 @@ class Runtime:
                 before = self._kernel.take_back(conn, what)
                 more["outcome"] = "there was none" if before is None else "taken back"
         else:
-            attempt = self._attempt(conn, local, remote, backup, interface)
+            attempt = self._attempt(conn, local, remote, backup, interface, None, False, next(self._numbers))
             with self.noted("order", conn, lost=_name(what), **_details(attempt)) as more:
                 if not self._allow(conn, attempt, more):
                     return
@@ -333,13 +366,14 @@ class Runtime:
         remote: Any,
         backup: bool,
         interface: str | None,
-        local_id: int | None = None,
-        force: bool = False,
+        local_id: int | None,
+        force: bool,
+        number: int,
     ) -> Attempt:
         host, port = _split(remote)
         own = conn.ends[1]
         goal = (host or own[0], port or own[1])
-        return Attempt(_split(local), goal, backup, interface, local_id, force, next(self._numbers))
+        return Attempt(_split(local), goal, backup, interface, local_id, force, number)
 
     def _allow(self, conn: PolicyConnection, attempt: Attempt, more: dict[str, Any] | None = None) -> bool:
         """Return whether every policy allows a subflow. Raises SubflowError where there is no route."""
@@ -415,7 +449,7 @@ class Runtime:
     def _work(self) -> None:
         """Take reports when it is this thread's turn, while another one stands by: commands may get stuck."""
         while self._kernel.stand_by():
-            self._leader = threading.current_thread()
+            self._leader, self._leads = threading.current_thread(), threading.get_ident()
             try:
                 self._start_thread()
             except RuntimeError as error:
@@ -425,22 +459,25 @@ class Runtime:
     def _lead(self) -> None:
         # Little is done from an event to what a policy does about it: after a pause nothing of it is in caches.
         kernel, connections, handlers, only = self._kernel, self._connections, self._handlers, self._only
+        unwritten = self._unwritten
         due = now = self.now()
         # Another thread may have left some.
         has_ticks = only is not None
         while not self._stopping:
             try:
                 report = kernel.report(0.0 if has_ticks or due <= now else due - now, connections)
+                if unwritten:
+                    self.write_down()
                 if report is not None:
                     if report[0] == "relieved":
                         return
-                    if self._uid is None or not self._is_of_another_user(report):
-                        handlers[report[0]](*report[1:])
+                    handlers[report[0]](*report[1:])
                 if only is not None:
                     # What a policy is told of comes before the ticks that are left.
                     has_ticks = only.call()
                 now = kernel.now()
                 if now >= due:
+                    self.write_down()
                     self._give_up(now)
                     self._give_ticks(now)
                     has_ticks = only is not None
@@ -460,28 +497,18 @@ class Runtime:
         """Handle what there is to report so far; return how much that was."""
         count = 0
         while (report := self._kernel.report(0, self._connections)) is not None:
-            if self._uid is None or not self._is_of_another_user(report):
-                self._handlers[report[0]](*report[1:])
+            self.write_down()
+            self._handlers[report[0]](*report[1:])
             count += 1
+        self.write_down()
         return count
 
-    def _is_of_another_user(self, report: tuple[Any, ...]) -> bool:
-        """Return whether a report is of a connection that the policies do not get."""
-        kind, what = report[:2]
-        token = what.token if isinstance(what, Event) else what
-        return kind != "connection" and token is not None and token not in self._connections
-
-    def _handle_event(self, event: Event) -> None:
-        kind = event.kind
-        if kind in (EventKind.LINK_UP, EventKind.LINK_DOWN, EventKind.ADDRESS_ADDED, EventKind.ADDRESS_REMOVED):
-            self._take_note_of_addresses(event)
-            method = {EventKind.LINK_UP: "on_link_up", EventKind.LINK_DOWN: "on_link_down"}.get(kind, "on_address")
-            self._tell(method, event)
-        elif kind == EventKind.OVERRUN:
-            self._read_addresses()
-        elif kind in (EventKind.ANNOUNCED, EventKind.REMOVED) and event.token is not None:
-            method = "on_address_announced" if kind == EventKind.ANNOUNCED else "on_address_removed"
-            self._tell(method, self._connections[event.token], event)
+    def write_down(self) -> None:
+        """Write down what was put off: before anybody reads what is known, and before the next report."""
+        with self.lock:
+            while self._unwritten:
+                function, arguments = self._unwritten.popleft()
+                function(*arguments)
 
     def _tell(self, method: str, *arguments: Any) -> None:
         for callbacks in self._callbacks:
@@ -532,21 +559,16 @@ class Runtime:
 
     # Commands
 
-    def _order_begins(self, token: int, number: int) -> None:
+    def _order_begins(self, conn: PolicyConnection, number: int) -> None:
         """A standing order is being carried out."""
-        conn = self._connections.get(token)
-        if conn is not None:
-            with self.lock:
-                attempt = conn.orders.pop(number, None)
-                if attempt is not None:
-                    self._note_opening(conn, attempt, "standing order")
-                    self._begin(conn, attempt)
+        with self.lock:
+            attempt = conn.orders.pop(number, None)
+            if attempt is not None:
+                self._note_opening(conn, attempt, "standing order")
+                self._begin(conn, attempt)
 
-    def _refused(self, token: int, number: int, error: Exception) -> None:
+    def _refused(self, conn: PolicyConnection, number: int, error: Exception) -> None:
         """A command failed at once."""
-        conn = self._connections.get(token)
-        if conn is None:
-            return
         with self.lock:
             attempt = next((one for one in conn.attempts if one.number == number), None)
             method, ends = conn.changing.pop(number, ("open_subflow", None))
@@ -586,8 +608,7 @@ class Runtime:
 
     # Subflows
 
-    def _subflow_answered(self, event: Event) -> None:
-        conn = self._of(event)
+    def _subflow_answered(self, conn: PolicyConnection, event: Event) -> None:
         if event.local is None or event.remote is None:
             return
         ends = (event.local, event.remote)
@@ -598,8 +619,7 @@ class Runtime:
                 self._begin(conn, attempt)
             attempt.answered = ends
 
-    def _subflow_accepted(self, token: int, subflow: Subflow) -> None:
-        conn = self._connections[token]
+    def _subflow_accepted(self, conn: PolicyConnection, subflow: Subflow) -> None:
         ends = (subflow.local, subflow.remote)
         with self.lock:
             conn.known.add(ends)
@@ -610,12 +630,15 @@ class Runtime:
             decision.ends("established", local=ends[0], remote=ends[1])
         self._tell("on_subflow_established", conn, subflow)
 
-    def _subflow_ended(self, event: Event) -> None:
-        """Of what ends with its connection no policy is told."""
-        self._take_note_of_closed(self._of(event), event)
+    def _subflow_lost(self, conn: PolicyConnection, event: Event) -> None:
+        """An accepted subflow was closed."""
+        if conn.closing:
+            self._subflow_closed(conn, event)
+        else:
+            self._unwritten.append((self._take_note_of_closed, (conn, event)))
+            self._tell("on_subflow_lost", conn, event)
 
-    def _subflow_closed(self, event: Event) -> None:
-        conn = self._of(event)
+    def _subflow_closed(self, conn: PolicyConnection, event: Event) -> None:
         closed, attempt = self._take_note_of_closed(conn, event)
         if not closed:
             return
@@ -653,10 +676,6 @@ class Runtime:
             else:
                 attempt.decision.fails_by(event)
         return not asked_for and (was_known or attempt is not None), attempt
-
-    def _of(self, event: Event) -> PolicyConnection:
-        assert event.token is not None  # all reports but "other" are of connections
-        return self._connections[event.token]
 
     def _give_up(self, now: float) -> None:
         """Close what the peer has not accepted in time. The event of the closing ends the attempt."""
@@ -707,16 +726,28 @@ class Runtime:
 
     # Addresses
 
-    def _take_note_of_addresses(self, event: Event) -> None:
-        if event.kind in (EventKind.LINK_UP, EventKind.ADDRESS_ADDED):
-            self._read_addresses()
-            return
-        # What is gone is known at once, because listing what is left would take longer than everything else.
+    def _link_up(self, event: Event) -> None:
+        self._read_addresses()
+        self._tell("on_link_up", event)
+
+    def _link_down(self, event: Event) -> None:
+        self._unwritten.append((self._take_note_of_removed, (event,)))
+        self._tell("on_link_down", event)
+
+    def _address_added(self, event: Event) -> None:
+        self._read_addresses()
+        self._tell("on_address", event)
+
+    def _address_removed(self, event: Event) -> None:
+        self._unwritten.append((self._take_note_of_removed, (event,)))
+        self._tell("on_address", event)
+
+    def _take_note_of_removed(self, event: Event) -> None:
+        # Not read again: listing what is left would take longer than everything else.
         address = None if event.local is None else event.local[0]
-        with self.lock:
-            self._addresses = [
-                one for one in self._addresses if one.interface != event.interface or address not in (None, one.address)
-            ]
+        self._addresses = [
+            one for one in self._addresses if one.interface != event.interface or address not in (None, one.address)
+        ]
 
     def _read_addresses(self) -> None:
         links = self._kernel.links()
