@@ -4,9 +4,9 @@
 //! They are all alike. One of them reads; when there is a command, that one is awake already, so it carries the command out
 //! and reads on. If that takes it longer than [`LATE`], a timer has woken another one meanwhile, which reads and carries
 //! other commands out. Commands of one connection stay in order, and wait for no other connection. A thread outside the
-//! crew may take commands too, see [`guest`].
+//! crew may take commands too, see [`caller`].
 
-pub mod guest;
+pub mod caller;
 
 use std::collections::{HashSet, VecDeque};
 use std::fmt;

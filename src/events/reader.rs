@@ -7,7 +7,7 @@
 //! subflow dies. In both cases it also reads links and addresses while a subscriber wants them.
 //!
 //! The thread is one of a [`Crew`]: before it carries a command out, which may wait for a connection's lock, it has
-//! another one read. While a [`Guest`] waits for events and reads them itself, no thread of the crew is woken by them.
+//! another one read. While a [`Caller`] waits for events and reads them itself, no thread of the crew is woken by them.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use netlink_packet_core::NLMSG_OVERRUN;
 
 use crate::abi::uapi;
-use crate::crew::guest::Guest;
+use crate::crew::caller::Caller;
 use crate::crew::{Crew, Job, Next};
 use crate::error::{Error, Result};
 use crate::events::ends::{Ends, Listener, Rounds};
@@ -134,7 +134,7 @@ struct Inner {
     wake: EventFd,
     stop: AtomicBool,
     /// Who reads events in the crew's place.
-    guest: Mutex<Weak<Guest>>,
+    caller: Mutex<Weak<Caller>>,
     subscribers: Mutex<Subscribers>,
     /// Who is still to be woken for events that commands come before.
     unaware: Mutex<Vec<Arc<Subscription>>>,
@@ -198,7 +198,7 @@ impl Reader {
             socket,
             wake,
             stop: AtomicBool::new(false),
-            guest: Mutex::default(),
+            caller: Mutex::default(),
             subscribers: Mutex::default(),
             unaware: Mutex::default(),
             watch: Mutex::default(),
@@ -279,43 +279,43 @@ impl Reader {
         self.inner.start_deputy();
     }
 
-    /// Has a command carried out by the guest if that submits it, and otherwise by another thread: after those of the same
-    /// connection, whatever others wait for.
-    pub fn submit(&self, guest: &Guest, token: u32, job: Job) {
-        if guest.takes_commands() {
+    /// Has a command carried out by the caller if it is the one that submits it, and otherwise by another thread: after
+    /// those of the same connection, whatever others wait for.
+    pub fn submit(&self, caller: &Caller, token: u32, job: Job) {
+        if caller.takes_commands() {
             self.inner.crew.put(token, job);
         } else {
             self.inner.submit(token, job);
         }
     }
 
-    /// Has a guest read events in the crew's place while it lives, by `sockets` and `read`.
-    pub fn invite(&self, guest: &Arc<Guest>) {
-        *lock(&self.inner.guest) = Arc::downgrade(guest);
+    /// Has a caller read events in the crew's place while there is one, by `sockets` and `read`.
+    pub fn attach(&self, caller: &Arc<Caller>) {
+        *lock(&self.inner.caller) = Arc::downgrade(caller);
         self.wake();
     }
 
-    /// The crew reads all events again, and keeps nothing of the guest.
-    pub fn dismiss(&self, guest: &Arc<Guest>) {
-        let mut current = lock(&self.inner.guest);
-        if Weak::ptr_eq(&current, &Arc::downgrade(guest)) {
+    /// The crew reads all events again, and keeps nothing of the caller.
+    pub fn detach(&self, caller: &Arc<Caller>) {
+        let mut current = lock(&self.inner.caller);
+        if Weak::ptr_eq(&current, &Arc::downgrade(caller)) {
             *current = Weak::new();
         }
         drop(current);
         self.wake();
     }
 
-    /// Carries out the commands that wait, if the calling thread is the guest; false if another one has taken its place
+    /// Carries out the commands that wait, if the current thread is the caller; false if another one has taken its place
     /// meanwhile.
-    pub fn carry_out(&self, guest: &Guest) -> bool {
-        if !guest.is_here() {
+    pub fn carry_out(&self, caller: &Caller) -> bool {
+        if !caller.is_here() {
             return true;
         }
         while let Some((token, job)) = self.inner.crew.take() {
-            guest.begin();
+            caller.begin();
             job();
             let others_wait = self.inner.crew.put_down(token);
-            if !guest.finish() {
+            if !caller.finish() {
                 if others_wait {
                     self.wake();
                 }
@@ -325,7 +325,7 @@ impl Reader {
         true
     }
 
-    /// The sockets that a guest may wait on to read events itself, by `read`, when one of them is readable; none where
+    /// The sockets that a caller may wait on to read events itself, by `read`, when one of them is readable; none where
     /// only the crew can read.
     pub fn sockets(&self) -> Option<[RawFd; 2]> {
         let Origin::Netlink { .. } = self.inner.origin else { return None };
@@ -445,9 +445,9 @@ impl Inner {
         while self.crew.goes_on_reading() {
             self.wake_subscribers();
             let watched: RawFd = lock(&self.watch).upgrade().map_or(-1, |watch| watch.fd());
-            let guest = lock(&self.guest).upgrade();
-            let timer = guest.as_ref().map_or(-1, |guest| guest.timer().as_raw_fd());
-            let [source, watched] = match guest.as_ref().is_some_and(|guest| guest.reads()) {
+            let caller = lock(&self.caller).upgrade();
+            let timer = caller.as_ref().map_or(-1, |caller| caller.timer().as_raw_fd());
+            let [source, watched] = match caller.as_ref().is_some_and(|caller| caller.reads()) {
                 true => [-1, -1],
                 false => [self.socket.as_raw_fd(), watched],
             };
@@ -466,9 +466,9 @@ impl Inner {
                     return;
                 }
             }
-            if let Some(guest) = guest.filter(|_| timed) {
-                guest.timer().reset();
-                guest.look();
+            if let Some(caller) = caller.filter(|_| timed) {
+                caller.timer().reset();
+                caller.look();
             }
             let mut reading = lock(&self.reading);
             let Reading { buffer, rounds } = &mut *reading;
@@ -478,7 +478,7 @@ impl Inner {
                     polling.go_on(source, buffer);
                 }
                 None => {
-                    // The guest may have read them meanwhile.
+                    // The caller may have read them meanwhile.
                     self.read_sockets(buffer, source, links);
                     // Commands that events have led to come first.
                     if !self.crew.has_jobs() {

@@ -15,7 +15,7 @@ use super::events::Event;
 use super::subflow::Subflow;
 use super::timeout::Timeout;
 use crate::connection::by_token;
-use crate::crew::guest::Guest;
+use crate::crew::caller::Caller;
 use crate::error::{Error, Result};
 use crate::events::event::Kind;
 use crate::namespace::Namespace;
@@ -29,7 +29,7 @@ use crate::watcher::{self, Ends, Report};
 pub struct Watcher {
     open: Mutex<Option<Arc<watcher::Watcher>>>,
     /// Not kept by what is closed: a policy may hold a connection, and so this, for long after.
-    guest: Weak<Guest>,
+    caller: Weak<Caller>,
 }
 
 impl Watcher {
@@ -56,8 +56,8 @@ impl Watcher {
     fn new(py: Python<'_>, fd: i32) -> PyResult<Watcher> {
         let start = || watcher::Watcher::start(Namespace::of_socket(fd)?);
         let watcher = py.detach(start).map_err(|error| to_py(py, error))?;
-        let guest = Arc::downgrade(watcher.guest());
-        Ok(Watcher { open: Mutex::new(Some(Arc::new(watcher))), guest })
+        let caller = Arc::downgrade(watcher.caller());
+        Ok(Watcher { open: Mutex::new(Some(Arc::new(watcher))), caller })
     }
 
     /// The next report, or None: after `timeout` seconds, or when no more will come. `owners` has the Python objects of
@@ -170,12 +170,12 @@ impl Watcher {
     /// For a thread that takes reports: True when it is its turn; False if it is not needed, and at the end.
     fn stand_by(&self, py: Python<'_>) -> bool {
         self.open_watcher().is_some()
-            && self.guest.upgrade().is_some_and(|guest| py.detach(|| guest.stand_by()))
+            && self.caller.upgrade().is_some_and(|caller| py.detach(|| caller.stand_by()))
     }
 
     /// Whether the thread that takes the reports carries out a command at this moment.
     fn carries_out(&self) -> bool {
-        self.guest.upgrade().is_some_and(|guest| guest.works())
+        self.caller.upgrade().is_some_and(|caller| caller.works())
     }
 
     /// LINK_UP and ADDRESS_ADDED of the links that are up and the addresses there are.

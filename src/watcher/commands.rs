@@ -10,7 +10,7 @@ use crate::connection::close::close_at;
 use crate::connection::open::{Opening, Plan, Request};
 use crate::connection::path_manager::check_userspace_at_once;
 use crate::connection::{priority, Which};
-use crate::crew::guest::Guest;
+use crate::crew::caller::Caller;
 use crate::error::{Error, Result};
 use crate::events::reader::Reader;
 use crate::sys::lock::lock;
@@ -89,7 +89,7 @@ pub fn prepare(connection: &Arc<ByToken>, request: &Request) -> Result<impl FnOn
 /// Where commands of a watcher go.
 pub struct Desk<'a> {
     pub reader: &'a Reader,
-    pub guest: &'a Guest,
+    pub caller: &'a Caller,
     pub outcomes: &'a Arc<Outcomes>,
 }
 
@@ -122,7 +122,7 @@ impl Desk<'_> {
     fn submit(&self, token: u32, number: u64, command: impl FnOnce() -> Result<()> + Send + 'static) {
         let outcomes = Arc::clone(self.outcomes);
         let job = Box::new(move || run(&outcomes, token, number, command));
-        self.reader.submit(self.guest, token, job);
+        self.reader.submit(self.caller, token, job);
     }
 }
 

@@ -21,7 +21,7 @@ use crate::connection::acceptance;
 use crate::connection::by_token::{self, ByToken};
 use crate::connection::open::Request;
 use crate::connection::{needs_net_admin, Connection, Subflow};
-use crate::crew::guest::Guest;
+use crate::crew::caller::Caller;
 use crate::error::{Error, Result};
 use crate::events::event::{Event, Kind};
 use crate::events::reader::Observer;
@@ -104,7 +104,7 @@ struct Ledger {
 pub struct Watcher {
     namespace: Arc<Namespace>,
     events: Events,
-    guest: Arc<Guest>,
+    caller: Arc<Caller>,
     ledger: Mutex<Ledger>,
     outcomes: Arc<Outcomes>,
     orders: Arc<Orders>,
@@ -120,9 +120,9 @@ impl Watcher {
         let outcomes = Outcomes::new()?;
         let orders = Arc::new(Orders::new(Arc::clone(&outcomes)));
         events.reader().add_observer(&(Arc::clone(&orders) as Arc<dyn Observer>));
-        let guest = Arc::new(Guest::new()?);
-        events.reader().invite(&guest);
-        let watcher = Watcher { namespace, events, guest, ledger: Mutex::default(), outcomes, orders };
+        let caller = Arc::new(Caller::new()?);
+        events.reader().attach(&caller);
+        let watcher = Watcher { namespace, events, caller, ledger: Mutex::default(), outcomes, orders };
         watcher.read_again(&mut lock(&watcher.ledger))?;
         Ok(watcher)
     }
@@ -149,7 +149,7 @@ impl Watcher {
     }
 
     fn desk(&self) -> Desk<'_> {
-        Desk { reader: self.events.reader(), guest: &self.guest, outcomes: &self.outcomes }
+        Desk { reader: self.events.reader(), caller: &self.caller, outcomes: &self.outcomes }
     }
 
     /// Leaves a standing order to open a subflow when `what` is lost, and returns the number of one that it replaces.
@@ -179,19 +179,19 @@ impl Watcher {
     /// Ends it: a waiting thread returns.
     pub fn end(&self) {
         self.events.end();
-        self.guest.end();
+        self.caller.end();
         self.events.reader().wake();
     }
 
     /// The threads that take reports.
-    pub fn guest(&self) -> &Arc<Guest> {
-        &self.guest
+    pub fn caller(&self) -> &Arc<Caller> {
+        &self.caller
     }
 
     /// The next report, waited for until `deadline`, or for ever; `None` when that has passed and once it was ended. A
     /// signal is the error EINTR. First carries out the commands that the calling thread has submitted.
     pub fn next(&self, deadline: Option<Instant>) -> Result<Option<Report>> {
-        if !self.events.reader().carry_out(&self.guest) {
+        if !self.events.reader().carry_out(&self.caller) {
             return Ok(Some(Report::Relieved));
         }
         loop {
@@ -240,14 +240,14 @@ impl Watcher {
         // there are standing orders, that one carries them out sooner than another that is told of them.
         let reader = self.events.reader();
         let sockets = reader.sockets().filter(|_| self.orders.is_empty());
-        if self.guest.wait(sockets.is_some()) {
+        if self.caller.wait(sockets.is_some()) {
             reader.wake();
         }
         let [source, links] = sockets.unwrap_or([-1, -1]);
         self.events.set_awake(false);
         let ready = wait::readable([self.events.fd(), self.outcomes.fd(), source, links], timeout);
         self.events.set_awake(true);
-        self.guest.wake();
+        self.caller.wake();
         let [_, _, source, links] = ready?;
         reader.read([source, links]);
         Ok(())
@@ -350,8 +350,8 @@ impl Drop for Watcher {
     fn drop(&mut self) {
         // After a fork the threads are the parent's, and so is what they hold.
         if self.events.is_ours() {
-            self.guest.end();
-            self.events.reader().dismiss(&self.guest);
+            self.caller.end();
+            self.events.reader().detach(&self.caller);
         }
     }
 }

@@ -1,5 +1,6 @@
-//! A thread outside the crew that waits for events in its place: being woken by another thread would take as long as all
-//! that follows. It reads them itself, and carries its own commands out before it waits again.
+//! The caller: the thread outside the crew that calls policies, and that waits for events in the place of the crew: being
+//! woken by another thread would take as long as all that follows. It reads the events itself, and carries its own commands
+//! out before it waits again.
 //!
 //! It may stay away, or one of its commands may have to wait for the lock of a connection. When that has taken [`LATE`], a
 //! timer wakes the crew, which then reads events and carries the other commands out; and a thread that stands by takes the
@@ -19,7 +20,7 @@ const MOST: usize = 31;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Doing {
-    /// No thread is the guest yet.
+    /// There is no caller yet.
     Nothing,
     Waits,
     /// Something else than waiting.
@@ -46,14 +47,14 @@ struct State {
 
 /// The place of one such thread at a time, and of another that stands by.
 #[derive(Debug)]
-pub struct Guest {
+pub struct Caller {
     state: Mutex<State>,
     relief: Condvar,
     timer: Timer,
 }
 
-impl Guest {
-    pub fn new() -> Result<Guest> {
+impl Caller {
+    pub fn new() -> Result<Caller> {
         let timer = Timer::new().map_err(|error| Error::call("timerfd_create", &error))?;
         let state = State {
             thread: None,
@@ -66,12 +67,12 @@ impl Guest {
             stuck: 0,
             has_ended: false,
         };
-        Ok(Guest { state: Mutex::new(state), relief: Condvar::new(), timer })
+        Ok(Caller { state: Mutex::new(state), relief: Condvar::new(), timer })
     }
 
-    // What the thread itself calls
+    // What the caller itself calls
 
-    /// The calling thread is the guest.
+    /// The thread that calls this is the caller from now on.
     pub fn come(&self) {
         let mut state = lock(&self.state);
         state.thread = Some(thread::current().id());
@@ -116,7 +117,7 @@ impl Guest {
         }
     }
 
-    /// Waits until a command of the guest is stuck, and takes its place; or at once, if there is no guest. False if
+    /// Waits until a command of the caller is stuck, and becomes the caller; or at once, if there is none. False if
     /// another thread stands by already, if too many are stuck, or at the end.
     pub fn stand_by(&self) -> bool {
         let mut state = lock(&self.state);
@@ -139,12 +140,12 @@ impl Guest {
 
     // What others call
 
-    /// Whether the calling thread is the guest.
+    /// Whether the current thread is the caller.
     pub fn is_here(&self) -> bool {
         lock(&self.state).thread == Some(thread::current().id())
     }
 
-    /// Whether a command of the calling thread is carried out by itself, soon.
+    /// Whether a command of the current thread is carried out by itself, soon.
     pub fn takes_commands(&self) -> bool {
         let state = lock(&self.state);
         state.thread == Some(thread::current().id()) && !state.is_late && !state.has_ended
@@ -213,63 +214,63 @@ mod tests {
     use std::time::Duration;
 
     /// Waits for the timer, as the crew does.
-    fn look(guest: &Guest) {
+    fn look(caller: &Caller) {
         let patience = Some(Duration::from_secs(20));
-        assert_eq!(wait::readable([guest.timer().as_raw_fd()], patience).unwrap(), [true], "no timer");
-        guest.timer().reset();
-        guest.look();
+        assert_eq!(wait::readable([caller.timer().as_raw_fd()], patience).unwrap(), [true], "no timer");
+        caller.timer().reset();
+        caller.look();
     }
 
     #[test]
     fn who_is_away_for_long_is_late_until_it_waits_again() {
-        let guest = Guest::new().unwrap();
-        guest.come();
-        assert!(!guest.wait(true) && guest.reads());
-        guest.wake();
-        assert!(guest.reads() && guest.takes_commands());
-        while guest.reads() {
-            look(&guest); // the first may be of the time before it waited
+        let caller = Caller::new().unwrap();
+        caller.come();
+        assert!(!caller.wait(true) && caller.reads());
+        caller.wake();
+        assert!(caller.reads() && caller.takes_commands());
+        while caller.reads() {
+            look(&caller); // the first may be of the time before it waited
         }
-        assert!(!guest.takes_commands());
-        assert!(!guest.wait(true) && guest.reads() && guest.takes_commands());
-        assert!(guest.wait(false) && !guest.reads(), "the crew has to be told");
-        assert!(!guest.wait(false));
+        assert!(!caller.takes_commands());
+        assert!(!caller.wait(true) && caller.reads() && caller.takes_commands());
+        assert!(caller.wait(false) && !caller.reads(), "the crew has to be told");
+        assert!(!caller.wait(false));
     }
 
     #[test]
     fn who_is_stuck_is_relieved_once() {
-        let guest = Arc::new(Guest::new().unwrap());
-        assert!(guest.stand_by(), "nobody was there");
+        let caller = Arc::new(Caller::new().unwrap());
+        assert!(caller.stand_by(), "nobody was there");
         let (told, heard) = mpsc::channel();
-        let relief = Arc::clone(&guest);
+        let relief = Arc::clone(&caller);
         let thread = thread::spawn(move || {
             told.send(relief.stand_by()).unwrap();
             relief.begin();
             told.send(relief.finish()).unwrap();
         });
-        guest.begin();
-        assert!(guest.finish(), "nobody took its place yet");
-        guest.begin();
+        caller.begin();
+        assert!(caller.finish(), "nobody took its place yet");
+        caller.begin();
         while heard.try_recv().is_err() {
-            look(&guest);
+            look(&caller);
         }
         assert!(heard.recv().unwrap(), "the other one has the place");
         thread.join().unwrap();
-        assert!(!guest.finish() && !guest.takes_commands());
+        assert!(!caller.finish() && !caller.takes_commands());
     }
 
     #[test]
     fn one_stands_by_until_the_end() {
-        let guest = Arc::new(Guest::new().unwrap());
-        guest.come();
-        let relief = Arc::clone(&guest);
+        let caller = Arc::new(Caller::new().unwrap());
+        caller.come();
+        let relief = Arc::clone(&caller);
         let thread = thread::spawn(move || relief.stand_by());
-        while !lock(&guest.state).stands_by {
+        while !lock(&caller.state).stands_by {
             thread::yield_now();
         }
-        assert!(!guest.stand_by(), "one is enough");
-        guest.wait(true);
-        guest.end();
-        assert!(!thread.join().unwrap() && !guest.stand_by() && !guest.reads());
+        assert!(!caller.stand_by(), "one is enough");
+        caller.wait(true);
+        caller.end();
+        assert!(!thread.join().unwrap() && !caller.stand_by() && !caller.reads());
     }
 }
