@@ -116,6 +116,12 @@ def server_of(brokered: Brokered) -> int:
     return int(child)
 
 
+def connections_of(brokered: Brokered) -> int:
+    """Return how many sockets of the broker's path are connected."""
+    shown = Path(f"/proc/{server_of(brokered)}/net/unix").read_text()
+    return sum(line.endswith(f" {brokered.socket}") and line.split()[5] == "03" for line in shown.splitlines())
+
+
 def held(pid: int) -> tuple[int, int]:
     """Return a process's number of descriptors and its KiB of memory."""
     status = Path(f"/proc/{pid}/status").read_text()

@@ -1,6 +1,6 @@
 """Kill clients of a broker, and the broker itself, at random moments:
 
-    sudo .venv/bin/python tests/broker/kills.py NUMBER     (of clients; of the broker a tenth as many)
+    sudo .venv/bin/python tests/broker/kills.py NUMBER     (of each)
 
 Afterwards the broker has the descriptors that it had and less than 1 MB more memory, another user's connection is as it
 was, and so is the path manager of the namespace, after each kill.
@@ -12,6 +12,7 @@ import argparse
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from brokered import CONNECT, OTHER, RAW, Brokered, brokered_hosts, held, server_of
+from brokered import CONNECT, OTHER, RAW, Brokered, brokered_hosts, connections_of, held, server_of
+from support import eventually
 
 RULES = '[[rule]]\nremotes = ["10.0.0.0/8"]\nholds_per_second = 50\nopens_per_second = 100000\nclients = 500\n'
 
@@ -67,6 +69,17 @@ for line in sys.stdin:
 """
 )
 
+# Forks a broker for each line, for the same reason.
+BROKERS = """
+import os, sys
+import mptcp.cli, mptcp.cli.broker
+for _ in sys.stdin:
+    if not (pid := os.fork()):
+        os._exit(mptcp.cli.main(["broker", "--socket", sys.argv[1], "--rules", sys.argv[2]]))
+    print(pid, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
 VICTIM = (
     CONNECT
     + """
@@ -96,17 +109,16 @@ class Kept:
     before: tuple[int, int]
     after: tuple[int, int]
 
+    def check(self) -> None:
+        # It keeps up to four netlink sockets that it once needed at the same time.
+        assert self.after[0] <= self.before[0] + 4, self
+        assert self.after[1] - self.before[1] < 1024, self
 
-def settled(brokered: Brokered) -> tuple[int, int]:
-    """Return what the broker has once the threads of those who were killed have ended."""
-    pid, end = server_of(brokered), time.monotonic() + 20
-    found = held(pid)
-    while time.monotonic() < end:
-        time.sleep(1.2)  # it looks after streams once a second
-        last, found = found, held(pid)
-        if last[0] == found[0] and len(os.listdir(f"/proc/{pid}/task")) <= 5:
-            break
-    return found
+
+def settled(brokered: Brokered, connections: int) -> tuple[int, int]:
+    """Return what the broker has once the connections of those who were killed have ended, streams of events too."""
+    assert eventually(lambda: connections_of(brokered) <= connections, 30)
+    return held(server_of(brokered))
 
 
 def kill_clients(brokered: Brokered, number: int, seed: random.Random) -> Kept:
@@ -127,10 +139,11 @@ def kill_clients(brokered: Brokered, number: int, seed: random.Random) -> Kept:
             clients.stdin.flush()  # type: ignore[union-attr]
             clients.stdout.readline()  # type: ignore[union-attr]
 
+    connections = connections_of(brokered)  # the victim's
     kill(min(20, number))  # what it keeps from its first requests on
-    before = settled(brokered)
+    before = settled(brokered, connections)
     kill(number)
-    after = settled(brokered)
+    after = settled(brokered, connections)
     for ended in (clients, victim):
         _, errors = ended.communicate(timeout=60)
         assert ended.returncode == 0, errors
@@ -142,17 +155,33 @@ def kill_brokers(brokered: Brokered, number: int, seed: random.Random) -> None:
     """Kill the broker and start it again, while clients latch sockets without end."""
     if brokered.broker:
         brokered.stop()
+    rules = brokered.socket.with_suffix(".toml")
+    rules.write_text(RULES)
     client = brokered.popen(LATCHERS)
+    brokers = brokered.client.popen(
+        [sys.executable, "-c", BROKERS, str(brokered.socket), str(rules)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert brokers.stdin is not None
+    assert brokers.stdout is not None
+    assert brokers.stderr is not None
     for _ in range(number):
-        brokered.start(RULES)
+        brokers.stdin.write("\n")
+        brokers.stdin.flush()
+        pid = int(brokers.stdout.readline())
+        assert "listening" in (line := brokers.stderr.readline()), line
         time.sleep(seed.random() / 10)  # the moment of the kill is what is tried
-        os.kill(server_of(brokered), signal.SIGKILL)
-        assert brokered.broker is not None
-        brokered.broker.communicate(timeout=20)
+        (server,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        os.kill(int(server), signal.SIGKILL)
+        assert int(brokers.stdout.readline()) == 1
+        assert "killed by signal 9" in (line := brokers.stderr.readline()), line
         assert brokered.client.get_path_manager() == "kernel"
-    brokered.broker = None
-    _, errors = client.communicate("\n", timeout=30)
-    assert client.returncode == 0, errors
+    for ended, end in ((brokers, None), (client, "\n")):
+        _, errors = ended.communicate(end, timeout=30)
+        assert ended.returncode == 0, errors
 
 
 def main() -> None:
@@ -164,10 +193,9 @@ def main() -> None:
         brokered.start(RULES)
         kept = kill_clients(brokered, number, seed)
         print(f"{number} clients killed: descriptors and KiB before {kept.before}, after {kept.after}", flush=True)
-        assert kept.after[0] <= kept.before[0]
-        assert kept.after[1] - kept.before[1] < 1024
-        kill_brokers(brokered, number // 10, seed)
-        print(f"{number // 10} brokers killed: the path manager was put back each time")
+        kept.check()
+        kill_brokers(brokered, number, seed)
+        print(f"{number} brokers killed: the path manager was put back each time")
 
 
 if __name__ == "__main__":

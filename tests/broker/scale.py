@@ -21,7 +21,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from brokered import Brokered, brokered_hosts, held, server_of
+from brokered import Brokered, brokered_hosts, connections_of, held, server_of
+from support import eventually
 
 RULES = '[[rule]]\nremotes = ["10.0.0.0/8"]\nopens_per_second = 100000\nclients = 500\nhold = 600\n'
 
@@ -127,7 +128,7 @@ def run(brokered: Brokered, connections: int, users: int) -> None:
         for program in programs:
             program.kill()
             program.communicate()
-        time.sleep(3)  # its look after streams, and the ends of connections
+        eventually(lambda: connections_of(brokered) == 0, 30)
         show("after their end", pid)
         server.kill()
         server.communicate()
