@@ -469,7 +469,7 @@ def test_waiting_for_a_turn_takes_as_long_as_it_must(make_brokered: Callable[[],
         + """
 start = time.monotonic()
 for _ in range(20): mptcp.Socket(path_manager="userspace").close()
-assert 0.9 < time.monotonic() - start < 10, time.monotonic() - start
+assert 0.9 < time.monotonic() - start < 40, time.monotonic() - start
 # Whoever does not wait for it gets none.
 for _ in range(50):
     raw = Raw()
