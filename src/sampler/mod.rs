@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::os::fd::{OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -285,6 +286,13 @@ fn sites(sources: &[Source]) -> Vec<Site> {
     sites
 }
 
+/// A timer that expires after each interval from now on.
+fn timer(interval: Duration) -> Result<OwnedFd> {
+    let interval = interval.as_nanos() as u64;
+    sys::clock::timer(sys::monotonic_ns() + interval, interval)
+        .map_err(|error| Error::call("timerfd", &error))
+}
+
 /// A recording that runs until it is stopped or dropped.
 #[derive(Debug)]
 pub struct Sampler {
@@ -297,8 +305,7 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// Starts to record. The first tick is read before this returns, in the caller's thread, so that what cannot be
-    /// recorded is told at once.
+    /// Starts to record. The first tick is read before this returns, so that what cannot be recorded is told at once.
     pub fn start(sources: &[Source], mut settings: Settings) -> Result<Sampler> {
         let failed = |what: &'static str| move |error: std::io::Error| Error::call(what, &error);
         let sites: Vec<Arc<Site>> = sites(sources).into_iter().map(Arc::new).collect();
@@ -327,8 +334,14 @@ impl Sampler {
             site.known.searched.store(settings.method != Some(Method::FullInfo), Ordering::Relaxed);
         }
         finder.tick()?;
-        let mut ticks = ticks::Ticks::new(&sites, by_bpf, &common, settings)?;
-        ticks.tick()?;
+        let ticks = ticks::Ticks::new(&sites, by_bpf, &common, settings)?;
+        let sampler = Sampler {
+            common: Arc::clone(&common),
+            threads: Mutex::default(),
+            process: std::process::id(),
+            surroundings: sites.iter().map(|site| Surroundings::of(site)).collect(),
+        };
+        sampler.start_ticks(ticks, &stop, settings.interval)?;
         let is_empty = |site: &&Arc<Site>| lock(&site.known.tokens).is_empty();
         if by_diag {
             for site in sites.iter().filter(is_empty) {
@@ -336,32 +349,30 @@ impl Sampler {
             }
         }
 
-        let start = sys::monotonic_ns();
-        let timer = |interval: Duration| {
-            let interval = interval.as_nanos() as u64;
-            sys::clock::timer(start + interval, interval).map_err(failed("timerfd"))
-        };
-        let (tick_timer, connection_timer) =
-            (timer(settings.interval)?, timer(settings.connection_interval)?);
-        let finder_timer = timer(finder::INTERVAL)?;
-        let sampler = Sampler {
-            common: Arc::clone(&common),
-            threads: Mutex::default(),
-            process: std::process::id(),
-            surroundings: sites.iter().map(|site| Surroundings::of(site)).collect(),
-        };
-        let for_ticks = Arc::clone(&common);
-        sampler.spawn("mptcp-ticks", &stop, move |stop| {
-            let real_time = sys::clock::become_real_time().is_ok();
-            for_ticks.real_time.store(real_time, Ordering::Relaxed);
-            ticks.run(&tick_timer, stop)
-        })?;
+        let (connection_timer, finder_timer) =
+            (timer(settings.connection_interval)?, timer(finder::INTERVAL)?);
         sampler.spawn("mptcp-conns", &stop, move |stop| {
             connections.run(&connection_timer, stop, &new_subflow)
         })?;
         // It is stopped before the others: the last tick uses what events told.
         sampler.spawn("mptcp-finder", &stop_finder, move |stop| finder.run(&finder_timer, stop))?;
         Ok(sampler)
+    }
+
+    /// Starts the thread of the ticks; returns when it has read the first. The clock begins there and not before: beside
+    /// busy processes a new thread waits for some milliseconds until it runs and has its priority, and the ticks of these
+    /// would be missed.
+    fn start_ticks(&self, mut ticks: ticks::Ticks, stop: &Arc<EventFd>, interval: Duration) -> Result<()> {
+        let (first, outcome) = sync_channel(1);
+        let common = Arc::clone(&self.common);
+        self.spawn("mptcp-ticks", stop, move |stop| {
+            let real_time = sys::clock::become_real_time().is_ok();
+            common.real_time.store(real_time, Ordering::Relaxed);
+            let timer = ticks.tick().and_then(|()| timer(interval));
+            let _ = first.send(timer.as_ref().map(drop).map_err(Error::clone));
+            ticks.run(&timer?, stop)
+        })?;
+        outcome.recv().unwrap_or(Ok(()))
     }
 
     fn spawn(
