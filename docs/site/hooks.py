@@ -114,7 +114,7 @@ def _target(path: str) -> str | None:
     if path in PAGES:
         return PAGES[path]
     if path.startswith("notebooks"):
-        return path if path.endswith(".ipynb") else "notebooks/1-first-connection.ipynb"
+        return path if path.endswith(".ipynb") else "notebooks/1-a-link-fails.ipynb"
     return f"repository/{path}.md" if (ROOT / path).is_file() else None
 
 

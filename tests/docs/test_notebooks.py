@@ -48,3 +48,9 @@ def test_plots_are_there(cells: list[dict[str, Any]]) -> None:
         draws = any(word in "".join(cell["source"]) for word in (".plot(", "plot.share(", "plt.subplots("))
         images = [output for output in cell["outputs"] if "image/png" in output.get("data", {})]
         assert len(images) == draws, "".join(cell["source"])
+
+
+def test_no_output_is_red(cells: list[dict[str, Any]]) -> None:
+    """Neither warnings nor progress bars, which notebooks show on standard error."""
+    for cell in cells:
+        assert not [output for output in cell["outputs"] if output.get("name") == "stderr"], "".join(cell["source"])
