@@ -5,8 +5,8 @@ pub mod btf;
 pub mod insn;
 
 use std::ffi::CStr;
-use std::io;
-use std::os::fd::OwnedFd;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::error::{describe, Error, Result};
 use crate::sys;
@@ -83,6 +83,67 @@ impl Purpose {
         match load(&mut log) {
             Ok(program) => Ok(program),
             Err(_) => Err(self.unsupported(&format!("BPF_PROG_LOAD: {error}: {}", last_lines(&log)))),
+        }
+    }
+}
+
+/// A program that the kernel runs once for every TCP socket of a network namespace, with the socket locked, and once more
+/// without a socket at the end. It ends the iteration by returning 1.
+#[derive(Debug)]
+pub struct TcpIterator {
+    link: OwnedFd,
+}
+
+impl TcpIterator {
+    /// The kernel function that names what is iterated over.
+    pub const TARGET: &'static str = "bpf_iter_tcp";
+    /// `sk_common` in `struct bpf_iter__tcp`, the program's argument.
+    pub const CONTEXT_SOCKET: i16 = 8;
+
+    /// `target` is the id of [`TcpIterator::TARGET`] in the kernel's BTF.
+    pub fn load(
+        purpose: &Purpose,
+        target: u32,
+        instructions: &[u8],
+        license: &CStr,
+        name: &str,
+    ) -> Result<TcpIterator> {
+        let program = purpose.load(ProgramKind::Iterator { target }, instructions, license, name)?;
+        let link = sys::bpf::create_link(program.as_fd()).map_err(|error| match error.raw_os_error() {
+            Some(libc::EINVAL) => purpose.unsupported("it has no links of BPF iterators"),
+            _ => purpose.refused("BPF_LINK_CREATE", &error),
+        })?;
+        Ok(TcpIterator { link })
+    }
+
+    /// Lets the program see every socket of a namespace, the calling thread's by default, until `is_done`.
+    pub fn visit(&self, namespace: Option<BorrowedFd<'_>>, is_done: impl Fn() -> Result<bool>) -> Result<()> {
+        // The iterator keeps the namespace of the thread that makes it: reading it may happen anywhere.
+        let create = || sys::bpf::create_iterator(self.link.as_fd());
+        let iterator = match namespace {
+            None => create(),
+            Some(namespace) => sys::in_network_namespace(namespace, create),
+        };
+        let iterator = iterator.map_err(|error| match error.raw_os_error() {
+            Some(libc::EPERM) => Error::permission(
+                "the socket belongs to another network namespace, and BPF can enter it only with CAP_SYS_ADMIN: \
+                 call this from a thread or a process inside it",
+            ),
+            _ => Error::call("BPF_ITER_CREATE", &error),
+        })?;
+        let mut iterator = std::fs::File::from(iterator);
+        loop {
+            match iterator.read(&mut [0]) {
+                Ok(_) => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // The program has ended it, or the kernel takes a breath after a million sockets.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if is_done()? {
+                        return Ok(());
+                    }
+                }
+                Err(error) => return Err(Error::call("reading the BPF iterator", &error)),
+            }
         }
     }
 }

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::abi::bytes;
 use crate::bpf::btf::{Btf, BtfError, Member};
+use crate::bpf::TcpIterator;
 
 /// The largest copy that is believed to be of these structures: 6.18 has 2,304, 272 and 1,936 bytes.
 const LARGEST: usize = 8192;
@@ -114,6 +115,9 @@ pub struct Layout {
     pub skb: Skb,
     /// `net_cookie`, of `struct net`.
     pub net_cookie: Member,
+    /// The kernel function of the iterator over TCP sockets, where the kernel may give data to the subflow that it chose
+    /// last without looking at its candidates (Linux 6.1 does): who sends next must be known before it does.
+    pub iterator: Option<u32>,
 }
 
 impl Layout {
@@ -208,7 +212,12 @@ impl Layout {
             mptcp_offset: extensions.member("offset")?.offset() + mptcp,
         };
         let net_cookie = btf.structure("net")?.member("net_cookie")?;
-        Ok(Layout { tracepoints, tcp, context, msk, mapping, skb, net_cookie })
+        // `last_snd` is the subflow to which the next data may go without a choice.
+        let iterator = match btf.structure("mptcp_sock")?.member("last_snd") {
+            Ok(_) => Some(btf.function_id(TcpIterator::TARGET)?),
+            Err(_) => None,
+        };
+        Ok(Layout { tracepoints, tcp, context, msk, mapping, skb, net_cookie, iterator })
     }
 
     /// The local and the remote end of a copy of a `tcp_sock`.

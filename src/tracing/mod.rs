@@ -8,6 +8,7 @@ mod layout;
 mod program;
 pub mod record;
 
+use std::collections::HashMap;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex};
@@ -16,7 +17,7 @@ use std::time::Duration;
 
 use crate::abi::uapi;
 use crate::bpf::btf::Btf;
-use crate::bpf::Purpose;
+use crate::bpf::{Purpose, TcpIterator};
 use crate::connection::by_descriptor::read_info;
 use crate::connection::by_token::ByToken;
 use crate::connection::Connection as _;
@@ -64,10 +65,12 @@ fn kernel_layout() -> Result<Arc<Layout>> {
 }
 
 /// What is traced: the cookie of a network namespace, and a token or all of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Source {
     pub namespace: u64,
     pub token: Option<u32>,
+    /// The namespace itself, if it can be entered.
+    place: Option<Arc<Namespace>>,
 }
 
 impl Source {
@@ -80,21 +83,24 @@ impl Source {
         let mut cookie = [0; 8];
         sys::getsockopt(fd, libc::SOL_SOCKET, uapi::SO_NETNS_COOKIE, &mut cookie)
             .map_err(|error| Error::call("getsockopt(SO_NETNS_COOKIE)", &error))?;
-        Ok(Source { namespace: u64::from_ne_bytes(cookie), token: Some(token) })
+        let place = Namespace::of_socket(fd).ok();
+        Ok(Source { namespace: u64::from_ne_bytes(cookie), token: Some(token), place })
     }
 
     /// A connection, if it is still there.
     pub fn of_connection(connection: &ByToken) -> Result<Source> {
         let token = connection.known()?.token;
-        Ok(Source { namespace: connection.namespace()?.cookie, token: Some(token) })
+        let place = connection.namespace()?;
+        Ok(Source { namespace: place.cookie, token: Some(token), place: Some(place) })
     }
 
     /// Every connection of the calling thread's network namespace.
     pub fn here() -> Result<Source> {
-        Ok(Source { namespace: Namespace::current()?.cookie, token: None })
+        let place = Namespace::current()?;
+        Ok(Source { namespace: place.cookie, token: None, place: Some(place) })
     }
 
-    fn key(self) -> [u8; program::WANTED_SIZE] {
+    fn key(&self) -> [u8; program::WANTED_SIZE] {
         let mut key = [0; program::WANTED_SIZE];
         key[..8].copy_from_slice(&self.namespace.to_ne_bytes());
         key[8..12].copy_from_slice(&self.token.unwrap_or(0).to_ne_bytes());
@@ -182,6 +188,17 @@ impl Tracer {
                 sys::bpf::attach_tracepoint(program.as_fd())
                     .map_err(|error| PURPOSE.refused("BPF_RAW_TRACEPOINT_OPEN", &error))?,
             );
+        }
+        if let Some(target) = layout.iterator {
+            let program = program::existing(maps, &layout);
+            let iterator = TcpIterator::load(&PURPOSE, target, &program, LICENSE, "mptcp_existing")?;
+            let places: HashMap<u64, &Arc<Namespace>> = sources
+                .iter()
+                .filter_map(|source| Some((source.namespace, source.place.as_ref()?)))
+                .collect();
+            for place in places.values() {
+                iterator.visit(place.elsewhere()?, || Ok(false))?;
+            }
         }
         let (monotonic, realtime) = sys::clock::both_ns();
         let builder = Builder::new(layout, realtime as i64 - monotonic as i64, keeps);

@@ -11,6 +11,7 @@ use crate::bpf::insn::Register::{self, R0, R1, R10, R2, R3, R4, R6, R7, R8, R9};
 use crate::bpf::insn::When::{Equal, Greater, NotEqual, NotLess};
 use crate::bpf::insn::Width::{U16, U32, U64, U8};
 use crate::bpf::insn::{Assembler, Helper, Label, Width};
+use crate::bpf::TcpIterator;
 
 use super::layout::Layout;
 use super::record::{candidate, data, data_ack, head, kind, retransmitted, subflow};
@@ -516,6 +517,16 @@ pub fn get_send(maps: Maps, layout: &Layout) -> Vec<u8> {
         w.a.store(width, R9, offset(to), R1);
     }
     w.end_record();
+    w.finish()
+}
+
+/// For each TCP socket that there is: a subflow that has not been recognised yet.
+pub fn existing(maps: Maps, layout: &Layout) -> Vec<u8> {
+    let mut w = Writer::new(maps, layout);
+    w.a.load(U64, R1, R1, TcpIterator::CONTEXT_SOCKET);
+    w.a.jump_if(R1, Equal, 0, w.out);
+    w.load_subflow();
+    w.recognise();
     w.finish()
 }
 

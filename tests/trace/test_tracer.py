@@ -25,7 +25,7 @@ SIZE = 3_000_000
 
 def transfer(sock: mptcp.Socket, peer: mptcp.Socket, size: int = SIZE) -> None:
     """Send bytes in pieces of odd lengths, and wait until they are acknowledged."""
-    content, before = os.urandom(size), sock.info().bytes_acked or 0
+    content, before = os.urandom(size), sock.info().snd_una
     received = bytearray()
 
     def receive() -> None:
@@ -43,7 +43,7 @@ def transfer(sock: mptcp.Socket, peer: mptcp.Socket, size: int = SIZE) -> None:
             break
     thread.join()
     assert bytes(received) == content
-    assert eventually(lambda: sock.info().bytes_acked == before + size)
+    assert eventually(lambda: (sock.info().snd_una - before) % 2**64 == size)
 
 
 def is_quiet(sock: mptcp.Socket, remote: str | None = None) -> bool:
@@ -149,7 +149,7 @@ def test_a_capture_of_the_same_transfer_has_the_same_segments(mptcp_lab: Lab, tm
         assert sorted(ours["dsn"].tolist()) == sorted(theirs["dsn"].tolist())
     retransmitted = sum(subflow.tcp_info.bytes_retrans for subflow in subflows) - before
     assert trace.subflows["retransmitted_0"].sum() == seen["length"].sum() == retransmitted
-    assert info.bytes_sent == SIZE + 1
+    assert info.bytes_sent in (SIZE + 1, None)  # None before Linux 6.5
     fresh = trace.packets[~trace.packets["retransmitted"] & ~trace.packets["reinjected"]]
     assert (fresh["data_acked_ns"] > fresh["time_ns"]).all()
     assert (fresh["received_ns"] > fresh["time_ns"]).all()

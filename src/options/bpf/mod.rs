@@ -7,14 +7,13 @@ pub mod program;
 
 use std::collections::HashMap;
 use std::ffi::CStr;
-use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use crate::bpf::btf::Btf;
-use crate::bpf::{Purpose, ENOTSUPP};
+use crate::bpf::{Purpose, TcpIterator, ENOTSUPP};
 use crate::error::{Error, Result};
-use crate::sys;
-use crate::sys::bpf::{Map, MapKind, ProgramKind};
+use crate::sys::bpf::{Map, MapKind};
 use crate::sys::lock::PerProcess;
 use program::{Maps, Range, Slot, MAX_PER_SOCKET, MAX_REQUESTS, MAX_VALUE, NOT_MET};
 
@@ -83,14 +82,14 @@ struct Loaded {
     index: Map<8, { Range::SIZE }>,
     slots: Map<4, { Slot::SIZE }>,
     unserved: Map<4, 4>,
-    link: OwnedFd,
+    iterator: TcpIterator,
 }
 
 impl Loaded {
     fn load() -> Result<Self> {
         let btf = PURPOSE.kernel_btf()?;
         let target = Btf::parse(&btf)
-            .and_then(|btf| btf.function_id("bpf_iter_tcp"))
+            .and_then(|btf| btf.function_id(TcpIterator::TARGET))
             .map_err(|error| PURPOSE.without_btf(&error))?;
         let requests = MAX_REQUESTS as u32;
         let failed = |error: io::Error| PURPOSE.refused("BPF_MAP_CREATE", &error);
@@ -102,13 +101,8 @@ impl Loaded {
             slots: slots.as_raw_fd(),
             unserved: unserved.as_raw_fd(),
         });
-        let kind = ProgramKind::Iterator { target };
-        let program = PURPOSE.load(kind, &instructions, LICENSE, "mptcp_options")?;
-        let link = sys::bpf::create_link(program.as_fd()).map_err(|error| match error.raw_os_error() {
-            Some(libc::EINVAL) => PURPOSE.unsupported("it has no links of BPF iterators"),
-            _ => PURPOSE.refused("BPF_LINK_CREATE", &error),
-        })?;
-        Ok(Self { index, slots, unserved, link })
+        let iterator = TcpIterator::load(&PURPOSE, target, &instructions, LICENSE, "mptcp_options")?;
+        Ok(Self { index, slots, unserved, iterator })
     }
 
     /// One visit, for the requests at the positions in `batch`.
@@ -148,33 +142,7 @@ impl Loaded {
 
     /// Lets the program see every socket of the namespace, or as many as it takes to serve every request.
     fn visit(&self, namespace: Option<BorrowedFd<'_>>) -> Result<()> {
-        // The iterator keeps the namespace of the thread that makes it: reading it may happen anywhere.
-        let create = || sys::bpf::create_iterator(self.link.as_fd());
-        let iterator = match namespace {
-            None => create(),
-            Some(namespace) => sys::in_network_namespace(namespace, create),
-        };
-        let iterator = iterator.map_err(|error| match error.raw_os_error() {
-            Some(libc::EPERM) => Error::permission(
-                "the socket belongs to another network namespace, and BPF can enter it only with CAP_SYS_ADMIN: \
-                 call this from a thread or a process inside it",
-            ),
-            _ => Error::call("BPF_ITER_CREATE", &error),
-        })?;
-        let mut iterator = std::fs::File::from(iterator);
-        loop {
-            match iterator.read(&mut [0]) {
-                Ok(_) => return Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // The program has served everything, or the kernel takes a breath after a million sockets.
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if self.unserved.lookup(&[0; 4]).map_err(lookup_failed)? == [0; 4] {
-                        return Ok(());
-                    }
-                }
-                Err(error) => return Err(Error::call("reading the BPF iterator", &error)),
-            }
-        }
+        self.iterator.visit(namespace, || Ok(self.unserved.lookup(&[0; 4]).map_err(lookup_failed)? == [0; 4]))
     }
 }
 

@@ -13,6 +13,7 @@ use crate::bpf::insn::Register::{R0, R1, R10, R2, R3, R4, R5, R6, R7, R8, R9};
 use crate::bpf::insn::When::{Equal, Greater, Less, NotEqual};
 use crate::bpf::insn::Width::{U32, U64};
 use crate::bpf::insn::{Assembler, Helper};
+use crate::bpf::TcpIterator;
 
 /// Requests that one run can carry.
 pub const MAX_REQUESTS: usize = 512;
@@ -101,9 +102,6 @@ pub struct Maps {
     pub unserved: i32,
 }
 
-/// `sk_common` in `struct bpf_iter__tcp`, the program's argument.
-const CONTEXT_SOCKET: i16 = 8;
-
 // On the stack: the keys of the two look-ups.
 const COOKIE: i16 = -8;
 const SLOT_NUMBER: i16 = -12;
@@ -118,7 +116,7 @@ pub fn program(maps: Maps) -> Vec<u8> {
     let served = a.label();
 
     // R6: the socket. Null on the last call, which announces the end of the iteration.
-    a.load(U64, R6, R1, CONTEXT_SOCKET);
+    a.load(U64, R6, R1, TcpIterator::CONTEXT_SOCKET);
     a.jump_if(R6, Equal, 0, next_socket);
 
     // Is its cookie one of ours?
