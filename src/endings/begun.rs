@@ -90,6 +90,16 @@ impl Begun {
         found
     }
 
+    /// Those that have not been destroyed, and the cookie of each that was looked up.
+    pub fn iter(&self) -> impl Iterator<Item = (Tuple, u32, Option<u64>)> + '_ {
+        self.0.iter().flat_map(|((_, (address, port)), known)| {
+            let remote = SocketAddr::new(*address, *port);
+            known.iter().map(move |each| {
+                (Tuple { local: each.local, remote, interface: 0 }, each.subflow.token, each.cookie)
+            })
+        })
+    }
+
     fn last(&mut self, local: SocketAddr, remote: SocketAddr) -> Option<&mut Beginning> {
         let known = self.0.get_mut(&ends(&Tuple { local, remote, interface: 0 }))?;
         known.iter_mut().rev().find(|each| each.local.port() == local.port())

@@ -280,6 +280,11 @@ impl ByDiag {
         Ok(())
     }
 
+    /// Whether a subflow is gone before anything was read of it: only its notice can give it a row.
+    pub fn has_unread_gone(&self) -> bool {
+        self.gone.values().any(|target| target.read.bytes().is_empty())
+    }
+
     fn wants(&self, token: u32) -> bool {
         self.tokens.as_ref().is_none_or(|tokens| tokens.contains(&token))
     }

@@ -175,6 +175,15 @@ impl Common {
         lock(&self.ends).cookies.contains(&cookie)
     }
 
+    /// Whether a subflow with these ends, of the connection with this token, has been remembered.
+    fn has_noted_ends(&self, tuple: &Tuple, token: u32) -> bool {
+        let is_it = |ends: &SubflowEnds| {
+            let other = Tuple { local: ends.local, remote: ends.remote, interface: 0 };
+            ends.token == token && other.same_endpoints(tuple)
+        };
+        lock(&self.ends).ends.iter().any(|(_, ends)| is_it(ends))
+    }
+
     /// Remembers a new subflow.
     fn note(&self, entry: &Entry, token: u32) {
         let Tuple { local, remote, .. } = entry.tuple;

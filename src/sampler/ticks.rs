@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::by_bpf::{self, ByBpf};
 use super::by_diag::{final_sample, ByDiag, Target};
@@ -17,7 +18,7 @@ use crate::netlink::diag::{Entry, Tuple};
 use crate::samples::row::RawSample;
 use crate::sys;
 use crate::sys::lock::lock;
-use crate::sys::wait::EventFd;
+use crate::sys::wait::{self, EventFd};
 use crate::tcp_sock::{Ending, Endings};
 
 /// What is read in one network namespace.
@@ -62,6 +63,17 @@ impl TickSite {
             }
         }
         failed
+    }
+
+    /// Whether a subflow of which an event told has no row, which its notice will give it.
+    fn lacks_rows(&self, common: &Common) -> bool {
+        let is_noted = |tuple: &Tuple, token, cookie: Option<u64>| match cookie {
+            Some(cookie) => common.has_noted(cookie),
+            None => common.has_noted_ends(tuple, token),
+        };
+        let begun = lock(&self.site.known.begun);
+        self.by_diag.has_unread_gone()
+            || begun.iter().any(|(tuple, token, cookie)| !is_noted(&tuple, token, cookie))
     }
 
     /// What is known of a subflow that has ended.
@@ -144,6 +156,10 @@ impl TickSite {
         }
     }
 }
+
+/// How long the end of a recording waits for the notices of subflows that have no row otherwise. The kernel sends them from
+/// a worker thread, some milliseconds after the socket was destroyed on a busy machine.
+const NOTICES: Duration = Duration::from_secs(1);
 
 /// Of two readings by one way: the least processor time, and whether one of them waited.
 fn better(before: Option<Result<Cost>>, now: Result<Cost>) -> Result<Cost> {
@@ -319,6 +335,20 @@ impl Ticks {
         Ok(())
     }
 
+    /// Waits for what only notices tell, unless some of them were lost.
+    fn read_late_notices(&mut self) -> Result<()> {
+        let end = Instant::now() + NOTICES;
+        while !self.common.notices_lost.load(Ordering::Relaxed) {
+            let lacking = self.places.iter().find(|place| place.lacks_rows(&self.common));
+            let left = end.saturating_duration_since(Instant::now());
+            let Some(place) = lacking.filter(|_| !left.is_zero()) else { break };
+            // Interrupted by a signal it waits again.
+            let _ = wait::readable([place.notices.fd()], Some(left));
+            self.read_endings()?;
+        }
+        Ok(())
+    }
+
     /// Reads at each tick of the timer until `stop` is readable, and then once more.
     pub fn run(mut self, timer: &OwnedFd, stop: &EventFd) -> Result<()> {
         let mut fds: Vec<RawFd> = vec![timer.as_raw_fd(), stop.as_raw_fd()];
@@ -337,6 +367,7 @@ impl Ticks {
             if stopped {
                 // What ended while the last tick was read has no row by that.
                 read = read.and_then(|()| self.read_endings()).and_then(|()| self.read_unread());
+                read = read.and_then(|()| self.read_late_notices());
             }
             if let Err(error) = read {
                 // A reading that failed is a tick without rows. The next may go well.
