@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import select
 import socket
 import struct
@@ -54,7 +53,7 @@ def take(open_socket: OpenSocket) -> socket.socket:
         else:
             return sock
         # Nobody can have taken one that nobody knows.
-        name = _NAME + b"." + secrets.token_hex(8).encode()
+        name = _NAME + b"." + os.urandom(8).hex().encode()
 
 
 def wait_for_others(open_socket: OpenSocket) -> None:
