@@ -443,11 +443,13 @@ print(mptcp.get_path_manager(), flush=True)
 signal.pause()
 """
 
+# A signal that arrives just before signal.pause() begins to wait would not end it.
 WITH_BLOCK = """
-import mptcp, signal
+import mptcp, time
 with mptcp.run_policy(mptcp.Policy()):
     print(mptcp.get_path_manager(), flush=True)
-    signal.pause()
+    while True:
+        time.sleep(1)
 """
 
 
