@@ -31,6 +31,16 @@ sock = mptcp.create_connection((s1, 5000), path_manager="userspace")
 sock.sendall(b"hello"); assert sock.recv(5) == b"hello"
 """
 
+# One to announcing(), which has announced its address.
+HEAR = """
+sock = mptcp.create_connection((s1, 5001), path_manager="userspace")
+sock.sendall(b"hello"); sock.recv(5)
+with sock.events() as events:
+    sock.sendall(b"x")
+    while events.get(timeout=10).kind != EventKind.ANNOUNCED:
+        pass
+"""
+
 # The interpreter may be where an ordinary user cannot look: everything is imported first.
 _BECOME = """
 import asyncio, encodings.idna, json, os, socket, struct, sys, threading, time
@@ -180,3 +190,45 @@ class _Ending:
     def __exit__(self, *unused: object) -> None:
         self.process.kill()
         self.process.communicate()
+
+
+@contextmanager
+def connection_of(brokered: Brokered, uid: int = OTHER) -> Iterator[tuple[int, tuple[str, int], tuple[str, int]]]:
+    """A connection of another user: its token and ends. It must be as it was at the end."""
+    victim = brokered.popen(
+        CONNECT
+        + """
+print(sock.token, *sock.getsockname(), *sock.getpeername(), flush=True)
+sys.stdin.read()
+[subflow] = sock.subflows()
+assert not subflow.backup
+sock.sendall(b"hello"); assert sock.recv(5) == b"hello"
+""",
+        uid,
+    )
+    assert victim.stdout is not None
+    token, local, local_port, remote, remote_port = victim.stdout.readline().split()
+    try:
+        yield int(token), (local, int(local_port)), (remote, int(remote_port))
+    finally:
+        _, errors = victim.communicate(timeout=30)
+    assert victim.returncode == 0, errors
+
+
+@contextmanager
+def announcing(brokered: Brokered, address: str, port: int | None = None, listen: bool = True) -> Iterator[None]:
+    """A server at port 5001 that answers once, and announces an address when it receives another byte."""
+    code = f"""
+import mptcp
+listener = mptcp.create_server(("", 5001))
+print(flush=True)
+sock, _ = listener.accept()
+sock.recv(5); sock.sendall(b"hello"); sock.recv(1)
+sock.announce_address({address!r}, {port}, listen={listen})
+sock.recv(1)
+"""
+    peer = brokered.server.popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    with _Ending(peer):
+        assert peer.stdout is not None
+        peer.stdout.readline()
+        yield

@@ -124,8 +124,8 @@ impl Client {
                 libc::EPROTONOSUPPORT => {
                     format!("this broker speaks version {} of the protocol only", codec::VERSION)
                 }
-                libc::EOPNOTSUPP => "this broker does not know the request: it is older than the program that asks, restart it with \
-                                     that one's version of mptcp"
+                libc::EOPNOTSUPP => "the broker does not know this request, because it is older than the program: restart it with the \
+                                     program's version of mptcp"
                     .to_owned(),
                 _ => "malformed request".to_owned(),
             },

@@ -69,7 +69,7 @@ fn kernel_layout() -> Result<Arc<Layout>> {
 pub struct Source {
     pub namespace: u64,
     pub token: Option<u32>,
-    /// The namespace itself, if it can be entered.
+    /// The namespace itself, where it is needed and can be entered.
     place: Option<Arc<Namespace>>,
 }
 
@@ -83,7 +83,8 @@ impl Source {
         let mut cookie = [0; 8];
         sys::getsockopt(fd, libc::SOL_SOCKET, uapi::SO_NETNS_COOKIE, &mut cookie)
             .map_err(|error| Error::call("getsockopt(SO_NETNS_COOKIE)", &error))?;
-        let place = Namespace::of_socket(fd).ok();
+        // Entering it takes privileges and time, which only some kernels need.
+        let place = kernel_layout()?.iterator.and_then(|_| Namespace::of_socket(fd).ok());
         Ok(Source { namespace: u64::from_ne_bytes(cookie), token: Some(token), place })
     }
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 
 import pytest
-from brokered import CONNECT, NOBODY, OTHER, RAW, Brokered, become, held, server_of
+from brokered import CONNECT, NOBODY, OTHER, RAW, Brokered, become, connection_of, held, server_of
 from support import eventually
 
 
@@ -21,30 +21,13 @@ def strict(make_brokered: Callable[[], Brokered]) -> Brokered:
     return found
 
 
-def victim_of(brokered: Brokered) -> subprocess.Popen[str]:
-    """Start a connection of another user, which prints its token and fails unless it still is as it was at the end."""
-    return brokered.popen(
-        CONNECT
-        + """
-print(sock.token, flush=True)
-sys.stdin.read()
-[subflow] = sock.subflows()
-assert not subflow.backup
-sock.sendall(b"hello"); assert sock.recv(5) == b"hello"
-""",
-        OTHER,
-    )
-
-
 def test_descriptors_swapped_and_tokens_used_again(strict: Brokered) -> None:
     """A descriptor is replaced while a message with it is sent, and connections end under their requests."""
-    victim = victim_of(strict)
-    assert victim.stdout is not None
-    token = int(victim.stdout.readline())
-    strict.run(
-        RAW
-        + CONNECT
-        + f"""
+    with connection_of(strict) as (token, _, _):
+        strict.run(
+            RAW
+            + CONNECT
+            + f"""
 victim = {token}
 stop = False
 null = os.open("/dev/null", os.O_RDONLY)
@@ -81,9 +64,7 @@ for _ in range(200):
     denied = Raw().denied(COMMAND, create(token, c2, s1, 5000))
     assert not denied.refused and "no connection with token" in denied.text or denied.refused, denied
 """
-    )
-    _, errors = victim.communicate(timeout=30)
-    assert victim.returncode == 0, errors
+        )
 
 
 def test_descriptors_in_flight_in_cycles_and_messages_cut_short(strict: Brokered) -> None:

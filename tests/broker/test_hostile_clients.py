@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from brokered import CONNECT, OTHER, RAW, Brokered, held, server_of
+from brokered import CONNECT, HEAR, OTHER, RAW, Brokered, announcing, connection_of, held, server_of
 from support import eventually
 
 
@@ -39,7 +39,7 @@ try:
     while True: full.send(HELLO)
 except BlockingIOError:
     pass
-# As many as the queue has room for: no more have come for a second.
+# As many as the queue has room for: no more have come for a second. No event tells how much waits there.
 most, since = 0, time.monotonic()
 while time.monotonic() < since + 1:
     if (now := unread(full)) != most: most, since = now, time.monotonic()
@@ -217,23 +217,11 @@ def server_threads(pid: int) -> list[str]:
 
 def test_messages_that_are_almost_right(strict: Brokered) -> None:
     """Every kind of request with a few bytes changed, with descriptors and without, in one go; then all is well."""
-    victim = strict.popen(
-        CONNECT
-        + """
-print(sock.token, flush=True)
-sys.stdin.read()
-[subflow] = sock.subflows()
-assert not subflow.backup
-sock.sendall(b"hello"); assert sock.recv(5) == b"hello"
-""",
-        OTHER,
-    )
-    assert victim.stdout is not None
-    token = int(victim.stdout.readline())
-    strict.run(
-        RAW
-        + CONNECT
-        + f"""
+    with connection_of(strict) as (token, _, _):
+        strict.run(
+            RAW
+            + CONNECT
+            + f"""
 import random
 seed = random.Random(19)
 victim = {token}
@@ -268,9 +256,7 @@ for number in range(3000):
         pass
 raw.ask(HELLO)
 """
-    )
-    _, errors = victim.communicate(timeout=30)
-    assert victim.returncode == 0, errors
+        )
 
 
 def test_addresses_by_other_names(strict: Brokered) -> None:
@@ -302,27 +288,10 @@ assert outcome(create(sock.token, "::ffff:" + c2, s1, 5000)) is None or len(sock
 
 def test_what_is_announced_is_no_way_to_this_host_s_own_services(strict: Brokered) -> None:
     """A peer that works together with a local user announces a loopback address."""
-    code = """
-import mptcp
-listener = mptcp.create_server(("", 5001))
-print(flush=True)
-sock, _ = listener.accept()
-sock.recv(5); sock.sendall(b"hello"); sock.recv(1)
-sock.announce_address("127.0.0.1", 22, listen=False)
-sock.recv(1)
-"""
-    peer = strict.server.popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
-    try:
-        assert peer.stdout is not None
-        peer.stdout.readline()
+    with announcing(strict, "127.0.0.1", 22, listen=False):
         strict.run(
-            """
-sock = mptcp.create_connection((s1, 5001), path_manager="userspace")
-sock.sendall(b"hello"); sock.recv(5)
-with sock.events() as events:
-    sock.sendall(b"x")
-    while events.get(timeout=10).kind != EventKind.ANNOUNCED:
-        pass
+            HEAR
+            + """
 try:
     sock.open_subflow(None, ("127.0.0.1", 22))
 except PermissionError as error:
@@ -331,9 +300,6 @@ else:
     raise AssertionError
 """
         )
-    finally:
-        peer.kill()
-        peer.communicate()
 
 
 def test_options_of_wrong_lengths(strict: Brokered) -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import pytest
-from brokered import CONNECT, NOBODY, OTHER, RAW, Brokered
+from brokered import CONNECT, HEAR, NOBODY, OTHER, RAW, Brokered, announcing, connection_of
 from support import eventually
 
 RULES = "[[rule]]\n"
@@ -21,28 +19,6 @@ def strict(make_brokered: Callable[[], Brokered]) -> Brokered:
     found = make_brokered()
     found.start(RULES)
     return found
-
-
-@contextmanager
-def connection_of(brokered: Brokered, uid: int) -> Iterator[tuple[int, tuple[str, int], tuple[str, int]]]:
-    """A connection of another user: its token and ends. It still has its subflow afterwards."""
-    victim = brokered.popen(
-        CONNECT
-        + """
-print(sock.token, *sock.getsockname(), *sock.getpeername(), flush=True)
-sys.stdin.read()
-assert len(sock.subflows()) == 1
-sock.sendall(b"hello"); assert sock.recv(5) == b"hello"
-""",
-        uid,
-    )
-    assert victim.stdout is not None
-    token, local, local_port, remote, remote_port = victim.stdout.readline().split()
-    try:
-        yield int(token), (local, int(local_port)), (remote, int(remote_port))
-    finally:
-        _, errors = victim.communicate(timeout=30)
-    assert victim.returncode == 0, errors
 
 
 def test_another_user_s_connection(strict: Brokered) -> None:
@@ -105,33 +81,8 @@ assert sock.open_subflow(c2).remote == (s1, 5000)
 
 
 def test_what_the_peer_announces_is_allowed(strict: Brokered) -> None:
-    code = """
-import mptcp, sys
-listener = mptcp.create_server(("", 5001))
-print(flush=True)
-sock, _ = listener.accept()
-sock.recv(5); sock.sendall(b"hello"); sock.recv(1)
-sock.announce_address(sys.argv[1])
-sock.recv(1)
-"""
-    peer = strict.server.popen([sys.executable, "-c", code, strict.names["s2"]], stdout=subprocess.PIPE)
-    try:
-        assert peer.stdout is not None
-        peer.stdout.readline()
-        strict.run(
-            """
-sock = mptcp.create_connection((s1, 5001), path_manager="userspace")
-sock.sendall(b"hello"); sock.recv(5)
-with sock.events() as events:
-    sock.sendall(b"x")
-    while events.get(timeout=10).kind != EventKind.ANNOUNCED:
-        pass
-assert sock.open_subflow(c2, (s2, 5001)).remote == (s2, 5001)
-"""
-        )
-    finally:
-        peer.kill()
-        peer.communicate()
+    with announcing(strict, strict.names["s2"]):
+        strict.run(HEAR + "assert sock.open_subflow(c2, (s2, 5001)).remote == (s2, 5001)")
 
 
 def test_low_ports_interfaces_and_foreign_addresses(strict: Brokered) -> None:
