@@ -1,6 +1,6 @@
 """The parts of programs on the older pages run, in order, with what the page takes for granted.
 
-Programs that are whole have tests of their own, by page; test_every_program_of_every_page_runs() has the list.
+Programs that are whole have tests of their own, by page: test_blocks.py has the list.
 """
 
 from __future__ import annotations
@@ -8,9 +8,11 @@ from __future__ import annotations
 import gzip
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,35 +20,22 @@ import mptcp
 import pytest
 from mptcp import plot, policies
 from mptcp.lab import Host
-from support import Connection, has_bpf
+from support import PORT, Connection, exchange, has_bpf, needs
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 BLOCK = re.compile(r"^( *)```(python|sh)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
-
-# The tests that run a page's programs. Those of kernel-bugs.md show what happens by chance, in up to a minute each, and
-# are for a reader to run.
-TESTED = {
-    "README.md": "docs/test_docs.py",
-    "docs/ci.md": "docs/test_pages.py",
-    "docs/differences.md": "socket/test_differences.py",
-    "docs/enhanced-api.md": "enhanced_api/test_enhanced_api.py",
-    "docs/index.md": "docs/test_pages.py",
-    "docs/lab.md": "docs/test_pages.py",
-    "docs/libraries.md": "docs/test_libraries.py",
-    "docs/new-user.md": "docs/test_pages.py",
-    "docs/recipes.md": "socket/test_dropin.py",
-    "docs/sweeps.md": "docs/test_sweeps.py",
-    "docs/testing.md": "testing/test_pytest_plugin.py",
-}
-HERE = {"gallery", "measuring", "path-managers", "policies", "traces", "why"}
-BY_CHANCE = {"docs/kernel-bugs.md"}
 
 
 def programs(page: str, language: str = "python") -> list[str]:
     """The blocks of one language on a page, without the indentation of a list."""
     found = [match for match in BLOCK.finditer((DOCS / f"{page}.md").read_text()) if match[2] == language]
     return [re.sub(f"^{match[1]}", "", match[3], flags=re.MULTILINE) for match in found]
+
+
+def here(line: str) -> str:
+    """A command line of a page, with this environment's mptcp."""
+    return re.sub(r"\bmptcp (?=[a-z])", f"{sys.executable} -m mptcp ", line)
 
 
 def in_host(host: Host, program: str, **named: Any) -> str:
@@ -104,17 +93,68 @@ def test_captures(recorded: dict[str, Any]) -> None:
     shutil.copy("wifi.pcapng", "run.pcapng")
     Path("run.pcap.gz").write_bytes(gzip.compress(Path("lte.pcapng").read_bytes()))
     _, files = programs("traces", "sh")
-    lines = [line for line in files.splitlines() if not line.startswith("tcpdump")]  # it would not end
+    lines = [line for line in files.splitlines() if not line.startswith("tcpdump")]  # see below
     assert len(lines) == 4
     for line in lines:
-        done = subprocess.run(
-            ["bash", "-ec", line.replace("mptcp trace", f"{sys.executable} -m mptcp trace")],
-            capture_output=True,
-            text=True,
-            timeout=100,
-        )
+        done = subprocess.run(["bash", "-ec", here(line)], capture_output=True, text=True, timeout=100)
         assert (done.returncode, done.stderr) == (0, ""), line
     assert Path("run.png").exists()
+
+
+@needs("tcpdump", "pkill")
+def test_a_capture_by_tcpdump(connection: Connection) -> None:
+    [line] = [line for line in programs("traces", "sh")[1].splitlines() if line.startswith("tcpdump")]
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with connection.client.popen(["bash", "-c", here(line)], start_new_session=True, **pipe) as shell:
+
+        def signalled(name: str) -> None:
+            to_tcpdump = ["pkill", "--signal", name, "--session", str(shell.pid), "--exact", "tcpdump"]
+            subprocess.run(to_tcpdump, check=True, timeout=60)
+
+        assert shell.stderr is not None
+        said = shell.stderr.readline()
+        while "listening on" not in said:
+            if not said or "permi" in said:
+                shell.kill()
+                pytest.skip(f"needs a tcpdump that captures in a lab: {said}")
+            said = shell.stderr.readline()
+        with connection.client.create_connection((connection.paths[0].address(connection.server), PORT)) as sock:
+            peer, _ = connection.listener.accept()
+            with peer:
+                exchange(sock, peer)
+        # The kernel hands packets over in blocks, once a second. At SIGUSR1 tcpdump says how many it has.
+        until = time.monotonic() + 60
+        while not re.match(r"tcpdump: \d{2,} packets captured", said):
+            assert time.monotonic() < until, said
+            signalled("USR1")
+            said = shell.stderr.readline()
+        signalled("INT")
+        output, _ = shell.communicate(timeout=60)
+    assert shell.returncode == 0
+    assert "10.0.1.1" in output, output
+
+
+@pytest.mark.skipif(not has_bpf(), reason="needs CAP_BPF and CAP_PERFMON in the initial user namespace")
+@pytest.mark.usefixtures("_in_an_empty_folder")
+def test_live_traces(connection: Connection) -> None:
+    everything, one = programs("traces", "sh")[0].splitlines()
+    assert "--duration 10 " in everything
+    assert "--token 3061532139 " in one
+    for line in (
+        everything.replace("--duration 10", "--duration 1"),
+        one.replace("3061532139", str(connection.sock.token)),
+    ):
+        pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        with connection.client.popen(["bash", "-c", f"exec {here(line)}"], **pipe) as process:
+            assert process.stderr is not None
+            assert process.stderr.readline() == "tracing\n"
+            exchange(connection.sock, connection.peer)
+            if "Ctrl+C" in line:
+                process.send_signal(signal.SIGINT)
+            output, errors = process.communicate(timeout=60)
+        assert (process.returncode, errors) == (0, ""), line
+        assert str(connection.sock.token) in output, output
+    assert len(mptcp.read_trace("run.parquet").packets) > 0
 
 
 @pytest.mark.skipif(not has_bpf(), reason="needs CAP_BPF and CAP_PERFMON in the initial user namespace")
@@ -176,14 +216,3 @@ def swallow(peer: mptcp.Socket) -> None:
 def serve(listener: mptcp.Socket) -> None:
     with listener.accept()[0] as peer:
         swallow(peer)
-
-
-def test_every_program_of_every_page_runs() -> None:
-    """Here or in a test that names the page."""
-    pages = [ROOT / "README.md", *DOCS.rglob("*.md")]
-    with_programs = {path.relative_to(ROOT).as_posix() for path in pages if "```python\n" in path.read_text()}
-    tutorials = {name for name in with_programs if name.startswith("docs/tutorials/")}
-    assert with_programs - tutorials - BY_CHANCE == set(TESTED) | {f"docs/{name}.md" for name in HERE}
-    for page, test in TESTED.items():
-        text = (ROOT / "tests" / test).read_text()
-        assert Path(page).name in text or f'"{Path(page).stem}"' in text, page
