@@ -25,6 +25,7 @@ __all__ = [
     "LinkLimits",
     "LinkTrace",
     "Native",
+    "PolicyOpener",
     "Opening",
     "Sampler",
     "SegmentTracer",
@@ -1043,6 +1044,7 @@ class Watcher:
     - ("answered", conn, event): the SYN/ACK of a subflow has come
     - ("accepted", conn, subflow): the peer has accepted it, or joined itself
     - ("lost", conn, event), ("failed", conn, event): a subflow was closed that was accepted, or that was not
+    - ("closing", conn, event): a subflow was closed that close_subflow() was called for
     - ("ended", conn, event): a subflow was closed with its connection, which is about to end
     - ("ordered", conn, number): a standing order is being carried out
     - ("done", conn, number): the command with this number, of which no event tells, has been carried out
@@ -1052,6 +1054,8 @@ class Watcher:
     - ("overrun", event): events were lost; the reports that follow are what changed meanwhile
     - ("other", event) and ("other", conn, event): everything else
     - ("relieved",): the calling thread was stuck in a command, and another one takes the reports now
+    - ("called", method, arguments, error, is_relieved): a method of ``at_once`` was called and raised this, or None; then
+      what it opened was requested, in which the calling thread was stuck or not
 
     ``conn`` is the Connection, from the ``owners`` that get() is given; of one that has none there nothing is
     reported. One thread at a time takes reports. The commands that it submits meanwhile are carried out
@@ -1061,8 +1065,13 @@ class Watcher:
     """
 
     def __new__(cls, fd: int) -> Watcher: ...
-    def get(self, timeout: float | None, owners: Mapping[int, Any]) -> tuple[Any, ...] | None:
-        """Return the next report; None after ``timeout`` seconds, and when it is closed."""
+    def get(
+        self, timeout: float | None, owners: Mapping[int, Any], at_once: Mapping[str, Any], later: list[Any]
+    ) -> tuple[Any, ...] | None:
+        """Return the next report; None after ``timeout`` seconds, and when it is closed.
+
+        A report whose name is in ``at_once`` is added to ``later``, and the method there called with the rest of it.
+        """
 
     def open(
         self,
@@ -1102,6 +1111,31 @@ class Watcher:
 
     def links(self) -> list[Event]: ...
     def close(self) -> None: ...
+
+class PolicyOpener:
+    """What a policy's connection opens subflows by, without other Python on the way: a base of its class.
+
+    Its attributes ``_native``, ``_watcher`` and ``_later`` are the connection, the Watcher, and the list to which these are
+    added, for ``_runtime.write_down()``:
+
+    - ("opened", conn, local, remote, backup, interface, local_id, force, number, None)
+    - ("not opened", conn, local, remote, backup, interface, local_id, force, number, error), where a SubflowError says
+      so at once
+    """
+
+    def __new__(cls, *arguments: Any) -> Self: ...
+    def open_subflow(
+        self,
+        local: Address | None = None,
+        remote: Address | None = None,
+        *,
+        backup: Any = None,
+        interface: str | None = None,
+        local_id: int | None = None,
+        timeout: Any = None,
+        force: Any = None,
+    ) -> None:
+        """Open a subflow, and return at once: the outcome is a callback."""
 
 def check_socket(family: int, type: int, proto: int) -> None: ...
 def create_socket(family: int, type: int, proto: int, path_manager: str | None) -> int: ...

@@ -367,6 +367,7 @@ class _Kernel:
         if not isinstance(addresses, Mapping):
             raise TypeError(f"addresses must be a mapping of interfaces to addresses, not {type(addresses).__name__}")
         self.time = 0.0
+        self.watcher = None
         self.interfaces = {
             name: _Interface([_address(one) for one in ([found] if isinstance(found, str) else found)])
             for name, found in addresses.items()
@@ -387,7 +388,9 @@ class _Kernel:
     def now(self) -> float:
         return self.time
 
-    def report(self, timeout: float, owners: Mapping[int, Any]) -> tuple[Any, ...] | None:
+    def report(
+        self, timeout: float, owners: Mapping[int, Any], at_once: Mapping[str, Any], later: list[Any]
+    ) -> tuple[Any, ...] | None:
         while self.reports:
             report = self.reports.popleft()
             if report[0] not in _OF_CONNECTIONS:

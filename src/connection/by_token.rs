@@ -215,6 +215,11 @@ impl ByToken {
         Ok((self.ours()?, &self.known))
     }
 
+    /// The kernel had the connection's lock at this time.
+    pub fn was_locked(&self, time_ns: u64) {
+        self.known.was_locked(time_ns);
+    }
+
     /// The state that the connection has now; `None` once it has ended.
     pub fn state_now(&self) -> Result<Option<u8>> {
         Ok(self.look_up()?.map(|entry| entry.state))

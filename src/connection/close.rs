@@ -88,7 +88,7 @@ fn meant(connection: &dyn Connection, which: Which) -> Result<Option<Meant>> {
 pub fn close_at(connection: &ByToken, (local, remote): (SocketAddr, SocketAddr), force: bool) -> Result<()> {
     let (namespace, known) = connection.shared()?;
     if known.is_userspace.load(Ordering::Relaxed) {
-        wait_for_lock_of(namespace, known.token);
+        wait_for_lock_of(namespace, known);
         let ends = (pm::Address::new(local), pm::Address::new(remote));
         if namespace.pm.command(&pm::codec::encode_destroy(known.token, &ends.0, &ends.1))?.is_ok() {
             return Ok(());

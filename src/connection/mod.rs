@@ -177,9 +177,12 @@ fn wait_for_lock(connection: &dyn Connection) {
     }
 }
 
-/// The same for the connection with a token, of which nothing else is looked up.
-fn wait_for_lock_of(namespace: &Namespace, token: u32) {
-    let _ = namespace.diag_of_connections.with(|channel| diag::read_info(channel, token));
+/// The same for a connection of which nothing else is looked up. Not where the kernel itself had the lock just now: a look
+/// then tells no more, since a sender may take the lock after it just as well.
+fn wait_for_lock_of(namespace: &Namespace, known: &Known) {
+    if !known.was_just_locked() {
+        let _ = namespace.diag_of_connections.with(|channel| diag::read_info(channel, known.token));
+    }
 }
 
 /// The live subflow that is meant.

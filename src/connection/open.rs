@@ -31,6 +31,7 @@ use crate::netlink::diag::{self, Tuple};
 use crate::netlink::pm;
 use crate::netlink::route;
 use crate::netlink::Failure;
+use crate::sys;
 use crate::sys::lock::lock;
 use crate::sys::wait::EventFd;
 
@@ -227,8 +228,10 @@ impl Plan {
     ///
     /// The outcome is an event. Waits for the connection's lock.
     pub fn send(&self) -> Result<()> {
-        connection::wait_for_lock_of(&self.namespace, self.known.token);
-        self.create(&mut lock(&self.known.opening), &[])
+        connection::wait_for_lock_of(&self.namespace, &self.known);
+        self.create(&mut lock(&self.known.opening), &[])?;
+        self.known.was_locked(sys::monotonic_ns());
+        Ok(())
     }
 
     fn create(&self, ids: &mut AddressIds, before: &[Reading]) -> Result<()> {

@@ -2,14 +2,19 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::namespace::address_ids::AddressIds;
 use crate::namespace::sub_ids::SubIds;
 use crate::netlink::diag::{Entry, Tuple};
+use crate::sys;
 use crate::sys::lock::lock;
+
+/// For how long the lock of a connection counts as free after the kernel was seen to have it: less than another thread waits
+/// for a command.
+const FRESH: Duration = Duration::from_millis(1);
 
 /// What this process knows of one connection beyond what the kernel reports.
 #[derive(Debug)]
@@ -28,6 +33,8 @@ pub struct Known {
     pub interfaces: Mutex<HashMap<(SocketAddr, SocketAddr), u32>>,
     /// It was seen to be under the userspace path manager, which never changes.
     pub is_userspace: AtomicBool,
+    /// When the kernel was seen to have its lock, in nanoseconds of the monotonic clock.
+    locked_ns: AtomicU64,
 }
 
 /// Subflow ids for kernels that have none: a count in order of appearance, kept by cookie.
@@ -48,7 +55,19 @@ impl Known {
             sub_ids: Mutex::default(),
             interfaces: Mutex::default(),
             is_userspace: AtomicBool::new(false),
+            locked_ns: AtomicU64::new(0),
         }
+    }
+
+    /// The kernel had the connection's lock at this time: it raises SUB_CLOSED, and carries a command out, under it.
+    pub fn was_locked(&self, time_ns: u64) {
+        self.locked_ns.store(time_ns, Ordering::Relaxed);
+    }
+
+    /// Whether that was just now, so that no sender holds the lock for long.
+    pub fn was_just_locked(&self) -> bool {
+        let elapsed = sys::monotonic_ns().saturating_sub(self.locked_ns.load(Ordering::Relaxed));
+        u128::from(elapsed) < FRESH.as_nanos()
     }
 
     /// Raises its least age to what the kernel reports now.
@@ -93,6 +112,17 @@ impl Known {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_lock_is_free_for_a_short_time_after_the_kernel_had_it() {
+        let known = Known::new(1);
+        assert!(!known.was_just_locked());
+        known.was_locked(sys::monotonic_ns().saturating_sub(2_000_000));
+        assert!(!known.was_just_locked());
+        // In the future, so that a thread that has to wait for the processor does not make it old.
+        known.was_locked(sys::monotonic_ns() + 60_000_000_000);
+        assert!(known.was_just_locked());
+    }
 
     #[test]
     fn our_own_ids_count_appearances_and_are_never_used_again() {

@@ -111,5 +111,5 @@ mod _core {
     #[pymodule_export]
     use super::tracing::SegmentTracer;
     #[pymodule_export]
-    use super::watcher::Watcher;
+    use super::watcher::{PolicyOpener, Watcher};
 }

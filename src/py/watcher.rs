@@ -1,11 +1,12 @@
-//! The connections of a network namespace, watched: what policies are called for.
+//! The connections of a network namespace, watched: what policies are called for, and how they open subflows.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
-use pyo3::exceptions::PyTypeError;
+use pyo3::exceptions::{PyException, PyTypeError};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyString, PyTuple};
+use pyo3::types::{PyDict, PyList, PyString, PyTuple};
 
 use super::address::to_tuple;
 use super::by_token::ByToken;
@@ -24,12 +25,16 @@ use crate::watcher::commands::Outcome;
 use crate::watcher::orders::What;
 use crate::watcher::{self, Ends, Report};
 
+/// The number of the first command of `PolicyOpener`. Those of others are below.
+const FIRST: u64 = 1 << 62;
+
 /// A watcher of the network namespace that a socket belongs to.
 #[pyclass(frozen, module = "mptcp._core")]
 pub struct Watcher {
     open: Mutex<Option<Arc<watcher::Watcher>>>,
     /// Not kept by what is closed: a policy may hold a connection, and so this, for long after.
     caller: Weak<Caller>,
+    numbers: AtomicU64,
 }
 
 impl Watcher {
@@ -57,25 +62,35 @@ impl Watcher {
         let start = || watcher::Watcher::start(Namespace::of_socket(fd)?);
         let watcher = py.detach(start).map_err(|error| to_py(py, error))?;
         let caller = Arc::downgrade(watcher.caller());
-        Ok(Watcher { open: Mutex::new(Some(Arc::new(watcher))), caller })
+        Ok(Watcher { open: Mutex::new(Some(Arc::new(watcher))), caller, numbers: AtomicU64::new(FIRST) })
     }
 
     /// The next report, or None: after `timeout` seconds, or when no more will come. `owners` has the Python objects of
     /// connections by their tokens, through which subflows act.
+    ///
+    /// `at_once` has what is called for reports of some names before they are returned: between the event and the commands
+    /// of such a call nothing else of Python runs. Both are added to `later`, and it is returned how the call ended.
     fn get<'py>(
         &self,
         py: Python<'py>,
         #[pyo3(from_py_with = Timeout::extract)] timeout: Timeout,
         owners: &Bound<'py, PyDict>,
+        at_once: &Bound<'py, PyDict>,
+        later: &Bound<'py, PyList>,
     ) -> PyResult<Option<Bound<'py, PyTuple>>> {
         let deadline = timeout.deadline();
         let Some(watcher) = self.open_watcher() else { return Ok(None) };
         loop {
             match py.detach(|| watcher.next(deadline)) {
                 Ok(Some(report)) => {
-                    if let Some(report) = as_tuple(py, report, owners)? {
-                        return Ok(Some(report));
-                    }
+                    let Some(report) = as_tuple(py, report, owners)? else { continue };
+                    // Once it is closed nothing is called any more.
+                    return match at_once.get_item(report.get_item(0)?)? {
+                        Some(method) if lock(&self.open).is_some() => {
+                            call_at_once(py, &watcher, &method, report, later).map(Some)
+                        }
+                        _ => Ok(Some(report)),
+                    };
                 }
                 Ok(None) => return Ok(None),
                 Err(error) if error.errno() == libc::EINTR => py.check_signals()?,
@@ -101,7 +116,10 @@ impl Watcher {
         let request = request(local, remote, backup, interface, local_id, force)?;
         let native = native(conn)?;
         let connection = &native.get().0;
-        self.call(py, |watcher| watcher.open(connection, &request, number))
+        self.call(py, |watcher| {
+            watcher.open(watcher.prepare(connection, &request)?, number);
+            Ok(())
+        })
     }
 
     /// Closes a subflow: that it cannot be closed is a report with this number.
@@ -193,6 +211,97 @@ impl Watcher {
     }
 }
 
+/// Calls the method of a policy with a report, and carries out what it has left to do. The name "called", the method, its
+/// arguments and its exception; and whether another thread takes the reports now.
+fn call_at_once<'py>(
+    py: Python<'py>,
+    watcher: &watcher::Watcher,
+    method: &Bound<'py, PyAny>,
+    report: Bound<'py, PyTuple>,
+    later: &Bound<'py, PyList>,
+) -> PyResult<Bound<'py, PyTuple>> {
+    let arguments = report.get_slice(1, report.len());
+    later.append(report)?;
+    let error = match method.call1(&arguments) {
+        Ok(_) => None,
+        Err(error) if error.is_instance_of::<PyException>(py) => Some(error),
+        Err(error) => return Err(error),
+    };
+    let is_relieved = !py.detach(|| watcher.carry_out());
+    (intern!(py, "called"), method, arguments, error, is_relieved).into_pyobject(py)
+}
+
+/// What a policy's connection opens subflows by: without other Python on the way. Its own attributes are `_native`,
+/// `_watcher`, and `_later`: the list to which what was opened is added, to be written down.
+///
+/// It has nothing of its own, so that a class may have another base beside it.
+#[pyclass(frozen, subclass, module = "mptcp._core")]
+pub struct PolicyOpener;
+
+#[pymethods]
+impl PolicyOpener {
+    #[new]
+    #[pyo3(signature = (*_arguments))]
+    fn new(_arguments: &Bound<'_, PyTuple>) -> PolicyOpener {
+        PolicyOpener
+    }
+
+    /// Open a subflow, and return at once: the outcome is a callback.
+    ///
+    /// The arguments are those of Connection.open_subflow; ``timeout`` has no effect, see Policy.open_timeout.
+    #[pyo3(signature = (
+        local = None, remote = None, *, backup = None, interface = None, local_id = None, timeout = None, force = None
+    ))]
+    #[expect(clippy::too_many_arguments, reason = "the arguments of the Python method")]
+    fn open_subflow(
+        slf: &Bound<'_, Self>,
+        local: Option<&Bound<'_, PyAny>>,
+        remote: Option<&Bound<'_, PyAny>>,
+        backup: Option<&Bound<'_, PyAny>>,
+        interface: Option<String>,
+        local_id: Option<&Bound<'_, PyAny>>,
+        timeout: Option<&Bound<'_, PyAny>>,
+        force: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        let _ = timeout;
+        let py = slf.py();
+        let is_true = |value: Option<&Bound<'_, PyAny>>| value.map_or(Ok(false), |value| value.is_truthy());
+        let (backup, force) = (is_true(backup)?, is_true(force)?);
+        let none = py.None().into_bound(py);
+        let (local, remote) = (local.unwrap_or(&none), remote.unwrap_or(&none));
+        let request = request(local, remote, backup, interface.clone(), local_id, force)?;
+        let watcher = slf.getattr(intern!(py, "_watcher"))?.cast_into::<Watcher>()?;
+        let watcher = watcher.get();
+        let Some(open) = watcher.open_watcher() else { return Ok(()) };
+        let native = native(slf)?;
+        let connection = &native.get().0;
+        let number = watcher.numbers.fetch_add(1, Ordering::Relaxed);
+        let later = slf.getattr(intern!(py, "_later"))?.cast_into::<PyList>()?;
+        let write = |name: &Bound<'_, PyString>, error: Option<PyErr>| {
+            later.append((name, slf, local, remote, backup, &interface, local_id, force, number, error))
+        };
+        match py.detach(|| open.prepare(connection, &request)) {
+            Ok(opening) => {
+                // Before it is carried out, since its outcome is told of what is known then.
+                write(intern!(py, "opened"), None)?;
+                open.open(opening, number);
+            }
+            Err(error) => {
+                let is_told = matches!(error, Error::Subflow { .. });
+                let error = to_py(py, error);
+                if !is_told {
+                    return Err(error);
+                }
+                write(intern!(py, "not opened"), Some(error))?;
+            }
+        }
+        if !open.is_here() {
+            slf.getattr(intern!(py, "_runtime"))?.call_method0(intern!(py, "write_down"))?;
+        }
+        Ok(())
+    }
+}
+
 /// The native companion of a mptcp.Connection.
 fn native<'py>(conn: &Bound<'py, PyAny>) -> PyResult<Bound<'py, ByToken>> {
     Ok(conn.getattr(intern!(conn.py(), "_native"))?.cast_into()?)
@@ -247,6 +356,7 @@ fn as_tuple<'py>(
         Report::Outcome(outcome) => return of_outcome(py, outcome, owners),
         Report::Answered(event) => (intern!(py, "answered"), event),
         Report::Lost(event) => (intern!(py, "lost"), event),
+        Report::Closing(event) => (intern!(py, "closing"), event),
         Report::Failed(event) => (intern!(py, "failed"), event),
         Report::Ended(event) => (intern!(py, "ended"), event),
         Report::Other(event) => (name_of_other(py, event.kind), event),

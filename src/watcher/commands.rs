@@ -94,13 +94,6 @@ pub struct Desk<'a> {
 }
 
 impl Desk<'_> {
-    /// Opens a subflow. What is wrong in itself is an error at once.
-    pub fn open(&self, connection: &Arc<ByToken>, request: &Request, number: u64) -> Result<()> {
-        let send = prepare(connection, request)?;
-        self.submit(connection.token(), number, send);
-        Ok(())
-    }
-
     /// Closes a subflow by its ends.
     pub fn close(&self, connection: &Arc<ByToken>, ends: Ends, force: bool, number: u64) {
         let connection = Arc::clone(connection);
@@ -119,7 +112,8 @@ impl Desk<'_> {
         });
     }
 
-    fn submit(&self, token: u32, number: u64, command: impl FnOnce() -> Result<()> + Send + 'static) {
+    /// Carries a command out, later.
+    pub fn submit(&self, token: u32, number: u64, command: impl FnOnce() -> Result<()> + Send + 'static) {
         let outcomes = Arc::clone(self.outcomes);
         let job = Box::new(move || run(&outcomes, token, number, command));
         self.reader.submit(self.caller, token, job);

@@ -29,7 +29,7 @@ use crate::events::{Events, Taken};
 use crate::namespace::Namespace;
 use crate::sys::lock::lock;
 use crate::sys::{self, wait};
-use crate::watcher::commands::{Desk, Outcome, Outcomes};
+use crate::watcher::commands::{prepare, Desk, Outcome, Outcomes};
 use crate::watcher::orders::{is_of, Orders, What};
 
 /// The shortest and the longest time between two looks for acceptance.
@@ -52,8 +52,10 @@ pub enum Report {
     Answered(Event),
     /// The peer has accepted a subflow, or joined one itself.
     Accepted(Box<Subflow>),
-    /// An accepted subflow was closed.
+    /// An accepted subflow was closed, unasked.
     Lost(Event),
+    /// A subflow was closed that was to be closed, whether it had been accepted or not.
+    Closing(Event),
     /// A subflow that had not been accepted was closed.
     Failed(Event),
     /// A subflow was closed with its connection, which is about to end: found after a loss of events.
@@ -73,6 +75,14 @@ struct Watched {
     accepted: HashSet<Ends>,
     /// Subflows whose SYN/ACK has arrived and that are not accepted yet.
     answered: HashSet<Ends>,
+    /// Those that were to be closed.
+    closing: HashSet<Ends>,
+}
+
+/// A subflow that is to be opened.
+pub struct Opening {
+    token: u32,
+    send: Box<dyn FnOnce() -> Result<()> + Send>,
 }
 
 impl Watched {
@@ -132,14 +142,22 @@ impl Watcher {
         self.events.links()
     }
 
-    /// Opens a subflow. What is wrong in itself is an error at once, what the kernel refuses an outcome with this number.
-    pub fn open(&self, connection: &Arc<ByToken>, request: &Request, number: u64) -> Result<()> {
-        self.desk().open(connection, request, number)
+    /// What opens a subflow. What is wrong in itself is an error.
+    pub fn prepare(&self, connection: &Arc<ByToken>, request: &Request) -> Result<Opening> {
+        Ok(Opening { token: connection.token(), send: Box::new(prepare(connection, request)?) })
+    }
+
+    /// Opens a subflow. What the kernel refuses is an outcome with this number.
+    pub fn open(&self, opening: Opening, number: u64) {
+        self.desk().submit(opening.token, number, opening.send);
     }
 
     /// Closes a subflow. That it cannot be closed is an outcome with this number.
     pub fn close(&self, connection: &Arc<ByToken>, ends: Ends, force: bool, number: u64) {
         self.orders.take_back(connection.token(), &What::Subflow(ends));
+        if let Some(watched) = lock(&self.ledger).watched.get_mut(&connection.token()) {
+            watched.closing.insert((unmapped(ends.0), unmapped(ends.1)));
+        }
         self.desk().close(connection, ends, force, number);
     }
 
@@ -188,10 +206,21 @@ impl Watcher {
         &self.caller
     }
 
+    /// Carries out the commands that the calling thread has submitted, if it takes the reports; false if another one has taken
+    /// its place meanwhile.
+    pub fn carry_out(&self) -> bool {
+        self.events.reader().carry_out(&self.caller)
+    }
+
+    /// Whether the calling thread takes the reports.
+    pub fn is_here(&self) -> bool {
+        self.caller.is_here()
+    }
+
     /// The next report, waited for until `deadline`, or for ever; `None` when that has passed and once it was ended. A
     /// signal is the error EINTR. First carries out the commands that the calling thread has submitted.
     pub fn next(&self, deadline: Option<Instant>) -> Result<Option<Report>> {
-        if !self.events.reader().carry_out(&self.caller) {
+        if !self.carry_out() {
             return Ok(Some(Report::Relieved));
         }
         loop {
@@ -280,13 +309,16 @@ impl Watcher {
                 }
             }
             (Kind::SubClosed, Some(ends)) => {
+                watched.connection.was_locked(event.time_ns);
                 let was_accepted = watched.accepted.remove(&ends);
+                let count = watched.closing.len();
+                watched.closing.retain(|closing| !is_of(ends, *closing));
                 watched.answered.retain(|answered| !is_of(ends, *answered));
                 // The kernel raises this only while the connection is established, not when it ends.
-                ledger.reports.push_back(if was_accepted {
-                    Report::Lost(event)
-                } else {
-                    Report::Failed(event)
+                ledger.reports.push_back(match was_accepted {
+                    _ if watched.closing.len() < count => Report::Closing(event),
+                    true => Report::Lost(event),
+                    false => Report::Failed(event),
                 });
             }
             (Kind::SubEstablished | Kind::SubClosed, None) => {}
@@ -379,10 +411,10 @@ fn compare(watched: &mut Watched, subflows: &[Subflow], is_ending: bool) -> Vec<
     let there: HashSet<Ends> = subflows.iter().map(ends_of).collect();
     let closed = |ends: &Ends, report: fn(Event) -> Report| {
         let event = watched.event(Kind::SubClosed, *ends);
-        if is_ending {
-            Report::Ended(event)
-        } else {
-            report(event)
+        match is_ending {
+            true => Report::Ended(event),
+            false if watched.closing.contains(ends) => Report::Closing(event),
+            false => report(event),
         }
     };
     let lost = watched.accepted.difference(&there).map(|ends| closed(ends, Report::Lost));
@@ -390,6 +422,7 @@ fn compare(watched: &mut Watched, subflows: &[Subflow], is_ending: bool) -> Vec<
     let mut reports: Vec<Report> = lost.chain(failed).collect();
     watched.accepted.retain(|ends| there.contains(ends));
     watched.answered.retain(|ends| there.contains(ends));
+    watched.closing.retain(|ends| there.contains(ends));
     reports.extend(newly_answered(watched, subflows));
     reports
 }
@@ -418,8 +451,12 @@ impl Ledger {
             connection: connection.clone(),
             accepted: accepted.iter().copied().collect(),
         });
-        let watched =
-            place.insert(Watched { connection: Arc::new(connection), accepted, answered: HashSet::new() });
+        let watched = place.insert(Watched {
+            connection: Arc::new(connection),
+            accepted,
+            answered: HashSet::new(),
+            closing: HashSet::new(),
+        });
         let reports = newly_answered(watched, subflows);
         if !reports.is_empty() {
             self.expect_acceptance();

@@ -98,6 +98,7 @@ impl fmt::Debug for Order {
 /// The orders of one connection.
 #[derive(Debug, Default)]
 struct OfConnection {
+    connection: Option<Arc<ByToken>>,
     orders: Vec<Order>,
     /// The ids of addresses that the peer has withdrawn: the kernel closes the subflows to them, which are not opened again.
     withdrawn: HashSet<u8>,
@@ -132,7 +133,9 @@ impl Orders {
     ) -> Result<Option<u64>> {
         let send = Box::new(prepare(connection, request)?);
         let mut by_token = lock(&self.by_token);
-        let orders = &mut by_token.entry(connection.token()).or_default().orders;
+        let of = by_token.entry(connection.token()).or_default();
+        of.connection = Some(Arc::clone(connection));
+        let orders = &mut of.orders;
         let position = orders.iter().position(|order| order.what.is(&what));
         let before = position.map(|position| orders.swap_remove(position).number);
         orders.push(Order { what, number, send });
@@ -185,6 +188,9 @@ impl Observer for Orders {
             }
             (Kind::SubClosed, Some(token)) => {
                 let Some(of) = by_token.get_mut(&token) else { return Vec::new() };
+                if let Some(connection) = &of.connection {
+                    connection.was_locked(event.time_ns);
+                }
                 let due = self.due(&mut of.orders, event);
                 if event.remote_id.is_some_and(|id| of.withdrawn.contains(&id)) {
                     return Vec::new();

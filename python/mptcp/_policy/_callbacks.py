@@ -132,12 +132,13 @@ class Callbacks:
         try:
             getattr(self.policy, method)(*arguments)
         except Exception as error:
-            self._report(method, arguments, error)
+            self.failed(method, arguments, error)
         finally:
             if self._journal is not None:
                 self._journal.returned()
 
-    def _report(self, method: str, arguments: tuple[Any, ...], error: Exception) -> None:
+    def failed(self, method: str, arguments: tuple[Any, ...], error: Exception) -> None:
+        """A method that was called has raised an exception."""
         conn = arguments[0] if arguments else None
         if isinstance(error, OSError) and isinstance(conn, PolicyConnection) and self._has_ended(conn):
             return  # whatever it wanted of the connection is too late

@@ -213,5 +213,19 @@ class PolicyConnection(Connection):
         return self._runtime.program(self)
 
 
+class DirectConnection(PolicyConnection, _core.PolicyOpener):
+    """The same where nobody else has a say in what is opened: without Python between the callback and the command."""
+
+    __slots__ = ("_later", "_watcher")
+
+    open_subflow = _core.PolicyOpener.open_subflow  # type: ignore[assignment]
+
+    def __init__(self, native: _core.ByToken, runtime: Runtime, watcher: _core.Watcher, later: list[Any]) -> None:
+        super().__init__(native, runtime)
+        self._watcher = watcher
+        self._later = later
+        """What is opened, to be written down."""
+
+
 def is_not_fully_established(error: Exception) -> bool:
     return isinstance(error, SubflowError) and error.errno == errno.ENOTCONN

@@ -16,7 +16,13 @@ class Kernel(Protocol):
     def now(self) -> float:
         """Return the time in seconds."""
 
-    def report(self, timeout: float, owners: Mapping[int, Any]) -> tuple[Any, ...] | None:
+    @property
+    def watcher(self) -> _core.Watcher | None:
+        """What calls policies and opens subflows itself; None on a bench."""
+
+    def report(
+        self, timeout: float, owners: Mapping[int, Any], at_once: Mapping[str, Any], later: list[Any]
+    ) -> tuple[Any, ...] | None:
         """Return the next report, as _core.Watcher.get() does."""
 
     def links(self) -> list[Event]:
@@ -76,18 +82,18 @@ class NetworkNamespace:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._watcher = _core.Watcher(fd)
-        self.report = self._watcher.get
-        self.links = self._watcher.links
-        self.close = self._watcher.close
-        self.stand_by = self._watcher.stand_by
-        self.carries_out = self._watcher.carries_out
+        self.watcher = watcher = _core.Watcher(fd)
+        self.report = watcher.get
+        self.links = watcher.links
+        self.close = watcher.close
+        self.stand_by = watcher.stand_by
+        self.carries_out = watcher.carries_out
         self.subflows_at = _core.subflows_at
-        self.open = self._watcher.open
-        self.close_subflow = self._watcher.close_subflow
-        self.set_backup = self._watcher.set_backup
-        self.when_lost = self._watcher.when_lost
-        self.take_back = self._watcher.take_back
+        self.open = watcher.open
+        self.close_subflow = watcher.close_subflow
+        self.set_backup = watcher.set_backup
+        self.when_lost = watcher.when_lost
+        self.take_back = watcher.take_back
 
     def now(self) -> float:
         return time.monotonic()

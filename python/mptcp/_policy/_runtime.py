@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import errno
 import ipaddress
@@ -19,7 +18,15 @@ from .._core import Event, Subflow
 from .._errors import SubflowError
 from .._event_kind import EventKind
 from ._callbacks import Callbacks, Reporter, log
-from ._connection import Attempt, Ends, PolicyConnection, is_not_fully_established, plain, plain_host
+from ._connection import (
+    Attempt,
+    DirectConnection,
+    Ends,
+    PolicyConnection,
+    is_not_fully_established,
+    plain,
+    plain_host,
+)
 from ._interface import LocalAddress, Opening
 from ._journal import LOGGER, Journal, options_by_name
 from ._kernel import Kernel
@@ -32,6 +39,15 @@ _SHUT_DOWN = {None, "FIN_WAIT1", "FIN_WAIT2", "CLOSING", "LAST_ACK", "TIME_WAIT"
 
 # How many changes of subflows of a connection are remembered, in case they fail.
 _CHANGES = 64
+
+# What the watcher calls itself when it reports one of these: what is known is written down afterwards.
+_AT_ONCE = {
+    "lost": "on_subflow_lost",
+    "announced": "on_address_announced",
+    "removed": "on_address_removed",
+    "link down": "on_link_down",
+    "address removed": "on_address",
+}
 
 # An event of what is gone already arrives within this time, unless it was lost.
 _GRACE = 0.1
@@ -68,11 +84,16 @@ class Runtime:
         # Those that may refuse a subflow.
         self._judges = [policy for policy in policies if type(policy).allows is not Policy.allows]
         self._numbers = itertools.count(1)
-        # The thread that takes reports, and its number.
+        # The thread that takes reports.
         self._leader: threading.Thread | None = None
-        self._leads = 0
-        # What is written down once the commands of a callback are out: little is done between an event and those.
-        self._unwritten: collections.deque[tuple[Callable[..., object], tuple[Any, ...]]] = collections.deque()
+        # What the watcher has called, and what was opened then: written down once the commands are out.
+        self._later: list[tuple[Any, ...]] = []
+        self._at_once: dict[str, Callable[..., object]] = {}
+        if self._only is not None and self._journal is None and kernel.watcher is not None:
+            wanted = {name: method for name, method in _AT_ONCE.items() if self._only.wants(method)}
+            self._at_once = {name: getattr(policies[0], method) for name, method in wanted.items()}
+        # What opens subflows for its connections, where nobody is asked and nothing is noted first.
+        self._opener = None if self._judges or self._journal is not None else kernel.watcher
         self._stopping = False
         # Every attempt of every connection, oldest first.
         self._attempts: dict[Attempt, PolicyConnection] = {}
@@ -94,7 +115,8 @@ class Runtime:
             "closed": self._forget,
             "answered": self._subflow_answered,
             "accepted": self._subflow_accepted,
-            "lost": self._subflow_lost,
+            "lost": self._subflow_closed,
+            "closing": self._subflow_closed,
             "failed": self._subflow_closed,
             # Of what ends with its connection no policy is told.
             "ended": self._take_note_of_closed,
@@ -109,6 +131,17 @@ class Runtime:
             "address removed": self._address_removed,
             "overrun": lambda event: self._read_addresses(),
             "other": lambda *unused: None,
+            "called": self._called,
+        }
+        # Of what was called already.
+        self._notes: dict[str, Callable[..., object]] = {
+            "lost": self._take_note_of_closed,
+            "announced": lambda *unused: None,
+            "removed": lambda *unused: None,
+            "link down": self._take_note_of_removed,
+            "address removed": self._take_note_of_removed,
+            "opened": self._opened,
+            "not opened": self._not_opened,
         }
 
     def start(self) -> None:
@@ -128,7 +161,6 @@ class Runtime:
 
     def settle(self) -> None:
         """Handle all reports, and make all calls to which they lead, in the caller's thread: for a bench."""
-        self._leads = threading.get_ident()
         while self._catch_up() + sum(callbacks.call_queued() for callbacks in self._callbacks):
             pass
 
@@ -244,17 +276,6 @@ class Runtime:
         local_id: int | None,
         force: bool,
     ) -> None:
-        if self._leads == threading.get_ident() and not self._judges and self._journal is None:
-            # In a callback: the command is sent afterwards, and written down before its outcome is reported.
-            number = next(self._numbers)
-            arguments = (conn, local, remote, backup, interface, local_id, force, number)
-            try:
-                self._kernel.open(*arguments)
-            except SubflowError as error:
-                self._tell("on_subflow_failed", conn, self._failure(conn, self._attempt(*arguments), error.errno))
-            else:
-                self._unwritten.append((self._begin_late, arguments))
-            return
         attempt = self._attempt(conn, local, remote, backup, interface, local_id, force, next(self._numbers))
         if self._journal is not None:
             self._note_opening(conn, attempt)
@@ -268,10 +289,16 @@ class Runtime:
                 raise
             self._tell("on_subflow_failed", conn, self._failure(conn, attempt, error.errno))
 
-    def _begin_late(self, conn: PolicyConnection, *arguments: Any) -> None:
+    # The same by the watcher
+
+    def _opened(self, conn: PolicyConnection, *arguments: Any) -> None:
         # Of a connection that has ended no outcome is told.
         if not conn.is_closed:
-            self._begin(conn, self._attempt(conn, *arguments))
+            self._begin(conn, self._attempt(conn, *arguments[:-1]))
+
+    def _not_opened(self, conn: PolicyConnection, *arguments: Any) -> None:
+        attempt, error = self._attempt(conn, *arguments[:-1]), arguments[-1]
+        self._tell("on_subflow_failed", conn, self._failure(conn, attempt, error.errno))
 
     def when_lost(
         self, conn: PolicyConnection, what: Any, local: Any, remote: Any, backup: bool, interface: str | None
@@ -449,7 +476,7 @@ class Runtime:
     def _work(self) -> None:
         """Take reports when it is this thread's turn, while another one stands by: commands may get stuck."""
         while self._kernel.stand_by():
-            self._leader, self._leads = threading.current_thread(), threading.get_ident()
+            self._leader = threading.current_thread()
             try:
                 self._start_thread()
             except RuntimeError as error:
@@ -459,19 +486,22 @@ class Runtime:
     def _lead(self) -> None:
         # Little is done from an event to what a policy does about it: after a pause nothing of it is in caches.
         kernel, connections, handlers, only = self._kernel, self._connections, self._handlers, self._only
-        unwritten = self._unwritten
+        at_once, later = self._at_once, self._later
         due = now = self.now()
         # Another thread may have left some.
         has_ticks = only is not None
         while not self._stopping:
             try:
-                report = kernel.report(0.0 if has_ticks or due <= now else due - now, connections)
-                if unwritten:
+                timeout = 0.0 if has_ticks or due <= now else due - now
+                report = kernel.report(timeout, connections, at_once, later)
+                if later:
                     self.write_down()
                 if report is not None:
                     if report[0] == "relieved":
                         return
                     handlers[report[0]](*report[1:])
+                    if report[0] == "called" and report[-1]:
+                        return
                 if only is not None:
                     # What a policy is told of comes before the ticks that are left.
                     has_ticks = only.call()
@@ -496,7 +526,7 @@ class Runtime:
     def _catch_up(self) -> int:
         """Handle what there is to report so far; return how much that was."""
         count = 0
-        while (report := self._kernel.report(0, self._connections)) is not None:
+        while (report := self._kernel.report(0, self._connections, {}, self._later)) is not None:
             self.write_down()
             self._handlers[report[0]](*report[1:])
             count += 1
@@ -506,9 +536,16 @@ class Runtime:
     def write_down(self) -> None:
         """Write down what was put off: before anybody reads what is known, and before the next report."""
         with self.lock:
-            while self._unwritten:
-                function, arguments = self._unwritten.popleft()
-                function(*arguments)
+            while self._later:
+                notes = self._later[:]
+                del self._later[: len(notes)]
+                for name, *arguments in notes:
+                    self._notes[name](*arguments)
+
+    def _called(self, method: Any, arguments: tuple[Any, ...], error: Exception | None, is_relieved: bool) -> None:
+        """The watcher has called a method of the only policy."""
+        if error is not None and self._only is not None:
+            self._only.failed(method.__name__, arguments, error)
 
     def _tell(self, method: str, *arguments: Any) -> None:
         for callbacks in self._callbacks:
@@ -537,7 +574,10 @@ class Runtime:
     def _add(self, native: _core.ByToken, known: Iterable[Ends]) -> None:
         if self._uid is not None and native.uid != self._uid:
             return
-        conn = PolicyConnection(native, self)
+        if self._opener is None:
+            conn = PolicyConnection(native, self)
+        else:
+            conn = DirectConnection(native, self, self._opener, self._later)
         conn.known.update(known)
         with self.lock:
             self._connections[conn.token] = conn
@@ -629,14 +669,6 @@ class Runtime:
         for decision in [one.decision for one in ended if one.decision is not None]:
             decision.ends("established", local=ends[0], remote=ends[1])
         self._tell("on_subflow_established", conn, subflow)
-
-    def _subflow_lost(self, conn: PolicyConnection, event: Event) -> None:
-        """An accepted subflow was closed."""
-        if conn.closing:
-            self._subflow_closed(conn, event)
-        else:
-            self._unwritten.append((self._take_note_of_closed, (conn, event)))
-            self._tell("on_subflow_lost", conn, event)
 
     def _subflow_closed(self, conn: PolicyConnection, event: Event) -> None:
         closed, attempt = self._take_note_of_closed(conn, event)
@@ -731,7 +763,7 @@ class Runtime:
         self._tell("on_link_up", event)
 
     def _link_down(self, event: Event) -> None:
-        self._unwritten.append((self._take_note_of_removed, (event,)))
+        self._take_note_of_removed(event)
         self._tell("on_link_down", event)
 
     def _address_added(self, event: Event) -> None:
@@ -739,7 +771,7 @@ class Runtime:
         self._tell("on_address", event)
 
     def _address_removed(self, event: Event) -> None:
-        self._unwritten.append((self._take_note_of_removed, (event,)))
+        self._take_note_of_removed(event)
         self._tell("on_address", event)
 
     def _take_note_of_removed(self, event: Event) -> None:
