@@ -25,8 +25,8 @@ __all__ = [
     "LinkLimits",
     "LinkTrace",
     "Native",
-    "PolicyOpener",
     "Opening",
+    "PolicyOpener",
     "Sampler",
     "SegmentTracer",
     "Subflow",
@@ -1054,8 +1054,8 @@ class Watcher:
     - ("overrun", event): events were lost; the reports that follow are what changed meanwhile
     - ("other", event) and ("other", conn, event): everything else
     - ("relieved",): the calling thread was stuck in a command, and another one takes the reports now
-    - ("called", method, arguments, error, is_relieved): a method of ``at_once`` was called and raised this, or None; then
-      what it opened was requested, in which the calling thread was stuck or not
+    - ("called", method, arguments, error, is_relieved): a method of ``at_once`` was called and raised this, or None;
+      what it opened has been requested, in which the calling thread was stuck or not
 
     ``conn`` is the Connection, from the ``owners`` that get() is given; of one that has none there nothing is
     reported. One thread at a time takes reports. The commands that it submits meanwhile are carried out
@@ -1115,15 +1115,15 @@ class Watcher:
 class PolicyOpener:
     """What a policy's connection opens subflows by, without other Python on the way: a base of its class.
 
-    Its attributes ``_native``, ``_watcher`` and ``_later`` are the connection, the Watcher, and the list to which these are
-    added, for ``_runtime.write_down()``:
+    Its attributes ``_native``, ``_watcher`` and ``_later`` are the connection, the Watcher, and the list to which these
+    are added, for ``_runtime.write_down()``:
 
     - ("opened", conn, local, remote, backup, interface, local_id, force, number, None)
     - ("not opened", conn, local, remote, backup, interface, local_id, force, number, error), where a SubflowError says
       so at once
     """
 
-    def __new__(cls, *arguments: Any) -> Self: ...
+    def __new__(cls, *arguments: Any) -> PolicyOpener: ...
     def open_subflow(
         self,
         local: Address | None = None,

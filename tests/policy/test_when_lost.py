@@ -369,6 +369,82 @@ def test_commands_of_a_connection_stay_in_order(made: Connection) -> None:
         assert failed == list(range(31000, 31020))
 
 
+class Reopening(mptcp.Policy):
+    """Opens what is lost again, and says in which order what its thread called began and ended."""
+
+    def __init__(self, local: str) -> None:
+        self.local = local
+        self.traced: list[str] = []
+        self.ended: queue.Queue[list[str]] = queue.Queue()
+        self.established: queue.Queue[mptcp.Subflow] = queue.Queue()
+
+    def trace(self, frame: Any, event: str, argument: Any) -> None:
+        if threading.current_thread().name != "mptcp-policies":
+            return
+        name = frame.f_code.co_name if event in ("call", "return") else argument.__name__
+        self.traced.append(f"{event} {name}")
+        if self.traced[-1] == "c_return get" and "call on_subflow_lost" in self.traced:
+            self.ended.put(self.traced)
+            self.traced = []
+
+    def on_connection(self, conn: mptcp.Connection) -> None:
+        conn.open_subflow(self.local)
+
+    def on_subflow_established(self, conn: mptcp.Connection, subflow: mptcp.Subflow) -> None:
+        self.established.put(subflow)
+
+    def on_subflow_lost(self, conn: mptcp.Connection, event: mptcp.Event) -> None:
+        conn.open_subflow(self.local)
+
+
+def test_nothing_of_python_comes_between_a_loss_and_the_callback_and_its_command(made: Connection) -> None:
+    policy = Reopening(made.second[0])
+    threading.setprofile(policy.trace)
+    try:
+        with made.client.run_policy(policy):
+            first = policy.established.get(timeout=30 * PATIENCE)
+            at_the_peer(made, first).close()
+            second = policy.established.get(timeout=30 * PATIENCE)
+            assert (second.local[0], second.local[1] != first.local[1]) == (policy.local, True)
+            traced = policy.ended.get(timeout=30 * PATIENCE)
+    finally:
+        threading.setprofile(None)
+    begun = len(traced) - traced[::-1].index("c_call get")
+    assert traced[begun:] == [
+        "call on_subflow_lost",
+        "c_call open_subflow",
+        "c_return open_subflow",
+        "return on_subflow_lost",
+        "c_return get",
+    ]
+
+
+def test_a_callback_that_fails_has_opened_what_it_opened(made: Connection, caplog: pytest.LogCaptureFixture) -> None:
+    policy = Acting()
+    with made.client.run_policy(policy):
+        (conn,) = policy.next("on_connection")
+        local, remote = made.second
+        subflow = opened(policy, conn, local, remote)
+
+        def act() -> None:
+            conn.open_subflow(local, remote)
+            # The peer's own address and port are of another family than this.
+            with pytest.raises(ValueError, match="family"):
+                conn.open_subflow("::1")
+            raise RuntimeError("after the commands")
+
+        policy.act = act
+        at_the_peer(made, subflow).close()
+        policy.next("on_subflow_lost")
+        _, again = policy.next("on_subflow_established")
+        assert again.local[0] == local
+        assert eventually(lambda: "after the commands" in caplog.text)
+        # A policy is not told of what it closed itself.
+        conn.close_subflow(again)
+        assert eventually(lambda: len(made.sock.subflows()) == 1)
+        opened(policy, conn, local, remote)
+
+
 class Watching(mptcp.Policy):
     """Keeps from where subflows were being opened when it was told of a loss."""
 
