@@ -288,7 +288,7 @@ fn unsafe_stands_in_sys_and_at_one_named_exception() {
 fn no_room_is_a_cupboard_for_all() {
     let most = |room: &str| match room {
         // The binding has one file for each Python type, so it grows with the package's interface.
-        "py" => 3500,
+        "py" => 3600,
         // All that is unsafe, whatever it is for.
         "sys" => 3000,
         _ => 2500,

@@ -16,6 +16,7 @@ mod integer;
 mod namespace;
 mod opening;
 mod options;
+mod policy_opener;
 mod probes;
 mod rows;
 mod sampler;
@@ -92,6 +93,8 @@ mod _core {
     #[pymodule_export]
     use super::options::option_name;
     #[pymodule_export]
+    use super::policy_opener::PolicyOpener;
+    #[pymodule_export]
     use super::probes::{
         probe_full_info, probe_is_mptcp, probe_path_manager_commands, probe_path_manager_family,
         probe_subflow_options, probe_user_notification,
@@ -111,5 +114,5 @@ mod _core {
     #[pymodule_export]
     use super::tracing::SegmentTracer;
     #[pymodule_export]
-    use super::watcher::{PolicyOpener, Watcher};
+    use super::watcher::Watcher;
 }

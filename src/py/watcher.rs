@@ -1,6 +1,6 @@
-//! The connections of a network namespace, watched: what policies are called for, and how they open subflows.
+//! The connections of a network namespace, watched: what policies are called for.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, Weak};
 
 use pyo3::exceptions::{PyException, PyTypeError};
@@ -25,7 +25,7 @@ use crate::watcher::commands::Outcome;
 use crate::watcher::orders::What;
 use crate::watcher::{self, Ends, Report};
 
-/// The number of the first command of `PolicyOpener`. Those of others are below.
+/// The number of the first command of a `PolicyOpener`. Those of others are below.
 const FIRST: u64 = 1 << 62;
 
 /// A watcher of the network namespace that a socket belongs to.
@@ -34,11 +34,12 @@ pub struct Watcher {
     open: Mutex<Option<Arc<watcher::Watcher>>>,
     /// Not kept by what is closed: a policy may hold a connection, and so this, for long after.
     caller: Weak<Caller>,
-    numbers: AtomicU64,
+    /// The number of the next command of a `PolicyOpener`.
+    pub numbers: AtomicU64,
 }
 
 impl Watcher {
-    fn open_watcher(&self) -> Option<Arc<watcher::Watcher>> {
+    pub fn open_watcher(&self) -> Option<Arc<watcher::Watcher>> {
         lock(&self.open).clone()
     }
 
@@ -231,79 +232,8 @@ fn call_at_once<'py>(
     (intern!(py, "called"), method, arguments, error, is_relieved).into_pyobject(py)
 }
 
-/// What a policy's connection opens subflows by: without other Python on the way. Its own attributes are `_native`,
-/// `_watcher`, and `_later`: the list to which what was opened is added, to be written down.
-///
-/// It has nothing of its own, so that a class may have another base beside it.
-#[pyclass(frozen, subclass, module = "mptcp._core")]
-pub struct PolicyOpener;
-
-#[pymethods]
-impl PolicyOpener {
-    #[new]
-    #[pyo3(signature = (*_arguments))]
-    fn new(_arguments: &Bound<'_, PyTuple>) -> PolicyOpener {
-        PolicyOpener
-    }
-
-    /// Open a subflow, and return at once: the outcome is a callback.
-    ///
-    /// The arguments are those of Connection.open_subflow; ``timeout`` has no effect, see Policy.open_timeout.
-    #[pyo3(signature = (
-        local = None, remote = None, *, backup = None, interface = None, local_id = None, timeout = None, force = None
-    ))]
-    #[expect(clippy::too_many_arguments, reason = "the arguments of the Python method")]
-    fn open_subflow(
-        slf: &Bound<'_, Self>,
-        local: Option<&Bound<'_, PyAny>>,
-        remote: Option<&Bound<'_, PyAny>>,
-        backup: Option<&Bound<'_, PyAny>>,
-        interface: Option<String>,
-        local_id: Option<&Bound<'_, PyAny>>,
-        timeout: Option<&Bound<'_, PyAny>>,
-        force: Option<&Bound<'_, PyAny>>,
-    ) -> PyResult<()> {
-        let _ = timeout;
-        let py = slf.py();
-        let is_true = |value: Option<&Bound<'_, PyAny>>| value.map_or(Ok(false), |value| value.is_truthy());
-        let (backup, force) = (is_true(backup)?, is_true(force)?);
-        let none = py.None().into_bound(py);
-        let (local, remote) = (local.unwrap_or(&none), remote.unwrap_or(&none));
-        let request = request(local, remote, backup, interface.clone(), local_id, force)?;
-        let watcher = slf.getattr(intern!(py, "_watcher"))?.cast_into::<Watcher>()?;
-        let watcher = watcher.get();
-        let Some(open) = watcher.open_watcher() else { return Ok(()) };
-        let native = native(slf)?;
-        let connection = &native.get().0;
-        let number = watcher.numbers.fetch_add(1, Ordering::Relaxed);
-        let later = slf.getattr(intern!(py, "_later"))?.cast_into::<PyList>()?;
-        let write = |name: &Bound<'_, PyString>, error: Option<PyErr>| {
-            later.append((name, slf, local, remote, backup, &interface, local_id, force, number, error))
-        };
-        match py.detach(|| open.prepare(connection, &request)) {
-            Ok(opening) => {
-                // Before it is carried out, since its outcome is told of what is known then.
-                write(intern!(py, "opened"), None)?;
-                open.open(opening, number);
-            }
-            Err(error) => {
-                let is_told = matches!(error, Error::Subflow { .. });
-                let error = to_py(py, error);
-                if !is_told {
-                    return Err(error);
-                }
-                write(intern!(py, "not opened"), Some(error))?;
-            }
-        }
-        if !open.is_here() {
-            slf.getattr(intern!(py, "_runtime"))?.call_method0(intern!(py, "write_down"))?;
-        }
-        Ok(())
-    }
-}
-
 /// The native companion of a mptcp.Connection.
-fn native<'py>(conn: &Bound<'py, PyAny>) -> PyResult<Bound<'py, ByToken>> {
+pub fn native<'py>(conn: &Bound<'py, PyAny>) -> PyResult<Bound<'py, ByToken>> {
     Ok(conn.getattr(intern!(conn.py(), "_native"))?.cast_into()?)
 }
 
