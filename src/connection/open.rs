@@ -431,26 +431,40 @@ impl Opening {
                 self.plan.send()?;
             } else {
                 self.send(connection)?;
-                self.check_backup()?;
+                // Left to itself it is a backup as it was asked, or it is closed and an error says so: MP_PRIO would have
+                // to follow the handshake, and nobody waits for that.
+                if self.lacks_backup()? {
+                    return Err(Error::unsupported(
+                        "this kernel cannot open a subflow as a backup (Linux 6.1)",
+                    )
+                    .because(Cause::NoBackupAtOpening));
+                }
             }
         }
         self.state = State::Settled;
         Ok(self.tuple)
     }
 
-    /// A subflow that is left to itself is a backup as it was asked, or it is closed and an error says so: where the
-    /// kernel ignores the flag, MP_PRIO would have to follow the handshake, and nobody waits for that.
-    fn check_backup(&mut self) -> Result<()> {
-        let Some(tuple) = self.tuple.filter(|_| self.plan.ends.backup) else { return Ok(()) };
+    /// Sends the SYN, for a caller that hears when the peer accepts a subflow. The four-tuple if MP_PRIO has to make it a
+    /// backup then, because this kernel has ignored the flag.
+    pub fn hand_over(mut self, connection: &dyn Connection) -> Result<Option<Tuple>> {
+        self.send(connection)?;
+        let lacks_backup = self.lacks_backup()?;
+        self.state = State::Settled;
+        Ok(self.tuple.filter(|_| lacks_backup))
+    }
+
+    /// Whether a subflow is not the backup that was asked for. One that is accepted already becomes it now.
+    fn lacks_backup(&mut self) -> Result<bool> {
+        let Some(tuple) = self.tuple.filter(|_| self.plan.ends.backup) else { return Ok(false) };
         match self.plan.subflow(&tuple)?.and_then(|entry| entry.subflow) {
             Some(subflow) if subflow.backup() => {
                 BACKUP_IS_KEPT.store(true, Ordering::Relaxed);
-                Ok(())
+                Ok(false)
             }
-            Some(subflow) if subflow.fully_established() => self.ask_for_backup(&tuple),
-            Some(_) => Err(Error::unsupported("this kernel cannot open a subflow as a backup (Linux 6.1)")
-                .because(Cause::NoBackupAtOpening)),
-            None => Ok(()), // refused already
+            Some(subflow) if subflow.fully_established() => self.ask_for_backup(&tuple).map(|()| false),
+            Some(_) => Ok(true),
+            None => Ok(false), // refused already
         }
     }
 

@@ -289,6 +289,11 @@ impl Reader {
         }
     }
 
+    /// Has a thread of the crew carry out a command.
+    pub fn submit_to_crew(&self, token: u32, job: Job) {
+        self.inner.submit(token, job);
+    }
+
     /// Has a caller read events in the crew's place while there is one, by `sockets` and `read`.
     pub fn attach(&self, caller: &Arc<Caller>) {
         *lock(&self.inner.caller) = Arc::downgrade(caller);

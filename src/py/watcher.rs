@@ -315,8 +315,10 @@ fn of_outcome<'py>(
     outcome: Outcome,
     owners: &Bound<'py, PyDict>,
 ) -> PyResult<Option<Bound<'py, PyTuple>>> {
-    let (Outcome::Ordered { token, .. } | Outcome::Done { token, .. } | Outcome::Refused { token, .. }) =
-        outcome;
+    let (Outcome::Ordered { token, .. }
+    | Outcome::Done { token, .. }
+    | Outcome::Refused { token, .. }
+    | Outcome::LacksBackup { token, .. }) = outcome;
     let Some(owner) = owners.get_item(token)? else { return Ok(None) };
     Ok(Some(match outcome {
         Outcome::Ordered { number, .. } => (intern!(py, "ordered"), owner, number).into_pyobject(py)?,
@@ -324,6 +326,7 @@ fn of_outcome<'py>(
         Outcome::Refused { number, error, .. } => {
             (intern!(py, "refused"), owner, number, to_py(py, error)).into_pyobject(py)?
         }
+        Outcome::LacksBackup { .. } => return Ok(None), // the watcher takes it itself
     }))
 }
 

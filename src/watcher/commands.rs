@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex};
 
+use crate::abi::address::unmapped;
 use crate::connection::by_token::ByToken;
 use crate::connection::close::close_at;
 use crate::connection::open::{Opening, Plan, Request};
@@ -26,6 +27,8 @@ pub enum Outcome {
     Done { token: u32, number: u64 },
     /// A command failed.
     Refused { token: u32, number: u64, error: Error },
+    /// A subflow is on its way that has to become a backup when the peer has accepted it. For the watcher itself.
+    LacksBackup { token: u32, ends: Ends },
 }
 
 /// The outcomes that are still to be taken.
@@ -75,14 +78,24 @@ impl Outcomes {
 }
 
 /// What opens a subflow: the SYN alone where the kernel is known to do all that was asked for.
-pub fn prepare(connection: &Arc<ByToken>, request: &Request) -> Result<impl FnOnce() -> Result<()> + Send> {
+pub fn prepare(
+    connection: &Arc<ByToken>,
+    request: &Request,
+    outcomes: &Arc<Outcomes>,
+) -> Result<impl FnOnce() -> Result<()> + Send> {
     let plan = Plan::by_token(connection, request)?;
     let (namespace, known) = connection.shared()?;
     check_userspace_at_once(namespace, known)?;
-    let (connection, request) = (Arc::clone(connection), request.clone());
-    Ok(move || match plan.is_certain() {
-        true => plan.send(),
-        false => Opening::new(&*connection, &request)?.detach(&*connection).map(drop),
+    let (connection, request, outcomes) = (Arc::clone(connection), request.clone(), Arc::clone(outcomes));
+    Ok(move || {
+        if plan.is_certain() {
+            return plan.send();
+        }
+        if let Some(tuple) = Opening::new(&*connection, &request)?.hand_over(&*connection)? {
+            let ends = (unmapped(tuple.local), unmapped(tuple.remote));
+            outcomes.push(Outcome::LacksBackup { token: connection.token(), ends });
+        }
+        Ok(())
     })
 }
 

@@ -20,7 +20,7 @@ use crate::abi::uapi::tcp_state;
 use crate::connection::acceptance;
 use crate::connection::by_token::{self, ByToken};
 use crate::connection::open::Request;
-use crate::connection::{needs_net_admin, Connection, Subflow};
+use crate::connection::{needs_net_admin, priority, Connection, Subflow, Which};
 use crate::crew::caller::Caller;
 use crate::error::{Error, Result};
 use crate::events::event::{Event, Kind};
@@ -77,6 +77,8 @@ struct Watched {
     answered: HashSet<Ends>,
     /// Those that were to be closed.
     closing: HashSet<Ends>,
+    /// Subflows that become backups when they are accepted, where the kernel cannot open them as such.
+    to_be_backups: HashSet<Ends>,
 }
 
 /// A subflow that is to be opened.
@@ -144,7 +146,10 @@ impl Watcher {
 
     /// What opens a subflow. What is wrong in itself is an error.
     pub fn prepare(&self, connection: &Arc<ByToken>, request: &Request) -> Result<Opening> {
-        Ok(Opening { token: connection.token(), send: Box::new(prepare(connection, request)?) })
+        Ok(Opening {
+            token: connection.token(),
+            send: Box::new(prepare(connection, request, &self.outcomes)?),
+        })
     }
 
     /// Opens a subflow. What the kernel refuses is an outcome with this number.
@@ -240,8 +245,16 @@ impl Watcher {
         let mut ledger = lock(&self.ledger);
         loop {
             // First, since an order is carried out before the event that it waited for is passed on.
-            if let Some(outcome) = self.outcomes.pop() {
-                return Ok(Some(Report::Outcome(outcome)));
+            match self.outcomes.pop() {
+                Some(Outcome::LacksBackup { token, ends }) => {
+                    if let Some(watched) = ledger.watched.get_mut(&token) {
+                        watched.to_be_backups.insert(ends);
+                        self.make_backup(watched, ends);
+                    }
+                    continue;
+                }
+                Some(outcome) => return Ok(Some(Report::Outcome(outcome))),
+                None => {}
             }
             if let Some(report) = ledger.reports.pop_front() {
                 return Ok(Some(report));
@@ -314,6 +327,7 @@ impl Watcher {
                 let count = watched.closing.len();
                 watched.closing.retain(|closing| !is_of(ends, *closing));
                 watched.answered.retain(|answered| !is_of(ends, *answered));
+                watched.to_be_backups.retain(|waiting| !is_of(ends, *waiting));
                 // The kernel raises this only while the connection is established, not when it ends.
                 ledger.reports.push_back(match was_accepted {
                     _ if watched.closing.len() < count => Report::Closing(event),
@@ -343,10 +357,27 @@ impl Watcher {
             // Bound to an interface; or closed, which an event is about to report.
             let found = found.or_else(|| find_in_dump(connection, *ends));
             if let Some(subflow) = found.filter(is_accepted) {
-                ledger.accept(connection.token(), *ends, subflow);
+                let token = connection.token();
+                ledger.accept(token, *ends, subflow);
+                if let Some(watched) = ledger.watched.get_mut(&token) {
+                    self.make_backup(watched, *ends);
+                }
             }
         }
         Ok(())
+    }
+
+    /// Sends MP_PRIO for a subflow that has to become a backup, if it is accepted.
+    fn make_backup(&self, watched: &mut Watched, ends: Ends) {
+        if !watched.accepted.contains(&ends) || !watched.to_be_backups.remove(&ends) {
+            return;
+        }
+        let (connection, (local, remote)) = (Arc::clone(&watched.connection), ends);
+        let command = move || {
+            // It may be closed by now, which is reported.
+            let _ = priority::set_backup(&*connection, Which::Endpoints { local, remote }, true);
+        };
+        self.events.reader().submit_to_crew(watched.connection.token(), Box::new(command));
     }
 
     /// Reads all connections and subflows, and reports what differs from what was known.
@@ -423,6 +454,7 @@ fn compare(watched: &mut Watched, subflows: &[Subflow], is_ending: bool) -> Vec<
     watched.accepted.retain(|ends| there.contains(ends));
     watched.answered.retain(|ends| there.contains(ends));
     watched.closing.retain(|ends| there.contains(ends));
+    watched.to_be_backups.retain(|ends| there.contains(ends));
     reports.extend(newly_answered(watched, subflows));
     reports
 }
@@ -456,6 +488,7 @@ impl Ledger {
             accepted,
             answered: HashSet::new(),
             closing: HashSet::new(),
+            to_be_backups: HashSet::new(),
         });
         let reports = newly_answered(watched, subflows);
         if !reports.is_empty() {

@@ -131,7 +131,7 @@ impl Orders {
         request: &Request,
         number: u64,
     ) -> Result<Option<u64>> {
-        let send = Box::new(prepare(connection, request)?);
+        let send = Box::new(prepare(connection, request, &self.outcomes)?);
         let mut by_token = lock(&self.by_token);
         let of = by_token.entry(connection.token()).or_default();
         of.connection = Some(Arc::clone(connection));

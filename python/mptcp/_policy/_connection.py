@@ -133,7 +133,8 @@ class PolicyConnection(Connection):
     ) -> None:
         """Open a subflow if every policy allows it, and return at once: the outcome is a callback.
 
-        The arguments are those of Connection.open_subflow; ``timeout`` has no effect, see Policy.open_timeout.
+        The arguments are those of Connection.open_subflow; ``timeout`` has no effect, see Policy.open_timeout. On Linux
+        6.1, where SUBFLOW_CREATE ignores the backup flag, MP_PRIO follows once the peer has accepted the subflow.
         """
         self._runtime.open(self, local, remote, bool(backup), interface, local_id, bool(force))
 
