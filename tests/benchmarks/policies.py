@@ -21,18 +21,21 @@ The links are as fast as the machine, so that the path manager is all of it but 
 takes a round trip and a half more, of everybody alike.
 
 All contestants do the same work up to the SYN, with two differences. Bare Python and mptcpd send the command at once;
-if the connection's lock is held, all such commands of the host wait for it. The package first waits for that lock
-by sock_diag, and sets a timer by which another thread takes over: about three system calls more. And neither bare
-Python nor mptcpd checks what it opens; bare Python keeps only the remote end of each connection.
+if the connection's lock is held, all such commands of the host wait for it. The package sets a timer by which another
+thread takes over, and where the event does not show that the kernel had the lock just now, it first waits for the lock
+by sock_diag: one to three system calls more. And neither bare Python nor mptcpd checks what it opens; bare Python keeps
+only the remote end of each connection.
 
 The contestants replace a subflow by what they do so with, the first four in a process of its own:
 
 - callback: policies_ours.py, which opens it in on_subflow_lost() or on_link_down().
-- standing order: the same by conn.when_lost(); and once more beside a thread of its Python that computes all the time.
+- standing order: the same by conn.when_lost(); and once more beside a thread of its Python that computes all the time,
+  which is started for each of its rounds, so that all others have an idle machine.
 - mptcp policy: the command with FullMesh, or with Prefer where the interface goes down.
 - bare Python: policies_bare.py, one loop over netlink sockets.
 - mptcpd with its plugin sspi. It is given the subflow, since sspi opens none.
-- mptcpd with the plugin policies_mptcpd.c, written for this: the least that mptcpd can do the same with.
+- mptcpd with the plugin policies_mptcpd.c, written for this: the least that mptcpd can do the same with. Once more
+  beside a process that computes, which keeps the kernel from taking an interface down as fast as on an idle machine.
 - in-kernel: two endpoints more, and a limit of one subflow, so that one endpoint is left to replace the other.
 """
 
@@ -88,6 +91,8 @@ class Rig(NamedTuple):
     is_in_kernel: bool
     opens: bool
     command: Callable[[str], list[str]] | None
+    #: Something computes beside it, so it runs in its own rounds only.
+    is_busy: bool
 
 
 Times = dict[str, list[tuple[float, float] | None]]
@@ -123,7 +128,9 @@ def contestants(lab: Lab, folder: str) -> Iterator[Rig]:
 
     number = 0
 
-    def rig(name: str, *, command: object = None, is_in_kernel: bool = False, opens: bool = True) -> Rig:
+    def rig(
+        name: str, *, command: object = None, is_in_kernel: bool = False, opens: bool = True, is_busy: bool = False
+    ) -> Rig:
         nonlocal number
         number += 1
         client, server = lab.host(f"client{number}"), lab.host(f"server{number}")
@@ -136,12 +143,13 @@ def contestants(lab: Lab, folder: str) -> Iterator[Rig]:
             client.set_limits(subflows=1)
             for link in links[1:]:
                 client.add_endpoint(link.address(client), subflow=True)
-        return Rig(name, client, server, links, is_in_kernel, opens, command and command(client, links))  # type: ignore[operator]
+        run = command and command(client, links)  # type: ignore[operator]
+        return Rig(name, client, server, links, is_in_kernel, opens, run, is_busy)
 
     yield rig("in-kernel", is_in_kernel=True)
     yield rig("callback", command=program("policies_ours.py", "callback"))
     yield rig("standing order", command=program("policies_ours.py", "order"))
-    yield rig("standing order, Python computes", command=program("policies_ours.py", "order", "--busy"))
+    yield rig("standing order, Python computes", command=program("policies_ours.py", "order", "--busy"), is_busy=True)
     yield rig("mptcp policy", command=policy)
     yield rig("bare Python", command=program("policies_bare.py"))
     if not os.access(MPTCPD, os.X_OK):
@@ -165,6 +173,9 @@ def contestants(lab: Lab, folder: str) -> Iterator[Rig]:
         return
     own = [MPTCPD, f"--plugin-dir={folder}", "--load-plugins=replace", "--path-manager=replace", "--log=null"]
     yield rig("mptcpd, policies_mptcpd.c", command=lambda *unused: lambda way: own)
+    beside = """"$0" -c 'while True: sum(range(1000))' & busy=$!; "$@" & trap "kill $busy $!; wait" TERM; wait"""
+    both = ["sh", "-c", beside, sys.executable, *own]
+    yield rig("the same, Python computes", command=lambda *unused: lambda way: both, is_busy=True)
 
 
 def run(rigs: list[Rig], way: str, cause: Cause, rounds: int) -> Times:
@@ -172,14 +183,15 @@ def run(rigs: list[Rig], way: str, cause: Cause, rounds: int) -> Times:
     times: Times = {rig.name: [] for rig in rigs}
     with contextlib.ExitStack() as stack:
         # mptcpd does not learn at once of addresses that come back with their interface.
-        anew = cause is down
-        for rig in rigs if not anew else ():
-            stack.enter_context(running(rig, way))
+        anew = {rig.name for rig in rigs if cause is down or rig.is_busy}
+        for rig in rigs:
+            if rig.name not in anew:
+                stack.enter_context(running(rig, way))
         for _ in range(rounds):
             for rig in random.sample(rigs, len(rigs)):
                 taken = times[rig.name]
                 if len(taken) < HOPELESS or any(taken):
-                    with running(rig, way) if anew else contextlib.nullcontext():
+                    with running(rig, way) if rig.name in anew else contextlib.nullcontext():
                         taken.append(one_round(rig, cause))
     return times
 
