@@ -941,9 +941,9 @@ print(len(ids(fd)))
 
 @needs_root
 @needs_python
-@pytest.mark.parametrize("short_of", ["threads"])
+@pytest.mark.parametrize("short_of", ["threads", "calls"])
 def test_a_call_too_many_is_refused(mptcp_two_paths: Paths, echo: Echo, short_of: str) -> None:
-    """Where the supervisor cannot start one more thread for it."""
+    """Where the supervisor cannot start one more thread for it, or serves as many calls as it does at a time."""
     if not has_userfaultfd():
         pytest.skip("needs userfaultfd for system calls")
     server = mptcp_two_paths[2][0].address(mptcp_two_paths[1])
@@ -960,11 +960,16 @@ stuck.wait()
 answers = []
 def wait():
     answers.append(errno.errorcode.get(get(other.fileno(), 66, bytes(512))[0], "answered"))
-for _ in range(500):
+def start():
     threads.append(threading.Thread(target=wait))
     threads[-1].start()
+for _ in range(500): start()
 # Those that are not waited for yet leave room.
 while (error := get(fd, 66, bytes(512))[0]) == 0:
+    if {short_of == "calls"} and answers:
+        # This call was the last that could be served, and one of those was refused in its place.
+        answers.remove("ENOBUFS")
+        start()
     os.sched_yield()
 print(errno.errorcode[error], "answered" in answers, socket.socket().getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL))
 stuck.release()
