@@ -51,6 +51,9 @@ const BUSY: Duration = Duration::from_micros(300);
 
 /// SUBFLOW_CREATE was seen to open a backup: older kernels (6.1) ignore the flag.
 static BACKUP_IS_KEPT: AtomicBool = AtomicBool::new(false);
+/// SUBFLOW_CREATE was seen to bind a subflow to an interface, or not to: older kernels (6.1) ignore that too.
+static BINDING_IS_KEPT: AtomicBool = AtomicBool::new(false);
+static BINDING_IS_IGNORED: AtomicBool = AtomicBool::new(false);
 
 /// What a caller asks for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -187,6 +190,9 @@ impl Plan {
         peer: SocketAddr,
     ) -> Result<Plan> {
         let ends = ends(&namespace, request, peer)?;
+        if ends.interface != 0 && BINDING_IS_IGNORED.load(Ordering::Relaxed) {
+            return Err(cannot_bind());
+        }
         let to_initial = ends.remote == address::unmapped(address::without_scope(peer));
         if to_initial && !request.force && namespace.deny_join_initial(known.token) == Some(true) {
             return Err(Error::subflow(
@@ -215,7 +221,8 @@ impl Plan {
 
     /// Whether this kernel is known to do all that was asked for, so that nothing has to be looked at afterwards.
     pub fn is_certain(&self) -> bool {
-        !self.ends.backup || BACKUP_IS_KEPT.load(Ordering::Relaxed)
+        (!self.ends.backup || BACKUP_IS_KEPT.load(Ordering::Relaxed))
+            && (self.ends.interface == 0 || BINDING_IS_KEPT.load(Ordering::Relaxed))
     }
 
     /// The local end, with port 0 for any, and the remote one.
@@ -297,6 +304,19 @@ impl Plan {
             ),
             errno => Error::subflow(errno, format!("{name}: SUBFLOW_CREATE: {}", failure.describe())),
         }
+    }
+
+    /// Whether the kernel has bound a subflow to the interface that was asked for, which it remembers.
+    fn check_binding(&self, entry: &diag::Entry) -> Result<()> {
+        if self.ends.interface == 0 {
+            return Ok(());
+        }
+        if entry.tuple.interface != self.ends.interface {
+            BINDING_IS_IGNORED.store(true, Ordering::Relaxed);
+            return Err(cannot_bind());
+        }
+        BINDING_IS_KEPT.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     /// The inet_diag entry of this connection's subflow with a four-tuple, if there is one that is not closed.
@@ -449,9 +469,16 @@ impl Opening {
     /// backup then, because this kernel has ignored the flag.
     pub fn hand_over(mut self, connection: &dyn Connection) -> Result<Option<Tuple>> {
         self.send(connection)?;
+        self.check_binding()?;
         let lacks_backup = self.lacks_backup()?;
         self.state = State::Settled;
         Ok(self.tuple.filter(|_| lacks_backup))
+    }
+
+    /// A subflow is bound as it was asked, or it is closed and an error says so.
+    fn check_binding(&self) -> Result<()> {
+        let Some(tuple) = self.tuple.filter(|_| self.plan.ends.interface != 0) else { return Ok(()) };
+        self.plan.subflow(&tuple)?.map_or(Ok(()), |entry| self.plan.check_binding(&entry))
     }
 
     /// Whether a subflow is not the backup that was asked for. One that is accepted already becomes it now.
@@ -596,9 +623,7 @@ impl Opening {
     fn look_up(&mut self) -> Result<bool> {
         let Some(tuple) = self.tuple else { return Ok(false) };
         let Some(entry) = self.plan.subflow(&tuple)? else { return Ok(false) };
-        if self.plan.ends.interface != 0 && entry.tuple.interface != self.plan.ends.interface {
-            return Err(cannot_bind());
-        }
+        self.plan.check_binding(&entry)?;
         if let Some(subflow) = entry.subflow.filter(diag::Ulp::fully_established) {
             if self.plan.ends.backup && !subflow.backup() {
                 self.ask_for_backup(&tuple)?; // the next look shows whether it worked

@@ -58,6 +58,47 @@ def bound(client: Host, sock: mptcp.Socket) -> dict[str, int]:
     return found
 
 
+def why_not_bound(two_paths: TwoPaths) -> str | None:
+    """Why this kernel cannot bind a subflow to an interface; None if it can."""
+    client, server, paths = two_paths
+    with connected(client, server, paths) as made, server.run_policy(mptcp.Policy()):
+        try:
+            made.sock.open_subflow(*made.second, interface=paths[1].interface(client))
+        except mptcp.UnsupportedError as error:
+            return f"needs Linux 6.3: {error}"
+    return None
+
+
+@pytest.fixture
+def linked(mptcp_lab: Lab) -> TwoPaths:
+    """Two hosts whose routes are the kernel's own."""
+    client, server = mptcp_lab.host("client"), mptcp_lab.host("server")
+    return client, server, (mptcp_lab.link(client, server), mptcp_lab.link(client, server))
+
+
+@pytest.fixture
+def binds(mptcp_two_paths: TwoPaths) -> None:
+    if why := why_not_bound(mptcp_two_paths):
+        pytest.skip(why)
+
+
+def test_a_kernel_that_cannot_bind(mptcp_two_paths: TwoPaths, caplog: pytest.LogCaptureFixture) -> None:
+    """What must be bound is not opened, everything else is not bound."""
+    if why_not_bound(mptcp_two_paths) is None:
+        pytest.skip("needs Linux before 6.3, which cannot bind subflows")
+    client, server, paths = mptcp_two_paths
+    name = paths[1].interface(client)
+    first, second = (path.address(client) for path in paths)
+    for policy, expected in ((FullMesh(bind=True), {first}), (Prefer(name), {second})):
+        caplog.clear()
+        with server.run_policy(mptcp.Policy()), connected(client, server, paths) as made, client.run_policy(policy):
+            assert eventually(lambda: "to interfaces: this kernel cannot bind" in caplog.text)
+            assert eventually(lambda sock=made.sock, used=expected: set(bound(client, sock)) == used)  # type: ignore[misc]
+            assert set(bound(client, made.sock).values()) == {0}
+            assert len(caplog.records) < 5, "it is said once"
+
+
+@pytest.mark.usefixtures("binds")
 def test_bind(mptcp_two_paths: TwoPaths) -> None:
     client, server, paths = mptcp_two_paths
     name = interfaces(client)[paths[1].address(client)]
@@ -77,6 +118,7 @@ def test_bind(mptcp_two_paths: TwoPaths) -> None:
             assert bound(client, made.sock).get(first, 0) == 0
 
 
+@pytest.mark.usefixtures("binds")
 def test_n_diff_ports_bound(mptcp_two_paths: TwoPaths) -> None:
     client, server, paths = mptcp_two_paths
     with (
@@ -90,43 +132,63 @@ def test_n_diff_ports_bound(mptcp_two_paths: TwoPaths) -> None:
         assert [subflow.getsockopt(*option) != 0 for subflow in conn.subflows()] == [False, True, True]
 
 
-def test_a_host_without_source_rules(mptcp_lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
-    """Its second address would send by the first interface: a subflow that is bound does not, another is reported."""
-    client, server = mptcp_lab.host("client"), mptcp_lab.host("server")
-    paths = (mptcp_lab.link(client, server), mptcp_lab.link(client, server))
-    first, second = (path.address(client) for path in paths)
-    name = interfaces(client)[second]
+def without_source_rules(client: Host, server: Host, paths: tuple[Link, Link]) -> str:
+    """The client's second address sends by the first interface from now on. Return the name of the second one."""
+    first, second = (path.interface(client) for path in paths)
     remote = paths[0].address(server)
     client.run(["ip", "rule", "flush"], check=True)
     for table, priority in (("local", "0"), ("main", "32766")):
         client.run(["ip", "rule", "add", "table", table, "priority", priority], check=True)
     # A second way to the server, as two default routes are.
-    client.run(["ip", "route", "add", remote, "dev", interfaces(client)[first], "metric", "10"], check=False)
-    client.run(["ip", "route", "add", remote, "dev", name, "metric", "20"], check=True)
+    client.run(["ip", "route", "add", remote, "dev", first, "metric", "10"], check=False)
+    client.run(["ip", "route", "add", remote, "dev", second, "metric", "20"], check=True)
+    return second
+
+
+def test_on_a_host_without_source_rules_what_is_not_bound_is_reported(
+    linked: TwoPaths, caplog: pytest.LogCaptureFixture
+) -> None:
+    client, server, paths = linked
+    name = without_source_rules(*linked)
+    caplog.set_level(logging.WARNING, "mptcp.policy")
+    with (
+        server.run_policy(mptcp.Policy()),
+        connected(client, server, paths),
+        client.run_policy(FullMesh(bind=False)),
+    ):
+        assert eventually(lambda: bool(caplog.messages))
+    [message, *_] = caplog.messages
+    assert message.startswith(f"FullMesh: what is sent from {paths[1].address(client)}, an address of {name}, to ")
+    assert "bind=True" in message
+
+
+def test_on_a_host_without_source_rules_what_is_bound_leaves_by_its_interface(
+    linked: TwoPaths, caplog: pytest.LogCaptureFixture
+) -> None:
+    client, server, paths = linked
+    if why := why_not_bound(linked):
+        pytest.skip(why)
+    name = without_source_rules(*linked)
+    second = paths[1].address(client)
 
     def carried() -> tuple[int, int]:
         return paths[0].stats()[0].bytes, paths[1].stats()[0].bytes
 
     caplog.set_level(logging.WARNING, "mptcp.policy")
-    with server.run_policy(mptcp.Policy()), connected(client, server, paths) as made:
-        with client.run_policy(FullMesh(bind=False)):
-            assert eventually(lambda: bool(caplog.messages))
-        [message, *_] = caplog.messages
-        assert message.startswith(f"FullMesh: what is sent from {second}, an address of {name}, to ")
-        assert "bind=True" in message
-        for subflow in made.sock.subflows()[1:]:
-            subflow.close()
-        caplog.clear()
-        with client.run_policy(Prefer(name)):
-            assert eventually(lambda: [subflow.local[0] for subflow in made.sock.subflows()] == [second])
-            before = carried()
-            made.sock.sendall(bytes(200_000))
-            received = 0
-            while received < 200_000:
-                received += len(made.peer.recv(1 << 16))
-            after = carried()
-            assert after[1] - before[1] > 200_000 > 50_000 > after[0] - before[0]
-        assert not caplog.messages
+    with (
+        server.run_policy(mptcp.Policy()),
+        connected(client, server, paths) as made,
+        client.run_policy(Prefer(name)),
+    ):
+        assert eventually(lambda: [subflow.local[0] for subflow in made.sock.subflows()] == [second])
+        before = carried()
+        made.sock.sendall(bytes(200_000))
+        received = 0
+        while received < 200_000:
+            received += len(made.peer.recv(1 << 16))
+        after = carried()
+        assert after[1] - before[1] > 200_000 > 50_000 > after[0] - before[0]
+    assert not caplog.messages
 
 
 class Last(PathPolicy):

@@ -15,7 +15,7 @@ from typing import Any
 from .. import _connection, _core
 from .._address import endpoint
 from .._core import Event, Subflow
-from .._errors import SubflowError
+from .._errors import SubflowError, UnsupportedError
 from .._event_kind import EventKind
 from ._callbacks import Callbacks, Reporter, log
 from ._connection import (
@@ -634,7 +634,7 @@ class Runtime:
             return
         if attempt.decision is not None:
             attempt.decision.fails(error)
-        if isinstance(error, SubflowError):
+        if isinstance(error, (SubflowError, UnsupportedError)):
             self._tell("on_subflow_failed", conn, self._failure(conn, attempt, error.errno))
         elif not self._has_ended(conn):
             LOGGER.error("open_subflow() failed", exc_info=error)

@@ -65,12 +65,19 @@ class Base(Policy):
                 conn.open_subflow(local.address, remote, backup=backup, interface=local.interface, timeout=0)
                 return
             except UnsupportedError as error:
-                if self.bind:
-                    raise
+                # Only known after the first one, since the kernel ignores what it does not know.
                 self._cannot_bind = True
-                _LOGGER.warning("%s does not bind subflows to interfaces: %s", type(self).__name__, error.strerror)
+                what = "opens no subflows that are bound" if self.bind else "does not bind subflows"
+                _LOGGER.warning("%s %s to interfaces: %s", type(self).__name__, what, error.strerror)
+        if self._cannot_open:
+            return
         conn.open_subflow(local.address, remote, backup=backup, timeout=0)
         self._warn_of_route(local, (remote or conn.remote)[0])
+
+    @property
+    def _cannot_open(self) -> bool:
+        """Whether all subflows are to be bound, which the kernel cannot do."""
+        return self._cannot_bind and self.bind is True
 
     def _is_bound(self, local: LocalAddress, path: Path | None) -> bool:
         """Return whether a subflow from a local address is bound to its interface."""

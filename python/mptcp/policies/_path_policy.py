@@ -7,6 +7,7 @@ import ipaddress
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .._errors import UnsupportedError
 from .._policy import LocalAddress, Opening
 from ._base import Base, is_over_loopback
 from ._path import Path, PathName
@@ -127,7 +128,7 @@ class PathPolicy(Base):
         """
         remotes = self.remotes(conn, local)
         remote = remote or next(iter(remotes), None)
-        if remote in remotes and self.may_try(conn, local) and not self.is_excluded(local):
+        if remote in remotes and self.may_try(conn, local) and not self.is_excluded(local) and not self._cannot_open:
             interface = local.interface if self._is_bound(local, path) else None
             key = what if isinstance(what, str) else (what.local, what.remote)
             self._asked_for[key] = _Order(what, local.address, remote, backup, interface)
@@ -145,7 +146,11 @@ class PathPolicy(Base):
                 conn.when_lost(order.what)
         for key, order in asked_for.items():
             if key not in before or before[key][1:] != order[1:]:
-                conn.when_lost(order.what, order.local, order.remote, backup=order.backup, interface=order.interface)
+                # Where the kernel cannot bind, the callback has to do.
+                with contextlib.suppress(UnsupportedError):
+                    conn.when_lost(
+                        order.what, order.local, order.remote, backup=order.backup, interface=order.interface
+                    )
         if before or asked_for:
             self._orders[conn.token] = asked_for
 
