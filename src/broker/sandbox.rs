@@ -42,6 +42,8 @@ const RULES: &[Rule] = &[
     any(libc::SYS_read), any(libc::SYS_write), any(libc::SYS_writev), any(libc::SYS_readv),
     any(libc::SYS_pread64), any(libc::SYS_pwrite64), any(libc::SYS_lseek), any(libc::SYS_flock),
     any(libc::SYS_fstat), any(libc::SYS_statx), any(libc::SYS_newfstatat),
+    // what musl makes of pwrite(): with a flag for one write, that it goes where it was asked to
+    any(libc::SYS_pwritev2),
     #[cfg(target_arch = "x86_64")]
     any(libc::SYS_poll),
     // threads, their memory and clocks
@@ -64,6 +66,9 @@ const RULES: &[Rule] = &[
     when!(libc::SYS_fcntl, 1 & ALL => &[libc::F_DUPFD_CLOEXEC, libc::F_GETFD, libc::F_SETFD, libc::F_GETFL, libc::F_SETFL]),
     when!(libc::SYS_ioctl, 1 & ALL => &[libc::SIOCGIFNAME as i32]),
     when!(libc::SYS_openat, 2 & WRITING => &[libc::O_RDONLY]),
+    // musl has it for paths that do not begin at a descriptor; glibc makes it openat()
+    #[cfg(target_arch = "x86_64")]
+    when!(libc::SYS_open, 1 & WRITING => &[libc::O_RDONLY]),
     when!(libc::SYS_bpf, 0 & ALL => BPF_COMMANDS),
 ];
 
@@ -146,7 +151,11 @@ mod tests {
         assert!(is_allowed(libc::SYS_openat, &[0, 0, libc::O_CLOEXEC]));
         for flags in [libc::O_RDWR, libc::O_WRONLY, libc::O_CREAT, libc::O_TMPFILE] {
             assert!(!is_allowed(libc::SYS_openat, &[0, 0, flags]), "{flags:o}");
+            #[cfg(target_arch = "x86_64")]
+            assert!(!is_allowed(libc::SYS_open, &[0, flags, 0]), "{flags:o}");
         }
+        #[cfg(target_arch = "x86_64")]
+        assert!(is_allowed(libc::SYS_open, &[0, libc::O_CLOEXEC, 0o666]));
         let thread = libc::CLONE_FS | libc::CLONE_FILES | libc::CLONE_SETTLS | libc::CLONE_SYSVSEM | THREAD;
         assert!(is_allowed(libc::SYS_clone, &[thread]) && !is_allowed(libc::SYS_clone, &[libc::SIGCHLD]));
         assert!(!is_allowed(libc::SYS_clone, &[thread | libc::CLONE_NEWUSER]));

@@ -116,7 +116,7 @@ def test_system_calls_that_would_take_more_over_are_refused(brokered: Brokered) 
             "execve": (b"/bin/sh\0", 0, 0),
             "fork": (),
             "clone": (signal.SIGCHLD,),
-            "open": (b"/etc/passwd\0", os.O_RDONLY),
+            "open": (b"/proc/self/uid_map\0", os.O_RDWR),
             "ptrace": (0,),
             "process_vm_writev": (pid, 0, 0, 0, 0, 0),
             "kill": (os.getpid(), 0),
@@ -138,6 +138,7 @@ def test_system_calls_that_would_take_more_over_are_refused(brokered: Brokered) 
         if has_landlock():
             for path in (b"/etc/passwd\0", b"/proc/../etc/passwd\0", b"/proc/self/root/etc/passwd\0"):
                 assert thread.call("openat", AT_FDCWD, path, os.O_RDONLY) == -errno.EACCES, path
+                assert thread.call("open", path, os.O_RDONLY) == -errno.EACCES, path
     # It still serves.
     brokered.run('assert mptcp.Socket(path_manager="userspace").proto == socket.IPPROTO_TCP')
 
