@@ -121,10 +121,14 @@ assert raw.socket.recv(100) == b""
     )
     strict.run(attack)
     assert eventually(lambda: len(os.listdir(f"/proc/{pid}/task")) <= 5, 20)
-    before = held(pid)
-    strict.run(attack)
-    assert eventually(lambda: held(pid)[0] <= before[0] + 4, 20), (before, held(pid))
-    assert held(pid)[1] - before[1] < 1024, (before, held(pid))
+    # The heap grows to what one of the first attacks needs at a time, and not on with each of them.
+    grown: list[int] = []
+    while not grown or grown[-1] >= 1024:
+        assert len(grown) < 4, f"{grown} KiB"
+        before = held(pid)
+        strict.run(attack)
+        assert eventually(lambda most=before[0] + 4: held(pid)[0] <= most, 20), (before, held(pid))  # type: ignore[misc]
+        grown.append(held(pid)[1] - before[1])
 
 
 def test_many_connections_that_never_read_hold_nobody_up(strict: Brokered) -> None:
