@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import re
 import tomllib
@@ -33,3 +34,11 @@ def test_the_classifiers_name_the_versions_of_python_from_the_lowest_on() -> Non
     minors = [int(each.rpartition(".")[2]) for each in project["classifiers"] if re.search(r":: 3\.\d+$", each)]
     lowest = int(project["requires-python"].rpartition(".")[2])
     assert minors == list(range(lowest, lowest + len(minors)))
+
+
+@pytest.mark.parametrize("name", ["", "aio", "lab", "measures", "plot", "policies", "testing"])
+def test_every_public_name_is_in_the_changes(name: str) -> None:
+    """But those of the enhanced socket API, which are the constants of its header."""
+    module = importlib.import_module(f"mptcp.{name}".rstrip("."))
+    changes = (ROOT / "CHANGELOG.md").read_text()
+    assert [public for public in module.__all__ if not re.search(rf"\b{public}\b", changes)] == []
