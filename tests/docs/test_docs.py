@@ -121,3 +121,8 @@ def test_the_page_of_interfaces_is_what_its_program_writes(tmp_path: Path) -> No
         shutil.copy(DOCS / name, tmp_path)
     subprocess.run([sys.executable, tmp_path / "interfaces.py"], check=True, timeout=60)
     assert (DOCS / "interfaces.md").read_text() == (tmp_path / "interfaces.md").read_text(), "run docs/interfaces.py"
+
+
+def test_every_command_is_on_the_page_of_tasks() -> None:
+    page = (DOCS / "how-to.md").read_text()
+    assert [command for command in public_names()["commands"] if not re.search(rf"\b{command}\b", page)] == []
