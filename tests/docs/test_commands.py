@@ -21,7 +21,7 @@ from support import connected, eventually, needs
 TwoPaths = tuple[Host, Host, tuple[Link, Link]]
 
 DOCS = Path(__file__).parents[2] / "docs"
-BODY = 8_000_000
+BODY = 10_000_000
 
 
 def blocks(page: str, language: str) -> list[str]:
