@@ -18,26 +18,26 @@ import mptcp
 
 class ByCallback(mptcp.Policy):
     def __init__(self, paths: list[tuple[str, str]]) -> None:
-        self.paths = paths
+        self.names = [name for name, _ in paths]
+        self.addresses = [address for _, address in paths]
 
     def on_connection(self, conn: mptcp.Connection) -> None:
-        conn.open_subflow(self.paths[0][1])
+        conn.open_subflow(self.addresses[0])
 
     def on_subflow_lost(self, conn: mptcp.Connection, event: mptcp.Event) -> None:
         assert event.local is not None
         conn.open_subflow(event.local[0])
 
     def on_link_down(self, event: mptcp.Event) -> None:
-        names = [name for name, _ in self.paths]
-        if event.interface == names[0]:
+        if event.interface == self.names[0]:
             for conn in self.connections():
-                conn.open_subflow(self.paths[1][1])
+                conn.open_subflow(self.addresses[1])
 
 
 class ByOrder(ByCallback):
     def on_subflow_established(self, conn: mptcp.Connection, subflow: mptcp.Subflow) -> None:
         conn.when_lost(subflow, subflow.local[0], subflow.remote)
-        conn.when_lost(self.paths[0][0], self.paths[1][1], subflow.remote)
+        conn.when_lost(self.names[0], self.addresses[1], subflow.remote)
 
     def on_subflow_lost(self, conn: mptcp.Connection, event: mptcp.Event) -> None:
         """The order has been carried out."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import ipaddress
 import itertools
 import math
@@ -71,6 +72,8 @@ class Runtime:
         # Only connections of this user, if it is given.
         self._uid = uid
         self._connections: dict[int, PolicyConnection] = {}
+        # Copied without a function of Python: a policy may ask between an event and its command.
+        self.connections: Callable[[], list[PolicyConnection]] = functools.partial(list, self._connections.values())
         self._addresses: list[LocalAddress] = []
         self._interfaces: dict[str, str] = {}
         self._holders: dict[int, int | None] = {}
@@ -217,10 +220,6 @@ class Runtime:
             policy._runtime = None
 
     # For policies, called by their threads
-
-    def connections(self) -> list[PolicyConnection]:
-        with self.lock:
-            return list(self._connections.values())
 
     def addresses(self) -> list[LocalAddress]:
         with self.lock:
