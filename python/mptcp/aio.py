@@ -9,16 +9,18 @@ import errno
 import functools
 import itertools
 import socket
-import ssl as ssl_module
 from asyncio.trsock import TransportSocket
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Literal, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 from . import _core, _events
 from ._address import Address
 from ._connection import Connection, list_connections
 from ._core import Subflow
 from ._socket import IPPROTO_MPTCP, Socket, wrap
+
+if TYPE_CHECKING:
+    import ssl as ssl_module  # not every Python has it
 
 __all__ = ["close_subflow", "open_connection", "open_subflow", "start_server"]
 
