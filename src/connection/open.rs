@@ -10,7 +10,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::abi::address::{self, Endpoint, Scope};
@@ -51,9 +51,8 @@ const BUSY: Duration = Duration::from_micros(300);
 
 /// SUBFLOW_CREATE was seen to open a backup: older kernels (6.1) ignore the flag.
 static BACKUP_IS_KEPT: AtomicBool = AtomicBool::new(false);
-/// SUBFLOW_CREATE was seen to bind a subflow to an interface, or not to: older kernels (6.1) ignore that too.
-static BINDING_IS_KEPT: AtomicBool = AtomicBool::new(false);
-static BINDING_IS_IGNORED: AtomicBool = AtomicBool::new(false);
+/// Whether SUBFLOW_CREATE binds a subflow to an interface, once that was seen: older kernels (6.1) ignore that too.
+static BINDS: OnceLock<bool> = OnceLock::new();
 
 /// What a caller asks for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -190,7 +189,7 @@ impl Plan {
         peer: SocketAddr,
     ) -> Result<Plan> {
         let ends = ends(&namespace, request, peer)?;
-        if ends.interface != 0 && BINDING_IS_IGNORED.load(Ordering::Relaxed) {
+        if ends.interface != 0 && BINDS.get() == Some(&false) {
             return Err(cannot_bind());
         }
         let to_initial = ends.remote == address::unmapped(address::without_scope(peer));
@@ -222,7 +221,7 @@ impl Plan {
     /// Whether this kernel is known to do all that was asked for, so that nothing has to be looked at afterwards.
     pub fn is_certain(&self) -> bool {
         (!self.ends.backup || BACKUP_IS_KEPT.load(Ordering::Relaxed))
-            && (self.ends.interface == 0 || BINDING_IS_KEPT.load(Ordering::Relaxed))
+            && (self.ends.interface == 0 || BINDS.get() == Some(&true))
     }
 
     /// The local end, with port 0 for any, and the remote one.
@@ -306,17 +305,14 @@ impl Plan {
         }
     }
 
-    /// Whether the kernel has bound a subflow to the interface that was asked for, which it remembers.
+    /// An error where the kernel has not bound a subflow to the interface that was asked for.
     fn check_binding(&self, entry: &diag::Entry) -> Result<()> {
         if self.ends.interface == 0 {
             return Ok(());
         }
-        if entry.tuple.interface != self.ends.interface {
-            BINDING_IS_IGNORED.store(true, Ordering::Relaxed);
-            return Err(cannot_bind());
-        }
-        BINDING_IS_KEPT.store(true, Ordering::Relaxed);
-        Ok(())
+        let is_bound = entry.tuple.interface == self.ends.interface;
+        let _ = BINDS.set(is_bound); // which the first one has shown already
+        is_bound.then_some(()).ok_or_else(cannot_bind)
     }
 
     /// The inet_diag entry of this connection's subflow with a four-tuple, if there is one that is not closed.
@@ -451,8 +447,8 @@ impl Opening {
                 self.plan.send()?;
             } else {
                 self.send(connection)?;
-                // Left to itself it is a backup as it was asked, or it is closed and an error says so: MP_PRIO would have
-                // to follow the handshake, and nobody waits for that.
+                // Left to itself it is bound and a backup as it was asked, or it is closed and an error says so: MP_PRIO
+                // would have to follow the handshake, and nobody waits for that.
                 if self.lacks_backup()? {
                     return Err(Error::unsupported(
                         "this kernel cannot open a subflow as a backup (Linux 6.1)",
@@ -469,29 +465,24 @@ impl Opening {
     /// backup then, because this kernel has ignored the flag.
     pub fn hand_over(mut self, connection: &dyn Connection) -> Result<Option<Tuple>> {
         self.send(connection)?;
-        self.check_binding()?;
         let lacks_backup = self.lacks_backup()?;
         self.state = State::Settled;
         Ok(self.tuple.filter(|_| lacks_backup))
     }
 
-    /// A subflow is bound as it was asked, or it is closed and an error says so.
-    fn check_binding(&self) -> Result<()> {
-        let Some(tuple) = self.tuple.filter(|_| self.plan.ends.interface != 0) else { return Ok(()) };
-        self.plan.subflow(&tuple)?.map_or(Ok(()), |entry| self.plan.check_binding(&entry))
-    }
-
-    /// Whether a subflow is not the backup that was asked for. One that is accepted already becomes it now.
+    /// Whether a subflow is not the backup that was asked for. One that is accepted already becomes it now. An error if it
+    /// is not bound as it was asked.
     fn lacks_backup(&mut self) -> Result<bool> {
-        let Some(tuple) = self.tuple.filter(|_| self.plan.ends.backup) else { return Ok(false) };
-        match self.plan.subflow(&tuple)?.and_then(|entry| entry.subflow) {
+        let Some(tuple) = self.tuple.filter(|_| !self.plan.is_certain()) else { return Ok(false) };
+        let Some(entry) = self.plan.subflow(&tuple)? else { return Ok(false) }; // refused already
+        self.plan.check_binding(&entry)?;
+        match entry.subflow.filter(|_| self.plan.ends.backup) {
             Some(subflow) if subflow.backup() => {
                 BACKUP_IS_KEPT.store(true, Ordering::Relaxed);
                 Ok(false)
             }
             Some(subflow) if subflow.fully_established() => self.ask_for_backup(&tuple).map(|()| false),
-            Some(_) => Ok(true),
-            None => Ok(false), // refused already
+            subflow => Ok(subflow.is_some()),
         }
     }
 

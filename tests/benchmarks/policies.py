@@ -99,6 +99,10 @@ Times = dict[str, list[tuple[float, float] | None]]
 Cause = Callable[[Rig, mptcp.Connection, mptcp.Connection, mptcp.Subflow], float | None]
 
 
+# What starts a contestant on a client, by the way.
+Command = Callable[[Host, list[Link]], Callable[[str], list[str]]]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=60)
@@ -117,7 +121,7 @@ def contestants(lab: Lab, folder: str) -> Iterator[Rig]:
     def paths(links: list[Link], client: Host) -> list[str]:
         return [f"{link.interface(client)}={link.address(client)}" for link in links[1:]]
 
-    def program(name: str, *arguments: str) -> Callable[[Host, list[Link]], Callable[[str], list[str]]]:
+    def program(name: str, *arguments: str) -> Command:
         start = [sys.executable, str(HERE / name), *arguments]
         return lambda client, links: lambda way: [*start, *paths(links, client)]
 
@@ -129,7 +133,12 @@ def contestants(lab: Lab, folder: str) -> Iterator[Rig]:
     number = 0
 
     def rig(
-        name: str, *, command: object = None, is_in_kernel: bool = False, opens: bool = True, is_busy: bool = False
+        name: str,
+        *,
+        command: Command | None = None,
+        is_in_kernel: bool = False,
+        opens: bool = True,
+        is_busy: bool = False,
     ) -> Rig:
         nonlocal number
         number += 1
@@ -143,7 +152,7 @@ def contestants(lab: Lab, folder: str) -> Iterator[Rig]:
             client.set_limits(subflows=1)
             for link in links[1:]:
                 client.add_endpoint(link.address(client), subflow=True)
-        run = command and command(client, links)  # type: ignore[operator]
+        run = command(client, links) if command is not None else None
         return Rig(name, client, server, links, is_in_kernel, opens, run, is_busy)
 
     yield rig("in-kernel", is_in_kernel=True)

@@ -157,10 +157,14 @@ def running(host: Host, marked: Marked) -> Iterator[subprocess.Popen[str]]:
 
 
 def helper_of(marked: Marked) -> int:
-    """The process that outlives the command."""
-    names = {pid: (Path("/proc") / str(pid) / "comm").read_text() for pid in marked.processes()}
-    [helper] = [pid for pid, name in names.items() if name == "mptcp-put-back\n"]
-    return helper
+    """The process that outlives the command, which gives itself its name."""
+
+    def named() -> list[int]:
+        names = {pid: (Path("/proc") / str(pid) / "comm").read_text() for pid in marked.processes()}
+        return [pid for pid, name in names.items() if name == "mptcp-put-back\n"]
+
+    assert eventually(lambda: len(named()) == 1)
+    return named()[0]
 
 
 def test_after_sigkill_outside_of_a_service(mptcp_two_paths: TwoPaths) -> None:

@@ -52,7 +52,8 @@ def test_what_live_costs_is_what_was_measured() -> None:
         (interval, method, live): (int(missed) / int(ticks), int(wait), int(processor) / 100)
         for interval, method, live, missed, ticks, wait, processor in rows
     }
-    more_wait, processor = [], {"live(0.5)": [], "live(0.1)": []}  # type: ignore[var-annotated]
+    more_wait: list[int] = []
+    processor: dict[str, list[float]] = {"live(0.5)": [], "live(0.1)": []}
     for (interval, method, live), (_, wait, used) in found.items():
         _, wait_without, used_without = found[interval, method, "no live()"]
         if live in processor:

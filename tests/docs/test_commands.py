@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import mptcp
 import pytest
 from mptcp.lab import Host, Link
 from support import connected, eventually, needs
@@ -38,6 +39,7 @@ class Receiving(http.server.BaseHTTPRequestHandler):
     """Takes one file; knows how many subflows it came over."""
 
     protocol_version = "HTTP/1.1"
+    connection: mptcp.Socket  # type: ignore[assignment]  # any socket, in the types of the standard library
     subflows = 0
     received = 0
 
@@ -48,7 +50,7 @@ class Receiving(http.server.BaseHTTPRequestHandler):
             assert part
             left -= len(part)
             Receiving.received += len(part)
-            Receiving.subflows = max(Receiving.subflows, len(self.connection.subflows()))  # type: ignore[attr-defined]
+            Receiving.subflows = max(Receiving.subflows, len(self.connection.subflows()))
         self.do_GET()
 
     def do_GET(self) -> None:
@@ -57,7 +59,7 @@ class Receiving(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", "2")
         self.end_headers()
         self.wfile.write(b"ok")
-        Receiving.multipath = self.connection.is_mptcp  # type: ignore[attr-defined]
+        Receiving.multipath = self.connection.is_mptcp
 
     multipath: bool | None = None
 
@@ -75,7 +77,7 @@ def web_server(host: Host) -> Iterator[None]:
         def serve() -> None:
             with listener.accept()[0] as peer:
                 peer.settimeout(60)
-                Receiving(peer, peer.getpeername(), None)  # type: ignore[arg-type]
+                Receiving(peer, peer.getpeername(), None)  # type: ignore[arg-type]  # the server, which it does not use
 
         thread = threading.Thread(target=serve)
         thread.start()

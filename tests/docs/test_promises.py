@@ -60,7 +60,7 @@ def test_every_strong_sentence_has_a_row(section: str) -> None:
 
 def test_every_row_of_what_it_does_has_its_tests() -> None:
     table = re.findall(r"^\| to \| use \|\n\|---\|---\|\n((?:\|.*\n)+)", PAGES["README"].read_text(), re.MULTILINE)
-    readme = [re.match(r"\| (.*?) \|", line)[1] for line in table[0].splitlines()]  # type: ignore[index]
+    readme = re.findall(r"^\| (.*?) \|", table[0], re.MULTILINE)
     ours = [statement for statement, _ in rows("What it does")]
     assert len(readme) == len(ours)
     assert [(there, here) for there, here in zip(readme, ours, strict=True) if not there.startswith(here)] == []

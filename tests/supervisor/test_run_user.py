@@ -60,6 +60,12 @@ class Shell:
     def type(self, text: str) -> None:
         os.write(self.terminal, text.encode())
 
+    def foreground(self) -> tuple[str, str]:
+        """The name and the state of the job that the terminal belongs to."""
+        stat = Path(f"/proc/{os.tcgetpgrp(self.terminal)}/stat").read_text()
+        name, state = re.match(r"\d+ \((.*)\) (\S)", stat).groups()  # type: ignore[union-attr]  # proc(5) has both
+        return name, state
+
     def expect(self, pattern: str) -> re.Match[str]:
         """Wait until the pattern is shown, and take everything up to its end."""
         deadline = time.monotonic() + 20 * PATIENCE

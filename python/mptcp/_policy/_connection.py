@@ -219,6 +219,7 @@ class DirectConnection(PolicyConnection, _core.PolicyOpener):
 
     __slots__ = ("_later", "_watcher")
 
+    # It takes any object for `backup` and `force`, where the type of the other says bool.
     open_subflow = _core.PolicyOpener.open_subflow  # type: ignore[assignment]
 
     def __init__(self, native: _core.ByToken, runtime: Runtime, watcher: _core.Watcher, later: list[Any]) -> None:
