@@ -258,6 +258,19 @@ def events_are_read_late() -> Iterator[None]:
                 os.sched_setscheduler(reader, os.SCHED_OTHER, os.sched_param(0))
 
 
+@contextlib.contextmanager
+def computing() -> Iterator[None]:
+    """Another program keeps the processors that this thread may use busy."""
+    program = "print(flush=True)\nwhile True: pass"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        try:
+            process.stdout.readline()
+            yield
+        finally:
+            process.kill()
+
+
 def has_joined(peer: mptcp.Socket, subflow: mptcp.Subflow) -> bool:
     """Whether the acceptor is through with a join and has the subflow in its list: see docs/kernel-bugs.md."""
     return subflow.local in [one.remote for one in peer.subflows()]

@@ -221,6 +221,7 @@ impl Reader {
         let descriptor = EventFd::new().map_err(|error| Error::call("eventfd", &error))?;
         let subscription = Arc::new(Subscription::new(filter, Some(descriptor)));
         let Origin::Polling { requests, snapshot } = &self.inner.origin else {
+            self.inner.catch_up();
             lock(&self.inner.subscribers).add(&subscription);
             let token = match filter {
                 Filter::Token(token) => Some(token),
@@ -491,6 +492,17 @@ impl Inner {
                     }
                 }
             }
+        }
+    }
+
+    /// Passes on what has happened so far, which the thread may not have read yet: who subscribes next has no part in it.
+    /// A broker's socket is left to the thread, which waits for another broker where that has ended.
+    fn catch_up(&self) {
+        if let Origin::Netlink { .. } = self.origin {
+            let mut reading = lock(&self.reading);
+            while !self.read_sockets(&mut reading.buffer, true, true) && !self.stop.load(Ordering::Relaxed) {}
+            drop(reading);
+            self.wake_subscribers();
         }
     }
 

@@ -26,6 +26,7 @@ from support import (
     Connection,
     Pictured,
     churn,
+    computing,
     connected,
     events_are_read_late,
     eventually,
@@ -350,6 +351,22 @@ def test_a_connection_that_has_ended(connection: Connection) -> None:
     with pytest.raises(OSError, match=r"ended|no connection") as caught:
         handle.events()
     assert caught.value.errno == errno.ENOTCONN
+
+
+def test_what_happened_before_is_not_told(connection: Connection) -> None:
+    """Even where it has not been read yet, because another program keeps the reader from running."""
+    client, address = connection.client, connection.sock.getpeername()
+    with contextlib.ExitStack() as stack:
+        earlier = stack.enter_context(client.events())
+        with events_are_read_late(), computing():
+            sock = stack.enter_context(client.create_connection(address, timeout=10))
+            peer = stack.enter_context(connection.listener.accept()[0])
+            exchange(sock, peer)
+            later = stack.enter_context(client.events())
+        sock.close()
+        peer.close()
+        assert [event.kind for event in until(later, CLOSED) if event.kind != SUB_CLOSED] == [CLOSED]
+        assert [event.kind for event in until(earlier, CLOSED)][:2] == [CREATED, ESTABLISHED]
 
 
 def test_an_event_is_a_value() -> None:
