@@ -259,16 +259,16 @@ def events_are_read_late() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def computing() -> Iterator[None]:
-    """Another program keeps the processors that this thread may use busy."""
+def computing(programs: int = 1) -> Iterator[None]:
+    """Other programs keep the processors that this thread may use busy; the more there are, the longer others wait."""
     program = "print(flush=True)\nwhile True: pass"
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        try:
+    with contextlib.ExitStack() as stack:
+        for _ in range(programs):
+            process = stack.enter_context(subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE))
+            stack.callback(process.kill)
+            assert process.stdout is not None
             process.stdout.readline()
-            yield
-        finally:
-            process.kill()
+        yield
 
 
 def has_joined(peer: mptcp.Socket, subflow: mptcp.Subflow) -> bool:

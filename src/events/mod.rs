@@ -163,6 +163,11 @@ impl Events {
         self.subscription.is_over()
     }
 
+    /// Has what happened so far be there to take, also where the thread that reads events has not come to it yet.
+    pub fn catch_up(&self) {
+        self.reader.catch_up();
+    }
+
     /// Ends it: a waiting thread returns.
     pub fn end(&self) {
         self.subscription.end();

@@ -348,6 +348,11 @@ impl Reader {
         }
     }
 
+    /// Passes on what has happened so far, which the thread may not have read yet.
+    pub fn catch_up(&self) {
+        self.inner.catch_up();
+    }
+
     pub fn is_polling(&self) -> bool {
         matches!(self.inner.origin, Origin::Polling { .. })
     }
@@ -495,8 +500,8 @@ impl Inner {
         }
     }
 
-    /// Passes on what has happened so far, which the thread may not have read yet: who subscribes next has no part in it.
-    /// A broker's socket is left to the thread, which waits for another broker where that has ended.
+    /// Passes on what has happened so far, which the thread may not have read yet: who subscribes next has no part in it,
+    /// and who ends has all of it. A broker's socket is left to the thread, which waits for another broker where that has ended.
     fn catch_up(&self) {
         if let Origin::Netlink { .. } = self.origin {
             let mut reading = lock(&self.reading);

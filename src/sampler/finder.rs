@@ -96,6 +96,10 @@ impl Finder {
         let failed = |error: std::io::Error| Error::call("waiting for the next tick", &error);
         loop {
             sys::clock::wait_any(&fds, &mut ready).map_err(failed)?;
+            if ready[1] {
+                // A connection that has come and gone is known by its events alone.
+                self.places.iter().filter_map(|place| place.events.as_ref()).for_each(Events::catch_up);
+            }
             // The next time may go well; what fails for good fails in the ticks too, and is told there.
             let _ = self.take_events();
             if ready[1] {

@@ -16,7 +16,17 @@ import numpy as np
 import pytest
 import witness
 from mptcp.lab import two_paths
-from support import PORT, Connection, connected, eventually, has_bpf, needs
+from support import (
+    PORT,
+    Connection,
+    computing,
+    connected,
+    events_are_read_late,
+    eventually,
+    exchange,
+    has_bpf,
+    needs,
+)
 
 HERE = Path(__file__).parent
 needs_bpf = pytest.mark.skipif(not has_bpf(), reason="needs CAP_BPF and CAP_PERFMON in the initial user namespace")
@@ -89,6 +99,21 @@ def test_a_subflow_closed_before_its_first_tick_that_waits_for_its_peer(connecti
     assert row["state"] not in (1, 7)
     assert row["segs_out"] > 0
     assert opened.cookie in {each["cookie"] for each in recorder.metadata["subflows"]}
+
+
+def test_a_connection_that_has_come_and_gone_before_its_events_are_read(connection: Connection) -> None:
+    """Other programs keep the reader of events from running until the recording ends."""
+    client, address = connection.client, connection.sock.getpeername()
+    with client._in_namespace() as fd:
+        recorder = mptcp.Recorder._of_namespace(fd)
+    with recorder, events_are_read_late(), computing(4):
+        with client.create_connection(address, timeout=10) as sock, connection.listener.accept()[0] as peer:
+            exchange(sock, peer)
+            token = sock.token
+        recorder.close()
+    told = [event.kind for event in recorder.events if event.token == token]
+    assert told[:2] == [mptcp.EventKind.CREATED, mptcp.EventKind.ESTABLISHED]
+    assert len({*recorder.samples["cookie"][recorder.samples["token"] == token]}) == 1
 
 
 def test_the_witness_counts_what_is_sent_again_once() -> None:
