@@ -8,39 +8,17 @@ print(sf.id, sf.tcp_info.rtt, [s.local for s in sock.subflows()])
 sock.close_subflow(sf)
 """
 
+import os as _os
 import typing as _typing
 
 from . import enhanced_api
 from ._connection import Connection, connections, counters
 from ._core import Event, Info, Subflow, TcpInfo
-from ._endpoints import (
-    Address,
-    Endpoint,
-    Limits,
-    add_endpoint,
-    available_schedulers,
-    change_endpoint,
-    endpoints,
-    flush_endpoints,
-    get_limits,
-    get_scheduler,
-    remove_endpoint,
-    set_limits,
-    set_scheduler,
-    use_endpoints,
-    use_limits,
-    use_scheduler,
-)
 from ._errors import NotMultipathError, PathManagerError, SubflowError, UnsupportedError
 from ._event_kind import EventKind
 from ._events import Events
-from ._explain import AddressPair, Explanation, Finding
-from ._patch import patch
 from ._path_manager import get_path_manager, set_path_manager, use_path_manager
-from ._policy import LocalAddress, Opening, Policy, Progress, RunningPolicies, run_policy
-from ._recording import Recorder, Recording, load
 from ._socket import Socket, attach, create_connection, create_server, wrap
-from ._trace import Trace, TraceEvent, Tracer, read_trace
 
 if _typing.TYPE_CHECKING:
     __version__: str
@@ -50,26 +28,29 @@ if _typing.TYPE_CHECKING:
     from . import plot as plot
     from . import policies as policies
     from . import testing as testing
-
-for _class in (
-    Address,
-    AddressPair,
-    Explanation,
-    Finding,
-    Endpoint,
-    Limits,
-    LocalAddress,
-    Opening,
-    Policy,
-    RunningPolicies,
-    Connection,
-    Recorder,
-    Recording,
-    Socket,
-    Trace,
-    TraceEvent,
-):
-    _class.__module__ = "mptcp"
+    from ._endpoints import (
+        Address,
+        Endpoint,
+        Limits,
+        add_endpoint,
+        available_schedulers,
+        change_endpoint,
+        endpoints,
+        flush_endpoints,
+        get_limits,
+        get_scheduler,
+        remove_endpoint,
+        set_limits,
+        set_scheduler,
+        use_endpoints,
+        use_limits,
+        use_scheduler,
+    )
+    from ._explain import AddressPair, Explanation, Finding
+    from ._patch import patch
+    from ._policy import LocalAddress, Opening, Policy, Progress, RunningPolicies, run_policy
+    from ._recording import Recorder, Recording, load
+    from ._trace import Trace, TraceEvent, Tracer, read_trace
 
 __all__ = [
     "Address",
@@ -130,15 +111,54 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> _typing.Any:
-    # These are imported when they are first asked for, and asyncio and numpy with them.
-    if name in ("aio", "lab", "measures", "plot", "policies", "testing"):
-        import importlib
+# These are imported when they are first asked for, so that a program waits for what it uses only.
+_MODULES = ("aio", "lab", "measures", "plot", "policies", "testing")
+_ROOMS = {
+    "_endpoints": (
+        "Address",
+        "Endpoint",
+        "Limits",
+        "add_endpoint",
+        "available_schedulers",
+        "change_endpoint",
+        "endpoints",
+        "flush_endpoints",
+        "get_limits",
+        "get_scheduler",
+        "remove_endpoint",
+        "set_limits",
+        "set_scheduler",
+        "use_endpoints",
+        "use_limits",
+        "use_scheduler",
+    ),
+    "_explain": ("AddressPair", "Explanation", "Finding"),
+    "_patch": ("patch",),
+    "_policy": ("LocalAddress", "Opening", "Policy", "Progress", "RunningPolicies", "run_policy"),
+    "_recording": ("Recorder", "Recording", "load"),
+    "_trace": ("Trace", "TraceEvent", "Tracer", "read_trace"),
+}
 
+if "MPTCP_PATCH" in _os.environ:
+    from ._patch import patch  # it reads the variable
+
+
+def __getattr__(name: str) -> _typing.Any:
+    import importlib
+
+    if name in _MODULES:
         return importlib.import_module(f"{__name__}.{name}")
+    for room, names in _ROOMS.items():
+        if name in names:
+            globals()[name] = found = getattr(importlib.import_module(f"{__name__}.{room}"), name)
+            return found
     if name == "__version__":
         # Looking it up is slow. Cargo.toml has it, and the installed package's metadata.
         import importlib.metadata
 
         return importlib.metadata.version(__name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_MODULES})

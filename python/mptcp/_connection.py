@@ -225,3 +225,6 @@ def counters() -> dict[str, int]:
     """
     with open("/proc/thread-self/net/netstat") as file:
         return _proc.parse_counters(file.read())
+
+
+Connection.__module__ = "mptcp"

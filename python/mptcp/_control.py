@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal, overload
 
-from . import _core, _endpoints
+from . import _core
 from ._address import Address
 from ._core import Info, Subflow
 from ._events import Events
@@ -14,6 +14,7 @@ from ._subflows import Subflows
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
 
+    from . import _endpoints
     from ._explain import Explanation
 
 
@@ -230,6 +231,8 @@ class Control:
         Raises PathManagerError under the in-kernel path manager, which keeps no such list: see mptcp.endpoints();
         UnsupportedError before Linux 6.10; NotMultipathError; OSError (ENOTCONN) once the connection has ended.
         """
+        from . import _endpoints  # here, because few programs ask
+
         return _endpoints.addresses(self._native)
 
     def explain(self, *, attempt: bool = False) -> Explanation:

@@ -401,3 +401,7 @@ def _which(endpoint: Endpoint | int) -> tuple[int, str | None, int | None]:
 
 def _endpoint(address: str, id: int, port: int | None, interface: str | None, flags: int) -> Endpoint:
     return Endpoint(address, id, port, interface, **{name: bool(flags & bit) for name, bit in _FLAGS.items()})
+
+
+for _class in (Address, Endpoint, Limits):
+    _class.__module__ = "mptcp"

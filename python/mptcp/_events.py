@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Events:
     """The events of the calling thread's network namespace from now on, or of the connection with a token.
 
-    Events that were already on the way when it was created are included.
+    Where they come from the broker, those that were on the way from it when this was created are included.
 
     ::
 

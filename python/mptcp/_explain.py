@@ -580,3 +580,7 @@ def counters(group: str = "MPTcpExt") -> dict[str, int]:
     """Return counters of the calling thread's network namespace."""
     with open("/proc/thread-self/net/netstat") as file:
         return _proc.parse_counters(file.read(), group)
+
+
+for _class in (AddressPair, Explanation, Finding):
+    _class.__module__ = "mptcp"

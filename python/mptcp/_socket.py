@@ -434,3 +434,5 @@ def attach(pid: int, fd: int) -> Socket:
 os.register_at_fork(before=_core.before_fork, after_in_parent=_core.after_fork, after_in_child=_core.after_fork)
 
 _tell_multiprocessing()
+
+Socket.__module__ = "mptcp"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import pickle
 import socket
 import subprocess
@@ -282,6 +283,18 @@ def test_the_default_timeout_is_minded() -> None:
 def test_import_needs_neither_numpy_nor_privilege() -> None:
     program = "import sys, mptcp; print(sorted({'numpy', 'pyroute2', 'asyncio'} & set(sys.modules)))"
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert output.stdout.strip() == "[]"
+
+
+def test_import_leaves_the_rest_for_when_it_is_asked_for() -> None:
+    rooms = "{'mptcp._' + room for room in ('endpoints', 'explain', 'patch', 'policy', 'recording', 'trace')}"
+    program = (
+        f"import sys, mptcp; assert set(mptcp.__all__) <= set(dir(mptcp)); print(sorted({rooms} & set(sys.modules)))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "MPTCP_PATCH"}
+    output = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment
+    )
     assert output.stdout.strip() == "[]"
 
 

@@ -6,3 +6,6 @@ from ._progress import Progress
 from ._run import RunningPolicies, run_policy
 
 __all__ = ["LocalAddress", "Opening", "Policy", "Progress", "RunningPolicies", "run_policy"]
+
+for _class in (LocalAddress, Opening, Policy, RunningPolicies):
+    _class.__module__ = "mptcp"

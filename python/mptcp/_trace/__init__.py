@@ -6,3 +6,6 @@ from ._trace import Trace
 from ._tracer import Tracer
 
 __all__ = ["Trace", "TraceEvent", "Tracer", "read_trace", "written"]
+
+for _class in (Trace, TraceEvent):
+    _class.__module__ = "mptcp"
