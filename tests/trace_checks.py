@@ -47,6 +47,12 @@ def check_options(trace: mptcp.Trace, files: Iterable[Path]) -> None:
     assert trace.metadata["counts"]["malformed"] == 0
 
 
+def is_quiet(sock: mptcp.Socket, remote: str | None = None) -> bool:
+    """Whether a subflow, or each of them, has nothing left to send or to send again."""
+    subflows = [each for each in sock.subflows() if remote is None or each.remote[0] == remote]
+    return all(each.tcp_info.unacked == each.tcp_info.notsent_bytes == 0 for each in subflows)
+
+
 def new_bytes(trace: mptcp.Trace, direction: int) -> int:
     """The bytes sent for the first time, which are without a gap from the first one."""
     rows = trace.packets[trace.packets["direction"] == direction]

@@ -44,9 +44,13 @@ class End:
     sock: mptcp.Socket
 
     def subflow(self) -> mptcp.Subflow:
-        """The one subflow that is not the initial one."""
-        [joined] = [subflow for subflow in self.sock.subflows() if not subflow.initial]
-        return joined
+        """The one subflow that is not the initial one, once this end is through with its join."""
+
+        def joined() -> list[mptcp.Subflow]:
+            return [subflow for subflow in self.sock.subflows() if not subflow.initial]
+
+        assert eventually(lambda: len(joined()) == 1, 10)
+        return joined()[0]
 
 
 @dataclass(frozen=True)

@@ -935,8 +935,9 @@ HOLDER = textwrap.dedent("""
                 sys.stdin.read()
                 os._exit(0)
             assert os.read(told, 10) == b"refused"
-        print(lab._helper.pid, client.pid, server.pid, program.pid, flush=True)
         try:
+            # Who reads this may interrupt at once.
+            print(lab._helper.pid, client.pid, server.pid, program.pid, flush=True)
             sys.stdin.read()
         except KeyboardInterrupt:
             client.run(["true"], check=True)

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from typing import Any
 
 import mptcp
@@ -112,9 +113,10 @@ def test_counters_lie_between_two_readings_of_inet_diag(connection: Connection) 
         with mptcp.Recorder(connection.sock, 0.001, method="bpf") as recorder:
             for _ in range(50):
                 before = {subflow.cookie: subflow.tcp_info for subflow in known.subflows()}
-                rows = len(recorder.samples)
-                assert eventually(lambda rows=rows: len(recorder.samples) >= rows + 4)
-                new = recorder.samples[rows:]
+                # A tick that began before may have its rows after.
+                since = time.monotonic_ns()
+                assert eventually(lambda since=since: (recorder.samples["time_ns"] > since).sum() >= 4)
+                new = recorder.samples[recorder.samples["time_ns"] > since]
                 after = {subflow.cookie: subflow.tcp_info for subflow in known.subflows()}
                 for row in new:
                     for name in COUNTERS:

@@ -207,7 +207,7 @@ from mptcp.lab import two_paths
 from support import connected, eventually
 from test_endings import close_by_peer, transfer
 with two_paths(rate=None) as (client, server, paths), connected(client, server, paths) as made:
-    with mptcp.Recorder(made.sock, 5.0, method="inet_diag") as recorder:
+    with mptcp.Recorder(made.sock, 60.0, method="inet_diag") as recorder:
         transfer(made.peer, made.sock, 3_000_000)
         close_by_peer(made)
         assert eventually(lambda: bool(recorder.samples["final"].any()))

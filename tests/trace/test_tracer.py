@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from mptcp.lab import Lab
 from support import eventually, exchange, has_bpf
-from trace_checks import connected
+from trace_checks import connected, is_quiet
 
 HERE = Path(__file__).parent
 needs_bpf = pytest.mark.skipif(not has_bpf(), reason="needs CAP_BPF and CAP_PERFMON in the initial user namespace")
@@ -44,12 +44,6 @@ def transfer(sock: mptcp.Socket, peer: mptcp.Socket, size: int = SIZE) -> None:
     thread.join()
     assert bytes(received) == content
     assert eventually(lambda: (sock.info().snd_una - before) % 2**64 == size)
-
-
-def is_quiet(sock: mptcp.Socket, remote: str | None = None) -> bool:
-    """Whether a subflow, or each of them, has nothing left to send or to send again."""
-    subflows = [each for each in sock.subflows() if remote is None or each.remote[0] == remote]
-    return all(each.tcp_info.unacked == each.tcp_info.notsent_bytes == 0 for each in subflows)
 
 
 def is_acked(tracer: mptcp.Tracer, size: int) -> bool:
