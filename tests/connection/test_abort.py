@@ -288,7 +288,7 @@ def test_nothing_is_left_of_many(mptcp_two_paths: TwoPaths, many: Callable[[int]
         runtime: Any = policy._runtime
         assert not runtime._attempts
         assert len(runtime._holders) == 0
-        assert descriptors() == before
+        assert eventually(lambda: descriptors() <= before), descriptors()
         assert eventually(lambda: not open_now, DEADLINE), "some were never told to have ended"
         assert not wrong
         # One that has ended before it could be looked up is not told of at all: how many depends on the machine.

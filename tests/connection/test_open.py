@@ -343,7 +343,7 @@ def test_another_process_on_the_same_connection(connection: Connection) -> None:
         [sys.executable, "-c", OTHER_PROCESS, str(fd), "20001", local, remote], pass_fds=[fd]
     )
     mine = [connection.sock.open_subflow((local, port if port % 2 else 0), remote) for port in range(30001, 30051)]
-    assert other.wait(30) == 0
+    assert other.wait(60) == 0
     subflows = connection.sock.subflows()
     assert len(subflows) == 101
     assert {s.id for s in mine if s} < {s.id for s in subflows}
@@ -398,11 +398,14 @@ def test_an_interrupted_open_leaves_nothing(connection: Connection) -> None:
     def interrupt(*_: object) -> None:
         raise Interrupt
 
+    def open_subflow() -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        connection.sock.open_subflow(connection.second[0], nobody, timeout=30)
+
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.2)
         with pytest.raises(Interrupt):
-            connection.sock.open_subflow(connection.second[0], nobody, timeout=30)
+            open_subflow()
     finally:
         signal.signal(signal.SIGALRM, before)
     assert len(connection.sock.subflows()) == 1
@@ -412,7 +415,8 @@ def test_the_connection_ends_during_an_open(connection: Connection) -> None:
     nobody = connection.second[1].rsplit(".", 1)[0] + ".95"
     closer = threading.Timer(0.2, connection.sock.close)
     closer.start()
-    with pytest.raises(OSError, match=r"ended|closed") as caught:
+    # The descriptor may be gone before the open has begun to wait.
+    with pytest.raises(OSError, match=r"ended|closed|Bad file descriptor") as caught:
         connection.sock.open_subflow(connection.second[0], nobody, timeout=30)
     closer.join()
     assert caught.value.errno in (errno.ENOTCONN, errno.EBADF, errno.ECONNABORTED)

@@ -15,7 +15,7 @@ import pytest
 from mptcp import EventKind
 from mptcp.lab import Host, Link
 from mptcp.policies import FullMesh
-from support import PORT, ROOT, Connection, connected, eventually, exchange, needs, ss
+from support import PORT, ROOT, Connection, connected, eventually, exchange, let_events_be_read, needs, ss
 
 TwoPaths = tuple[Host, Host, tuple[Link, Link]]
 
@@ -67,6 +67,7 @@ def test_nobody_is_invited_back_when_the_subflow_is_closed_first(accepting: Conn
         assert joined(accepting) == []
         assert accepting.client.counters()["MPJoinSynTx"] == before[0].get("MPJoinSynTx", 0)
         # What put the address back into the list is nobody's subflow.
+        let_events_be_read(accepting.server)
         told = list(iter(lambda: events.get(0), None))
         assert [event.kind for event in told] == [EventKind.SUB_CLOSED]
     with pytest.raises(mptcp.SubflowError) as caught:
@@ -167,6 +168,7 @@ def test_an_address_with_a_port(without_timestamps: None, accepting: Connection,
             assert eventually(lambda: accepting.client.counters().get("RmAddr") == 1)
             exchange(accepting.sock, accepting.peer)
             exchange(accepting.sock, accepting.peer)
+            let_events_be_read(accepting.server)
             told = [event for event in iter(lambda: events.get(0), None) if event.kind != EventKind.SUB_ESTABLISHED]
             assert [event.kind for event in told] == [EventKind.SUB_CLOSED]
         after = accepting.client.counters()

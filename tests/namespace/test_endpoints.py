@@ -293,6 +293,8 @@ def test_endpoints_open_subflows_and_removal_closes_them(mptcp_two_paths: TwoPat
         exchange(sock, peer)
         endpoint = client.add_endpoint(second.address(client), subflow=True, id=5)
         assert eventually(lambda: [each.local_id for each in sock.subflows()] == [0, 5], 20)
+        # What is changed before the peer has accepted it, no MP_PRIO tells.
+        assert eventually(lambda: all(each._accepted for each in sock.subflows()), 20)
         client.change_endpoint(endpoint, backup=True)
         assert eventually(lambda: any(each.peer_backup for each in peer.subflows()), 20)
         client.remove_endpoint(endpoint)

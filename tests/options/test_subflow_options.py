@@ -412,16 +412,18 @@ def test_a_pacing_rate_holds_one_subflow_back(pair: Pair) -> None:
     """1 Mbit/s on the second path, of 10; the first goes on at some 20."""
     limit = 125_000
     pair.second.setsockopt(SOL_SOCKET, SO_MAX_PACING_RATE, limit)
+    start = time.monotonic()
     samples: list[tuple[float, list[int]]] = []
 
     def measured() -> bool:
-        samples.append((time.monotonic(), sent(pair)))
-        return samples[-1][0] - samples[0][0] > 3
+        """For two seconds, after a first one: what was in flight when the limit was set is past then."""
+        now = time.monotonic()
+        if now - start > 1:
+            samples.append((now, sent(pair)))
+        return bool(samples) and now - samples[0][0] > 2
 
-    # What was in flight when the limit was set is past after the first second.
     assert transfer_until(pair, measured)
-    begin = next(sample for sample in samples if sample[0] - samples[0][0] > 1)
-    end = samples[-1]
+    begin, end = samples[0], samples[-1]
     first, second = ((b - a) / (end[0] - begin[0]) for a, b in zip(begin[1], end[1], strict=True))
     assert 0.4 * limit < second < 1.2 * limit
     assert first > 4 * limit

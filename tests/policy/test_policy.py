@@ -27,6 +27,7 @@ from mptcp.lab import Host, Lab, Link
 from mptcp.policies import FullMesh
 from support import (
     KERNEL,
+    PATIENCE,
     PORT,
     PYTHON,
     ROOT,
@@ -53,7 +54,7 @@ class Recorded(mptcp.Policy):
     def __init__(self) -> None:
         self.calls: queue.Queue[tuple[Any, ...]] = queue.Queue()
 
-    def next(self, method: str, seconds: float = 10) -> tuple[Any, ...]:
+    def next(self, method: str, seconds: float = 30) -> tuple[Any, ...]:
         """The arguments of the next call, which has to be of this method."""
         name, *arguments = self.calls.get(timeout=seconds)
         assert name == method, (name, arguments)
@@ -167,7 +168,7 @@ def filtered(host: Host, port: int) -> None:
 def test_many_opens_without_an_answer(made: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     """They hold nobody up, and come to an end."""
     filtered(made.server, 5998)
-    monkeypatch.setattr(Recorded, "open_timeout", 2.0)
+    monkeypatch.setattr(Recorded, "open_timeout", 5.0 * PATIENCE)
     policy = Recorded()
     with made.client.run_policy(policy):
         (conn,) = policy.next("on_connection")
@@ -177,7 +178,7 @@ def test_many_opens_without_an_answer(made: Connection, monkeypatch: pytest.Monk
         conn.open_subflow(local, (remote, 5000))
         assert policy.next("on_subflow_established")[1].remote[:2] == (remote, 5000)
         for _ in range(100):
-            assert policy.next("on_subflow_failed", 30)[1].error == errno.ETIMEDOUT
+            assert policy.next("on_subflow_failed")[1].error == errno.ETIMEDOUT
         assert eventually(lambda: len(made.sock.subflows()) == 2)
 
 

@@ -120,9 +120,11 @@ def test_in_a_lab(mptcp_two_paths: TwoPaths) -> None:
         paths[0].set(rate="20mbit", loss=1.0)
         made.sock.sendall(bytes(8_000))
         with client.run_policy(policy):
-            assert policy.calls.get(timeout=60)[:2] == ("progress", False)
-            what, _, subflow = policy.calls.get(timeout=60)
-            assert what == "rto"
+            # On a busy machine the RTO may have grown by the time that the policy runs.
+            told = {what: rest for what, *rest in (policy.calls.get(timeout=60) for _ in range(2))}
+            assert told.keys() == {"progress", "rto"}
+            assert told["progress"][0] is False
+            subflow = told["rto"][1]
             assert isinstance(subflow, mptcp.Subflow)
             assert subflow.tcp_info.rto > 1_000_000
             paths[0].set(rate="20mbit")

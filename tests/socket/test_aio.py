@@ -135,7 +135,7 @@ def test_several_hosts() -> None:
     before = descriptors()
     run(program())
     assert accepted == [(262, 1)] * 3
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 def test_one_of_several_hosts_is_not_ours() -> None:
@@ -146,7 +146,7 @@ def test_one_of_several_hosts_is_not_ours() -> None:
 
     before = descriptors()
     run(program())
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 @pytest.mark.parametrize("options", [{}, {"happy_eyeballs_delay": 0.25}, {"interleave": 2}])
@@ -175,7 +175,7 @@ def test_addresses_are_tried_in_turn(options: dict[str, Any], monkeypatch: pytes
 
     before = descriptors()
     run(program())
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 def test_the_order_of_addresses() -> None:
@@ -263,7 +263,7 @@ def test_nobody_listens() -> None:
     before = descriptors()
     with pytest.raises(ConnectionRefusedError):
         run(mptcp.aio.open_connection("127.0.0.1", 1))
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 # Subflows.
@@ -352,7 +352,7 @@ def test_many_at_once_beside_those_that_nobody_answers(connection: Connection) -
         opened = await asyncio.gather(*(mptcp.aio.open_subflow(connection.sock, local, remote) for _ in range(20)))
         assert len(set(opened)) == 20
         assert not any(task.done() for task in silent)
-        assert threads() == before[1], "an open takes no thread"
+        assert threads() <= before[1], "an open takes no thread"
         for task in silent:
             task.cancel()
         await asyncio.gather(*silent, return_exceptions=True)
@@ -428,7 +428,7 @@ def test_waiting_for_events_is_cancelled_and_ends_with_close(connection: Connect
 
     before = descriptors()
     run(program())
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 MANY = 1000
