@@ -314,9 +314,9 @@ def test_without_its_supervisor_a_program_loses_its_terminal(shell: Shell, tmp_p
         tmp_path,
         rf"""
 import os, signal
-signal.signal(signal.SIGHUP, lambda *_: None)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
 print("begins", flush=True)
-signal.pause()
+signal.sigwait([signal.SIGHUP])
 with open({str(fifo)!r}, "w") as file:
     print(repr(os.read(0, 1)), file=file)
 """,
