@@ -257,7 +257,8 @@ def test_trace(pair: tuple[Host, Host], mptcp_lab: Lab, tmp_path: Path) -> None:
 
 def test_queue_in_packets(pair: tuple[Host, Host], mptcp_lab: Lab) -> None:
     a, b = pair
-    link = mptcp_lab.link(a, b, rate="100kbit", queue=("5p", "100ms"))
+    # So slow that no more than one leaves while the queue is filled: a frame takes 0.2 s.
+    link = mptcp_lab.link(a, b, rate=("5kbit", "100kbit"), queue=("5p", "100ms"))
     assert link.queue == ("5p", 1250)
     with ExitStack() as stack:
         near, far = datagrams(a, b, link, stack)
@@ -554,13 +555,14 @@ def test_set_during_a_storm(pair: tuple[Host, Host], mptcp_lab: Lab) -> None:
 
 def test_what_is_on_a_link_that_goes_down_is_lost(pair: tuple[Host, Host], mptcp_lab: Lab) -> None:
     a, b = pair
-    link = mptcp_lab.link(a, b, delay=f"{0.3 * PATIENCE}s")
+    link = mptcp_lab.link(a, b, delay="30s")
     with ExitStack() as stack:
         near, far = datagrams(a, b, link, stack)
         for _ in range(5):
             near.send(b"gone")
         assert eventually(lambda: link.stats()[0].flying_frames >= 5)
         link.down()
+        link.set(delay="1ms")
         link.up()
         near.send(b"here")
         assert far.recv(10) == b"here"

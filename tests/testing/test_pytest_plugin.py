@@ -18,6 +18,9 @@ from support import Marked
 TESTING = Path(__file__).parents[2] / "docs" / "testing.md"
 USAGE_ERROR = 4
 
+# Beside busy programs each start of pytest takes some seconds, and some tests have four.
+pytestmark = pytest.mark.timeout(400)
+
 
 class Project:
     """Another project's directory, in which pytest is run with a command line's start."""
