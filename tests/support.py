@@ -31,6 +31,9 @@ NO_CAPABILITIES = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--ambie
 
 KERNEL = tuple(map(int, re.findall(r"\d+", platform.release())[:2]))
 
+# The start of a command line of Python with a lab: warnings are errors, except that a busy machine made frames late.
+STRICT = [sys.executable, "-W", "error", "-W", "ignore:frames left:RuntimeWarning"]
+
 RUN = [sys.executable, "-W", "error", "-m", "mptcp", "run"]
 # What is run under it: of the system, which every user may execute.
 PYTHON = "/usr/bin/python3"

@@ -20,11 +20,10 @@ from pathlib import Path
 import pytest
 from mptcp import UnsupportedError, cli
 from mptcp.cli import demo
-from support import PATIENCE, Marked, sysctls
+from support import PATIENCE, STRICT, Marked, sysctls
 
 DEADLINE = 60.0
-# On a busy machine an ordinary user's frames are late, which is said.
-DEMO = [sys.executable, "-W", "error", "-W", "ignore:frames left:RuntimeWarning", "-m", "mptcp", "demo"]
+DEMO = [*STRICT, "-m", "mptcp", "demo"]
 
 
 @pytest.fixture

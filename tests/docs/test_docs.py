@@ -20,6 +20,7 @@ import mptcp.measures
 import mptcp.policies
 import mptcp.testing
 import pytest
+from support import STRICT
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -53,7 +54,7 @@ def examples() -> list[object]:
 @pytest.mark.usefixtures("mptcp_lab")
 @pytest.mark.parametrize(("program", "output"), examples())
 def test_an_example_prints_what_the_readme_says(program: str, output: str) -> None:
-    result = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=60)
+    result = subprocess.run([*STRICT, "-c", program], capture_output=True, text=True, timeout=60)
     assert result.stderr == ""
     assert result.stdout == output
 

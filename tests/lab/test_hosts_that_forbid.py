@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import NO_CAPABILITIES, ROOT, needs
+from support import NO_CAPABILITIES, ROOT, STRICT, needs
 
 pytestmark = needs("unshare", "mount", "setpriv")
 
@@ -18,7 +18,7 @@ with mptcp.lab.two_paths() as (client, server, paths):
     with server.create_server(("", 5000)) as listener, client.create_connection(("10.0.1.2", 5000)) as sock:
         print(sock.is_mptcp, client.sysctl("net.ipv4.ip_default_ttl", 77), client.sysctl("net.ipv4.ip_default_ttl"))
 """
-_RUN_LAB = [sys.executable, "-W", "error", "-c", _LAB]
+_RUN_LAB = [*STRICT, "-c", _LAB]
 _MPTCP = [sys.executable, "-W", "error", "-m", "mptcp"]
 
 # With a mount namespace of one's own, in which one is root.

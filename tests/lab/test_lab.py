@@ -30,7 +30,7 @@ from mptcp import Endpoint, Limits, _proc
 from mptcp.lab import Host, Lab, Link, two_paths
 from mptcp.lab._topology import Edge, remote_addresses
 from mptcp.lab._units import parse_loss, parse_queue, parse_rate, parse_time
-from support import PATIENCE, SO_TIMESTAMPNS, descriptors_left, eventually, held, holds_no_more_than
+from support import PATIENCE, SO_TIMESTAMPNS, STRICT, descriptors_left, eventually, held, holds_no_more_than
 
 TwoPaths = tuple[Host, Host, tuple[Link, Link]]
 
@@ -973,7 +973,7 @@ class Holder:
 @contextmanager
 def holder(prefix: list[str], *arguments: str) -> Iterator[Holder]:
     with subprocess.Popen(
-        [*prefix, sys.executable, "-W", "error", "-c", HOLDER, *arguments],
+        [*prefix, *STRICT, "-c", HOLDER, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -1051,9 +1051,7 @@ def test_without_privilege() -> None:
             assert client.sysctl("net.ipv4.ip_default_ttl", 5)
             assert client.set_path_manager("kernel") == "userspace"
     """)
-    # Without SCHED_FIFO a busy machine makes frames late, and that is said.
-    warned = ["-W", "error", "-W", "ignore:frames left:RuntimeWarning"]
-    subprocess.run(without_capabilities(sys.executable, *warned, "-c", script), check=True, timeout=60)
+    subprocess.run(without_capabilities(*STRICT, "-c", script), check=True, timeout=60)
 
 
 def test_namespaces_denied() -> None:

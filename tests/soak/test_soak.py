@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from support import PATIENCE
+from support import PATIENCE, STRICT
 
 SOAK = Path(__file__).with_name("soak.py")
 
@@ -17,11 +16,7 @@ SOAK = Path(__file__).with_name("soak.py")
 def test_three_hundred_rounds() -> None:
     rounds = round(300 / PATIENCE)
     command = [
-        sys.executable,
-        "-W",
-        "error",
-        "-W",
-        "ignore:frames left:RuntimeWarning",
+        *STRICT,
         str(SOAK),
         "--rounds",
         str(rounds),

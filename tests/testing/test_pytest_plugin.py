@@ -13,7 +13,7 @@ from pathlib import Path
 import mptcp
 import pytest
 from mptcp import _abilities
-from support import Marked
+from support import STRICT, Marked
 
 TESTING = Path(__file__).parents[2] / "docs" / "testing.md"
 USAGE_ERROR = 4
@@ -34,7 +34,7 @@ class Project:
         (self.folder / name).write_text(text)
 
     def pytest(self, *options: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-W", "error", "-m", "pytest", "--strict-markers", "--strict-config", "-rs"]
+        command = [*STRICT, "-m", "pytest", "--strict-markers", "--strict-config", "-rs"]
         command += ["-p", "no:cacheprovider", "--rootdir", str(self.folder), *options]
         return subprocess.run(
             [*self._prefix, *command],
