@@ -14,7 +14,7 @@ use std::fmt;
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError, Weak};
 use std::time::{Duration, Instant};
 
 use netlink_packet_core::NLMSG_OVERRUN;
@@ -221,7 +221,7 @@ impl Reader {
         let descriptor = EventFd::new().map_err(|error| Error::call("eventfd", &error))?;
         let subscription = Arc::new(Subscription::new(filter, Some(descriptor)));
         let Origin::Polling { requests, snapshot } = &self.inner.origin else {
-            self.inner.catch_up();
+            self.inner.catch_up(lock(&self.inner.reading));
             lock(&self.inner.subscribers).add(&subscription);
             let token = match filter {
                 Filter::Token(token) => Some(token),
@@ -350,7 +350,18 @@ impl Reader {
 
     /// Passes on what has happened so far, which the thread may not have read yet.
     pub fn catch_up(&self) {
-        self.inner.catch_up();
+        self.inner.catch_up(lock(&self.inner.reading));
+    }
+
+    /// Reads the events that are there, so that what has happened so far is known; false while another thread reads some.
+    pub fn try_catch_up(&self) -> bool {
+        let reading = match self.inner.reading.try_lock() {
+            Ok(reading) => reading,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return false,
+        };
+        self.inner.catch_up(reading);
+        true
     }
 
     pub fn is_polling(&self) -> bool {
@@ -502,9 +513,8 @@ impl Inner {
 
     /// Passes on what has happened so far, which the thread may not have read yet: who subscribes next has no part in it,
     /// and who ends has all of it. A broker's socket is left to the thread, which waits for another broker where that has ended.
-    fn catch_up(&self) {
+    fn catch_up(&self, mut reading: MutexGuard<'_, Reading>) {
         if let Origin::Netlink { .. } = self.origin {
-            let mut reading = lock(&self.reading);
             while !self.read_sockets(&mut reading.buffer, true, true) && !self.stop.load(Ordering::Relaxed) {}
             drop(reading);
             self.wake_subscribers();

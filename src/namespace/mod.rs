@@ -34,7 +34,7 @@ use crate::netlink::pool::Pool;
 use crate::netlink::route;
 use crate::netlink::{Channel, Failure};
 use crate::sys::lock::{lock, PerProcess};
-use crate::sys::{self, wait, Wanted};
+use crate::sys::{self, Wanted};
 
 const NETLINK: Wanted =
     Wanted::Socket { family: libc::AF_NETLINK, kind: libc::SOCK_RAW, protocol: libc::NETLINK_GENERIC };
@@ -51,8 +51,8 @@ const WANTED: [Wanted; 7] = [
     Wanted::File(&[c"/proc/thread-self/ns/net"]),
 ];
 
-/// How long an event may wait for the thread that reads events.
-const UNREAD: Duration = Duration::from_millis(50);
+/// How long another thread that reads events is waited for, which a busy machine may keep from running.
+const READING: Duration = Duration::from_millis(500);
 
 /// An interface and its addresses.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -288,22 +288,19 @@ impl Namespace {
     /// process did not hear that.
     pub fn deny_join_initial(&self, token: u32) -> Option<bool> {
         let reader = lock(&self.reader).upgrade()?;
-        let deadline = Instant::now() + UNREAD;
-        loop {
-            let known = reader.ends().deny_join_initial(token);
-            // The event may wait for the thread that reads it.
-            let is_unread = || wait::readable([self.events.as_raw_fd()], Some(Duration::ZERO));
-            if known.is_some() || !matches!(is_unread(), Ok([true])) || Instant::now() > deadline {
-                return known;
-            }
-            std::thread::yield_now();
-        }
+        let known = || reader.ends().deny_join_initial(token);
+        known().or_else(|| {
+            catch_up(&reader);
+            known()
+        })
     }
 
     /// What events told of a connection's subflows and addresses; absent while nobody of this process listens.
     pub fn history(&self, token: u32) -> Option<Vec<Event>> {
         let readers = [lock(&self.reader).upgrade(), lock(&self.poller).upgrade()];
-        readers.into_iter().flatten().next().map(|reader| reader.history(token))
+        let reader = readers.into_iter().flatten().next()?;
+        catch_up(&reader);
+        Some(reader.history(token))
     }
 
     /// The interfaces, whether each is up with a carrier, and their addresses.
@@ -448,6 +445,15 @@ impl Sockets for Namespace {
 
     fn is_ours(&self) -> bool {
         Namespace::is_ours(self)
+    }
+}
+
+/// Has a reader know what has happened so far, which its thread may not have read yet. Whoever reads meanwhile may wait for
+/// a connection's lock, so there is a limit.
+fn catch_up(reader: &Reader) {
+    let deadline = Instant::now() + READING;
+    while !reader.try_catch_up() && Instant::now() < deadline {
+        std::thread::yield_now();
     }
 }
 

@@ -12,7 +12,7 @@ import pytest
 from mptcp import EventKind
 from mptcp.lab import Host, Link
 from mptcp.policies import FullMesh, NDiffPorts
-from support import KERNEL, PORT, Connection, connected, eventually, exchange
+from support import KERNEL, PORT, Connection, computing, connected, events_are_read_late, eventually, exchange
 
 TwoPaths = tuple[Host, Host, tuple[Link, Link]]
 
@@ -85,6 +85,16 @@ def test_an_open_is_refused_unless_forced(denied: Connection) -> None:
     denied.sock.open_subflow(second, force=True)
     exchange(denied.sock, denied.peer)
     assert len(denied.sock.subflows()) == 2
+
+
+def test_an_open_is_refused_before_the_event_has_been_read(mptcp_two_paths: TwoPaths) -> None:
+    """Another program keeps the thread that reads it from running."""
+    client, server, paths = mptcp_two_paths
+    server.sysctl(SYSCTL, 0)
+    with client.events(), events_are_read_late(), computing(), connected(*mptcp_two_paths) as made:
+        with pytest.raises(mptcp.SubflowError, match="C bit"):
+            made.sock.open_subflow(paths[1].address(client))
+        assert len(made.sock.subflows()) == 1
 
 
 def test_policies_obey(denied: Connection) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import mptcp
 import pytest
 from mptcp.lab import Host, Lab, Link
-from support import PORT, Connection, connected, eventually, exchange
+from support import PORT, Connection, computing, connected, events_are_read_late, eventually, exchange
 
 TwoPaths = tuple[Host, Host, tuple[Link, Link]]
 
@@ -343,6 +343,15 @@ def test_why_a_subflow_closed(connection: Connection) -> None:
     [text] = connection.sock.explain().closed
     assert text.startswith(f"closed: {connection.second[0]}:")
     assert text.endswith("[seen]")
+
+
+def test_what_events_tell_before_they_have_been_read(connection: Connection) -> None:
+    """Another program keeps the thread that reads them from running."""
+    opened = connection.sock.open_subflow(*connection.second)
+    with events_are_read_late(), computing():
+        opened.close()
+        [text] = connection.sock.explain().closed
+    assert text.startswith(f"closed: {connection.second[0]}:")
 
 
 def test_nobody_listened(mptcp_two_paths: TwoPaths) -> None:

@@ -36,9 +36,12 @@ tuple = b"\0" + end({links[1].address(client)!r}, 0) + end({links[1].address(ser
 size = ctypes.c_uint32.from_address(start)
 over = threading.Event()
 def rewrite():
+    lengths = [0, 4, 33, 512, 2**31, 2**32 - 1]
     while not over.is_set():
-        for length in (0, 4, 33, 512, 2**31, 2**32 - 1):
+        for length in lengths:
             size.value = length
+        # The last one stays while memory is copied, when another thread of Python's comes to its turn.
+        lengths.append(lengths.pop(0))
         ctypes.memset(buffer, 255, 8)
         ctypes.memmove(buffer, tuple, len(tuple))
 def protect():
@@ -47,8 +50,9 @@ def protect():
             libc.mprotect(P(start + 2 * page), page, rights)
 threads = [threading.Thread(target=target) for target in (rewrite, protect)]
 for thread in threads: thread.start()
-seen = set()
-for turn in range(600):
+seen, turn = set(), 0
+while turn < 600 or "answered" not in seen:
+    turn += 1
     for option in (66, 68, 71, 0x4000 + 66):
         # The second ends in the page whose rights change.
         for place in (buffer, start + 2 * page - 16):
