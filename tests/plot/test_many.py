@@ -8,7 +8,7 @@ import mptcp
 import numpy as np
 import pytest
 from mptcp.lab import Transfer, two_paths
-from support import eventually
+from support import KERNEL, eventually
 
 pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'mptcp[plot]'")
 
@@ -57,7 +57,9 @@ def test_sixty_replacements() -> None:
         mptcp.Recorder(transfer.peer) as far,
     ):
         for number in range(60):
-            opened = transfer.sock.open_subflow(second.address(client), first.address(server))
+            # As a backup: data that follows a join may reset the subflow, see docs/kernel-bugs.md.
+            backup = KERNEL > (6, 1)
+            opened = transfer.sock.open_subflow(second.address(client), first.address(server), backup=backup)
             # Both recorders have seen it.
             assert eventually(lambda: all(len(set(rec.samples["cookie"])) == number + 2 for rec in (near, far)), 30)  # noqa: B023
             transfer.sock.close_subflow(opened)
