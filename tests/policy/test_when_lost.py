@@ -381,18 +381,32 @@ class Reopening(mptcp.Policy):
 
     def __init__(self, local: str) -> None:
         self.local = local
-        self.traced: list[str] = []
+        # By thread: one takes reports while another stands by.
+        self.traced: dict[int, list[str]] = {}
         self.ended: queue.Queue[list[str]] = queue.Queue()
         self.established: queue.Queue[mptcp.Subflow] = queue.Queue()
 
     def trace(self, frame: Any, event: str, argument: Any) -> None:
         if threading.current_thread().name != "mptcp-policies":
             return
+        traced = self.traced.setdefault(threading.get_native_id(), [])
         name = frame.f_code.co_name if event in ("call", "return") else argument.__name__
-        self.traced.append(f"{event} {name}")
-        if self.traced[-1] == "c_return get" and "call on_subflow_lost" in self.traced:
-            self.ended.put(self.traced)
-            self.traced = []
+        traced.append(f"{event} {name}")
+        if traced[-1] == "c_return get" and "call on_subflow_lost" in traced:
+            self.ended.put(traced[:])
+            traced.clear()
+
+    def waits(self) -> bool:
+        """Whether the thread that takes reports sleeps until there is one."""
+
+        def sleeps(thread: int) -> bool:
+            try:
+                stat = Path(f"/proc/self/task/{thread}/stat").read_text()
+            except (FileNotFoundError, ProcessLookupError):
+                return False
+            return stat.rpartition(")")[2].split()[0] == "S"
+
+        return any(traced[-1:] == ["c_call get"] and sleeps(thread) for thread, traced in list(self.traced.items()))
 
     def on_connection(self, conn: mptcp.Connection) -> None:
         conn.open_subflow(self.local)
@@ -410,6 +424,8 @@ def test_nothing_of_python_comes_between_a_loss_and_the_callback_and_its_command
     try:
         with made.client.run_policy(policy):
             first = policy.established.get(timeout=30 * PATIENCE)
+            # What comes while its thread is busy is read by another one, and waits in the queue.
+            assert eventually(policy.waits)
             at_the_peer(made, first).close()
             second = policy.established.get(timeout=30 * PATIENCE)
             assert (second.local[0], second.local[1] != first.local[1]) == (policy.local, True)
