@@ -221,7 +221,7 @@ impl Reader {
         let descriptor = EventFd::new().map_err(|error| Error::call("eventfd", &error))?;
         let subscription = Arc::new(Subscription::new(filter, Some(descriptor)));
         let Origin::Polling { requests, snapshot } = &self.inner.origin else {
-            self.inner.catch_up(lock(&self.inner.reading));
+            self.catch_up();
             lock(&self.inner.subscribers).add(&subscription);
             let token = match filter {
                 Filter::Token(token) => Some(token),
@@ -350,11 +350,16 @@ impl Reader {
 
     /// Passes on what has happened so far, which the thread may not have read yet.
     pub fn catch_up(&self) {
-        self.inner.catch_up(lock(&self.inner.reading));
+        if self.inner.catches_up() {
+            self.inner.catch_up(lock(&self.inner.reading));
+        }
     }
 
     /// Reads the events that are there, so that what has happened so far is known; false while another thread reads some.
     pub fn try_catch_up(&self) -> bool {
+        if !self.inner.catches_up() {
+            return true;
+        }
         let reading = match self.inner.reading.try_lock() {
             Ok(reading) => reading,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
@@ -511,14 +516,18 @@ impl Inner {
         }
     }
 
+    /// Whether others than the thread may read: a broker's socket is left to it, and where that has ended it waits for
+    /// another broker with `reading` locked.
+    fn catches_up(&self) -> bool {
+        matches!(self.origin, Origin::Netlink { .. })
+    }
+
     /// Passes on what has happened so far, which the thread may not have read yet: who subscribes next has no part in it,
-    /// and who ends has all of it. A broker's socket is left to the thread, which waits for another broker where that has ended.
+    /// and who ends has all of it. Only where `catches_up`.
     fn catch_up(&self, mut reading: MutexGuard<'_, Reading>) {
-        if let Origin::Netlink { .. } = self.origin {
-            while !self.read_sockets(&mut reading.buffer, true, true) && !self.stop.load(Ordering::Relaxed) {}
-            drop(reading);
-            self.wake_subscribers();
-        }
+        while !self.read_sockets(&mut reading.buffer, true, true) && !self.stop.load(Ordering::Relaxed) {}
+        drop(reading);
+        self.wake_subscribers();
     }
 
     /// Reads events, of links too; true if the socket of connections is empty.

@@ -117,6 +117,31 @@ with mptcp.Events() as events:
     )
 
 
+def test_nobody_waits_for_another_broker(brokered: Brokered) -> None:
+    """The thread that reads events does, meanwhile streams begin and recordings end."""
+    program = brokered.popen(
+        CONNECT
+        + """
+with mptcp.Events() as events, Recorder(sock) as recorder:
+    print("ready", flush=True)
+    while events.get(timeout=30).kind != EventKind.OVERRUN:
+        pass
+    with sock.events():
+        pass
+    recorder.close()
+    assert sock.explain().token == sock.token
+"""
+    )
+    assert program.stdout is not None
+    assert program.stdout.readline() == "ready\n", program.communicate()[1]
+    brokered.stop()
+    try:
+        _, errors = program.communicate(timeout=60)
+    finally:
+        program.kill()
+    assert program.returncode == 0, errors
+
+
 def test_a_server_hears_of_connections_before_it_accepts_them(brokered: Brokered) -> None:
     brokered.run(
         """
