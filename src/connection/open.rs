@@ -165,7 +165,7 @@ pub struct Opening {
     /// What was asked for, until a reading has shown that the connection is the one that was found before.
     unconfirmed: Option<Request>,
     /// Keeps the subscription alive, without which no event comes.
-    _reader: Arc<Reader>,
+    reader: Arc<Reader>,
     events: Arc<Subscription>,
     state: State,
     /// The four-tuple that the kernel gave. Absent if the subflow was gone before it could be seen.
@@ -361,7 +361,7 @@ impl Opening {
         })?;
         Ok(Opening {
             events: reader.subscribe(plan.known.token, descriptor),
-            _reader: reader,
+            reader,
             plan,
             unconfirmed: None,
             state: State::NotSent,
@@ -598,8 +598,11 @@ impl Opening {
             return Ok(true);
         }
         // Only now: the reader thread may be about to deliver an event, and holds the lock while it does.
-        while let Some(event) = self.events.next(Instant::now()) {
-            self.take(event);
+        self.take_what_is_there();
+        if !is_there && self.closed.is_none() {
+            // On a busy machine that thread may not have read the event with the cause.
+            self.reader.try_catch_up();
+            self.take_what_is_there();
         }
         // Gone. The event with the cause may not have arrived yet: a worker of the kernel sends it.
         if !is_there
@@ -639,6 +642,12 @@ impl Opening {
             Error::subflow(failure.errno, format!("{}: SET_FLAGS: {}", self.plan.name, failure.describe()))
         })?;
         Ok(())
+    }
+
+    fn take_what_is_there(&mut self) {
+        while let Some(event) = self.events.next(Instant::now()) {
+            self.take(event);
+        }
     }
 
     fn take(&mut self, event: Event) {
@@ -712,6 +721,7 @@ impl Opening {
                 &remote,
             ));
             // Its event is taken here so that it is not mistaken for the end of a later subflow from the same port.
+            self.reader.try_catch_up();
             let deadline = Instant::now() + CAUSE;
             while matches!(destroyed, Ok(Ok(()))) && self.closed.is_none() {
                 match self.events.next(deadline) {

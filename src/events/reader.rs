@@ -357,7 +357,8 @@ impl Reader {
 
     /// Reads the events that are there, so that what has happened so far is known; false while another thread reads some.
     pub fn try_catch_up(&self) -> bool {
-        if !self.inner.catches_up() {
+        // After a fork they are the parent's to read.
+        if self.process != sys::process::id() || !self.inner.catches_up() {
             return true;
         }
         let reading = match self.inner.reading.try_lock() {

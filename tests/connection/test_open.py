@@ -16,7 +16,20 @@ import time
 import mptcp
 import pytest
 from mptcp.lab import Host, Link
-from support import KERNEL, PORT, Connection, connected, ends, eventually, exchange, ss, subscribers, tuples
+from support import (
+    KERNEL,
+    PORT,
+    Connection,
+    computing,
+    connected,
+    ends,
+    events_are_read_late,
+    eventually,
+    exchange,
+    ss,
+    subscribers,
+    tuples,
+)
 
 TwoPaths = tuple[Host, Host, tuple[Link, Link]]
 
@@ -150,6 +163,15 @@ def test_refused(connection: Connection) -> None:
         assert isinstance(error, mptcp.SubflowError)
         assert isinstance(error, ConnectionRefusedError)
         assert error.errno == errno.ECONNREFUSED
+
+
+def test_the_cause_is_known_before_its_event_has_been_read(connection: Connection) -> None:
+    """Other programs keep the thread that reads events from running."""
+    local, remote = connection.second
+    with events_are_read_late(), computing(), computing(), computing():
+        for _ in range(3):
+            with pytest.raises(ConnectionRefusedError, match="a reset answered the SYN"):
+                connection.sock.open_subflow(local, (remote, PORT + 1))
 
 
 def test_a_plain_tcp_listener(connection: Connection) -> None:
