@@ -238,7 +238,9 @@ def test_a_trace_delivers_a_packet_at_each_opportunity(wire: Wire) -> None:
     gaps = [(after - before) / MS for before, after in itertools.pairwise(stamps)]
     # Whether the burst met the 3 or the 10 first.
     even, odd = sorted(statistics.median(gaps[parity::2]) for parity in (0, 1))
-    assert (even, odd) == (pytest.approx(3, abs=PATIENCE), pytest.approx(7, abs=PATIENCE))
+    # Frames that left late came so much later than others.
+    allowed = PATIENCE + wire.emulator.stats(LINK)[0]["late_max_ns"] / MS
+    assert (even, odd) == (pytest.approx(3, abs=allowed), pytest.approx(7, abs=allowed))
 
 
 @needs_namespaces
