@@ -28,13 +28,19 @@ def parse_counters(text: str, group: str = "MPTcpExt") -> dict[str, int]:
 
 def socket_inodes(pid: int) -> set[int]:
     """Return the inode numbers of a process's sockets."""
-    inodes = set()
+    return _sockets(pid)[0]
+
+
+def _sockets(pid: int) -> tuple[set[int], bool]:
+    """Return the inode numbers of a process's sockets, and whether it supervises others, as mptcp run does."""
+    inodes, supervises = set(), False
     try:
         for name in os.listdir(f"/proc/{pid}/fd"):
             with contextlib.suppress(FileNotFoundError):  # closed meanwhile
                 target = os.readlink(f"/proc/{pid}/fd/{name}")
                 if target.startswith("socket:["):
                     inodes.add(int(target[len("socket:[") : -1]))
+                supervises |= target == "anon_inode:seccomp notify"
     except FileNotFoundError:
         raise ProcessLookupError(errno.ESRCH, f"there is no process {pid}") from None
     except PermissionError:
@@ -43,7 +49,7 @@ def socket_inodes(pid: int) -> set[int]:
             f"reading the descriptors of process {pid}, which is another user's, needs CAP_SYS_PTRACE and "
             "CAP_DAC_READ_SEARCH",
         ) from None
-    return inodes
+    return inodes, supervises
 
 
 def holders() -> dict[int, int]:
@@ -73,7 +79,16 @@ def program(pid: int | None) -> str | None:
 
 
 def _processes() -> Iterator[tuple[int, set[int]]]:
-    """Yield every process with its sockets' inode numbers, except those that have ended or cannot be read."""
+    """Yield every process with its sockets' inode numbers, except those that have ended or cannot be read.
+
+    Supervisors come last: for a moment they hold the sockets that they create for others.
+    """
+    supervisors = []
     for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdecimal()):
         with contextlib.suppress(OSError):
-            yield pid, socket_inodes(pid)
+            inodes, supervises = _sockets(pid)
+            if supervises:
+                supervisors.append((pid, inodes))
+            else:
+                yield pid, inodes
+    yield from supervisors

@@ -172,6 +172,17 @@ sys.stdin.read()
     return path_manager
 
 
+def test_a_socket_that_the_supervisor_holds_too_is_the_program_s(host: Host) -> None:
+    """For a moment it does of each that it creates; of one that both inherit, on and on."""
+    with host.create_server(("127.0.0.1", 0)) as listener, host.create_connection(listener.getsockname()) as sock:
+        [conn] = [each for each in host.connections() if not each.server_side]
+        with host.popen([*RUN, "cat"], stdin=subprocess.PIPE, pass_fds=[sock.fileno()]) as process:
+            assert process.stdin is not None
+            sock.close()
+            assert eventually(lambda: (conn.program, [conn.pid]) == ("cat", children(process.pid))), conn.program
+            process.stdin.close()
+
+
 @needs_python
 def test_sockets_are_tcp_while_somebody_holds_the_lock(host: Host) -> None:
     host.set_path_manager("kernel")
