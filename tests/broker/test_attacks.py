@@ -202,7 +202,8 @@ managers = []
 end = time.monotonic() + 3
 while time.monotonic() < end:
     managers.append(mptcp.get_path_manager())
-assert managers.count("userspace") < 0.2 * len(managers), (managers.count("userspace"), len(managers))
+# 50 holds of 1 ms in a second are 5 %; more where the broker has to wait for the processor to end one.
+assert managers.count("userspace") < 0.5 * len(managers), (managers.count("userspace"), len(managers))
 """,
         OTHER,
     )
