@@ -116,7 +116,8 @@ def test_counters_lie_between_two_readings_of_inet_diag(connection: Connection) 
                 # A tick that began before may have its rows after.
                 since = time.monotonic_ns()
                 assert eventually(lambda since=since: (recorder.samples["time_ns"] > since).sum() >= 4)
-                new = recorder.samples[recorder.samples["time_ns"] > since]
+                rows = recorder.samples
+                new = rows[rows["time_ns"] > since]
                 after = {subflow.cookie: subflow.tcp_info for subflow in known.subflows()}
                 for row in new:
                     for name in COUNTERS:
