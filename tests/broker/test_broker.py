@@ -139,6 +139,7 @@ with mptcp.Events() as events, Recorder(sock) as recorder:
         _, errors = program.communicate(timeout=60)
     finally:
         program.kill()
+        brokered.start()
     assert program.returncode == 0, errors
 
 
