@@ -424,7 +424,8 @@ def test_set_backup_moves_the_traffic(connection: Connection) -> None:
     receiver.join()
     initial, joined = (now - then for now, then in zip(sent(), before, strict=True))
     assert second == connection.sock.subflows()[1]
-    assert initial == 0
+    # What the joined one does not deliver in time, on a busy machine, the kernel sends again by the backup.
+    assert initial <= (connection.sock.info().bytes_retrans or 0)
     assert joined >= 1_000_000
 
 
