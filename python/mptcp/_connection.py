@@ -150,7 +150,9 @@ class Connection(Control):
 
     @property
     def pid(self) -> int | None:
-        """The id of the process that holds the connection, the lowest of several, from /proc/PID/fd.
+        """The id of the process that holds the connection, from /proc/PID/fd: the lowest of several.
+
+        A process that supervises others, as ``mptcp run`` does, is the last one considered.
 
         None if there is none: it is not accepted yet, or only the kernel holds it. Also None if the process is in
         another PID namespace, or is another user's and this process lacks CAP_SYS_PTRACE or CAP_DAC_READ_SEARCH.

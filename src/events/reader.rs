@@ -350,15 +350,14 @@ impl Reader {
 
     /// Passes on what has happened so far, which the thread may not have read yet.
     pub fn catch_up(&self) {
-        if self.inner.catches_up() {
+        if self.catches_up() {
             self.inner.catch_up(lock(&self.inner.reading));
         }
     }
 
     /// Reads the events that are there, so that what has happened so far is known; false while another thread reads some.
     pub fn try_catch_up(&self) -> bool {
-        // After a fork they are the parent's to read.
-        if self.process != sys::process::id() || !self.inner.catches_up() {
+        if !self.catches_up() {
             return true;
         }
         let reading = match self.inner.reading.try_lock() {
@@ -368,6 +367,12 @@ impl Reader {
         };
         self.inner.catch_up(reading);
         true
+    }
+
+    /// Whether others than the thread may read. After a fork the events are the parent's; a broker's socket is left to the
+    /// thread, which waits with `reading` locked for another broker where that has ended.
+    fn catches_up(&self) -> bool {
+        self.process == sys::process::id() && matches!(self.inner.origin, Origin::Netlink { .. })
     }
 
     pub fn is_polling(&self) -> bool {
@@ -517,14 +522,8 @@ impl Inner {
         }
     }
 
-    /// Whether others than the thread may read: a broker's socket is left to it, and where that has ended it waits for
-    /// another broker with `reading` locked.
-    fn catches_up(&self) -> bool {
-        matches!(self.origin, Origin::Netlink { .. })
-    }
-
     /// Passes on what has happened so far, which the thread may not have read yet: who subscribes next has no part in it,
-    /// and who ends has all of it. Only where `catches_up`.
+    /// and who ends has all of it. Only where `Reader::catches_up`.
     fn catch_up(&self, mut reading: MutexGuard<'_, Reading>) {
         while !self.read_sockets(&mut reading.buffer, true, true) && !self.stop.load(Ordering::Relaxed) {}
         drop(reading);
